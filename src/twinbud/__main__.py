@@ -1,0 +1,7 @@
+"""``python -m twinbud``."""
+
+import sys
+
+from twinbud.cli import main
+
+sys.exit(main())

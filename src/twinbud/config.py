@@ -1,0 +1,228 @@
+"""Every setting, one frozen dataclass a stage, with its default, its range and what it means.
+
+The defaults are the `paper` profile (docs/method.md says what the paper leaves open and what was chosen).
+`PROFILES` holds what the others change. Field names are the command line's options (`image_size` is
+`--image-size`) and the keys of a YAML file, so each is unique across the stages. The resolved settings are
+saved with each run as `config.yaml`, which `--config` reads back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from twinbud.errors import TwinbudError, unknown_choice
+
+Method = Literal["dual", "selection", "timm", "xavier", "kaiming"]
+Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
+Attention = Literal["interleaved", "heads"]
+Subset = Literal["stratified", "plain"]
+Precision = Literal["auto", "float32", "bf16"]
+CrossEntropyTemperature = Literal["one", "tau"]
+LayerScale = Literal["one", "timm"]
+Device = Literal["auto", "cpu", "cuda"]
+Profile = Literal["paper", "quick"]
+Auto = Literal["auto"]
+
+
+def _doc(default: Any, text: str) -> Any:
+    """A field with its default and the sentence that the command line shows for it."""
+    return field(default=default, metadata={"help": text})
+
+
+def _choices_of(annotation: str) -> tuple[str, ...]:
+    return get_args(globals()[annotation]) if annotation in globals() else ()
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise TwinbudError(expected, got=repr(value), where=f"--{name.replace('_', '-')}")
+
+
+class _Settings:
+    """Checks shared by all stages: a choice is one of its words."""
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):  # type: ignore[arg-type]
+            choices = _choices_of(str(setting.type))
+            value = getattr(self, setting.name)
+            if choices and value not in choices:
+                raise unknown_choice(f"--{setting.name.replace('_', '-')}", value, choices)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise TwinbudError for a value out of its range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Settings):
+    """Which images, and how they are divided."""
+
+    data: str = _doc("phantom", "Folder of class folders, a CSV, or 'phantom' (the embedded generated set).")
+    image_column: str = _doc("image_path", "CSV column with the image path, relative to the CSV.")
+    label_column: str = _doc("label", "CSV column with the class name.")
+    patient_column: str = _doc("patient_id", "CSV column with the patient; splits are patient-disjoint.")
+    split_column: str = _doc("split", "CSV column with train, val or test.")
+    split: Path | None = _doc(None, "split.csv of an earlier run, to be used again.")
+    split_seed: int = _doc(0, "Seed of the 80/20 split.")
+    split_duplicates: bool = _doc(False, "Let identical images fall on both sides (the plain random split).")
+    fraction: float = _doc(1.0, "Share of the training part whose labels are used, in (0, 1].")
+    subset: Subset = _doc("stratified", "How that share is drawn: at least one a class, or plainly.")
+    skip_broken: bool = _doc(False, "Leave out images that cannot be read, and list them.")
+    max_megapixels: float = _doc(100.0, "Refuse an image with more pixels than this, before decoding it.")
+
+    def _check(self) -> None:
+        _require(0 < self.fraction <= 1, "fraction", "a share in (0, 1]", self.fraction)
+        _require(self.max_megapixels > 0, "max_megapixels", "a number above 0", self.max_megapixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Settings):
+    """Which teacher, which student, and how the weights of S and S′ are selected."""
+
+    teacher: str | None = _doc(None, "dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.")
+    selected: Path | None = _doc(None, "Output of 'twinbud select', instead of a teacher.")
+    student: str = _doc("half", "'half' the teacher, or a timm name of the same family.")
+    method: Method = _doc(
+        "dual", "The paper's method, or a baseline: selection CM1, timm CM2, xavier CM3, kaiming CM4."
+    )
+    rule: Rule = _doc("uniform", "Which elements of each width S and S′ take.")
+    attention: Attention = _doc("interleaved", "Cut attention as one axis, or by whole heads.")
+    swap_roles: bool = _doc(False, "Exchange the subsets of S and S′ (Table 5).")
+    layer_scale: LayerScale = _doc("one", "LayerScale of CM2-CM4 at the start: 1, or timm's own.")
+
+    def _check(self) -> None:
+        if self.teacher is None and self.selected is None:
+            raise TwinbudError(
+                "a teacher", got="none", where="--teacher", fix="Give --teacher dinov2-small, or --selected DIR"
+            )
+        if self.teacher is not None and self.selected is not None:
+            raise TwinbudError("--teacher or --selected", got="both", where="--selected", fix="Drop one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(_Settings):
+    """How S is trained; equations and sections are those of arXiv 2508.20461."""
+
+    profile: Profile = _doc("paper", "Where the defaults come from: the paper's run, or a quick one for a CPU.")
+    image_size: int = _doc(224, "Side in pixels to which images are resized, proportions not kept.")
+    epochs: int = _doc(300, "Passes over the labelled images.")
+    min_steps: int = _doc(0, "Add epochs until at least this many optimiser steps are planned.")
+    batch_size: int = _doc(32, "Images a step; the last, short batch is kept.")
+    learning_rate: float = _doc(1.25e-4, "Peak, at batch 32; scaled linearly with the batch size.")
+    final_learning_rate: float = _doc(1e-6, "Where the cosine ends.")
+    warmup: float = _doc(1 / 6, "Share of the steps in which the learning rate rises linearly.")
+    weight_decay: float = _doc(0.05, "AdamW's, on parameters of two dimensions or more.")
+    clip_norm: float | None = _doc(None, "Largest gradient norm; none: no clipping.")
+    alpha: float = _doc(0.6, "Weight of cross-entropy against self-distillation (eq. 5).")
+    beta: float = _doc(0.9, "Smoothing of S′, the moving average of S (eq. 7).")
+    temperature: float | Auto = _doc("auto", "τ of eqs. 1-3; auto: 4 for ViT, 3 for ConvNeXt.")
+    ce_temperature: CrossEntropyTemperature = _doc("one", "Softmax of eq. 4 at temperature 1, or at τ (its letter).")
+    drop_path: float | Auto = _doc("auto", "Stochastic depth; auto: 0 for ViT, 0.1 for ConvNeXt.")
+    crop_scale: float = _doc(0.8, "Smallest area of the random resized crop, in (0, 1].")
+    flip: float = _doc(0.5, "Probability of a horizontal flip.")
+    precision: Precision = _doc("auto", "float32, bf16 autocast, or bf16 where this machine is faster with it.")
+    seed: int = _doc(0, "Sampling of the labelled subset, heads, order, augmentation, drop path, selection.")
+    evaluate_every: int | None = _doc(None, "Also test S every N epochs; the last epoch stays the result.")
+    device: Device = _doc("auto", "Where to train; auto: the GPU if there is one.")
+    threads: int | None = _doc(None, "CPU threads; none: PyTorch's choice.")
+
+    def _check(self) -> None:
+        for name in ("image_size", "epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+        for name in ("evaluate_every", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "a whole number of at least 1", value)
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "min_steps"):
+            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+        for name in ("alpha", "beta", "flip", "warmup"):
+            _require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
+        _require(0 < self.crop_scale <= 1, "crop_scale", "a share in (0, 1]", self.crop_scale)
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a norm above 0", self.clip_norm)
+        if self.temperature != "auto":
+            _require(self.temperature > 0, "temperature", "a number above 0", self.temperature)
+        if self.drop_path != "auto":
+            _require(0 <= self.drop_path < 1, "drop_path", "a probability in [0, 1)", self.drop_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: its data, its models, its training, and where its results go."""
+
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    output: Path
+    force: bool = False
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "quick": {
+        "image_size": 112,
+        "epochs": 40,
+        "min_steps": 300,
+        "learning_rate": 5e-4,
+        "warmup": 0.1,
+        "clip_norm": 1.0,
+    },
+}
+"""What each profile changes in TrainingConfig; `quick` is meant for a CPU."""
+
+
+def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -> TrainingConfig:
+    """Replace ``auto`` by what the student's family says."""
+    return replace(
+        training,
+        temperature=temperature if training.temperature == "auto" else training.temperature,
+        drop_path=drop_path if training.drop_path == "auto" else training.drop_path,
+    )
+
+
+STAGES: dict[str, type[DataConfig] | type[ModelConfig] | type[TrainingConfig]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+}
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """All settings by name, flat and in plain types, as ``config.yaml`` holds them; output and force left out."""
+    values = {
+        setting.name: getattr(getattr(config, stage), setting.name)
+        for stage, kind in STAGES.items()
+        for setting in fields(kind)
+    }
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def run_config(settings: Mapping[str, Any], *, output: Path, force: bool = False) -> RunConfig:
+    """The run that ``settings`` describe; what they leave out comes from their profile.
+
+    Args:
+        settings: By name, as in ``config.yaml``.
+        output: The run folder.
+        force: Replace an earlier run.
+
+    Raises:
+        TwinbudError: An unknown setting, or a value out of its range.
+    """
+    names = {setting.name for kind in STAGES.values() for setting in fields(kind)}
+    for name in settings:
+        if name not in names:
+            raise unknown_choice("settings", name, sorted(names))
+    profile = settings.get("profile", "paper")
+    if profile not in PROFILES:
+        raise unknown_choice("--profile", profile, PROFILES)
+    given = {**PROFILES[profile], **settings}
+    stages = {
+        stage: kind(**{s.name: _typed(s, given[s.name]) for s in fields(kind) if s.name in given})
+        for stage, kind in STAGES.items()
+    }
+    return RunConfig(**stages, output=output, force=force)  # type: ignore[arg-type]
+
+
+def _typed(setting: Field[Any], value: Any) -> Any:
+    return Path(value) if "Path" in str(setting.type) and isinstance(value, str) else value

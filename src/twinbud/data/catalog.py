@@ -1,0 +1,49 @@
+"""The images of one source: a folder, a CSV, or the embedded phantom set (rows.py says what a row holds).
+
+Nothing is opened yet, and nothing is left out in silence: what is not trained on is listed with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from twinbud.config import DataConfig
+from twinbud.data.folder import find_images, read_folder
+from twinbud.data.rows import (
+    Catalog,
+    IgnoredFile,
+    ImageRow,
+    SplitName,
+    check_classes,
+    check_given_split,
+)
+from twinbud.data.table import read_table
+from twinbud.errors import TwinbudError
+
+__all__ = ["Catalog", "IgnoredFile", "ImageRow", "SplitName", "find_images", "read_catalog"]
+
+
+def read_catalog(config: DataConfig) -> Catalog:
+    """List the images of `config.data`, without opening them.
+
+    Raises:
+        TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong
+            cells, fewer than two classes, a class with a single image, or a given split that is not one.
+    """
+    if config.data == "phantom":
+        from twinbud.data.phantom import phantom_folder
+
+        return replace(read_table(phantom_folder() / "labels.csv", DataConfig()), source="phantom")
+    path = Path(config.data).expanduser()
+    if path.is_dir():
+        catalog = read_folder(path)
+    elif path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
+        catalog = read_table(path, config)
+    else:
+        got = f"a {path.suffix or 'plain'} file" if path.exists() else "a path where there is nothing"
+        raise TwinbudError("a folder, a CSV or 'phantom'", got=got, where=f"--data {path}", fix="Check --data")
+    check_classes(catalog.rows, catalog.source)
+    if catalog.has_splits and config.split is None:
+        check_given_split(catalog.rows, catalog.source)
+    return catalog

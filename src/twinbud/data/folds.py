@@ -1,0 +1,96 @@
+"""How a set is divided 80/20: stratified by class, with groups of images that must not be torn apart.
+
+The test part is the first of five folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold where every image
+stands alone). A class too rare for its fifth still gets one group on each side: its smallest group is moved.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from twinbud.seeds import stream_seed
+
+NUM_FOLDS = 5
+"""One of them is the test part."""
+
+
+def connected_groups(*keys: Sequence[str]) -> np.ndarray:
+    """Number the groups of images that share a key, directly or through others.
+
+    Args:
+        keys: One sequence a kind of key (patients, pixels), each with a key an image. Keys of different kinds are
+            never equal.
+
+    Returns:
+        (N,) int: groups numbered in the order of their first images.
+    """
+    num_images = len(keys[0])
+    names = [f"{kind}/{key}" for kind, of_kind in enumerate(keys) for key in of_kind]
+    nodes = np.unique(names, return_inverse=True)[1] + num_images
+    images = np.tile(np.arange(num_images), len(keys))
+    size = num_images + len(names)
+    graph = coo_array((np.ones(len(names)), (images, nodes)), (size, size))
+    components = connected_components(graph, directed=False)[1][:num_images]
+    _, first, groups = np.unique(components, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[groups]
+
+
+def choose_test_part(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> np.ndarray:
+    """Choose the images to test on: about a fifth of each class, in whole groups.
+
+    Args:
+        labels: (N,) class names.
+        groups: (N,) int; images of one group stay on one side.
+        split_seed: Of the shuffle.
+
+    Returns:
+        (N,) bool. Where the groups allow it each class is on both sides: if the first fold cannot be mended so,
+        the next that can is taken.
+    """
+    candidates = [*_folds(labels, groups, split_seed), np.zeros(len(labels), bool)]
+    for in_test in candidates:
+        _put_classes_on_both_sides(in_test, labels, groups)
+        if all(0 < in_test[labels == name].mean() < 1 for name in set(labels)):
+            return in_test
+    return candidates[0]
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[np.ndarray]:
+    """(N,) bool each: five folds, or as many as the number of groups or the largest class allows."""
+    num_groups = len(set(groups.tolist()))
+    num_folds = min(NUM_FOLDS, num_groups, max(Counter(labels.tolist()).values()))
+    if num_folds < 2:
+        return
+    random_state = stream_seed("split", split_seed) % 2**32
+    options = {"n_splits": num_folds, "shuffle": True, "random_state": random_state}
+    alone = num_groups == len(labels)
+    folds = StratifiedKFold(**options) if alone else StratifiedGroupKFold(**options)
+    with warnings.catch_warnings():
+        # a class with fewer images than folds: the caller sees to it that it is on both sides
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for _, chosen in folds.split(labels, labels, None if alone else groups):
+            in_test = np.zeros(len(labels), bool)
+            in_test[chosen] = True
+            yield in_test
+
+
+def _put_classes_on_both_sides(in_test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> None:
+    """Move, for each class that one side lacks, its smallest group that leaves all classes of the other there."""
+    for side in (True, False):
+        for name in sorted(set(labels)):
+            if (in_test[labels == name] == side).any():
+                continue
+            sizes = Counter(groups.tolist())
+            for group in sorted(set(groups[labels == name].tolist()), key=lambda group: (sizes[group], group)):
+                moved = np.where(groups == group, side, in_test)
+                stripped = set(labels[in_test != side]) - set(labels[moved != side])
+                if not stripped:
+                    in_test[:] = moved
+                    break

@@ -1,0 +1,265 @@
+"""Which images train and which test: stratified, patient-disjoint, duplicate-disjoint, reproducible.
+
+A split comes from a file, from the data, or from folds.py (80/20), in this order. The images of a patient, and images
+of identical pixels, are never torn apart by twinbud; what a given split tears is counted and said.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from twinbud.config import DataConfig
+from twinbud.data.catalog import Catalog, ImageRow, SplitName
+from twinbud.data.folds import choose_test_part, connected_groups
+from twinbud.data.rows import SPLIT_NAMES, check_given_split
+from twinbud.data.table import read_cells, split_word
+from twinbud.errors import TwinbudError, explained_writes, first_few
+from twinbud.seeds import numpy_stream
+
+Parts = dict[SplitName, tuple[int, ...]]
+"""Ascending row indices of train, val and test."""
+
+SPLIT_COLUMNS = ("image_path", "label", "patient_id", "split", "labelled")
+"""Columns of split.csv; `labelled` is 1 for the training images whose labels were used."""
+
+NO_PATIENTS = "no patient column: split by image, figures may be optimistic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Ascending indices into the rows of a catalog, and what the report must say of them."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    """Reported, never trained on; only a given split has it."""
+    test: tuple[int, ...]
+    labelled: tuple[int, ...]
+    """The part of `train` whose labels are used (`fraction`)."""
+    duplicate_groups: int
+    """Sets of images with identical decoded pixels."""
+    duplicate_images: int
+    """Copies beyond the first of each set."""
+    conflicting_groups: int
+    """Sets of identical images that carry different labels."""
+    by_patient: bool
+    """Whether no patient is in two parts."""
+    given: bool
+    """Whether the split came with the data or from a file."""
+    notes: tuple[str, ...]
+    """Plain sentences for the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRow:
+    """One row of a split.csv."""
+
+    image_path: str
+    label: str
+    patient_id: str | None
+    split: SplitName
+    labelled: bool
+
+
+def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, seed: int) -> Split:
+    """Divide a catalog into train and test, and choose the labelled part of train.
+
+    The split depends on `config.split_seed` and the sorted paths alone; `seed` chooses the labelled part only.
+
+    Args:
+        catalog: The images.
+        digests: For each row, the name of its pixels (`Pixels.digests`).
+        config: `split` (a file) wins over a split in the data, which wins over 80/20.
+        seed: Of the labelled part.
+
+    Raises:
+        TwinbudError: A split file that does not fit the data, a class that cannot be on both sides, or a plain
+            subset with fewer than two classes.
+    """
+    groups = _groups(catalog.rows, digests, keep_duplicates_together=not config.split_duplicates)
+    if config.split is not None:
+        catalog = _with_split_file(catalog, config.split)
+    if catalog.has_splits:
+        check_given_split(catalog.rows, f"--split {config.split}" if config.split else catalog.source)
+        parts, notes = _given_parts(catalog, groups, config.split_seed)
+    else:
+        parts, notes = _divide(catalog, groups, range(len(catalog.rows)), config.split_seed), []
+    copies = [indices for indices in _by(digests).values() if len(indices) > 1]
+    conflicting = sum(len({catalog.rows[index].label for index in indices}) > 1 for indices in copies)
+    notes = [
+        *_patient_notes(catalog),
+        *notes,
+        *_duplicate_notes(copies, parts, conflicting, together=not config.split_duplicates),
+    ]
+    return Split(
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        labelled=_labelled(catalog, parts["train"], config, seed),
+        duplicate_groups=len(copies),
+        duplicate_images=sum(len(indices) - 1 for indices in copies),
+        conflicting_groups=conflicting,
+        by_patient=catalog.has_patients,
+        given=catalog.has_splits,
+        notes=tuple(notes),
+    )
+
+
+def write_split(path: Path, catalog: Catalog, split: Split) -> None:
+    """Save a split as a CSV with the columns of SPLIT_COLUMNS, one image a row, by path."""
+    parts: Parts = {"train": split.train, "val": split.val, "test": split.test}
+    part_of = {index: name for name, indices in parts.items() for index in indices}
+    labelled = set(split.labelled)
+    with explained_writes(path), path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(SPLIT_COLUMNS)
+        for index, row in enumerate(catalog.rows):
+            cells = (row.path, row.label, row.patient_id or "", part_of[index], int(index in labelled))
+            writer.writerow(cells)
+
+
+def read_split(path: Path) -> tuple[SplitRow, ...]:
+    """Read a split.csv; `patient_id` and `labelled` may be absent from it.
+
+    Raises:
+        TwinbudError: No such file, missing columns, an unknown or blank split, or a path twice.
+    """
+    rows: dict[str, SplitRow] = {}
+    for line, cells in read_cells(path, ("image_path", "label", "split"), rename="Give the split.csv of a run"):
+        where = f"{path}, row {line}"
+        name = cells["image_path"]
+        split = split_word(cells["split"], f"{where}, 'split'")
+        if split is None:
+            raise TwinbudError("train, val or test", got="a blank", where=f"{where}, 'split'", fix="Fill it in")
+        if name in rows:
+            raise TwinbudError("each image once", got=f"'{name}' again", where=where, fix="Drop one of the rows")
+        rows[name] = SplitRow(
+            image_path=name,
+            label=cells["label"],
+            patient_id=cells.get("patient_id") or None,
+            split=split,
+            labelled=cells.get("labelled") == "1",
+        )
+    return tuple(rows.values())
+
+
+def _by(keys: Iterable[str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        places[key].append(index)
+    return places
+
+
+def _groups(rows: Sequence[ImageRow], digests: Sequence[str], *, keep_duplicates_together: bool) -> np.ndarray:
+    """(N,) int: the images that must not be torn apart share a patient or their pixels, or both in a chain."""
+    patients = [f"patient {row.patient_id}" if row.patient_id else f"row {i}" for i, row in enumerate(rows)]
+    return connected_groups(patients, digests) if keep_duplicates_together else connected_groups(patients)
+
+
+def _divide(catalog: Catalog, groups: np.ndarray, indices: Sequence[int], split_seed: int) -> Parts:
+    """Divide some rows 80/20, each class on both sides and no group on both."""
+    chosen = np.asarray(indices)
+    labels = np.array([catalog.rows[index].label for index in indices])
+    in_test = choose_test_part(labels, groups[chosen], split_seed)
+    for name in sorted(set(labels)):
+        of_class = labels == name
+        if in_test[of_class].all() or not in_test[of_class].any():
+            raise TwinbudError(
+                "images of each class on both sides, no patient and no duplicate on both",
+                got=f"the {of_class.sum()} images of '{name}' in {len(set(groups[chosen][of_class]))} patient(s) or "
+                "set(s) of identical images, which cannot be divided so",
+                where=catalog.source,
+                fix="Add images of other patients, leave the class out, or give a split of your own",
+            )
+    return {"train": tuple(chosen[~in_test].tolist()), "val": (), "test": tuple(chosen[in_test].tolist())}
+
+
+def _with_split_file(catalog: Catalog, path: Path) -> Catalog:
+    """The catalog with the parts that a split.csv gives its rows, matched by path."""
+    given = {row.image_path: row.split for row in read_split(path)}
+    known = {row.path for row in catalog.rows}
+    absent = [name for name in given if name not in known]
+    extra = [row.path for row in catalog.rows if row.path not in given]
+    if absent or extra:
+        got = f"{len(absent)} that the data lacks ({first_few(absent, 3)})" if absent else ""
+        got += " and " if absent and extra else ""
+        got += f"{len(extra)} in the data that it lacks ({first_few(extra, 3)})" if extra else ""
+        raise TwinbudError(
+            f"the paths of {catalog.source}",
+            got=got,
+            where=f"--split {path}",
+            fix="Give the split of the same data, or leave --split out",
+        )
+    return replace(catalog, rows=tuple(replace(row, split=given[row.path]) for row in catalog.rows))
+
+
+def _given_parts(catalog: Catalog, groups: np.ndarray, split_seed: int) -> tuple[Parts, list[str]]:
+    rows = catalog.rows
+    parts: Parts = {name: tuple(index for index, row in enumerate(rows) if row.split == name) for name in SPLIT_NAMES}
+    if not parts["test"]:
+        note = "the given split has no test part: a fifth of its train part became one"
+        return {**_divide(catalog, groups, parts["train"], split_seed), "val": parts["val"]}, [note]
+    notes = ["the split is the one given"]
+    absent = sorted({rows[index].label for index in parts["train"]} - {rows[index].label for index in parts["test"]})
+    if absent:
+        notes.append(f"the given test part has no image of {first_few(absent)}")
+    return parts, notes
+
+
+def _patient_notes(catalog: Catalog) -> list[str]:
+    if not catalog.has_patients:
+        return [NO_PATIENTS]
+    patients = {row.patient_id for row in catalog.rows if row.patient_id is not None}
+    unknown = sum(row.patient_id is None for row in catalog.rows)
+    notes = [f"split by patient: no patient is in two parts ({_count(len(patients), 'patient')})"]
+    if unknown:
+        notes.append(f"no patient is known of {_count(unknown, 'image')}: each was taken for a patient of its own")
+    return notes
+
+
+def _duplicate_notes(copies: list[list[int]], parts: Parts, conflicting: int, *, together: bool) -> list[str]:
+    part_of = {index: name for name, indices in parts.items() for index in indices}
+    torn = sum(len({part_of[index] for index in indices}) > 1 for indices in copies)
+    extra = sum(len(indices) - 1 for indices in copies)
+    if not copies:
+        return ["0 groups of identical images found"]
+    where = "each group is in one part only"
+    if torn:
+        reason = "as the given split has it" if together else "as the plain random split was asked for"
+        where = f"{torn} of them in more than one part, {reason}"
+    notes = [f"{_count(len(copies), 'group')} of identical images found ({_count(extra, 'extra copy')}): {where}"]
+    if conflicting:
+        notes.append(f"{_count(conflicting, 'group')} of identical images with different labels")
+    return notes
+
+
+def _count(number: int, noun: str) -> str:
+    plural = {"group": "groups", "extra copy": "extra copies", "patient": "patients", "image": "images"}
+    return f"{number} {noun if number == 1 else plural[noun]}"
+
+
+def _labelled(catalog: Catalog, train: tuple[int, ...], config: DataConfig, seed: int) -> tuple[int, ...]:
+    """The first images of one permutation a class (or of one in all), so that smaller fractions are nested."""
+    by_class = _by(catalog.rows[index].label for index in train)
+    pools = {(name,): places for name, places in by_class.items()}
+    if config.subset == "plain":
+        pools = {(): list(range(len(train)))}
+    chosen: list[int] = []
+    for counters, places in pools.items():
+        count = max(1, round(config.fraction * len(places)))
+        order = numpy_stream("subset", seed, *counters).permutation(len(places))
+        chosen += [train[places[place]] for place in order[:count]]
+    classes = {catalog.rows[index].label for index in chosen}
+    if len(classes) < 2:
+        raise TwinbudError(
+            "labelled images of at least two classes",
+            got=f"{len(chosen)} of {first_few(sorted(classes))} only",
+            where=f"--fraction {config.fraction:g} --subset {config.subset} --seed {seed}",
+            fix="Give a larger --fraction, or --subset stratified",
+        )
+    return tuple(sorted(chosen))

@@ -1,0 +1,77 @@
+"""The one error a user can cause, and the one line it becomes.
+
+Every message says what was expected, what came instead, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class TwinbudError(Exception):
+    """Something the caller can put right, told in one line.
+
+    Args:
+        expected: What twinbud needed, as a noun phrase ("a folder of images").
+        got: What it found instead ("an empty folder").
+        where: File, row, field, option or step that it concerns.
+        fix: What to do next, as an imperative sentence without its full stop.
+
+    The text reads ``WHERE: expected EXPECTED, got GOT. FIX.`` and never holds a line break.
+    """
+
+    def __init__(self, expected: str, *, got: str, where: str | None = None, fix: str | None = None) -> None:
+        self.expected = expected
+        self.got = got
+        self.where = where
+        self.fix = fix
+        text = f"{where}: " if where else ""
+        text += f"expected {expected}, got {got}."
+        if fix:
+            text += f" {fix}" if fix.endswith("?") else f" {fix.rstrip('.')}."
+        super().__init__(" ".join(text.split()))
+
+
+def unknown_choice(what: str, value: object, choices: Iterable[str]) -> TwinbudError:
+    """The error for a word that is none of the valid ones, with the nearest of them named."""
+    valid = list(choices)
+    near = difflib.get_close_matches(str(value), valid, n=1)
+    return TwinbudError(
+        f"one of {', '.join(valid)}",
+        got=f"'{value}'",
+        where=what,
+        fix=f"Did you mean '{near[0]}'?" if near else None,
+    )
+
+
+def first_few(items: Iterable[object], limit: int = 5) -> str:
+    """``a, b, c and 4 more``: enough of a list to find the trouble, short enough for one line."""
+    named = [str(item) for item in items]
+    shown = ", ".join(named[:limit])
+    return shown if len(named) <= limit else f"{shown} and {len(named) - limit} more"
+
+
+@contextmanager
+def explained_writes(where: object) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder, met while writing to ``where``, into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TwinbudError(
+                "room to write",
+                got="a full disk",
+                where=str(where),
+                fix="Free some space or choose another --output",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise TwinbudError(
+                "a folder that may be written",
+                got=error.strerror or "no permission",
+                where=str(where),
+                fix="Choose another --output",
+            ) from error
+        raise

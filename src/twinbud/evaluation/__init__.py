@@ -1,0 +1,1 @@
+"""From class probabilities and labels to numbers: predictions on disk, metrics, intervals."""

@@ -1,0 +1,110 @@
+"""The architecture that S and S′ share: half the teacher's, or a timm name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+
+from twinbud.errors import TwinbudError, unknown_choice
+from twinbud.models.families import family_of
+from twinbud.models.families.base import Family, TimmModel
+from twinbud.models.teacher import TeacherCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """How to build S and S′ with timm.
+
+    Attributes:
+        architecture: timm's name.
+        model_args: Arguments of ``timm.create_model`` that give its shape, image size and classes aside.
+        mean, std: The teacher's normalisation, which the students keep.
+        family: What the architecture and its teacher have in common.
+        template: A network of this architecture, of which only the shape counts.
+    """
+
+    architecture: str
+    model_args: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    family: Family = field(repr=False)
+    template: TimmModel = field(repr=False)
+
+    def timm_arguments(self, image_size: int) -> dict[str, Any]:
+        """All arguments that give the shape at one image size.
+
+        Raises:
+            TwinbudError: The architecture cannot take images of that size.
+        """
+        return self.model_args | self.family.image_arguments(self.template, image_size, self.architecture)
+
+    def build(self, *, image_size: int, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> TimmModel:
+        """A network with timm's own random initialisation, drawn from ``seed`` alone."""
+        arguments = self.timm_arguments(image_size)
+        return _create(self.architecture, seed, num_classes=num_classes, drop_path_rate=drop_path, **arguments)
+
+
+def design_student(card: TeacherCard, student: str) -> Blueprint:
+    """The architecture of S and S′ for a teacher.
+
+    Args:
+        card: The teacher; its weights stay closed.
+        student: "half", or a timm name of the teacher's family.
+
+    Raises:
+        TwinbudError: An unknown name, or one of another family.
+    """
+    teacher = _create(card.architecture, seed=0, num_classes=0, **card.model_args)
+    family = family_of(teacher, card.name)
+    if student == "half":
+        architecture = card.architecture
+        arguments = card.model_args | family.half(architecture, teacher)
+    else:
+        architecture = student.partition(".")[0]
+        if not timm.is_model(architecture):
+            raise unknown_student(student)
+        arguments = family.form_arguments(teacher)
+    arguments = {name: value for name, value in arguments.items() if name != "img_size"}
+    return blueprint(architecture, arguments, mean=card.mean, std=card.std, family=family)
+
+
+def blueprint(
+    architecture: str,
+    model_args: dict[str, Any],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    family: Family | None = None,
+) -> Blueprint:
+    """A blueprint of the named architecture.
+
+    Raises:
+        TwinbudError: It is not of ``family``, or of no known one.
+    """
+    template = _create(architecture, seed=0, num_classes=0, **model_args)
+    own = family_of(template, architecture)
+    if family is not None and own.name != family.name:
+        raise TwinbudError(
+            f"a student of the teacher's family, {family.name}",
+            got=f"{architecture}, a {own.name}",
+            where="--student",
+            fix="Use --student half, or name one of the family",
+        )
+    return Blueprint(
+        architecture=architecture, model_args=model_args, mean=mean, std=std, family=own, template=template
+    )
+
+
+def unknown_student(student: str) -> TwinbudError:
+    """The error for a student that is neither "half" nor a timm name."""
+    near = unknown_choice("--student", student, ["half", *timm.list_models()])
+    return TwinbudError("'half' or a timm name", got=f"'{student}'", where="--student", fix=near.fix)
+
+
+def _create(architecture: str, seed: int, **arguments: Any) -> TimmModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(architecture, pretrained=False, **arguments)

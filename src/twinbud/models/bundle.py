@@ -1,0 +1,131 @@
+"""The model folder: timm's own layout, which opens with timm alone.
+
+``config.json`` and ``model.safetensors``; the model card beside them is written by ``report.model_card``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+
+from twinbud.errors import TwinbudError, explained_writes, first_few
+from twinbud.models.blueprint import Blueprint
+from twinbud.models.families.base import TimmModel
+from twinbud.models.teacher import read_safetensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A delivered classifier, in evaluation mode.
+
+    Attributes:
+        model: The network.
+        classes: Class names, in the order of its outputs.
+        image_size: Side in pixels to which images are resized, proportions not kept.
+        mean: Normalisation for pixels in [0, 1].
+        std: Normalisation for pixels in [0, 1].
+    """
+
+    model: TimmModel
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def save_bundle(
+    folder: Path, model: TimmModel, design: Blueprint, *, image_size: int, classes: tuple[str, ...]
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into an existing folder."""
+    config = {
+        "architecture": design.architecture,
+        "num_classes": len(classes),
+        "num_features": model.num_features,
+        "label_names": list(classes),
+        "model_args": design.timm_arguments(image_size),
+        "pretrained_cfg": _preprocessing(model, design, image_size) | {"num_classes": len(classes)},
+    }
+    with explained_writes(folder):
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _preprocessing(model: TimmModel, design: Blueprint, image_size: int) -> dict[str, Any]:
+    """What makes timm's own transform give the very pixels that twinbud evaluated."""
+    known = model.pretrained_cfg or {}
+    return {
+        "input_size": [3, image_size, image_size],
+        "fixed_input_size": "img_size" in design.timm_arguments(image_size),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bicubic",
+        "mean": list(design.mean),
+        "std": list(design.std),
+        "first_conv": known.get("first_conv"),
+        "classifier": known.get("classifier"),
+    }
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a model folder that twinbud wrote.
+
+    Raises:
+        TwinbudError: The folder is not one, or its files do not belong together.
+    """
+    config = _read_config(folder)
+    state = read_safetensors(folder / "model.safetensors")
+    preprocessing, classes = config["pretrained_cfg"], tuple(config["label_names"])
+    model = timm.create_model(
+        config["architecture"], pretrained=False, num_classes=len(classes), **config.get("model_args", {})
+    )
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted(name for name in shapes | state if name not in state or shapes.get(name) != state[name].shape)
+    if wrong:
+        raise TwinbudError(
+            "weights that fit config.json",
+            got=f"others ({first_few(wrong, 3)})",
+            where=str(folder),
+            fix="Copy the whole model folder again",
+        )
+    model.load_state_dict(state)
+    return Bundle(
+        model=model.eval().requires_grad_(False),
+        classes=classes,
+        image_size=int(preprocessing["input_size"][-1]),
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``, checked for what the reader needs."""
+    path = folder / "config.json"
+    layout = TwinbudError(
+        "a model folder (config.json with architecture, label_names and pretrained_cfg; model.safetensors)",
+        got="none" if not path.is_file() else "a config.json without them",
+        where=str(folder),
+        fix="Give RUN, or RUN/model, of a finished 'twinbud train'",
+    )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        preprocessing = config["pretrained_cfg"]
+        complete = (
+            timm.is_model(config["architecture"])
+            and all(isinstance(name, str) for name in config["label_names"])
+            and all(math.isfinite(value) for value in (*preprocessing["mean"], *preprocessing["std"]))
+            and len(preprocessing["input_size"]) == 3
+            and isinstance(config.get("model_args", {}), dict)
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise layout from error
+    if not complete:
+        raise layout
+    return config

@@ -1,0 +1,101 @@
+"""ConvNeXt: a hierarchical convolutional net in four stages, as timm's ``ConvNeXt`` builds it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from timm.models.convnext import ConvNeXt
+from torch import nn
+
+from twinbud.config import Attention
+from twinbud.errors import TwinbudError
+from twinbud.models.families.base import Family, TimmModel
+from twinbud.models.widths import Axis, Role, TensorSpec
+
+PAIR_DEPTHS = {"convnext_tiny": (2, 2, 6, 2)}
+"""Depths of the paper's ConvNeXt student (Table 1): half of ConvNeXt-T is ConvNeXt-F."""
+
+
+class ConvNeXtFamily(Family):
+    """Widths: one a stage, and the MLP hidden of each block."""
+
+    name: ClassVar[str] = "ConvNeXt"
+    temperature: ClassVar[float] = 3.0
+    drop_path: ClassVar[float] = 0.1
+
+    def owns(self, model: TimmModel) -> bool:
+        """timm's ConvNeXt, both versions."""
+        return isinstance(model, ConvNeXt)
+
+    def specs(self, model: TimmModel, attention: Attention) -> dict[str, TensorSpec]:
+        """See Family.specs; there is no attention to cut."""
+        del attention
+        return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
+
+    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+        """Half of every stage's width."""
+        dims = [stage.blocks[0].conv_dw.out_channels for stage in model.stages]
+        own_depths = tuple(len(stage.blocks) for stage in model.stages)
+        depths = PAIR_DEPTHS.get(architecture.partition(".")[0], own_depths)
+        return {"dims": [width // 2 for width in dims], "depths": list(depths)} | self.form_arguments(model)
+
+    def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
+        """timm's smaller ConvNeXts write their MLPs as 1×1 convolutions; a student must share the teacher's form."""
+        return {"conv_mlp": isinstance(teacher.stages[0].blocks[0].mlp.fc1, nn.Conv2d)}
+
+    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
+        """Any size that leaves at least one position after the stem and three downsamplings."""
+        del model
+        if image_size < 32:
+            raise TwinbudError("an image size of at least 32", got=f"{image_size}", where=where)
+        return {}
+
+
+def _stage(number: str | int) -> Axis:
+    return Axis(f"stage/{number}")
+
+
+def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
+    """The spec of one tensor, from its name."""
+    axes: tuple[Axis | None, ...] | None = None
+    role: Role = "weight"
+    layer: str | None = None
+    part, _, kind = name.rpartition(".")
+    if match := re.fullmatch(r"(stages\.(\d+)\.blocks\.\d+)(?:\.(.+))?", part):
+        axes = _block_axes(match[1], match[2], match[3] or kind)
+        role = "layer-scale" if kind == "gamma" else "weight"
+        layer = match[1]
+    elif match := re.fullmatch(r"stages\.(\d+)\.downsample\.([01])", part):
+        before, here = _stage(int(match[1]) - 1), _stage(match[1])
+        axes = (before,) if match[2] == "0" else (here, before)
+    elif part == "stem.0":
+        axes, role = (_stage(0),), "patch" if kind == "weight" else "weight"
+    elif part == "stem.1":
+        axes = (_stage(0),)
+    elif part in ("norm_pre", "head.norm"):
+        axes = (_stage(len(model.stages) - 1),)
+    elif part == "head.fc":
+        axes, role = (None, _stage(len(model.stages) - 1)), "classifier"
+    if axes is None:
+        raise TwinbudError(
+            "a ConvNeXt whose parts are all known",
+            got=f"the tensor '{name}'",
+            where=type(model).__name__,
+            fix="Choose another teacher or student",
+        )
+    padded = axes[:1] if kind == "bias" else (*axes, *[None] * (dimensions - len(axes)))
+    return TensorSpec(padded, role, layer)
+
+
+def _block_axes(block: str, stage: str, part: str) -> tuple[Axis | None, ...] | None:
+    """The axes of a part's weight; kernels follow uncut, and its bias runs along the first axis."""
+    width, hidden = _stage(stage), Axis(f"mlp/{block}")
+    return {
+        "conv_dw": (width,),
+        "norm": (width,),
+        "mlp.fc1": (hidden, width),
+        "mlp.grn": (hidden,),
+        "mlp.fc2": (width, hidden),
+        "gamma": (width,),
+    }.get(part)

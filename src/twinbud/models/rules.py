@@ -1,0 +1,58 @@
+"""Element selection: which indices of one width S and S′ take (docs/method.md, "Rules"; paper sections 3.1 and 4.6).
+
+Pure functions of the teacher's width ``n`` and the student's width ``m``, 1 ≤ m ≤ n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from twinbud.config import Rule
+
+Indices = tuple[int, ...]
+
+
+def uniform(n: int, m: int) -> tuple[Indices, Indices]:
+    """Evenly spaced indices for S, and evenly spaced ones of what S left for S′."""
+    main = tuple(j * n // m for j in range(m))
+    taken = set(main)
+    left = [i for i in range(n) if i not in taken]
+    if len(left) >= m:
+        return main, tuple(left[j * len(left) // m] for j in range(m))
+    missing = m - len(left)
+    shared = [main[j * m // missing] for j in range(missing)]
+    return main, tuple(sorted(left + shared))
+
+
+def consecutive(n: int, m: int) -> tuple[Indices, Indices]:
+    """The first m for S, the last m for S′."""
+    return tuple(range(m)), tuple(range(n - m, n))
+
+
+def from_permutation(permutation: Sequence[int], m: int) -> tuple[Indices, Indices]:
+    """The first m of a permutation for S, its next m for S′, going back to the start where it ends."""
+    n = len(permutation)
+    order = [int(i) for i in permutation]
+    return tuple(order[:m]), tuple(order[(m + j) % n] for j in range(m))
+
+
+def select_indices(rule: Rule, n: int, m: int, generator: np.random.Generator) -> tuple[Indices, Indices]:
+    """The indices of S and of S′ under ``rule``.
+
+    Args:
+        rule: How to choose. Both random rules take one permutation from ``generator``; who shares it is
+            the caller's decision.
+        n: Size of the width in the teacher.
+        m: Size of the width in the student, at most n.
+        generator: Source of the permutation; left alone by the other rules.
+
+    Returns:
+        Two tuples of m distinct indices in [0, n), disjoint whenever 2m ≤ n.
+    """
+    if rule == "uniform":
+        return uniform(n, m)
+    if rule == "consecutive":
+        return consecutive(n, m)
+    return from_permutation(generator.permutation(n).tolist(), m)

@@ -1,0 +1,185 @@
+"""The weights that S and S′ inherit, in memory or in a folder that travels without the teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from twinbud.config import Attention, ModelConfig, Rule
+from twinbud.errors import TwinbudError, explained_writes
+from twinbud.files import new_folder
+from twinbud.models.blueprint import Blueprint, blueprint, design_student
+from twinbud.models.families.base import State
+from twinbud.models.selection import SelectionPlan, cut, plan_selection
+from twinbud.models.teacher import TeacherCard, open_teacher, read_safetensors, read_teacher_card
+
+FORMAT = 1
+_FILES = {"main": "student.safetensors", "auxiliary": "auxiliary.safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Two sub-networks of one teacher.
+
+    Attributes:
+        teacher: The teacher's name.
+        blueprint: The architecture of S and S′.
+        plan: What was cut where.
+        main, auxiliary: Tensors of S and S′ by timm's names, float32, classifier left out; the position grid
+            still has the teacher's size. ``auxiliary`` is None where no S′ was asked for.
+    """
+
+    teacher: str
+    blueprint: Blueprint
+    plan: SelectionPlan
+    main: State
+    auxiliary: State | None
+
+
+def select(
+    card: TeacherCard,
+    student: str = "half",
+    *,
+    rule: Rule = "uniform",
+    attention: Attention = "interleaved",
+    seed: int = 0,
+    swap_roles: bool = False,
+    twins: bool = True,
+) -> Selection:
+    """Select the weights of S and S′ from a teacher (paper section 3.1); see ``plan_selection`` for the arguments.
+
+    Raises:
+        TwinbudError: The teacher cannot be opened, or the student cannot be cut out of it.
+    """
+    design = design_student(card, student)
+    teacher = open_teacher(card).model
+    plan = plan_selection(
+        teacher,
+        design.template,
+        design.family,
+        rule=rule,
+        attention=attention,
+        seed=seed,
+        swap_roles=swap_roles,
+        twins=twins,
+    )
+    return Selection(
+        teacher=card.name,
+        blueprint=design,
+        plan=plan,
+        main=cut(plan, teacher, design.template, design.family, "main"),
+        auxiliary=cut(plan, teacher, design.template, design.family, "auxiliary") if twins else None,
+    )
+
+
+def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``student.safetensors``, ``auxiliary.safetensors`` and ``plan.json`` into an existing folder.
+
+    Args:
+        selection: What to write; both S and S′ must be there.
+        folder: Where to.
+        dtype: float32, or float16 for half the size.
+    """
+    checksums = {}
+    with explained_writes(folder):
+        for twin, file in _FILES.items():
+            state = {name: tensor.to(dtype).contiguous() for name, tensor in getattr(selection, twin).items()}
+            save_file(state, folder / file)
+            checksums[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        design = selection.blueprint
+        content = {
+            "format": FORMAT,
+            "teacher": selection.teacher,
+            "student": {"architecture": design.architecture, "model_args": design.model_args},
+            "mean": design.mean,
+            "std": design.std,
+            "sha256": checksums,
+            **selection.plan.to_json(),
+        }
+        (folder / "plan.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def select_to_folder(
+    model: ModelConfig, folder: Path, *, seed: int = 0, half_precision: bool = False, force: bool = False
+) -> Selection:
+    """Select as ``model`` says and write the outcome into a new folder, whole or not at all.
+
+    Raises:
+        TwinbudError: See ``select`` and ``new_folder``.
+    """
+    if model.teacher is None:
+        raise TwinbudError("a teacher", got="none", where="--teacher", fix="Give --teacher dinov2-small")
+    with new_folder(folder, force=force) as draft:
+        selection = select(
+            read_teacher_card(model.teacher),
+            model.student,
+            rule=model.rule,
+            attention=model.attention,
+            seed=seed,
+            swap_roles=model.swap_roles,
+        )
+        save_selection(selection, draft, torch.float16 if half_precision else torch.float32)
+    return selection
+
+
+def load_selection(folder: Path) -> Selection:
+    """Read what ``save_selection`` wrote.
+
+    Raises:
+        TwinbudError: The folder is not such an output, or its files do not belong together.
+    """
+    content = _read_plan(folder)
+    for file, checksum in content["sha256"].items():
+        path = folder / Path(file).name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+            raise TwinbudError(
+                "the weights that plan.json describes",
+                got="others or none",
+                where=str(path),
+                fix="Run 'twinbud select' again",
+            )
+    states = {
+        twin: {name: tensor.float() for name, tensor in read_safetensors(folder / file).items()}
+        for twin, file in _FILES.items()
+    }
+    student = content["student"]
+    return Selection(
+        teacher=content["teacher"],
+        blueprint=blueprint(
+            student["architecture"],
+            student["model_args"],
+            mean=tuple(content["mean"]),
+            std=tuple(content["std"]),
+        ),
+        plan=SelectionPlan.from_json(content),
+        main=states["main"],
+        auxiliary=states["auxiliary"],
+    )
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    path = folder / "plan.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TwinbudError(
+            "the output folder of 'twinbud select'",
+            got="no readable plan.json",
+            where=str(folder),
+            fix="Run: twinbud select --teacher T --output DIR",
+        ) from error
+    if not known:
+        raise TwinbudError(
+            f"a plan.json of format {FORMAT}",
+            got=f"{content['format']}",
+            where=str(path),
+            fix="Select again with this version of twinbud",
+        )
+    return content

@@ -1,0 +1,299 @@
+"""Dual-model weight selection: two different sub-networks of one teacher (paper section 3.1).
+
+``plan_selection`` decides and ``cut`` carries out. The plan names every tensor of teacher and student and what
+becomes of it, so that nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+
+from twinbud.config import Attention, Rule
+from twinbud.errors import TwinbudError, first_few
+from twinbud.models.families.base import Family, State, TimmModel
+from twinbud.models.rules import Indices, select_indices
+from twinbud.models.widths import Axis, TensorSpec
+from twinbud.seeds import numpy_stream
+
+Twin = Literal["main", "auxiliary"]
+"""S is the main student, S′ the auxiliary one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthPlan:
+    """One width's size in teacher and student, and the indices that S (main) and S′ (auxiliary) take of it."""
+
+    teacher: int
+    student: int
+    main: Indices
+    auxiliary: Indices
+
+    @property
+    def overlap(self) -> int:
+        """How many indices S and S′ share."""
+        return len(set(self.main) & set(self.auxiliary))
+
+    def of(self, twin: Twin) -> Indices:
+        """The indices of S or of S′."""
+        return self.main if twin == "main" else self.auxiliary
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionPlan:
+    """What is cut where.
+
+    Attributes:
+        widths: By the width's name; empty under ``random-inconsistent``.
+        tensor_widths: Under ``random-inconsistent``, by "TENSOR[DIMENSION]".
+        student_tensors: What each student tensor becomes: selected, resampled or fresh, and why.
+        teacher_tensors: What each teacher tensor becomes: selected, resampled, folded or dropped, and why.
+    """
+
+    rule: Rule
+    attention: Attention
+    seed: int
+    swap_roles: bool
+    widths: dict[str, WidthPlan] = field(default_factory=dict)
+    tensor_widths: dict[str, WidthPlan] = field(default_factory=dict)
+    student_tensors: dict[str, str] = field(default_factory=dict)
+    teacher_tensors: dict[str, str] = field(default_factory=dict)
+
+    def indices(self, name: str, dimension: int, axis: Axis) -> WidthPlan:
+        """The plan for one dimension of one tensor."""
+        if self.rule == "random-inconsistent":
+            return self.tensor_widths[f"{name}[{dimension}]"]
+        return self.widths[axis.width]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as ``plan.json`` holds it."""
+        content = asdict(self)
+        for group in ("widths", "tensor_widths"):
+            for name, width in getattr(self, group).items():
+                content[group][name]["overlap"] = width.overlap
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> SelectionPlan:
+        """The plan that ``to_json`` wrote."""
+        read = {
+            group: {
+                name: WidthPlan(
+                    teacher=width["teacher"],
+                    student=width["student"],
+                    main=tuple(width["main"]),
+                    auxiliary=tuple(width["auxiliary"]),
+                )
+                for name, width in content[group].items()
+            }
+            for group in ("widths", "tensor_widths")
+        }
+        return cls(**{**{name: content[name] for name in cls.__dataclass_fields__}, **read})
+
+
+def plan_selection(
+    teacher: TimmModel,
+    student: TimmModel,
+    family: Family,
+    *,
+    rule: Rule = "uniform",
+    attention: Attention = "interleaved",
+    seed: int = 0,
+    swap_roles: bool = False,
+    twins: bool = True,
+) -> SelectionPlan:
+    """Decide which weights of ``teacher`` start S and S′.
+
+    Args:
+        teacher: A model of the family, the larger one.
+        student: A model of the family and of the students' architecture; only its shape matters.
+        family: What the two have in common.
+        rule: Which elements of each width are taken (paper section 4.6).
+        attention: ``interleaved`` indexes the attention's inner width as one axis, ``heads`` by whole heads.
+        seed: Of the random rules.
+        swap_roles: Exchange the subsets of S and S′ (Table 5).
+        twins: Whether S′ is used, in which case the two must differ somewhere.
+
+    Raises:
+        TwinbudError: The student is wider or deeper than the teacher, one has a part the other lacks, or every
+            width is the same in both, so that S and S′ would coincide.
+    """
+    family.check_compatible(teacher, student)
+    teacher_specs, student_specs = family.specs(teacher, attention), family.specs(student, attention)
+    prepared, folded = family.fold_layer_scale(teacher.state_dict(), set(student_specs))
+    student_tensors = _student_fates(student, student_specs, prepared)
+    chosen = [name for name, fate in student_tensors.items() if not fate.startswith("fresh")]
+    sizes = _sizes(chosen, student_specs, prepared, student.state_dict())
+    if twins and all(size == ours for size, ours in sizes.values()):
+        raise TwinbudError(
+            "a student narrower than its teacher, so that S and S′ differ",
+            got=f"the same size in every width ({first_few(sizes)})",
+            where="--student",
+            fix="Use --student half, or --method selection, which has no S′",
+        )
+    choose = _chooser(rule, seed, swap_roles)
+    widths: dict[str, WidthPlan] = {}
+    tensor_widths: dict[str, WidthPlan] = {}
+    if rule == "random-inconsistent":
+        for name in chosen:
+            for dimension, axis in enumerate(student_specs[name].axes):
+                if axis is not None:
+                    place = f"{name}[{dimension}]"
+                    tensor_widths[place] = choose(place, *sizes[axis.width])
+    else:
+        kinds = {axis.width: axis.kind for spec in student_specs.values() for axis in spec.axes if axis}
+        widths = {name: choose(kinds[name], *size) for name, size in sizes.items()}
+    return SelectionPlan(
+        rule=rule,
+        attention=attention,
+        seed=seed,
+        swap_roles=swap_roles,
+        widths=widths,
+        tensor_widths=tensor_widths,
+        student_tensors=student_tensors,
+        teacher_tensors=_teacher_fates(teacher, teacher_specs, student_tensors, folded),
+    )
+
+
+def cut(plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: Family, twin: Twin) -> State:
+    """The tensors that S or S′ inherits.
+
+    The position grid keeps the teacher's size: it is resampled when the image size is known (see ``twins``).
+
+    Returns:
+        New float32 tensors by the student's names; those the plan calls fresh are left out.
+    """
+    specs = family.specs(student, plan.attention)
+    prepared, _ = family.fold_layer_scale(teacher.state_dict(), set(specs))
+    shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
+    result: State = {}
+    for name, spec in specs.items():
+        fate = plan.student_tensors[name]
+        if fate.startswith("fresh"):
+            continue
+        tensor = prepared[name].detach()
+        if fate.startswith("resampled") and spec.role == "patch":
+            tensor = resample_patch_embed(tensor, list(shapes[name][-2:]))
+        for dimension, axis in enumerate(spec.axes):
+            if axis is not None:
+                width = plan.indices(name, dimension, axis)
+                positions = torch.tensor(axis.positions(width.of(twin), width.teacher))
+                tensor = tensor.index_select(dimension, positions)
+        result[name] = tensor.float().clone() if tensor.is_floating_point() else tensor.clone()
+    return result
+
+
+def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Any:
+    def choose(stream: str, teacher: int, student: int) -> WidthPlan:
+        generator = numpy_stream("selection", seed, stream, teacher)
+        main, auxiliary = select_indices(rule, teacher, student, generator)
+        if swap_roles:
+            main, auxiliary = auxiliary, main
+        return WidthPlan(teacher=teacher, student=student, main=main, auxiliary=auxiliary)
+
+    return choose
+
+
+def _sizes(
+    names: Iterable[str], specs: dict[str, TensorSpec], teacher: State, student: State
+) -> dict[str, tuple[int, int]]:
+    """Each width's size in teacher and student, agreed on by every tensor that touches it."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in names:
+        for dimension, axis in enumerate(specs[name].axes):
+            if axis is None:
+                continue
+            pair = axis.size(teacher[name].shape[dimension]), axis.size(student[name].shape[dimension])
+            if pair[1] > pair[0]:
+                raise TwinbudError(
+                    f"a student no wider than its teacher ({pair[0]} in {axis.width})",
+                    got=f"{pair[1]}",
+                    where="--student",
+                    fix="Choose a smaller student or a larger teacher",
+                )
+            if sizes.setdefault(axis.width, pair) != pair:
+                raise TwinbudError(
+                    f"the width {axis.width} to be {sizes[axis.width]} everywhere (teacher, student)",
+                    got=f"{pair} in {name}",
+                    where="--student",
+                    fix="Use --student half",
+                )
+    return sizes
+
+
+def _student_fates(student: TimmModel, specs: dict[str, TensorSpec], teacher: State) -> dict[str, str]:
+    """Where each student tensor comes from.
+
+    Raises:
+        TwinbudError: One has no counterpart in the teacher, or one of another form.
+    """
+    fates: dict[str, str] = {}
+    for name, tensor in student.state_dict().items():
+        spec = specs[name]
+        if spec.role == "classifier":
+            fates[name] = "fresh: the classifier is always new"
+        elif name not in teacher and spec.role == "layer-scale":
+            fates[name] = "fresh: ones, since the teacher has no LayerScale"
+        elif name not in teacher or not _same_form(spec, teacher[name], tensor):
+            came = "none" if name not in teacher else f"one of shape {tuple(teacher[name].shape)}"
+            raise TwinbudError(
+                f"a teacher with the student's '{name}' of shape {tuple(tensor.shape)}, or a wider one",
+                got=came,
+                where="--student",
+                fix="Use --student half, or a student of the teacher's form and no deeper than it",
+            )
+        else:
+            fates[name] = _inherited(spec, teacher[name], tensor)
+    return fates
+
+
+def _same_form(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> bool:
+    """Whether the tensors agree in every dimension that is neither cut nor resampled."""
+    if teacher.dim() != student.dim():
+        return False
+    uncut = [dimension for dimension, axis in enumerate(spec.axes) if axis is None]
+    resampled = {"position": {1}, "patch": {2, 3}}.get(spec.role, set())
+    return all(teacher.shape[d] == student.shape[d] for d in uncut if d not in resampled)
+
+
+def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> str:
+    if spec.role == "position":
+        return "selected: resampled to the image size when training starts"
+    if spec.role == "patch" and teacher.shape[-2:] != student.shape[-2:]:
+        sizes = ["×".join(map(str, tensor.shape[-2:])) for tensor in (teacher, student)]
+        return f"resampled: {sizes[0]} → {sizes[1]}"
+    return "selected"
+
+
+def _teacher_fates(
+    teacher: TimmModel, specs: dict[str, TensorSpec], student_fates: dict[str, str], folded: dict[str, str]
+) -> dict[str, str]:
+    """What becomes of each teacher tensor.
+
+    Raises:
+        TwinbudError: One has no place in the student, though it is neither the classifier nor a deeper layer.
+    """
+    layers = {specs[name].layer for name in student_fates if name in specs}
+    fates: dict[str, str] = {}
+    for name in teacher.state_dict():
+        spec = specs[name]
+        if spec.role == "classifier":
+            fates[name] = "dropped: the classifier is always new"
+        elif name in folded:
+            fates[name] = f"folded: into {folded[name]}"
+        elif name in student_fates:
+            fates[name] = student_fates[name]
+        elif spec.layer is not None and spec.layer not in layers:
+            fates[name] = f"dropped: {spec.layer} is beyond the student's depth"
+        else:
+            raise TwinbudError(
+                f"a student with a place for the teacher's '{name}'",
+                got="none",
+                where="--student",
+                fix="Use --student half, which has the teacher's form",
+            )
+    return fates

@@ -1,0 +1,99 @@
+"""What a person sees while something takes long: a live bar on a terminal, lines elsewhere, nothing in a library."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int, str], None]
+"""``advance(done, text)``: how many of the planned units are done, and what to show beside the bar."""
+
+
+class Progress(Protocol):
+    """Where stages report to."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        ...
+
+    def bar(self, label: str, total: int) -> AbstractContextManager[Advance]:
+        """Show a bar of ``total`` units for as long as the context lasts."""
+        ...
+
+
+class SilentProgress:
+    """Reports nothing; the default of the library's functions."""
+
+    def note(self, text: str) -> None:
+        """Drop the line."""
+        del text
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        """No bar."""
+        del label, total
+        yield lambda done, text: None
+
+
+class TerminalProgress:
+    """A live bar with the time left where standard error is a terminal, else a line every ``interval`` seconds."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+        self.interval = interval
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        """See Progress.bar."""
+        if self.console.is_terminal:
+            with self._live(label, total) as advance:
+                yield advance
+        else:
+            yield self._lines(label, total)
+
+    @contextmanager
+    def _live(self, label: str, total: int) -> Iterator[Advance]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<16}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self.console, speed_estimate_period=60) as progress:
+            task = progress.add_task(label, total=total, text="")
+            yield lambda done, text: progress.update(task, completed=done, text=text)
+
+    def _lines(self, label: str, total: int) -> Advance:
+        start = last = time.monotonic()
+
+        def advance(done: int, text: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < self.interval and done < total:
+                return
+            last = now
+            left = (now - start) / max(done, 1) * (total - done)
+            self.note(f"{label}: {done}/{total}{f' · {text}' if text else ''} · {duration(left)} left")
+
+        return advance
+
+
+def duration(seconds: float) -> str:
+    """``48 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,138 @@
+"""From a finished run to what its page and its model card say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from twinbud.config import RunConfig, settings_of
+from twinbud.data.pixels import Pixels
+from twinbud.data.rows import Catalog
+from twinbud.data.split import Split
+from twinbud.evaluation.predictions import Predictions
+from twinbud.models.selected import Selection
+from twinbud.report.page import Example, Mistake, RunSummary, Width
+from twinbud.training.loop import History
+
+METHODS = {
+    "dual": "dual-model weight selection and self-knowledge distillation",
+    "selection": "weight selection without S′ (CM1)",
+    "timm": "timm's random initialisation (CM2)",
+    "xavier": "Xavier uniform initialisation (CM3)",
+    "kaiming": "Kaiming normal initialisation (CM4)",
+}
+_MAX_MISTAKES = 12
+
+
+def summarise(
+    config: RunConfig,
+    catalog: Catalog,
+    pixels: Pixels,
+    split: Split,
+    selection: Selection | None,
+    history: History,
+    predictions: Predictions,
+    metrics: dict[str, Any],
+    environment: dict[str, Any],
+) -> RunSummary:
+    """Gather everything the report shows of one run."""
+    place = {catalog.rows[row].path: row for row in split.test}
+    return RunSummary(
+        title=f"{config.model.method} on {_short(config.data.data)}",
+        facts=_facts(config, catalog, split, selection, metrics, environment),
+        metrics=metrics,
+        history=[asdict(record) for record in history.epochs],
+        mistakes=[
+            Mistake(
+                image=_picture(pixels, place[predictions.paths[i]]),
+                path=predictions.paths[i],
+                truth=predictions.classes[_labels(predictions)[i]],
+                prediction=predictions.classes[predictions.predicted[i]],
+                confidence=float(predictions.confidence[i]),
+            )
+            for i in predictions.most_confident_mistakes(_MAX_MISTAKES)
+        ],
+        examples=[_example(catalog, pixels, split, name) for name in catalog.classes[:8]],
+        selection=_widths(selection),
+        notes=[*split.notes, *_ignored(catalog), *_best_epoch(metrics)],
+        settings=settings_of(config),
+        environment=environment,
+    )
+
+
+def _facts(
+    config: RunConfig,
+    catalog: Catalog,
+    split: Split,
+    selection: Selection | None,
+    metrics: dict[str, Any],
+    environment: dict[str, Any],
+) -> dict[str, str]:
+    training = config.training
+    teacher = selection.teacher if selection else "none (random initialisation)"
+    facts = {
+        "Method": METHODS[config.model.method],
+        "Teacher": teacher,
+        "Student": config.model.student,
+        "Rule": f"{config.model.rule}, {config.model.attention}" if selection else "–",
+        "Labelled images": f"{len(split.labelled):,} of {len(split.train):,} in the training part",
+        "Test images": f"{len(split.test):,}, never seen in training",
+        "Classes": ", ".join(catalog.classes),
+        "Image size": f"{training.image_size} × {training.image_size} pixels",
+        "Training": f"{metrics['epochs']} epochs, {metrics['num_steps']:,} steps of {training.batch_size}",
+        "Seeds": f"sampling {training.seed}, split {config.data.split_seed}",
+        "Precision": f"{environment['precision']} ({environment['precision_reason']})",
+        "Device": f"{environment['device']}: {environment['device_name']}, {environment['threads']} threads",
+        "Time": f"{metrics['train_seconds']:.0f} s, {metrics['images_per_second']:.0f} images/s",
+        "Peak memory": f"{metrics['peak_memory_mib']:,.0f} MiB",
+    }
+    return {name: text for name, text in facts.items() if text != "–"}
+
+
+def _labels(predictions: Predictions) -> Any:
+    assert predictions.labels is not None
+    return predictions.labels
+
+
+def _picture(pixels: Pixels, row: int) -> Any:
+    return pixels.tensor([row])[0].permute(1, 2, 0).numpy()
+
+
+def _example(catalog: Catalog, pixels: Pixels, split: Split, name: str) -> Example:
+    row = next(row for row in split.train if catalog.rows[row].label == name)
+    return Example(image=_picture(pixels, row), label=name)
+
+
+def _widths(selection: Selection | None) -> list[Width]:
+    """The distinct widths, those of equal kind and size taken together."""
+    if selection is None:
+        return []
+    groups: dict[tuple[str, int, int, float], int] = {}
+    for name, width in (selection.plan.widths or selection.plan.tensor_widths).items():
+        kind = name.partition("/")[0] if selection.plan.widths else "any dimension"
+        overlap = width.overlap / width.student
+        groups[kind, width.teacher, width.student, overlap] = (
+            groups.get((kind, width.teacher, width.student, overlap), 0) + 1
+        )
+    shared = selection.auxiliary is not None
+    return [
+        Width(f"{kind} (×{count})" if count > 1 else kind, teacher, student, overlap if shared else None)
+        for (kind, teacher, student, overlap), count in groups.items()
+    ]
+
+
+def _ignored(catalog: Catalog) -> list[str]:
+    return [f"Left out: {file.path} ({file.reason})." for file in catalog.ignored]
+
+
+def _best_epoch(metrics: dict[str, Any]) -> list[str]:
+    if metrics["best_test_epoch"] is None:
+        return []
+    return [
+        f"The best test pass during training was epoch {metrics['best_test_epoch']} with accuracy "
+        f"{metrics['best_test_accuracy']:.3f}; choosing it looks at the test part, so the last epoch is the result."
+    ]
+
+
+def _short(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[2] or source

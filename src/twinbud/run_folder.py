@@ -1,0 +1,99 @@
+"""A run on the disk: marked unfinished from its first file to its last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twinbud.errors import TwinbudError, explained_writes
+from twinbud.files import require_free, write_text
+
+MARKER = "UNFINISHED"
+"""Stands in a run folder until everything else does; it says why, if the run failed."""
+CONFIG = "config.yaml"
+_OWN_FILES = {CONFIG, MARKER, "metrics.json"}
+
+
+def require_run_output(folder: Path, *, force: bool) -> None:
+    """Refuse an output folder in use; even ``force`` replaces nothing but an earlier run.
+
+    Raises:
+        TwinbudError: It holds files and ``force`` is off, or it holds something that is not a run.
+    """
+    require_free(folder, force=force)
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if held and not held & _OWN_FILES:
+        raise TwinbudError(
+            "an earlier run to replace",
+            got="a folder that holds something else",
+            where=str(folder),
+            fix="Choose another --output",
+        )
+
+
+@contextmanager
+def started_run(folder: Path, *, force: bool) -> Iterator[Path]:
+    """An empty run folder, marked unfinished until the context ends well.
+
+    Raises:
+        TwinbudError: See ``require_run_output``; a full disk or a forbidden folder.
+    """
+    require_run_output(folder, force=force)
+    marker = folder / MARKER
+    with explained_writes(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        marker.write_text("This run has not finished; its files are incomplete.\n", encoding="utf-8")
+        try:
+            yield folder
+        except BaseException as error:
+            _explain(marker, error)
+            raise
+        marker.unlink()
+
+
+def _explain(marker: Path, error: BaseException) -> None:
+    with suppress(OSError):  # on a full disk the marker's first text still stands
+        marker.write_text(f"This run did not finish: {error or type(error).__name__}\n", encoding="utf-8")
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Save resolved settings as ``config.yaml``, which ``--config`` reads back."""
+    text = "# Resolved settings of this run; twinbud train --config THIS_FILE --output RUN repeats it.\n"
+    write_text(folder / CONFIG, text + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The resolved settings of a finished run.
+
+    Raises:
+        TwinbudError: The folder is not a run, or the run did not finish.
+    """
+    if (folder / MARKER).exists():
+        raise TwinbudError(
+            "a finished run", got="one that has not finished", where=str(folder), fix="Train it again with --force"
+        )
+    try:
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TwinbudError(
+            "a run folder with config.yaml",
+            got="none that can be read",
+            where=str(folder),
+            fix="Give the --output of 'twinbud train'",
+        ) from error
+    if not isinstance(settings, dict):
+        raise TwinbudError("settings by name", got="something else", where=str(folder / CONFIG))
+    return settings
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON, whole or not at all; NaN is refused."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

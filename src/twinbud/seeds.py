@@ -1,0 +1,38 @@
+"""Independent named streams of random numbers.
+
+Every random choice has a stream of its own, so that changing one (the order of samples, say) changes no other
+(the split, the head of S). A stream is a pure function of its name, its seed and its counters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+
+Stream = Literal[
+    "split",
+    "subset",
+    "selection",
+    "student",
+    "student-head",
+    "auxiliary-head",
+    "order",
+    "augmentation",
+    "drop-path",
+    "bootstrap",
+    "phantom",
+]
+"""What a stream decides. ``student`` initialises the body of the baselines CM2-CM4."""
+
+
+def stream_seed(stream: Stream, seed: int, *counters: int | str) -> int:
+    """A 63-bit seed that depends on the stream's name, the user's seed and the counters, and on nothing else."""
+    text = "/".join(["twinbud", stream, str(seed), *map(str, counters)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def numpy_stream(stream: Stream, seed: int, *counters: int | str) -> np.random.Generator:
+    """A counter-based NumPy generator (Philox) at the start of the named stream."""
+    return np.random.Generator(np.random.Philox(stream_seed(stream, seed, *counters)))

@@ -1,0 +1,29 @@
+"""S′ follows S as an exponential moving average (eq. 7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def follow(auxiliary: nn.Module, student: nn.Module, beta: float) -> None:
+    """θ_S′ ← β θ_S′ + (1 − β) θ_S, in place, in the parameters' own dtype (eq. 7).
+
+    Floating-point buffers are averaged likewise; counters are copied. S′ keeps the weights it was built with at the
+    start, unlike the averages of ``torch.optim.swa_utils`` and timm, which begin as copies of S.
+
+    Args:
+        auxiliary: S′.
+        student: S, of the same architecture.
+        beta: Smoothing in [0, 1]; 1 freezes S′.
+    """
+    theirs: list[torch.Tensor] = list(auxiliary.parameters())
+    ours: list[torch.Tensor] = list(student.parameters())
+    for behind, ahead in zip(auxiliary.buffers(), student.buffers(), strict=True):
+        if behind.is_floating_point():
+            theirs.append(behind)
+            ours.append(ahead)
+        else:
+            behind.copy_(ahead)
+    torch._foreach_lerp_(theirs, ours, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]

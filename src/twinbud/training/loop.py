@@ -1,0 +1,243 @@
+"""The training loop: epochs, the order of samples, their views, and what was measured on the way.
+
+Shape legend: N samples, B batch, C channels (3), S image side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from twinbud.config import TrainingConfig
+from twinbud.data.augment import draw_views, normalise, see
+from twinbud.models.twins import Twins
+from twinbud.progress import Advance, Progress, SilentProgress, duration
+from twinbud.seeds import numpy_stream, stream_seed
+from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
+from twinbud.training.step import Objective, StepResult, TrainingStep
+
+_ESTIMATE_AFTER = 10
+_SHOW_EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One row of the history; losses and accuracy are means over the epoch's images, before each update."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    loss: float
+    loss_ce: float
+    loss_skd: float | None
+    accuracy: float
+    seconds: float
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What training did.
+
+    Attributes:
+        epochs: One record an epoch.
+        num_steps: Optimiser steps taken.
+        num_images: Images seen, counting each once an epoch.
+        train_seconds: Wall time of the epochs, test passes left out.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    num_steps: int
+    num_images: int
+    train_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """What S learns from, all on the device it trains on.
+
+    Attributes:
+        images_NCSS: uint8 pixels.
+        labels_N: int64 class indices.
+        mean: Normalisation of the network's input, one number a channel, for pixels in [0, 1].
+        std: Normalisation of the network's input.
+    """
+
+    images_NCSS: torch.Tensor
+    labels_N: torch.Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.images_NCSS.device
+
+
+def fit(
+    twins: Twins,
+    data: LabelledImages,
+    config: TrainingConfig,
+    *,
+    bf16: bool = False,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    test_accuracy: Callable[[], float] | None = None,
+    progress: Progress | None = None,
+    label: str = "training",
+) -> History:
+    """Train S (and let S′ follow) on the labelled images, in place.
+
+    The result depends on the images, the labels, the twins' weights and the settings; the global random state is
+    neither read nor changed.
+
+    Args:
+        twins: S and S′, on the device to train on.
+        data: The labelled images, on the same device.
+        config: Resolved settings (``temperature`` a number).
+        bf16: Whether the networks compute in bf16 autocast.
+        on_epoch: Called with each epoch's record.
+        test_accuracy: Called every ``config.evaluate_every`` epochs, outside the measured time.
+        progress: Where to show the bar and the estimate.
+        label: What to call the bar.
+
+    Raises:
+        TwinbudError: A loss or gradient that is not finite.
+    """
+    progress = progress or SilentProgress()
+    plan = plan_steps(config, len(data))
+    step = TrainingStep(twins, objective(config, bf16), weight_decay=config.weight_decay)
+    records: list[EpochRecord] = []
+    devices = [data.device] if data.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), progress.bar(label, plan.num_steps) as advance:
+        watch = _Watch(progress, advance, plan, label)
+        for epoch in range(1, plan.epochs + 1):
+            twins.student.train()
+            record = _train_epoch(epoch, step, data, config, plan, watch)
+            if test_accuracy and config.evaluate_every and epoch % config.evaluate_every == 0:
+                record = replace(record, test_accuracy=test_accuracy())
+            records.append(record)
+            on_epoch(record)
+    twins.student.eval()
+    return History(
+        epochs=tuple(records),
+        num_steps=step.num_steps,
+        num_images=plan.epochs * len(data),
+        train_seconds=sum(record.seconds for record in records),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """How many epochs and steps a number of samples makes; the last, short batch of an epoch is kept."""
+
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.epochs * self.steps_per_epoch
+
+
+def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
+    """The steps that ``config`` asks for on ``num_samples`` labelled images."""
+    steps_per_epoch = -(-num_samples // config.batch_size)
+    return StepPlan(
+        epochs=planned_epochs(config.epochs, config.min_steps, steps_per_epoch), steps_per_epoch=steps_per_epoch
+    )
+
+
+def objective(config: TrainingConfig, bf16: bool) -> Objective:
+    """The numbers of equations 1-7 that a step needs."""
+    assert config.temperature != "auto", "temperature is resolved before training"
+    return Objective(
+        alpha=config.alpha,
+        beta=config.beta,
+        temperature=config.temperature,
+        ce_temperature=config.temperature if config.ce_temperature == "tau" else 1.0,
+        clip_norm=config.clip_norm,
+        bf16=bf16,
+    )
+
+
+def batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
+    """The order of samples in one epoch, a pure function of (seed, epoch), a batch at a time."""
+    order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
+    return iter(order.split(batch_size))
+
+
+def _train_epoch(
+    epoch: int, step: TrainingStep, data: LabelledImages, config: TrainingConfig, plan: StepPlan, watch: _Watch
+) -> EpochRecord:
+    start = time.perf_counter()
+    views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip).to(data.device)
+    sums = _Sums(data.device)
+    rate = 0.0
+    for batch in batches(len(data), config.batch_size, config.seed, epoch):
+        rows = batch.to(data.device)
+        rate = learning_rate_at(
+            step.num_steps,
+            num_steps=plan.num_steps,
+            warmup=config.warmup,
+            peak=peak_learning_rate(config.learning_rate, config.batch_size),
+            final=config.final_learning_rate,
+        )
+        torch.manual_seed(stream_seed("drop-path", config.seed, step.num_steps))
+        images_BCSS = normalise(see(data.images_NCSS[rows], views[rows]), data.mean, data.std)
+        sums.add(step(images_BCSS, data.labels_N[rows], rate), len(rows))
+        watch.stepped(step.num_steps, epoch, sums)
+    means = sums.means()  # waits for the device, so the clock is read after it
+    return EpochRecord(
+        epoch=epoch, step=step.num_steps, learning_rate=rate, **means, seconds=time.perf_counter() - start
+    )
+
+
+class _Sums:
+    """Sums of an epoch's losses and right answers, kept on the device so that no step waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(4, dtype=torch.float64, device=device)
+        self.count = 0
+        self.has_skd = False
+
+    def add(self, result: StepResult, size: int) -> None:
+        losses = result.losses
+        self.has_skd = losses.skd is not None
+        parts = (losses.total, losses.ce, losses.ce if losses.skd is None else losses.skd)
+        means = torch.stack([part.detach().double() for part in parts])
+        self.values[:3] += means * size
+        self.values[3] += result.num_correct
+        self.count += size
+
+    def means(self) -> dict[str, Any]:
+        loss, ce, skd, correct = (self.values / self.count).tolist()
+        return {"loss": loss, "loss_ce": ce, "loss_skd": skd if self.has_skd else None, "accuracy": correct}
+
+
+class _Watch:
+    """Shows loss, accuracy and time left once a second, and says after ten steps how long the whole will take."""
+
+    def __init__(self, progress: Progress, advance: Advance, plan: StepPlan, label: str) -> None:
+        self.progress, self.advance, self.plan, self.label = progress, advance, plan, label
+        self.start = self.last_shown = time.perf_counter()
+
+    def stepped(self, done: int, epoch: int, sums: _Sums) -> None:
+        now = time.perf_counter()
+        if done == 1:
+            self.start = now  # the first step also pays for warming up
+        if done == _ESTIMATE_AFTER + 1 and self.plan.num_steps > 2 * _ESTIMATE_AFTER:
+            each = (now - self.start) / _ESTIMATE_AFTER
+            whole = duration(each * self.plan.num_steps)
+            self.progress.note(f"{self.label}: {self.plan.num_steps} steps of {each:.2f} s, about {whole} in all")
+        if now - self.last_shown >= _SHOW_EVERY_SECONDS or done == self.plan.num_steps:
+            self.last_shown = now
+            means = sums.means()
+            text = f"epoch {epoch}/{self.plan.epochs} · loss {means['loss']:.3f} · accuracy {means['accuracy']:.0%}"
+            self.advance(done, text)

@@ -1,0 +1,132 @@
+"""The one training step: S learns from labels and from S′, then S′ follows (eqs. 1-7).
+
+Shape legend: B batch, C channels, S image side, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from twinbud.errors import TwinbudError
+from twinbud.models.twins import Twins
+from twinbud.training.ema import follow
+from twinbud.training.losses import Losses, total_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The numbers of equations 1-7, and how they are computed.
+
+    Attributes:
+        alpha: Weight of cross-entropy (eq. 5).
+        beta: Smoothing of S′ (eq. 7).
+        temperature: τ of eqs. 1-3.
+        ce_temperature: Temperature of eq. 4.
+        clip_norm: Largest gradient norm, or None.
+        bf16: Whether the networks compute in bf16 autocast; weights, S′ and losses stay in float32.
+    """
+
+    alpha: float
+    beta: float
+    temperature: float
+    ce_temperature: float
+    clip_norm: float | None
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Losses of the batch before the update, and how many of its images S classified rightly; all on the device."""
+
+    losses: Losses
+    num_correct: torch.Tensor
+
+
+class TrainingStep:
+    """Carries S, S′ and the optimiser from one step to the next.
+
+    Args:
+        twins: S and, in ``dual``, S′, on the device they train on.
+        objective: What is minimised.
+        weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
+    """
+
+    def __init__(self, twins: Twins, objective: Objective, *, weight_decay: float) -> None:
+        self.twins = twins
+        self.objective = objective
+        self.parameters = [p for p in twins.student.parameters() if p.requires_grad]
+        # the learning rate is given at each step
+        self.optimiser = torch.optim.AdamW(parameter_groups(twins.student, weight_decay), lr=0.0, fused=True)
+        self.num_steps = 0
+        if twins.auxiliary is not None:
+            twins.auxiliary.eval()
+
+    def __call__(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, learning_rate: float) -> StepResult:
+        """Take one step.
+
+        Args:
+            images_BCSS: Normalised float32 images, one augmented view that S and S′ share.
+            labels_B: int64 class indices.
+            learning_rate: Of this step.
+
+        Raises:
+            TwinbudError: The loss or its gradient is not finite; neither S nor S′ has been updated.
+        """
+        losses, student_BK = self._losses(images_BCSS, labels_B)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self._refuse_non_finite(losses.total, norm)
+        if self.objective.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.objective.clip_norm, norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.step()
+        if self.twins.auxiliary is not None:
+            follow(self.twins.auxiliary, self.twins.student, self.objective.beta)
+        self.num_steps += 1
+        return StepResult(losses, (student_BK.argmax(dim=1) == labels_B).sum())
+
+    def _losses(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor) -> tuple[Losses, torch.Tensor]:
+        goal = self.objective
+        with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=goal.bf16):
+            auxiliary_BK = None
+            if self.twins.auxiliary is not None:
+                # before S's forward, so that S's activations are not yet held
+                with torch.no_grad():
+                    auxiliary_BK = self.twins.auxiliary(images_BCSS)
+            student_BK = self.twins.student(images_BCSS)
+        losses = total_loss(
+            student_BK,
+            auxiliary_BK,
+            labels_B,
+            alpha=goal.alpha,
+            temperature=goal.temperature,
+            ce_temperature=goal.ce_temperature,
+        )
+        return losses, student_BK.detach()
+
+    def _refuse_non_finite(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
+        if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
+            return
+        what = "loss" if not bool(torch.isfinite(loss)) else "gradient"
+        raise TwinbudError(
+            f"a finite {what}",
+            got=f"loss {float(loss):g}, gradient norm {float(gradient_norm):g}",
+            where=f"step {self.num_steps + 1}",
+            fix="S and S′ are as they were before it; lower --learning-rate or set --clip-norm 1",
+        )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """AdamW's two groups: no decay on 1-D parameters (norms, biases, LayerScale) and timm's ``no_weight_decay()``."""
+    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [name for name, p in trained if p.dim() <= 1 or name in exempt]
+    return [
+        {"params": [p for name, p in trained if name not in plain], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if name in plain], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,305 @@
+"""No patient and no picture on two sides; fractions nested; the same split whatever the disk's order."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twinbud.config import DataConfig
+from twinbud.data.catalog import Catalog, ImageRow
+from twinbud.data.folds import connected_groups
+from twinbud.data.split import NO_PATIENTS, SPLIT_COLUMNS, Split, make_split, read_split, write_split
+from twinbud.errors import TwinbudError
+
+
+def catalog_of(labels: str, patients: list[Any] | None = None, splits: list[Any] | None = None) -> Catalog:
+    rows = [
+        ImageRow(
+            path=f"{number:05d}.png",
+            file=Path(f"{number:05d}.png"),
+            label=label,
+            patient_id=None if patients is None or patients[number] is None else str(patients[number]),
+            split=None if splits is None else splits[number],
+        )
+        for number, label in enumerate(labels)
+    ]
+    return Catalog(source="data", rows=tuple(rows), classes=tuple(sorted(set(labels))))
+
+
+def unique(catalog: Catalog) -> list[str]:
+    return [row.path for row in catalog.rows]
+
+
+def split_of(catalog: Catalog, digests: list[str] | None = None, *, seed: int = 0, **changes: Any) -> Split:
+    return make_split(catalog, digests or unique(catalog), DataConfig(**changes), seed=seed)
+
+
+def counts(catalog: Catalog, indices: tuple[int, ...]) -> Counter[str]:
+    return Counter(catalog.rows[index].label for index in indices)
+
+
+SETS = st.integers(2, 4).flatmap(
+    lambda classes: st.lists(
+        st.tuples(st.integers(0, classes - 1), st.integers(0, 30), st.integers(0, 40)), min_size=4, max_size=80
+    )
+)
+"""(class, patient, picture) of each image."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(images=SETS, by_patient=st.booleans(), split_seed=st.integers(0, 5))
+def test_no_patient_and_no_picture_is_in_two_parts(
+    images: list[tuple[int, int, int]], by_patient: bool, split_seed: int
+) -> None:
+    catalog = catalog_of(
+        "".join("abcd"[image[0]] for image in images), [image[1] for image in images] if by_patient else None
+    )
+    digests = [str(image[2]) for image in images]
+    try:
+        split = split_of(catalog, digests, split_seed=split_seed)
+    except TwinbudError:
+        return  # one class, or one that cannot be divided: these have tests of their own
+    assert sorted(split.train + split.test) == list(range(len(images)))
+    assert set(counts(catalog, split.train)) == set(counts(catalog, split.test)) == set(catalog.classes)
+    for kind in [1, 2] if by_patient else [2]:
+        sides = [{images[index][kind] for index in part} for part in (split.train, split.test)]
+        assert not sides[0] & sides[1]
+    assert split.by_patient == by_patient
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(2, 30), min_size=2, max_size=4), split_seed=st.integers(0, 5))
+def test_every_class_of_two_images_or_more_is_on_both_sides(sizes: list[int], split_seed: int) -> None:
+    catalog = catalog_of("".join(name * size for name, size in zip("abcd", sizes, strict=False)))
+    split = split_of(catalog, split_seed=split_seed)
+    for name, size in zip("abcd", sizes, strict=False):
+        in_test = counts(catalog, split.test)[name]
+        assert 1 <= in_test < size
+        assert max(sizes) < 5 or abs(in_test - size / 5) <= 1
+
+
+def test_the_split_is_stratified_80_20() -> None:
+    catalog = catalog_of("a" * 100 + "b" * 50 + "c" * 10)
+    assert counts(catalog, split_of(catalog).test) == {"a": 20, "b": 10, "c": 2}
+
+
+def test_groups_are_chains_of_patients_and_pictures() -> None:
+    groups = connected_groups(["p", "p", "q", "r", "s"], ["1", "2", "2", "3", "3"])
+    np.testing.assert_array_equal(groups, [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(connected_groups(["x", "y"], ["y", "x"]), [0, 1])
+
+
+def test_a_patient_and_a_duplicate_together_bind_a_chain() -> None:
+    catalog = catalog_of("ab" * 20, [number // 2 for number in range(40)])
+    digests = unique(catalog)
+    digests[3] = digests[0]  # patients 0 and 1 share a picture
+    for split_seed in range(5):
+        split = split_of(catalog, digests, split_seed=split_seed)
+        assert len({index in split.test for index in range(4)}) == 1
+
+
+def test_split_duplicates_drops_the_pictures_and_keeps_the_patients() -> None:
+    catalog = catalog_of("ab" * 50)
+    digests = [str(number // 2 // 2) for number in range(100)]
+    plain = split_of(catalog, digests, split_duplicates=True)
+    assert plain.train == split_of(catalog).train
+    assert any("in more than one part, as the plain random split was asked for" in note for note in plain.notes)
+    patients = [number // 4 for number in range(100)]
+    split = split_of(catalog_of("ab" * 50, patients), digests, split_duplicates=True)
+    assert not {patients[index] for index in split.train} & {patients[index] for index in split.test}
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
+    catalog = catalog_of("ab" * 30, [number // 3 for number in range(60)])
+    shuffled = replace(catalog, rows=tuple(reversed(catalog.rows)))
+    assert shuffled == catalog
+    assert split_of(shuffled) == split_of(catalog)
+
+
+def test_the_split_depends_on_split_seed_and_the_labels_used_on_seed() -> None:
+    catalog = catalog_of("ab" * 50)
+    first = split_of(catalog, fraction=0.2)
+    assert split_of(catalog, fraction=0.2) == first
+    other = split_of(catalog, fraction=0.2, seed=1)
+    assert other.train == first.train
+    assert other.labelled != first.labelled
+    assert split_of(catalog, split_seed=1).test != first.test
+
+
+@pytest.mark.parametrize("subset", ["stratified", "plain"])
+def test_fractions_are_nested(subset: str) -> None:
+    catalog = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
+    fractions = (0.02, 0.05, 0.1, 0.5, 1.0)
+    splits = [split_of(catalog, fraction=fraction, subset=subset, seed=0) for fraction in fractions]
+    for small, large in itertools.pairwise(splits):
+        assert set(small.labelled) < set(large.labelled) <= set(large.train)
+    assert splits[-1].labelled == splits[-1].train
+
+
+def test_a_stratified_fraction_keeps_every_class() -> None:
+    catalog = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
+    assert counts(catalog, split_of(catalog, fraction=0.01).labelled) == {"a": 2, "b": 1, "c": 1}
+    assert counts(catalog, split_of(catalog, fraction=0.1).labelled) == {"a": 16, "b": 7, "c": 2}
+
+
+def test_a_plain_fraction_takes_its_share_of_all() -> None:
+    catalog = catalog_of("a" * 200 + "b" * 200)
+    assert len(split_of(catalog, fraction=0.1, subset="plain").labelled) == 32
+
+
+def test_a_plain_fraction_of_one_class_is_an_error() -> None:
+    catalog = catalog_of("a" * 20 + "b" * 20)
+    with pytest.raises(TwinbudError) as caught:
+        split_of(catalog, fraction=0.01, subset="plain")
+    assert "--fraction 0.01 --subset plain --seed 0: expected labelled images of at least two classes" in str(
+        caught.value
+    )
+    assert "Give a larger --fraction, or --subset stratified." in str(caught.value)
+
+
+def test_a_class_of_one_patient_cannot_be_split() -> None:
+    catalog = catalog_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
+    with pytest.raises(TwinbudError) as caught:
+        split_of(catalog)
+    assert str(caught.value) == (
+        "data: expected images of each class on both sides, no patient and no duplicate on both, got the 5 images of "
+        "'b' in 1 patient(s) or set(s) of identical images, which cannot be divided so. "
+        "Add images of other patients, leave the class out, or give a split of your own."
+    )
+
+
+def test_all_images_of_one_patient_cannot_be_split() -> None:
+    with pytest.raises(TwinbudError, match="the 2 images of 'a' in 1 patient"):
+        split_of(catalog_of("aabb", [1, 1, 1, 1]))
+
+
+def test_a_given_split_is_kept_and_val_is_never_trained_on() -> None:
+    catalog = catalog_of("ab" * 6, splits=["train"] * 6 + ["val"] * 2 + ["test"] * 4)
+    split = split_of(catalog)
+    assert (split.train, split.val, split.test) == ((0, 1, 2, 3, 4, 5), (6, 7), (8, 9, 10, 11))
+    assert split.given
+    assert set(split.labelled) <= set(split.train)
+    assert "the split is the one given" in split.notes
+
+
+def test_duplicates_across_a_given_split_are_counted() -> None:
+    catalog = catalog_of("abababab", splits=["train"] * 4 + ["test"] * 4)
+    digests = ["0", "1", "2", "0", "0", "1", "6", "7"]
+    split = split_of(catalog, digests)
+    assert (split.duplicate_groups, split.duplicate_images, split.conflicting_groups) == (2, 3, 1)
+    assert split.notes == (
+        NO_PATIENTS,
+        "the split is the one given",
+        "2 groups of identical images found (3 extra copies): 2 of them in more than one part, "
+        "as the given split has it",
+        "1 group of identical images with different labels",
+    )
+
+
+def test_a_given_train_part_without_test_gives_a_fifth_of_itself() -> None:
+    patients = [number // 2 for number in range(40)]
+    catalog = catalog_of("aabb" * 10, patients, ["train"] * 32 + ["val"] * 8)
+    split = split_of(catalog)
+    assert split.val == tuple(range(32, 40))
+    assert len(split.test) == 6
+    assert sorted(split.train + split.test) == list(range(32))
+    assert not {patients[index] for index in split.train} & {patients[index] for index in split.test}
+    assert "the given split has no test part: a fifth of its train part became one" in split.notes
+
+
+def test_a_class_that_a_given_test_part_lacks_is_noted() -> None:
+    split = split_of(catalog_of("abcabab", splits=["train"] * 5 + ["test"] * 2))
+    assert "the given test part has no image of c" in split.notes
+
+
+def test_notes_say_what_was_done() -> None:
+    assert split_of(catalog_of("ab" * 10)).notes == (NO_PATIENTS, "0 groups of identical images found")
+    catalog = catalog_of("ab" * 10, [*range(18), None, None])
+    digests = [*unique(catalog)[:-1], unique(catalog)[1]]
+    assert split_of(catalog, digests).notes == (
+        "split by patient: no patient is in two parts (18 patients)",
+        "no patient is known of 2 images: each was taken for a patient of its own",
+        "1 group of identical images found (1 extra copy): each group is in one part only",
+    )
+    assert NO_PATIENTS == "no patient column: split by image, figures may be optimistic"
+
+
+def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
+    catalog = catalog_of("ab" * 20, [f"p;{number // 2}" for number in range(40)])
+    split = split_of(catalog, fraction=0.3)
+    file = tmp_path / "split.csv"
+    write_split(file, catalog, split)
+    assert tuple(file.read_text("utf-8").splitlines()[0].split(",")) == SPLIT_COLUMNS
+    rows = read_split(file)
+    assert [row.image_path for row in rows] == unique(catalog)
+    assert [row.patient_id for row in rows] == [row.patient_id for row in catalog.rows]
+    assert [index for index, row in enumerate(rows) if row.labelled] == list(split.labelled)
+    again = split_of(catalog, split=file, fraction=0.3, split_seed=9)
+    assert again.given
+    assert (again.train, again.val, again.test, again.labelled) == (split.train, (), split.test, split.labelled)
+    given_otherwise = catalog_of("ab" * 20, splits=["train"] * 30 + ["test"] * 10)
+    assert split_of(given_otherwise, split=file).test == split.test
+
+
+@pytest.fixture
+def split_file(tmp_path: Path) -> Path:
+    catalog = catalog_of("ab" * 4)
+    write_split(tmp_path / "split.csv", catalog, split_of(catalog))
+    return tmp_path / "split.csv"
+
+
+def test_paths_missing_on_either_side_of_a_split_file_are_named(split_file: Path) -> None:
+    text = split_file.read_text("utf-8").replace("00003.png", "moved.png")
+    split_file.write_text(text, "utf-8")
+    with pytest.raises(TwinbudError) as caught:
+        split_of(catalog_of("ab" * 4), split=split_file)
+    assert str(caught.value) == (
+        f"--split {split_file}: expected the paths of data, got 1 that the data lacks (moved.png) and 1 in the data "
+        "that it lacks (00003.png). Give the split of the same data, or leave --split out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("image_path", "file", "expected the columns 'image_path', 'label', 'split', each once, got 'file', 'label'"),
+        ("00003.png", "00002.png", "row 5: expected each image once, got '00002.png' again."),
+        (",train,", ",,", "'split': expected train, val or test, got a blank."),
+        (",train,", ",learn,", "'split': expected one of train, training, val, valid, validation, test, testing, got"),
+    ],
+)
+def test_a_wrong_split_file_is_an_error(split_file: Path, old: str, new: str, expected: str) -> None:
+    split_file.write_text(split_file.read_text("utf-8").replace(old, new), "utf-8")
+    with pytest.raises(TwinbudError) as caught:
+        read_split(split_file)
+    assert expected in str(caught.value)
+
+
+def test_a_missing_split_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TwinbudError, match=r"expected a CSV, got No such file or directory\. Check the path\."):
+        split_of(catalog_of("aabb"), split=tmp_path / "none.csv")
+
+
+def test_a_split_file_with_a_patient_on_both_sides_is_an_error(split_file: Path) -> None:
+    with pytest.raises(TwinbudError, match=r"^--split .*expected each patient on one side of the given split"):
+        split_of(catalog_of("ab" * 4, [0] * 8), split=split_file)
+
+
+def test_seven_thousand_images_are_split_in_seconds() -> None:
+    catalog = catalog_of("abcd" * 1750)
+    digests = [
+        str(number // 4 * 4 + number % 4 if number > 800 else number // 8 * 4 + number % 4) for number in range(7000)
+    ]
+    start = time.perf_counter()
+    split = split_of(catalog, digests)
+    assert time.perf_counter() - start < 15  # measured: 0.8 s; a shared machine may be busy
+    assert 1300 < len(split.test) < 1500

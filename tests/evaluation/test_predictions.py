@@ -1,0 +1,95 @@
+"""The CSV of predictions, and that no impossible prediction can exist."""
+
+import csv
+import stat
+
+import numpy as np
+import pytest
+
+from twinbud.errors import TwinbudError
+from twinbud.evaluation.predictions import Predictions, write_text, write_predictions
+
+PROBABILITIES = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2], [0.5, 0.5], [0.05, 0.95]])
+
+
+def make(**changes):
+    values = {
+        "paths": tuple(f"{i}.png" for i in range(5)),
+        "labels": np.array([1, 1, 1, 0, 0]),
+        "probabilities": PROBABILITIES,
+        "classes": ("no lesion", 'a "mass", large'),
+    }
+    return Predictions(**{**values, **changes})
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_prediction_is_the_most_probable_class_and_the_first_of_equals():
+    assert make().predicted.tolist() == [0, 1, 0, 0, 1]
+    assert make().confidence.tolist() == [0.6, 0.9, 0.8, 0.5, 0.95]
+
+
+def test_mistakes_come_most_confident_first_and_never_include_a_right_answer():
+    assert make().most_confident_mistakes(10).tolist() == [4, 2, 0]
+    assert make().most_confident_mistakes(1).tolist() == [4]
+    with pytest.raises(TwinbudError, match="known classes"):
+        make(labels=None).most_confident_mistakes(1)
+
+
+def test_csv_gives_back_paths_classes_and_probabilities(tmp_path):
+    thirds = np.array([[1 / 3, 2 / 3]] * 5)
+    write_predictions(tmp_path / "predictions.csv", make(probabilities=thirds))
+    rows = read(tmp_path / "predictions.csv")
+    columns = ["path", "label", "prediction", "probability_no lesion", 'probability_a "mass", large']
+    assert list(rows[0]) == columns
+    assert rows[0]["label"] == rows[0]["prediction"] == 'a "mass", large'
+    written = np.array([[float(row[column]) for column in columns[3:]] for row in rows])
+    np.testing.assert_allclose(written, thirds, rtol=1e-8)
+
+
+def test_unknown_labels_are_blank(tmp_path):
+    write_predictions(tmp_path / "predictions.csv", make(labels=None))
+    assert {row["label"] for row in read(tmp_path / "predictions.csv")} == {""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probabilities": np.full((5, 2), np.inf)}, r"0\.png: expected finite probabilities"),
+        ({"probabilities": np.full((5, 2), 0.6)}, "sum to 1"),
+        ({"probabilities": np.tile([1.5, -0.5], (5, 1))}, r"in \[0, 1\]"),
+        ({"probabilities": np.zeros((4, 2))}, "shape"),
+        ({"labels": np.array([0, 1, 2, 0, 0])}, r"2\.png: expected a label in 0\.\.1"),
+        ({"labels": np.array([0.0, 1, 1, 0, 0])}, "whole class indices"),
+        ({"labels": np.array([0])}, "5 labels"),
+        ({"patient_ids": ("x",)}, "5 patient_ids"),
+    ],
+)
+def test_impossible_predictions_are_refused(changes, message):
+    with pytest.raises(TwinbudError, match=message):
+        make(**changes)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    write_text(path, "old")
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(TwinbudError, match="full disk"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_has_ordinary_permissions(tmp_path):
+    plain, ours = tmp_path / "plain", tmp_path / "ours"
+    plain.write_text("")
+    write_text(ours, "é\n")
+    assert stat.S_IMODE(ours.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    assert ours.read_bytes() == "é\n".encode()
