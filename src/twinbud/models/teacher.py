@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -23,6 +25,7 @@ from twinbud.models import dinov2
 from twinbud.models.families.base import State, TimmModel
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HUB_TIMEOUT_SECONDS = 10.0
 _OFFLINE_WAYS = (
     "Without the hub, use --teacher dinov2-small, ARCHITECTURE@FILE.safetensors, local-dir:FOLDER, "
     "or --selected DIR from a machine that has the teacher"
@@ -185,16 +188,20 @@ def _arguments_in(state: State, card: TeacherCard) -> dict[str, Any]:
 
 
 def _from_hub(name: str) -> State:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise TwinbudError(
+            "a timm name with pretrained weights",
+            got=f"'{name}', which has none",
+            where="--teacher",
+            fix="Choose one of timm.list_pretrained(), such as vit_small_patch16_224.augreg_in21k",
+        )
     try:
+        if not isinstance(huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str):
+            # asked once, since the client itself goes on trying for a minute
+            get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_SECONDS)
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client and its transports raise many unrelated types
-        if isinstance(error, RuntimeError) and "pretrained" in str(error).lower():
-            raise TwinbudError(
-                "a timm name with pretrained weights",
-                got=f"'{name}', which has none",
-                where="--teacher",
-                fix="Add its tag, such as vit_small_patch16_224.augreg_in21k",
-            ) from error
         raise TwinbudError(
             "pretrained weights from the hub",
             got=f"no answer from it ({type(error).__name__})",

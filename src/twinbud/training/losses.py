@@ -1,6 +1,6 @@
 """Equations 1-5 of arXiv 2508.20461, as pure functions.
 
-Shape legend: B batch, K classes. All in float32, whatever the networks computed in.
+Shape legend: B batch, K classes. Logits of lower precision are widened to float32 first.
 """
 
 from __future__ import annotations
@@ -52,9 +52,13 @@ def total_loss(
         temperature: τ of eqs. 1-3.
         ce_temperature: Temperature of eq. 4: 1, or τ where its letter is followed.
     """
-    student_BK = student_BK.float()
+    student_BK = _at_least_float32(student_BK)
     ce = F.cross_entropy(student_BK / ce_temperature, labels_B)
     if auxiliary_BK is None:
         return Losses(ce, ce, None)
-    skd = self_distillation_loss(student_BK, auxiliary_BK.float(), temperature)
+    skd = self_distillation_loss(student_BK, _at_least_float32(auxiliary_BK), temperature)
     return Losses(alpha * ce + (1 - alpha) * temperature**2 * skd, ce, skd)
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

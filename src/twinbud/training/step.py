@@ -79,7 +79,7 @@ class TrainingStep:
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self._refuse_non_finite(losses.total, norm)
+        self._refuse_non_finite(losses.total.detach(), norm)
         if self.objective.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.objective.clip_norm, norm)
         for group in self.optimiser.param_groups:

