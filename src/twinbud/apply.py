@@ -81,7 +81,7 @@ def evaluate_run(
             image_size=bundle.image_size,
             max_megapixels=data.max_megapixels,
             skip_broken=data.skip_broken,
-            on_progress=lambda done, total: advance(done, ""),
+            on_progress=advance,
         )
     predictions = Predictions(
         paths=tuple(row.path for row in catalog.rows),
@@ -130,7 +130,7 @@ def predict(
             image_size=bundle.image_size,
             max_megapixels=max_megapixels,
             skip_broken=skip_broken,
-            on_progress=lambda done, total: advance(done, ""),
+            on_progress=advance,
         )
     predictions = Predictions(
         paths=tuple(str(file) for index, file in enumerate(files) if index not in broken),

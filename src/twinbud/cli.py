@@ -6,17 +6,19 @@ Only this file and the settings are read before a command is known, so that ``--
 from __future__ import annotations
 
 import os
+import re
 import sys
-from argparse import SUPPRESS
-from collections.abc import Sequence
+from argparse import SUPPRESS, Action
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse._core import ArgumentGroup
 
 from twinbud.config import PROFILES, STAGES, DataConfig, ModelConfig, TrainingConfig, run_config
-from twinbud.errors import TwinbudError
+from twinbud.errors import TwinbudError, unknown_choice
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -28,13 +30,48 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print and leave."""
         del ex
-        print(f"twinbud: {_plain(message)} For the valid options run: {self.prog} --help", file=sys.stderr)
+        command = self.prog.rpartition(" ")[2]
+        program = f"twinbud {command}" if command in _OPTIONS else "twinbud"
+        print(f"twinbud: {_plain(message)} For what is valid run: {program} --help", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
 def _plain(message: str) -> str:
-    line = " ".join(message.split()).replace("Parser key", "option").replace("typing.", "")
-    return line if line.endswith(".") else f"{line}."
+    """The parser's message as one line in the words of the command line."""
+    line = " ".join(message.split())
+    if match := re.match(r'Parser key "(\w+)": (.*)', line):
+        *_, got = re.split(r"Got value: |Given value: ", match[2])
+        kinds = [_KINDS.get(kind, kind) for kind in re.findall(r"<class '(?:\w+\.)*(\w+)'>", match[2])]
+        kinds += [f"'{word}'" for words in re.findall(r"Literal\[([^\]]*)\]", match[2]) for word in _words(words)]
+        kinds = [kind for kind in dict.fromkeys(kinds) if kind != "text" or len(kinds) == 1]
+        expected = " or ".join(kinds) or "another value"
+        return f"--{match[1].replace('_', '-')}: expected {expected}, got '{got}'."
+    if match := re.match(r"Subcommand '\w+' does not accept option '(\w+)'", line):
+        return str(unknown_choice("--config", match[1], sorted(_setting_names())))
+    if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
+        return str(unknown_choice("option", match[1], sorted(f"--{n.replace('_', '-')}" for n in _setting_names())))
+    if match := re.match(r"the following arguments are required: (.*)", line):
+        names = (name.rpartition(".")[2] for name in match[1].split(", "))
+        return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
+    return line if line.endswith((".", "?")) else f"{line}."
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "Path": "a path",
+    "NoneType": "none",
+}
+
+
+def _words(choices: str) -> list[str]:
+    return [word.strip(" '\"") for word in choices.split(",")]
+
+
+def _setting_names() -> list[str]:
+    return [setting.name for kind in STAGES.values() for setting in fields(kind)] + ["config", "output", "force"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,26 +93,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> ArgumentParser:
     """The whole command line, one sub-command a stage."""
-    parser = _Parser(prog="twinbud", description=DESCRIPTION)
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    for name, fill in _OPTIONS.items():
-        command = _Parser(description=_HELP[name])
+    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", formatter_class=_Formatter)
+    commands = parser.add_subcommands(
+        title="commands", description="'twinbud COMMAND --help' tells more of each.", metavar="COMMAND", help=""
+    )
+    for name, (text, usage, fill) in _OPTIONS.items():
+        command = _Parser(description=text, usage=f"twinbud {name} {usage}", formatter_class=_Formatter)
         fill(command)
-        commands.add_subcommand(name, command, help=_HELP[name])
+        commands.add_subcommand(name, command, help=text)
     return parser
 
 
+class _Formatter(DefaultHelpFormatter):
+    """Help without the Python types, which the sentences make plain."""
+
+    def _get_help_string(self, action: Action) -> str:
+        return action.help or ""
+
+
 DESCRIPTION = "Grow a small, trustworthy medical-image classifier from a large pretrained model."
-_HELP = {
-    "demo": "Watch the main job on generated images: grown from a teacher against trained from scratch.",
-    "select": "Select the weights of S and S′ from a teacher, to be trained elsewhere.",
-    "train": "Select, train, evaluate and deliver a small model; writes a run folder.",
-    "evaluate": "Measure a finished run on its own test images, or on others.",
-    "predict": "Classify images with a finished run or a model folder.",
-}
 
 
-def _add_setting(parser: ArgumentParser, kind: type, name: str) -> None:
+def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: type, name: str) -> None:
     """One option from one field; what is not given stays out, so that the profile can decide."""
     setting: Field[Any] = next(field for field in fields(kind) if field.name == name)
     hint = get_type_hints(kind)[name]
@@ -83,9 +122,11 @@ def _add_setting(parser: ArgumentParser, kind: type, name: str) -> None:
     option = f"--{name.replace('_', '-')}"
     if hint is bool:
         parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
+    elif get_origin(hint) is Literal:
+        # the settings check the word themselves, and know the nearest
+        parser.add_argument(option, default=SUPPRESS, metavar="|".join(get_args(hint)), help=text)
     else:
-        metavar = None if get_args(hint) and get_origin(hint) is Literal else name.rpartition("_")[2].upper()
-        parser.add_argument(option, type=hint, default=SUPPRESS, metavar=metavar, help=text)
+        parser.add_argument(option, type=hint, default=SUPPRESS, metavar=name.rpartition("_")[2].upper(), help=text)
 
 
 def _default(setting: Field[Any]) -> str:
@@ -98,10 +139,11 @@ def _default(setting: Field[Any]) -> str:
 
 def _train_options(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file of any of these settings, by name.")
-    for kind in STAGES.values():
-        for setting in fields(kind):
-            _add_setting(parser, kind, setting.name)
     _add_output(parser, "Run folder to make.", required=True)
+    for stage, kind in STAGES.items():
+        group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
+        for setting in fields(kind):
+            _add_setting(group, kind, setting.name)
 
 
 def _select_options(parser: ArgumentParser) -> None:
@@ -141,13 +183,34 @@ def _add_output(parser: ArgumentParser, text: str, *, required: bool) -> None:
 _SOURCE_SETTINGS = (
     "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
 )  # fmt: skip
-_OPTIONS = {
-    "demo": _demo_options,
-    "select": _select_options,
-    "train": _train_options,
-    "evaluate": _evaluate_options,
-    "predict": _predict_options,
+_OPTIONS: dict[str, tuple[str, str, Callable[[ArgumentParser], None]]] = {
+    "demo": (
+        "Watch the main job on generated images: grown from a teacher against trained from scratch.",
+        "[--output DIR] [--force]",
+        _demo_options,
+    ),
+    "select": (
+        "Select the weights of S and S′ from a teacher, to be trained elsewhere.",
+        "--teacher T [--student half|NAME] [options] --output DIR",
+        _select_options,
+    ),
+    "train": (
+        "Select, train, evaluate and deliver a small model; makes a run folder.",
+        "--data PATH (--teacher T | --selected DIR) [options] --output RUN",
+        _train_options,
+    ),
+    "evaluate": (
+        "Measure a finished run on its own test images, or on others.",
+        "RUN [--data PATH] [options] [--output DIR]",
+        _evaluate_options,
+    ),
+    "predict": (
+        "Classify images with a finished run or a model folder.",
+        "RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
+        _predict_options,
+    ),
 }
+"""Of each command: what it does, how it is called, and its options."""
 
 
 def _given(chosen: Namespace, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def decode_images(catalog: Catalog, config: RunConfig, progress: Progress) -> tu
             image_size=config.training.image_size,
             max_megapixels=config.data.max_megapixels,
             skip_broken=config.data.skip_broken,
-            on_progress=lambda done, total: advance(done, ""),
+            on_progress=advance,
         )
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[int, str], None]
-"""``advance(done, text)``: how many of the planned units are done, and what to show beside the bar."""
+
+class Advance(Protocol):
+    """Says how many of the planned units are done, and what to show beside the bar."""
+
+    def __call__(self, done: int, text: str = "", /) -> None:
+        """Move the bar."""
+        ...
 
 
 class Progress(Protocol):
@@ -34,7 +39,7 @@ class SilentProgress:
     def bar(self, label: str, total: int) -> Iterator[Advance]:
         """No bar."""
         del label, total
-        yield lambda done, text: None
+        yield lambda done, text="": None
 
 
 class TerminalProgress:
@@ -72,12 +77,12 @@ class TerminalProgress:
         )
         with Progress(*columns, console=self.console, speed_estimate_period=60) as progress:
             task = progress.add_task(label, total=total, text="")
-            yield lambda done, text: progress.update(task, completed=done, text=text)
+            yield lambda done, text="": progress.update(task, completed=done, text=text)
 
     def _lines(self, label: str, total: int) -> Advance:
         start = last = time.monotonic()
 
-        def advance(done: int, text: str) -> None:
+        def advance(done: int, text: str = "", /) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < self.interval and done < total:

