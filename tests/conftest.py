@@ -1,4 +1,4 @@
-"""What every test shares: a cache of its own, and no terminal bars."""
+"""What every test shares: a cache of its own, no terminal bars, and one small finished run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from builders import save_images, save_vit_teacher
+from command import trained
+
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -14,3 +17,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["TWINBUD_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders ``dark``, ``grey`` and ``light``; to be read only."""
+    return save_images(tmp_path_factory.mktemp("images"), {"dark": 10, "grey": 10, "light": 10})
+
+
+@pytest.fixture(scope="session")
+def shared_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small ViT with LayerScale; to be read only."""
+    return save_vit_teacher(tmp_path_factory.mktemp("teacher") / "vit")
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory: pytest.TempPathFactory, shared_images: Path, shared_teacher: str) -> Path:
+    """A finished ``dual`` run on ``shared_images``; to be read only."""
+    return trained(shared_images, shared_teacher, tmp_path_factory.mktemp("runs") / "dual")

@@ -9,7 +9,7 @@ The stages as plain functions, in the order in which a run takes them:
 - ``evaluate``: metrics with intervals.
 - ``train``, ``evaluate_run``, ``predict``: whole jobs, as the command line does them.
 
-Settings are in ``twinbud.config``; ``run_config`` makes a whole run's from a dictionary.
+``twinbud.config`` explains every setting; ``run_config`` makes a whole run's from a dictionary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinbud.apply import evaluate_run, predict
-    from twinbud.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, run_config
+    from twinbud.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
     from twinbud.data.catalog import read_catalog
     from twinbud.data.pixels import load_pixels
     from twinbud.data.split import make_split
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from twinbud.models.teacher import open_teacher, read_teacher_card
     from twinbud.models.twins import build_baseline, build_twins
     from twinbud.pipeline import train
+    from twinbud.settings import run_config
     from twinbud.training.loop import fit
 
 _HOMES = {
@@ -37,7 +38,7 @@ _HOMES = {
     "ModelConfig": "config",
     "TrainingConfig": "config",
     "RunConfig": "config",
-    "run_config": "config",
+    "run_config": "settings",
     "read_catalog": "data.catalog",
     "load_pixels": "data.pixels",
     "make_split": "data.split",

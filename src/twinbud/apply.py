@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twinbud.config import DataConfig, run_config
+from twinbud.config import DataConfig
 from twinbud.data.catalog import find_images, read_catalog
 from twinbud.data.pixels import load_images, load_pixels
 from twinbud.data.rows import Catalog, IgnoredFile
@@ -18,10 +18,11 @@ from twinbud.errors import TwinbudError, first_few
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
-from twinbud.files import new_folder
+from twinbud.files import new_folder, require_free
 from twinbud.models.bundle import Bundle, open_bundle
 from twinbud.progress import Progress, SilentProgress
 from twinbud.run_folder import CONFIG, MARKER, read_settings, write_json
+from twinbud.settings import stage_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,13 @@ class Evaluation:
 
 
 def evaluate_run(
-    folder: Path, source: Mapping[str, Any] | None = None, *, progress: Progress | None = None, seed: int = 0
+    folder: Path,
+    source: Mapping[str, Any] | None = None,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Measure a finished run's model.
 
@@ -51,20 +58,24 @@ def evaluate_run(
         source: Settings of DataConfig. With ``data`` among them, other labelled images are used: their test part
             if they come divided, else all of them; classes are matched by name. Without it, the run's own test
             part is used again.
+        output: Folder to make for ``metrics.json`` and ``predictions.csv``; none: nothing is written.
+        force: Replace that folder.
         progress: Where to report.
         seed: Of the bootstrap.
 
     Raises:
         TwinbudError: Not a finished run, images that are missing, or classes the model does not know.
     """
+    if output is not None:
+        require_free(output, force=force)
     settings = read_settings(folder)
     bundle = open_bundle(folder / "model")
     source = dict(source or {})
     if "data" in source:
-        data = DataConfig(**source)
+        data = stage_config(DataConfig, source)
         catalog, note = _other_images(data)
     else:
-        data = replace(run_config(settings, output=folder).data, **source)
+        data = stage_config(DataConfig, {**settings, **source})
         catalog, note = _own_test_part(folder, data)
     unknown = sorted({row.label for row in catalog.rows} - set(bundle.classes))
     if unknown:
@@ -90,12 +101,15 @@ def evaluate_run(
         classes=bundle.classes,
         patient_ids=tuple(row.patient_id for row in catalog.rows) if catalog.has_patients else None,
     )
-    return Evaluation(
+    evaluation = Evaluation(
         metrics=evaluate(predictions, seed=seed),
         predictions=predictions,
         ignored=catalog.ignored,
         note=note,
     )
+    if output is not None:
+        _write(evaluation, output, force=force)
+    return evaluation
 
 
 def predict(
@@ -159,7 +173,7 @@ def _probabilities(bundle: Bundle, pixels: Any) -> np.ndarray:
     return predict_probabilities(bundle.model, images, mean=bundle.mean, std=bundle.std)
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, *, force: bool = False) -> None:
+def _write(evaluation: Evaluation, folder: Path, *, force: bool) -> None:
     """Write ``metrics.json`` and ``predictions.csv`` into a new folder, whole or not at all."""
     with new_folder(folder, force=force) as draft:
         write_json(draft / "metrics.json", evaluation.metrics)

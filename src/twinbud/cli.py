@@ -17,8 +17,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse._core import ArgumentGroup
 
-from twinbud.config import PROFILES, STAGES, DataConfig, ModelConfig, TrainingConfig, run_config
+from twinbud.config import PROFILES, DataConfig, ModelConfig, TrainingConfig
 from twinbud.errors import TwinbudError, unknown_choice
+from twinbud.settings import STAGES, Stage, run_config, setting_names, stage_config
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -37,41 +38,17 @@ class _Parser(ArgumentParser):
 
 
 def _plain(message: str) -> str:
-    """The parser's message as one line in the words of the command line."""
+    """The parser's message as one line, with the valid words where it leaves them out."""
     line = " ".join(message.split())
-    if match := re.match(r'Parser key "(\w+)": (.*)', line):
-        *_, got = re.split(r"Got value: |Given value: ", match[2])
-        kinds = [_KINDS.get(kind, kind) for kind in re.findall(r"<class '(?:\w+\.)*(\w+)'>", match[2])]
-        kinds += [f"'{word}'" for words in re.findall(r"Literal\[([^\]]*)\]", match[2]) for word in _words(words)]
-        kinds = [kind for kind in dict.fromkeys(kinds) if kind != "text" or len(kinds) == 1]
-        expected = " or ".join(kinds) or "another value"
-        return f"--{match[1].replace('_', '-')}: expected {expected}, got '{got}'."
     if match := re.match(r"Subcommand '\w+' does not accept option '(\w+)'", line):
-        return str(unknown_choice("--config", match[1], sorted(_setting_names())))
+        return str(unknown_choice("--config", match[1], sorted(setting_names())))
     if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
-        return str(unknown_choice("option", match[1], sorted(f"--{n.replace('_', '-')}" for n in _setting_names())))
+        options = [f"--{name.replace('_', '-')}" for name in (*setting_names(), "config", "output", "force")]
+        return str(unknown_choice("option", match[1], sorted(options)))
     if match := re.match(r"the following arguments are required: (.*)", line):
         names = (name.rpartition(".")[2] for name in match[1].split(", "))
         return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
     return line if line.endswith((".", "?")) else f"{line}."
-
-
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "Path": "a path",
-    "NoneType": "none",
-}
-
-
-def _words(choices: str) -> list[str]:
-    return [word.strip(" '\"") for word in choices.split(",")]
-
-
-def _setting_names() -> list[str]:
-    return [setting.name for kind in STAGES.values() for setting in fields(kind)] + ["config", "output", "force"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,19 +91,19 @@ class _Formatter(DefaultHelpFormatter):
 DESCRIPTION = "Grow a small, trustworthy medical-image classifier from a large pretrained model."
 
 
-def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: type, name: str) -> None:
-    """One option from one field; what is not given stays out, so that the profile can decide."""
+def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: Stage, name: str) -> None:
+    """One option from one field; what is not given stays out, so that the profile can decide.
+
+    Values stay words here: the settings read and check them, alike from the command line and from a file.
+    """
     setting: Field[Any] = next(field for field in fields(kind) if field.name == name)
-    hint = get_type_hints(kind)[name]
     text = f"{setting.metadata['help']}{_default(setting)}"
-    option = f"--{name.replace('_', '-')}"
+    option, hint = f"--{name.replace('_', '-')}", get_type_hints(kind)[name]
     if hint is bool:
         parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
-    elif get_origin(hint) is Literal:
-        # the settings check the word themselves, and know the nearest
-        parser.add_argument(option, default=SUPPRESS, metavar="|".join(get_args(hint)), help=text)
     else:
-        parser.add_argument(option, type=hint, default=SUPPRESS, metavar=name.rpartition("_")[2].upper(), help=text)
+        metavar = "|".join(get_args(hint)) if get_origin(hint) is Literal else name.rpartition("_")[2].upper()
+        parser.add_argument(option, default=SUPPRESS, metavar=metavar, help=text)
 
 
 def _default(setting: Field[Any]) -> str:
@@ -213,10 +190,9 @@ _OPTIONS: dict[str, tuple[str, str, Callable[[ArgumentParser], None]]] = {
 """Of each command: what it does, how it is called, and its options."""
 
 
-def _given(chosen: Namespace, names: Sequence[str] | None = None) -> dict[str, Any]:
+def _given(chosen: Namespace) -> dict[str, Any]:
     """The settings that were given, by name."""
-    known = names or [setting.name for kind in STAGES.values() for setting in fields(kind)]
-    return {name: chosen[name] for name in known if name in chosen}
+    return {name: chosen[name] for name in setting_names() if name in chosen}
 
 
 def _demo(chosen: Namespace) -> None:
@@ -231,15 +207,15 @@ def _select(chosen: Namespace) -> None:
     from twinbud.models.selected import select_to_folder
     from twinbud.report.terminal import show_selection
 
-    settings = _given(chosen, ("teacher", "student", "rule", "attention", "swap_roles"))
-    folder = select_to_folder(
-        ModelConfig(**settings),
+    given = _given(chosen)
+    selection = select_to_folder(
+        stage_config(ModelConfig, given),
         chosen.output,
-        seed=chosen.get("seed", 0),
+        seed=stage_config(TrainingConfig, given).seed,
         half_precision=chosen.weights == "float16",
         force=chosen.force,
     )
-    show_selection(folder, chosen.output)
+    show_selection(selection, chosen.output)
 
 
 def _train(chosen: Namespace) -> None:
@@ -252,14 +228,13 @@ def _train(chosen: Namespace) -> None:
 
 
 def _evaluate(chosen: Namespace) -> None:
-    from twinbud.apply import evaluate_run, write_evaluation
+    from twinbud.apply import evaluate_run
     from twinbud.progress import TerminalProgress
     from twinbud.report.terminal import show_evaluation
 
-    given = _given(chosen, _SOURCE_SETTINGS)
-    evaluation = evaluate_run(chosen.run, given, progress=TerminalProgress())
-    if chosen.output is not None:
-        write_evaluation(evaluation, chosen.output, force=chosen.force)
+    evaluation = evaluate_run(
+        chosen.run, _given(chosen), output=chosen.output, force=chosen.force, progress=TerminalProgress()
+    )
     show_evaluation(evaluation, chosen.output)
 
 
@@ -269,8 +244,14 @@ def _predict(chosen: Namespace) -> None:
     from twinbud.progress import TerminalProgress
     from twinbud.report.terminal import show_ignored, show_predictions
 
-    settings = _given(chosen, ("skip_broken", "max_megapixels"))
-    predictions, ignored = predict(chosen.model, chosen.images, **settings, progress=TerminalProgress())
+    data = stage_config(DataConfig, _given(chosen))
+    predictions, ignored = predict(
+        chosen.model,
+        chosen.images,
+        skip_broken=data.skip_broken,
+        max_megapixels=data.max_megapixels,
+        progress=TerminalProgress(),
+    )
     if chosen.output is None:
         show_predictions(predictions)
     else:

@@ -8,8 +8,7 @@ saved with each run as `config.yaml`, which `--config` reads back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -179,50 +178,3 @@ def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -
         temperature=temperature if training.temperature == "auto" else training.temperature,
         drop_path=drop_path if training.drop_path == "auto" else training.drop_path,
     )
-
-
-STAGES: dict[str, type[DataConfig] | type[ModelConfig] | type[TrainingConfig]] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "training": TrainingConfig,
-}
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """All settings by name, flat and in plain types, as ``config.yaml`` holds them; output and force left out."""
-    values = {
-        setting.name: getattr(getattr(config, stage), setting.name)
-        for stage, kind in STAGES.items()
-        for setting in fields(kind)
-    }
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def run_config(settings: Mapping[str, Any], *, output: Path, force: bool = False) -> RunConfig:
-    """The run that ``settings`` describe; what they leave out comes from their profile.
-
-    Args:
-        settings: By name, as in ``config.yaml``.
-        output: The run folder.
-        force: Replace an earlier run.
-
-    Raises:
-        TwinbudError: An unknown setting, or a value out of its range.
-    """
-    names = {setting.name for kind in STAGES.values() for setting in fields(kind)}
-    for name in settings:
-        if name not in names:
-            raise unknown_choice("settings", name, sorted(names))
-    profile = settings.get("profile", "paper")
-    if profile not in PROFILES:
-        raise unknown_choice("--profile", profile, PROFILES)
-    given = {**PROFILES[profile], **settings}
-    stages = {
-        stage: kind(**{s.name: _typed(s, given[s.name]) for s in fields(kind) if s.name in given})
-        for stage, kind in STAGES.items()
-    }
-    return RunConfig(**stages, output=output, force=force)  # type: ignore[arg-type]
-
-
-def _typed(setting: Field[Any], value: Any) -> Any:
-    return Path(value) if "Path" in str(setting.type) and isinstance(value, str) else value

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twinbud.config import run_config
 from twinbud.files import require_free
 from twinbud.models.dinov2 import load_dinov2_small
 from twinbud.pipeline import Run, train
 from twinbud.progress import Progress, SilentProgress
 from twinbud.report.page import Arm, write_report
+from twinbud.settings import run_config
 
 SETTINGS: dict[str, Any] = {
     "data": "phantom",

@@ -74,4 +74,8 @@ def explained_writes(where: object) -> Iterator[None]:
                 where=str(where),
                 fix="Choose another --output",
             ) from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise TwinbudError(
+                "a place to write", got=(error.strerror or "none").lower(), where=str(where), fix="Check --output"
+            ) from error
         raise

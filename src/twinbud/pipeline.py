@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from twinbud.config import ModelConfig, RunConfig, resolve, settings_of
+from twinbud.config import ModelConfig, RunConfig, resolve
 from twinbud.data.catalog import read_catalog
 from twinbud.data.pixels import Pixels, load_pixels
 from twinbud.data.rows import Catalog
@@ -29,6 +29,7 @@ from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report
 from twinbud.report.summary import summarise
 from twinbud.run_folder import require_run_output, started_run, write_json, write_settings
+from twinbud.settings import settings_of
 from twinbud.training.loop import History, LabelledImages, fit
 from twinbud.training.precision import choose_device, choose_precision
 

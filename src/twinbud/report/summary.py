@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from twinbud.config import RunConfig, settings_of
+from twinbud.config import RunConfig
 from twinbud.data.pixels import Pixels
 from twinbud.data.rows import Catalog
 from twinbud.data.split import Split
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.selected import Selection
 from twinbud.report.page import Example, Mistake, RunSummary, Width
+from twinbud.settings import settings_of
 from twinbud.training.loop import History
 
 METHODS = {

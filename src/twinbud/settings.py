@@ -1,0 +1,116 @@
+"""From settings by name, as a YAML file and the command line give them, to a checked RunConfig, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from twinbud.config import PROFILES, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from twinbud.errors import TwinbudError, unknown_choice
+
+Stage = type[DataConfig] | type[ModelConfig] | type[TrainingConfig]
+Config = TypeVar("Config", DataConfig, ModelConfig, TrainingConfig)
+
+STAGES: dict[str, Stage] = {"data": DataConfig, "model": ModelConfig, "training": TrainingConfig}
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    NoneType: "none",
+}
+
+
+def setting_names() -> list[str]:
+    """The names of all settings, stage by stage."""
+    return [setting.name for kind in STAGES.values() for setting in fields(kind)]
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """All settings by name, flat and in plain types, as ``config.yaml`` holds them; output and force left out."""
+    values = {
+        setting.name: getattr(getattr(config, stage), setting.name)
+        for stage, kind in STAGES.items()
+        for setting in fields(kind)
+    }
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def run_config(settings: Mapping[str, Any], *, output: Path, force: bool = False) -> RunConfig:
+    """The run that ``settings`` describe; what they leave out comes from their profile.
+
+    Args:
+        settings: By name, as in ``config.yaml``; words are read as the setting's type.
+        output: The run folder.
+        force: Replace an earlier run.
+
+    Raises:
+        TwinbudError: An unknown setting, a value of another type, or one out of its range.
+    """
+    for name in settings:
+        if name not in setting_names():
+            raise unknown_choice("settings", name, sorted(setting_names()))
+    profile = settings.get("profile", "paper")
+    if profile not in PROFILES:
+        raise unknown_choice("--profile", profile, PROFILES)
+    given = {**PROFILES[profile], **settings}
+    return RunConfig(
+        data=stage_config(DataConfig, given),
+        model=stage_config(ModelConfig, given),
+        training=stage_config(TrainingConfig, given),
+        output=output,
+        force=force,
+    )
+
+
+def stage_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+    """One stage's settings, from those among ``settings`` that are its own.
+
+    Raises:
+        TwinbudError: A value of another type, or one out of its range.
+    """
+    hints = get_type_hints(kind)
+    return kind(**{name: read_value(name, settings[name], hints[name]) for name in hints if name in settings})
+
+
+def read_value(name: str, value: Any, hint: Any) -> Any:
+    """``value``, or what its word says, as the type ``hint``; a choice is checked by the stage itself.
+
+    Raises:
+        TwinbudError: It is none.
+    """
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) not in (None, Literal) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if value in get_args(kind) or len(kinds) == 1:
+                return value
+        else:
+            read = _as(value, kind)
+            if read is not _NOT_ONE:
+                return read
+    expected = [w for kind in kinds for w in ([f"'{c}'" for c in get_args(kind)] or [_WORDS[kind]])]
+    raise TwinbudError(" or ".join(expected), got=f"'{value}'", where=f"--{name.replace('_', '-')}")
+
+
+_NOT_ONE = object()
+
+
+def _as(value: Any, kind: type) -> Any:
+    """``value`` as ``kind``, or _NOT_ONE; true is no number, and no number is text."""
+    if kind is NoneType:
+        return None if value is None or value == "none" else _NOT_ONE
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else _NOT_ONE
+    if kind in (int, float) and isinstance(value, int | float | str):
+        try:
+            return kind(value) if not (kind is int and isinstance(value, float)) else _NOT_ONE
+        except ValueError:
+            return _NOT_ONE
+    if kind in (str, Path) and isinstance(value, str | Path):
+        return kind(value)
+    return _NOT_ONE

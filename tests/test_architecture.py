@@ -1,0 +1,100 @@
+"""The house's rules, kept as tests: floors, sizes, and what is never imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "twinbud"
+FILES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("config", "seeds", "cache", "files", "memory", "progress", "environment"),
+    ("settings", "run_folder"),
+    ("data", "models"),
+    ("evaluation",),
+    ("training",),
+    ("report",),
+    ("pipeline", "apply"),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+"""From the ground up; rooms of one floor may not see each other."""
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+MAY_PRINT = ("cli", "report/terminal")
+
+
+def room(module: str) -> str:
+    return module.partition("/")[0]
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that can run, so none under ``if TYPE_CHECKING``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from executed(node)
+
+
+def imported(module: str) -> set[str]:
+    """Dotted names of all that a file imports, wherever in the file it does."""
+    names: set[str] = set()
+    for node in executed(parsed(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports by a relative path"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms_imported(module: str) -> set[str]:
+    return {name.split(".")[1] for name in imported(module) if name.startswith("twinbud.")}
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module != "__init__"])
+def test_a_file_imports_from_its_own_room_or_a_lower_floor_only(module: str) -> None:
+    own = room(module)
+    assert own in LEVEL, f"{own} has no floor yet"
+    for other in rooms_imported(module):
+        assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_stays_short(module: str) -> None:
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 330
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_function_stays_short(module: str) -> None:
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{module}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_pickles_are_never_opened(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imported(module)} & {"pickle", "dill", "joblib", "shelve"}
+    calls = [ast.unparse(node.func) for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
+    assert "torch.load" not in calls
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module not in MAY_PRINT])
+def test_only_the_command_line_prints(module: str) -> None:
+    calls = [ast.unparse(node.func) for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
+    assert "print" not in calls
+
+
+def test_no_file_is_called_utils() -> None:
+    assert not [module for module in FILES if module.rpartition("/")[2] in ("util", "utils", "helpers", "common")]
