@@ -29,8 +29,7 @@ def twinbud(*words: object) -> Answer:
         try:
             code = main([str(word) for word in words])
         except SystemExit as left:
-            assert isinstance(left.code, int)
-            code = left.code
+            code = int(left.code or 0)
     return Answer(code, out.getvalue(), err.getvalue())
 
 

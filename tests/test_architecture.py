@@ -78,9 +78,9 @@ def test_a_file_stays_short(module: str) -> None:
 def test_a_function_stays_short(module: str) -> None:
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno is not None
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 60, f"{module}: {node.name} has {length} lines"
+            docstring = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            length = (node.end_lineno or 0) - node.lineno + 1 - docstring
+            assert length <= 60, f"{module}: {node.name} has {length} lines besides its docstring"
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -21,7 +21,7 @@ from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.files import new_folder, require_free
 from twinbud.models.bundle import Bundle, open_bundle
 from twinbud.progress import Progress, SilentProgress
-from twinbud.run_folder import CONFIG, MARKER, read_settings, write_json
+from twinbud.run_folder import CONFIG, MARKER, METRICS, read_settings, write_json
 from twinbud.settings import stage_config
 
 
@@ -176,7 +176,7 @@ def _probabilities(bundle: Bundle, pixels: Any) -> np.ndarray:
 def _write(evaluation: Evaluation, folder: Path, *, force: bool) -> None:
     """Write ``metrics.json`` and ``predictions.csv`` into a new folder, whole or not at all."""
     with new_folder(folder, force=force) as draft:
-        write_json(draft / "metrics.json", evaluation.metrics)
+        write_json(draft / METRICS, evaluation.metrics)
         write_predictions(draft / "predictions.csv", evaluation.predictions)
 
 

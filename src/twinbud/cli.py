@@ -18,10 +18,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse._core import ArgumentGroup
 
 from twinbud.config import PROFILES, DataConfig, ModelConfig, TrainingConfig
-from twinbud.errors import TwinbudError, unknown_choice
-from twinbud.settings import STAGES, Stage, run_config, setting_names, stage_config
+from twinbud.errors import Stopped, TwinbudError, unknown_choice
+from twinbud.settings import STAGES, Stage, read_settings_file, run_config, setting_names, stage_config
 
 USER_ERROR = 2
+STOPPED = 75
 INTERRUPTED = 130
 
 
@@ -40,10 +41,11 @@ class _Parser(ArgumentParser):
 def _plain(message: str) -> str:
     """The parser's message as one line, with the valid words where it leaves them out."""
     line = " ".join(message.split())
-    if match := re.match(r"Subcommand '\w+' does not accept option '(\w+)'", line):
-        return str(unknown_choice("--config", match[1], sorted(setting_names())))
     if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
-        options = [f"--{name.replace('_', '-')}" for name in (*setting_names(), "config", "output", "force")]
+        options = [
+            f"--{name.replace('_', '-')}"
+            for name in (*setting_names(), "config", "output", "force", "resume", "checkpoint_seconds")
+        ]
         return str(unknown_choice("option", match[1], sorted(options)))
     if match := re.match(r"the following arguments are required: (.*)", line):
         names = (name.rpartition(".")[2] for name in match[1].split(", "))
@@ -52,13 +54,16 @@ def _plain(message: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 2 something the user can put right, 130 interrupted)."""
+    """Run one command; returns the exit code (0 done, 2 to be put right, 75 stopped and resumable, 130 interrupted)."""
     chosen = build_parser().parse_args(None if arguments is None else list(arguments))
     try:
         _COMMANDS[chosen.subcommand](chosen[chosen.subcommand])
     except TwinbudError as error:
         print(f"twinbud: {error}", file=sys.stderr)
         return USER_ERROR
+    except Stopped as stop:
+        print(f"twinbud: {stop}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("twinbud: stopped", file=sys.stderr)
         return INTERRUPTED
@@ -70,12 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> ArgumentParser:
     """The whole command line, one sub-command a stage."""
-    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", formatter_class=_Formatter)
+    form: Any = {"formatter_class": _Formatter, "allow_abbrev": False}
+    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", **form)
     commands = parser.add_subcommands(
         title="commands", description="'twinbud COMMAND --help' tells more of each.", metavar="COMMAND", help=""
     )
     for name, (text, usage, fill) in _OPTIONS.items():
-        command = _Parser(description=text, usage=f"twinbud {name} {usage}", formatter_class=_Formatter)
+        command = _Parser(description=text, usage=f"twinbud {name} {usage}", **form)
         fill(command)
         commands.add_subcommand(name, command, help=text)
     return parser
@@ -115,8 +121,12 @@ def _default(setting: Field[Any]) -> str:
 
 
 def _train_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file of any of these settings, by name.")
+    text = "YAML file of any of these settings, by name; words on the command line win."
+    parser.add_argument("--config", type=Path | None, metavar="FILE.yaml", help=text)
     _add_output(parser, "Run folder to make.", required=True)
+    parser.add_argument("--resume", action="store_true", help="Go on with an unfinished run, from its last checkpoint.")
+    text = "Seconds of training between two checkpoints, at an epoch's end [60]."
+    parser.add_argument("--checkpoint-seconds", type=float, default=60.0, metavar="SECONDS", help=text)
     for stage, kind in STAGES.items():
         group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
         for setting in fields(kind):
@@ -223,7 +233,9 @@ def _train(chosen: Namespace) -> None:
     from twinbud.progress import TerminalProgress
     from twinbud.report.terminal import show_run
 
-    config = run_config(_given(chosen), output=chosen.output, force=chosen.force)
+    saved = read_settings_file(chosen.config) if chosen.config else {}
+    handling = {name: chosen[name] for name in ("output", "force", "resume", "checkpoint_seconds")}
+    config = run_config({**saved, **_given(chosen)}, **handling)
     show_run(train(config, TerminalProgress()))
 
 

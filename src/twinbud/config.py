@@ -148,13 +148,25 @@ class TrainingConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run: its data, its models, its training, and where its results go."""
+    """One run: its data, its models, its training, and where its results go.
+
+    Attributes:
+        data: Which images.
+        model: Which networks.
+        training: How S is trained.
+        output: The run folder.
+        force: Replace an earlier run there.
+        resume: Go on with an unfinished run there.
+        checkpoint_seconds: Training time between two checkpoints; it changes no number.
+    """
 
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
     output: Path
     force: bool = False
+    resume: bool = False
+    checkpoint_seconds: float = 60.0
 
 
 PROFILES: dict[str, dict[str, Any]] = {

@@ -31,6 +31,7 @@ class Demo:
     """The two finished runs and the page that compares them."""
 
     runs: dict[str, Run]
+    """By how S started, in the words of ``ARMS``."""
     report: Path
 
 
@@ -64,7 +65,7 @@ def demo(output: Path, *, force: bool = False, progress: Progress | None = None)
             history={ARMS[name]: run.summary.history for name, run in runs.items()},
         ),
     )
-    return Demo(runs=runs, report=report)
+    return Demo(runs={ARMS[name]: run for name, run in runs.items()}, report=report)
 
 
 def _arm(name: str, run: Run, *, marked: bool) -> Arm:

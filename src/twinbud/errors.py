@@ -35,6 +35,10 @@ class TwinbudError(Exception):
         super().__init__(" ".join(text.split()))
 
 
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
+    """A run was asked to stop; the text says where it stands and how to go on."""
+
+
 def unknown_choice(what: str, value: object, choices: Iterable[str]) -> TwinbudError:
     """The error for a word that is none of the valid ones, with the nearest of them named."""
     valid = list(choices)
@@ -74,7 +78,7 @@ def explained_writes(where: object) -> Iterator[None]:
                 where=str(where),
                 fix="Choose another --output",
             ) from error
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
             raise TwinbudError(
                 "a place to write", got=(error.strerror or "none").lower(), where=str(where), fix="Check --output"
             ) from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from twinbud.errors import TwinbudError, explained_writes
+from twinbud.errors import TwinbudError, explained_writes, first_few
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,10 +32,11 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         path: Where the folder will stand.
-        force: Replace what stands there.
+        force: Replace what stands there, if the new folder has all that it holds.
 
     Raises:
-        TwinbudError: Something stands there already, the disk is full, or the place may not be written.
+        TwinbudError: Something stands there that is not to be replaced, the disk is full, or the place may not
+            be written.
     """
     require_free(path, force=force)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
@@ -44,10 +45,22 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             yield draft
             if path.exists():
+                _require_like(path, draft)
                 shutil.rmtree(path)
             draft.replace(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _require_like(old: Path, new: Path) -> None:
+    others = sorted({entry.name for entry in old.iterdir()} - {entry.name for entry in new.iterdir()})
+    if others:
+        raise TwinbudError(
+            "an earlier output of the same kind to replace",
+            got=f"a folder that holds something else ({first_few(others, 3)})",
+            where=str(old),
+            fix="Choose another --output",
+        )
 
 
 def require_free(path: Path, *, force: bool = False) -> None:
@@ -56,14 +69,16 @@ def require_free(path: Path, *, force: bool = False) -> None:
     Raises:
         TwinbudError: It does, and ``force`` is off; or a file stands there.
     """
-    if path.is_dir():
-        if force or not any(path.iterdir()):
-            return
+    with explained_writes(path):
+        is_folder, exists = path.is_dir(), path.exists()
+        is_free = not exists or (is_folder and (force or not any(path.iterdir())))
+    if is_free:
+        return
+    if is_folder:
         raise TwinbudError(
             "a new or empty output folder",
             got="one that holds files",
             where=str(path),
             fix="Choose another --output, or replace it with --force",
         )
-    if path.exists():
-        raise TwinbudError("an output folder", got="a file", where=str(path), fix="Choose another --output")
+    raise TwinbudError("an output folder", got="a file", where=str(path), fix="Choose another --output")

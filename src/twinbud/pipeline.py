@@ -11,8 +11,8 @@ import torch
 from twinbud.config import ModelConfig, RunConfig, resolve
 from twinbud.data.catalog import read_catalog
 from twinbud.data.pixels import Pixels, load_pixels
-from twinbud.data.rows import Catalog
-from twinbud.data.split import Split, make_split, write_split
+from twinbud.data.rows import Catalog, write_left_out
+from twinbud.data.split import Split, fingerprint, make_split, write_split
 from twinbud.environment import describe_environment
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
@@ -28,10 +28,12 @@ from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report
 from twinbud.report.summary import summarise
-from twinbud.run_folder import require_run_output, started_run, write_json, write_settings
-from twinbud.settings import settings_of
+from twinbud.run_folder import CHECKPOINTS, METRICS, require_run_output, started_run, write_json, write_settings
+from twinbud.settings import numeric_settings, settings_of, with_absolute_paths
+from twinbud.training.checkpoint import CheckpointFolder
+from twinbud.training.keeper import Keeper
 from twinbud.training.loop import History, LabelledImages, fit
-from twinbud.training.precision import choose_device, choose_precision
+from twinbud.training.precision import PrecisionChoice, choose_device, choose_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,60 +59,151 @@ def train(config: RunConfig, progress: Progress | None = None) -> Run:
 
     Raises:
         TwinbudError: Anything the caller can put right, before the run folder is made where that is possible.
+        Stopped: The system asked for a stop during training; ``config.resume`` goes on from there.
     """
     progress = progress or SilentProgress()
-    require_run_output(config.output, force=config.force)
+    require_run_output(config.output, force=config.force, resume=config.resume)
+    job = prepare(config, progress)
+    with started_run(config.output, force=config.force, resume=config.resume) as folder:
+        environment = describe(job, folder)
+        memory = PeakMemory(job.device)
+        history = learn(job, folder, progress)
+        metrics = cost_of(history, memory, num_train=len(job.split.labelled))
+        run = measure(job, folder, history, metrics, environment)
+        deliver(job, run)
+    return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that is known before the first step: resolved settings, images, their division, and the twins."""
+
+    config: RunConfig
+    catalog: Catalog
+    pixels: Pixels
+    split: Split
+    origin: Origin
+    twins: Twins
+    device: torch.device
+    precision: PrecisionChoice
+
+
+def prepare(config: RunConfig, progress: Progress) -> Job:
+    """Read and divide the images, open the teacher, build the twins; cheap mistakes are found first."""
     catalog = read_catalog(config.data)
     origin = open_origin(config)
-    catalog, pixels = decode_images(catalog, config, progress)
-    split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
-    config = replace(config, training=resolve_for(origin.design, config))
     device = choose_device(config.training.device)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    precision = choose_precision(config.training.precision, device)
-    twins = origin.build(config, num_classes=len(catalog.classes), device=device)
-    with started_run(config.output, force=config.force) as folder:
-        write_settings(folder, settings_of(config))
-        write_split(folder / "split.csv", catalog, split)
-        environment = describe_environment(device) | {
-            "precision": precision.name,
-            "precision_reason": precision.reason,
-            "seeds": {"seed": config.training.seed, "split_seed": config.data.split_seed},
-        }
-        write_json(folder / "environment.json", environment)
-        data = labelled_images(catalog, pixels, split, origin.design, device)
-        memory = PeakMemory(device)
+    catalog, pixels = decode_images(catalog, config, progress)
+    split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
+    family = origin.design.family
+    config = replace(
+        config, training=resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
+    )
+    return Job(
+        config=config,
+        catalog=catalog,
+        pixels=pixels,
+        split=split,
+        origin=origin,
+        twins=origin.build(config, num_classes=len(catalog.classes), device=device),
+        device=device,
+        precision=choose_precision(config.training.precision, device),
+    )
 
-        def predict(rows: tuple[int, ...]) -> Predictions:
-            return predict_rows(twins.student, catalog, pixels, rows, origin.design)
 
-        with history_writer(folder) as record:
-            history = fit(
-                twins,
-                data,
-                config.training,
-                bf16=precision.bf16,
-                on_epoch=record,
-                test_accuracy=lambda: accuracy_of(predict(split.test)),
-                progress=progress,
-                label=f"training {config.model.method}",
-            )
-        cost = cost_of(history, memory, num_train=len(data))
-        predictions = predict(split.test)
-        metrics = evaluate(predictions, seed=config.training.seed) | cost
-        if split.val:
-            metrics["val"] = evaluate(predict(split.val), seed=config.training.seed)
-        summary = summarise(
-            config, catalog, pixels, split, origin.selection, history, predictions, metrics, environment
+def describe(job: Job, folder: Path) -> dict[str, Any]:
+    """Write what the run starts from: settings, split, plan and environment; returns the last."""
+    write_settings(folder, settings_of(with_absolute_paths(job.config)))
+    write_split(folder / "split.csv", job.catalog, job.split)
+    if job.catalog.ignored:
+        write_left_out(folder / "left_out.csv", job.catalog)
+    if job.origin.selection is not None:
+        write_json(folder / "plan.json", job.origin.selection.plan.to_json())
+    environment = describe_environment(job.device) | {
+        "precision": job.precision.name,
+        "precision_reason": job.precision.reason,
+        "seeds": {"seed": job.config.training.seed, "split_seed": job.config.data.split_seed},
+    }
+    write_json(folder / "environment.json", environment)
+    return environment
+
+
+def learn(job: Job, folder: Path, progress: Progress) -> History:
+    """Train S on the labelled images, from the last checkpoint if the run is resumed."""
+    design = job.origin.design
+    data = LabelledImages(
+        images_NCSS=job.pixels.tensor(job.split.labelled).to(job.device),
+        labels_N=class_indices(job.catalog, job.split.labelled).to(job.device),
+        mean=design.mean,
+        std=design.std,
+    )
+    keeper = open_keeper(job, folder, progress)
+    with keeper.listening(), history_writer(folder, keeper.records) as record:
+        return fit(
+            job.twins,
+            data,
+            job.config.training,
+            bf16=job.precision.bf16,
+            on_epoch=record,
+            test_accuracy=lambda: accuracy_of(predict_rows(job, job.split.test)),
+            keeper=keeper,
+            progress=progress,
+            label=f"training {job.config.model.method}",
         )
-        write_predictions(folder / "predictions.csv", predictions)
-        deliver(folder / "model", twins, origin.design, config, catalog.classes, summary)
-        if origin.selection is not None:
-            write_json(folder / "plan.json", origin.selection.plan.to_json())
-        write_report(folder / "report.html", summary)
-        write_json(folder / "metrics.json", metrics)
+
+
+def open_keeper(job: Job, folder: Path, progress: Progress) -> Keeper:
+    """Where the run's checkpoints are, with the newest whole one if the run is resumed."""
+    identity = numeric_settings(job.config) | {
+        "precision": job.precision.name,
+        "images": fingerprint(job.catalog, job.pixels.digests, job.split),
+    }
+    checkpoints = CheckpointFolder(folder / CHECKPOINTS, identity)
+    found, complaints = checkpoints.latest() if job.config.resume else (None, [])
+    for complaint in complaints:
+        progress.note(complaint)
+    if job.config.resume:
+        progress.note(f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start")
+    return Keeper(checkpoints, found, every_seconds=job.config.checkpoint_seconds)
+
+
+def measure(job: Job, folder: Path, history: History, metrics: dict[str, Any], environment: dict[str, Any]) -> Run:
+    """Predict the test part once, after the last epoch, and gather all that the report shows."""
+    predictions = predict_rows(job, job.split.test)
+    metrics = evaluate(predictions, seed=job.config.training.seed) | metrics
+    if job.split.val:
+        metrics["val"] = evaluate(predict_rows(job, job.split.val), seed=job.config.training.seed)
+    summary = summarise(
+        job.config,
+        job.catalog,
+        job.pixels,
+        job.split,
+        job.origin.selection,
+        history,
+        predictions,
+        metrics,
+        environment,
+    )
     return Run(folder=folder, metrics=metrics, predictions=predictions, history=history, summary=summary)
+
+
+def deliver(job: Job, run: Run) -> None:
+    """Write predictions, report and metrics, and the model folder: S alone, and its card."""
+    model = run.folder / "model"
+    model.mkdir()
+    write_predictions(run.folder / "predictions.csv", run.predictions)
+    save_bundle(
+        model,
+        job.twins.student,
+        job.origin.design,
+        image_size=job.config.training.image_size,
+        classes=job.catalog.classes,
+    )
+    write_model_card(model / "README.md", run.summary)
+    write_report(run.folder / "report.html", run.summary)
+    write_json(run.folder / METRICS, run.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +266,6 @@ def _open_selection(model: ModelConfig, seed: int) -> Selection:
     )
 
 
-def resolve_for(design: Blueprint, config: RunConfig) -> Any:
-    """The training settings with what the student's family decides."""
-    return resolve(config.training, temperature=design.family.temperature, drop_path=design.family.drop_path)
-
-
 def decode_images(catalog: Catalog, config: RunConfig, progress: Progress) -> tuple[Catalog, Pixels]:
     """Decode every image once, under a bar."""
     with progress.bar("decoding", len(catalog.rows)) as advance:
@@ -195,26 +283,15 @@ def class_indices(catalog: Catalog, rows: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor([catalog.classes.index(catalog.rows[row].label) for row in rows], dtype=torch.int64)
 
 
-def labelled_images(
-    catalog: Catalog, pixels: Pixels, split: Split, design: Blueprint, device: torch.device
-) -> LabelledImages:
-    """The labelled part of the training images, on the device."""
-    return LabelledImages(
-        images_NCSS=pixels.tensor(split.labelled).to(device),
-        labels_N=class_indices(catalog, split.labelled).to(device),
-        mean=design.mean,
-        std=design.std,
-    )
-
-
-def predict_rows(
-    model: torch.nn.Module, catalog: Catalog, pixels: Pixels, rows: tuple[int, ...], design: Blueprint
-) -> Predictions:
-    """What ``model`` says about some rows of a catalog."""
+def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
+    """What S says about some rows of the catalog."""
+    catalog, design = job.catalog, job.origin.design
     return Predictions(
         paths=tuple(catalog.rows[row].path for row in rows),
         labels=class_indices(catalog, rows).numpy(),
-        probabilities=predict_probabilities(model, pixels.tensor(rows), mean=design.mean, std=design.std),
+        probabilities=predict_probabilities(
+            job.twins.student, job.pixels.tensor(rows), mean=design.mean, std=design.std
+        ),
         classes=catalog.classes,
         patient_ids=tuple(catalog.rows[row].patient_id for row in rows) if catalog.has_patients else None,
     )
@@ -241,12 +318,3 @@ def cost_of(history: History, memory: PeakMemory, *, num_train: int) -> dict[str
         "best_test_epoch": best.epoch if best else None,
         "best_test_accuracy": best.test_accuracy if best else None,
     }
-
-
-def deliver(
-    folder: Path, twins: Twins, design: Blueprint, config: RunConfig, classes: tuple[str, ...], summary: RunSummary
-) -> None:
-    """Write the model folder: S alone, and its card."""
-    folder.mkdir()
-    save_bundle(folder, twins.student, design, image_size=config.training.image_size, classes=classes)
-    write_model_card(folder / "README.md", summary)

@@ -17,18 +17,30 @@ from twinbud.files import require_free, write_text
 MARKER = "UNFINISHED"
 """Stands in a run folder until everything else does; it says why, if the run failed."""
 CONFIG = "config.yaml"
-_OWN_FILES = {CONFIG, MARKER, "metrics.json"}
+METRICS = "metrics.json"
+CHECKPOINTS = "checkpoints"
+"""Stands in an unfinished run; ``--resume`` goes on from what is in it."""
 
 
-def require_run_output(folder: Path, *, force: bool) -> None:
+def require_run_output(folder: Path, *, force: bool, resume: bool = False) -> None:
     """Refuse an output folder in use; even ``force`` replaces nothing but an earlier run.
 
     Raises:
-        TwinbudError: It holds files and ``force`` is off, or it holds something that is not a run.
+        TwinbudError: It holds files and neither ``force`` nor ``resume`` is on; it holds something that is not a
+            run; or the run to resume has finished.
     """
+    if resume and (folder / MARKER).exists():
+        return
+    if resume and (folder / METRICS).exists():
+        raise TwinbudError(
+            "an unfinished run to resume",
+            got="a finished one",
+            where=str(folder),
+            fix="Nothing is left to do; train it anew with --force",
+        )
     require_free(folder, force=force)
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if held and not held & _OWN_FILES:
+    if held and MARKER not in held and not held >= {CONFIG, METRICS}:
         raise TwinbudError(
             "an earlier run to replace",
             got="a folder that holds something else",
@@ -38,30 +50,40 @@ def require_run_output(folder: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def started_run(folder: Path, *, force: bool) -> Iterator[Path]:
-    """An empty run folder, marked unfinished until the context ends well.
+def started_run(folder: Path, *, force: bool, resume: bool = False) -> Iterator[Path]:
+    """A run folder, marked unfinished until the context ends well; empty but for checkpoints to resume from.
 
     Raises:
         TwinbudError: See ``require_run_output``; a full disk or a forbidden folder.
     """
-    require_run_output(folder, force=force)
+    require_run_output(folder, force=force, resume=resume)
     marker = folder / MARKER
     with explained_writes(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _empty(folder, keep={MARKER, CHECKPOINTS} if resume else set())
         marker.write_text("This run has not finished; its files are incomplete.\n", encoding="utf-8")
         try:
             yield folder
         except BaseException as error:
             _explain(marker, error)
             raise
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         marker.unlink()
+
+
+def _empty(folder: Path, keep: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _explain(marker: Path, error: BaseException) -> None:
     with suppress(OSError):  # on a full disk the marker's first text still stands
-        marker.write_text(f"This run did not finish: {error or type(error).__name__}\n", encoding="utf-8")
+        marker.write_text(f"This run did not finish: {str(error) or type(error).__name__}\n", encoding="utf-8")
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
 
 from twinbud.config import PROFILES, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from twinbud.errors import TwinbudError, unknown_choice
@@ -41,13 +43,61 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def run_config(settings: Mapping[str, Any], *, output: Path, force: bool = False) -> RunConfig:
+def numeric_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that change numbers: neither where things are, nor on what they run, nor what is looked at."""
+    left_out = {"data", "split", "selected", "device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
+    return {name: value for name, value in settings_of(config).items() if name not in left_out}
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same run, but that its saved settings hold wherever they are read."""
+    data, model = config.data, config.model
+    return replace(
+        config,
+        data=replace(
+            data,
+            data=data.data if data.data == "phantom" else str(Path(data.data).expanduser().absolute()),
+            split=data.split.absolute() if data.split else None,
+        ),
+        model=replace(model, selected=model.selected.absolute() if model.selected else None),
+    )
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Settings by name from a YAML file, such as a run's ``config.yaml``.
+
+    Raises:
+        TwinbudError: No such file, one that is no YAML, or an unknown setting.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TwinbudError("a YAML file of settings", got=f"none ({reason})", where=f"--config {path}") from error
+    if not isinstance(settings, dict):
+        raise TwinbudError("settings by name", got="something else", where=f"--config {path}", fix="Write NAME: VALUE")
+    for name in settings:
+        if name not in setting_names():
+            raise unknown_choice(f"--config {path}", name, sorted(setting_names()))
+    return settings
+
+
+def run_config(
+    settings: Mapping[str, Any],
+    *,
+    output: Path,
+    force: bool = False,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+) -> RunConfig:
     """The run that ``settings`` describe; what they leave out comes from their profile.
 
     Args:
         settings: By name, as in ``config.yaml``; words are read as the setting's type.
         output: The run folder.
         force: Replace an earlier run.
+        resume: Go on with an unfinished one.
+        checkpoint_seconds: Training time between two checkpoints.
 
     Raises:
         TwinbudError: An unknown setting, a value of another type, or one out of its range.
@@ -65,6 +115,8 @@ def run_config(settings: Mapping[str, Any], *, output: Path, force: bool = False
         training=stage_config(TrainingConfig, given),
         output=output,
         force=force,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
     )
 
 

@@ -64,7 +64,7 @@ def test_every_image_is_decoded_exactly_once(catalog: Catalog, monkeypatch: pyte
 
 
 def test_progress_counts_up_to_all(catalog: Catalog) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[int] = []
     load_pixels(
         catalog,
         image_size=8,

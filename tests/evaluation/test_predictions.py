@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from twinbud.errors import TwinbudError
-from twinbud.evaluation.predictions import Predictions, write_predictions, write_text
+from twinbud.evaluation.predictions import Predictions, write_predictions
+from twinbud.files import write_text
 
 PROBABILITIES = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2], [0.5, 0.5], [0.05, 0.95]])
 

@@ -42,7 +42,8 @@ PAIRS = {"vit": (vit, half_vit), "convnext": (convnext, half_convnext)}
 def select(teacher: Any, student: Any, **settings: Any) -> tuple[SelectionPlan, dict[str, Any], dict[str, Any]]:
     family = family_of(teacher, "teacher")
     plan = plan_selection(teacher, student, family, **settings)
-    return plan, *(cut(plan, teacher, student, family, twin) for twin in ("main", "auxiliary"))
+    main, auxiliary = (cut(plan, teacher, student, family, twin) for twin in ("main", "auxiliary"))
+    return plan, main, auxiliary
 
 
 def classifier(name: str) -> bool:

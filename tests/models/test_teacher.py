@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_dinov2_small_computes_what_the_packaged_graph_computes() -> None:
     state = teacher.model.state_dict()
     assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [16, 16], num_prefix_tokens=1, antialias=False)
-    model = timm.create_model(dinov2.ARCHITECTURE, img_size=224, num_classes=0).eval()
+    model: Any = timm.create_model(dinov2.ARCHITECTURE, img_size=224, num_classes=0).eval()
     model.load_state_dict(state)
     with torch.inference_mode():
         features = model.forward_features(torch.from_numpy(images))

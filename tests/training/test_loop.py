@@ -62,7 +62,7 @@ def test_every_epoch_sees_every_sample_once_and_the_short_batch_too() -> None:
 
 
 def test_fewer_images_than_a_batch_still_take_steps() -> None:
-    plan = plan_steps(TrainingConfig(**SETTINGS | {"batch_size": 64, "min_steps": 7}), 10)
+    plan = plan_steps(TrainingConfig(**{**SETTINGS, "batch_size": 64, "min_steps": 7}), 10)
     assert (plan.epochs, plan.steps_per_epoch, plan.num_steps) == (7, 1, 7)
 
 

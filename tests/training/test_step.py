@@ -34,7 +34,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(4, 3, 28, 28, generator=generator), torch.tensor([0, 1, 2, 1])
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
+def state(model: nn.Module | None) -> dict[str, torch.Tensor]:
+    assert model is not None
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -100,14 +101,14 @@ def test_float_buffers_are_averaged_and_counters_copied() -> None:
 def test_beta_one_freezes_the_auxiliary_and_zero_copies_the_student(beta: float, frozen: bool) -> None:
     pair = twins()
     before = state(pair.auxiliary)
-    TrainingStep(pair, Objective(**OBJECTIVE | {"beta": beta}), weight_decay=0.0)(*batch(), 1e-3)
+    TrainingStep(pair, Objective(**{**OBJECTIVE, "beta": beta}), weight_decay=0.0)(*batch(), 1e-3)
     assert same(state(pair.auxiliary), before if frozen else state(pair.student))
 
 
 def test_small_updates_are_not_lost_under_bf16() -> None:
     pair = twins()
     before = state(pair.auxiliary)
-    TrainingStep(pair, Objective(**OBJECTIVE | {"beta": 0.9999, "bf16": True}), weight_decay=0.0)(*batch(), 1e-3)
+    TrainingStep(pair, Objective(**{**OBJECTIVE, "beta": 0.9999, "bf16": True}), weight_decay=0.0)(*batch(), 1e-3)
     after = state(pair.auxiliary)
     assert all(tensor.dtype == torch.float32 for tensor in after.values())
     moved = sum(int((after[name] != before[name]).sum()) for name in after)
@@ -116,7 +117,7 @@ def test_small_updates_are_not_lost_under_bf16() -> None:
 
 def test_the_gradient_is_clipped_to_the_norm() -> None:
     pair = twins()
-    step = TrainingStep(pair, Objective(**OBJECTIVE | {"clip_norm": 0.01}), weight_decay=0.0)
+    step = TrainingStep(pair, Objective(**{**OBJECTIVE, "clip_norm": 0.01}), weight_decay=0.0)
     step(*batch(), 1e-3)
     norms = torch.stack([p.grad.norm() for p in pair.student.parameters() if p.grad is not None])
     assert float(norms.norm()) == pytest.approx(0.01, rel=1e-3)

@@ -41,18 +41,18 @@ class Lesion:
 def draw_lesion(kind: str, anatomy: Anatomy, generator: np.random.Generator) -> Lesion:
     """Draw a tumour of a kind where that kind grows in this head."""
     uniform = generator.uniform
-    enhancement = float(uniform(0.13, 0.4))
+    enhancement = float(uniform(0.25, 0.55))
     if kind == "glioma":
-        radius, spread = float(uniform(0.12, 0.24)), 0.09
+        radius, spread = float(uniform(0.2, 0.34)), 0.09
         x, y = _place_in_white_matter(anatomy, generator)
-        rim = enhancement if uniform() < 0.6 else 0.0
-        detail = {"rim": rim, "necrosis": float(uniform(0.14, 0.27)), "oedema": float(uniform(0.04, 0.13))}
+        rim = enhancement if uniform() < 0.75 else 0.0
+        detail = {"rim": rim, "necrosis": float(uniform(0.2, 0.3)), "oedema": float(uniform(0.04, 0.13))}
     elif kind == "meningioma":
-        radius, spread = float(uniform(0.1, 0.2)), 0.06
+        radius, spread = float(uniform(0.17, 0.3)), 0.06
         x, y = _place_on_dura(anatomy, radius, generator)
         detail = {"rim": 0.0, "necrosis": 0.0, "oedema": float(uniform(0.04, 0.12) * (uniform() < 0.4))}
     else:
-        radius, spread = float(uniform(0.07, 0.13)), 0.05
+        radius, spread = float(uniform(0.11, 0.18)), 0.05
         x = SELLA[0] + anatomy.sella_shift[0] + float(generator.normal(0, 0.012))
         y = SELLA[1] + anatomy.sella_shift[1] + float(uniform(-0.03, 0.06))
         detail = {"rim": 0.0, "necrosis": float(0.12 * (uniform() < 0.2)), "oedema": 0.0}

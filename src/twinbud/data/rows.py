@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from twinbud.errors import TwinbudError, first_few
+from twinbud.files import write_text
 
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
@@ -134,3 +137,12 @@ def check_given_split(rows: Sequence[ImageRow], where: str) -> None:
                 where=where,
                 fix="Give both parts the same class names, or leave the split to twinbud",
             )
+
+
+def write_left_out(path: Path, catalog: Catalog) -> None:
+    """Write a CSV of the files that were met and left out: path, reason."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["path", "reason"])
+    rows.writerows([file.path, file.reason] for file in catalog.ignored)
+    write_text(path, text.getvalue())

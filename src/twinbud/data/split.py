@@ -7,6 +7,7 @@ of identical pixels, are never torn apart by twinbud; what a given split tears i
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +109,14 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
         given=catalog.has_splits,
         notes=tuple(notes),
     )
+
+
+def fingerprint(catalog: Catalog, digests: Sequence[str], split: Split) -> str:
+    """A SHA-256 of the images in their order, their labels and what each is used for; paths do not count."""
+    use = dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, "val") | dict.fromkeys(split.test, "test")
+    use |= dict.fromkeys(split.labelled, "labelled")
+    lines = [f"{digests[i]} {row.label} {use[i]}" for i, row in enumerate(catalog.rows)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def write_split(path: Path, catalog: Catalog, split: Split) -> None:

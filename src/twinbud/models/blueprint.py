@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ class Blueprint:
         model_args: Arguments of ``timm.create_model`` that give its shape, image size and classes aside.
         mean, std: The teacher's normalisation, which the students keep.
         family: What the architecture and its teacher have in common.
-        template: A network of this architecture, of which only the shape counts.
+        template: A network of this architecture, with a classifier of one class and shapes only (the meta device).
     """
 
     architecture: str
@@ -43,8 +45,10 @@ class Blueprint:
 
     def build(self, *, image_size: int, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> TimmModel:
         """A network with timm's own random initialisation, drawn from ``seed`` alone."""
-        arguments = self.timm_arguments(image_size)
-        return _create(self.architecture, seed, num_classes=num_classes, drop_path_rate=drop_path, **arguments)
+        arguments = self.timm_arguments(image_size) | {"num_classes": num_classes, "drop_path_rate": drop_path}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(self.architecture, pretrained=False, **arguments)
 
 
 def design_student(card: TeacherCard, student: str) -> Blueprint:
@@ -57,7 +61,7 @@ def design_student(card: TeacherCard, student: str) -> Blueprint:
     Raises:
         TwinbudError: An unknown name, or one of another family.
     """
-    teacher = _create(card.architecture, seed=0, num_classes=0, **card.model_args)
+    teacher = _outline(card.architecture, card.name, num_classes=0, **card.model_args)
     family = family_of(teacher, card.name)
     if student == "half":
         architecture = card.architecture
@@ -84,7 +88,7 @@ def blueprint(
     Raises:
         TwinbudError: It is not of ``family``, or of no known one.
     """
-    template = _create(architecture, seed=0, num_classes=0, **model_args)
+    template = _outline(architecture, architecture, num_classes=1, **model_args)
     own = family_of(template, architecture)
     if family is not None and own.name != family.name:
         raise TwinbudError(
@@ -104,7 +108,21 @@ def unknown_student(student: str) -> TwinbudError:
     return TwinbudError("'half' or a timm name", got=f"'{student}'", where="--student", fix=near.fix)
 
 
-def _create(architecture: str, seed: int, **arguments: Any) -> TimmModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+@contextmanager
+def explained_arguments(architecture: str, where: str) -> Iterator[None]:
+    """Turn whatever stops timm from building ``architecture`` with the arguments of ``where`` into one clear line."""
+    try:
+        yield
+    except Exception as error:  # timm and torch meet wrong arguments with many unrelated types
+        raise TwinbudError(
+            f"arguments that timm's {architecture} takes",
+            got=f"others ({error})",
+            where=where,
+            fix="Correct model_args in config.json, or copy the folder again",
+        ) from error
+
+
+def _outline(architecture: str, where: str, **arguments: Any) -> TimmModel:
+    """A network with shapes and no numbers, which takes no time and no memory."""
+    with torch.device("meta"), explained_arguments(architecture, where):
         return timm.create_model(architecture, pretrained=False, **arguments)

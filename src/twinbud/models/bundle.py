@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from twinbud.errors import TwinbudError, explained_writes, first_few
-from twinbud.models.blueprint import Blueprint
+from twinbud.models.blueprint import Blueprint, explained_arguments
 from twinbud.models.families.base import TimmModel
 from twinbud.models.teacher import read_safetensors
 
@@ -53,7 +53,8 @@ def save_bundle(
     }
     with explained_writes(folder):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        # written from here, since safetensors hides a full disk in an error of its own
+        (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -83,9 +84,9 @@ def open_bundle(folder: Path) -> Bundle:
     config = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
     preprocessing, classes = config["pretrained_cfg"], tuple(config["label_names"])
-    model = timm.create_model(
-        config["architecture"], pretrained=False, num_classes=len(classes), **config.get("model_args", {})
-    )
+    arguments = {"num_classes": len(classes), **config.get("model_args", {})}
+    with explained_arguments(config["architecture"], str(folder)):
+        model = timm.create_model(config["architecture"], pretrained=False, **arguments)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in shapes | state if name not in state or shapes.get(name) != state[name].shape)
     if wrong:
@@ -99,7 +100,7 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(
         model=model.eval().requires_grad_(False),
         classes=classes,
-        image_size=int(preprocessing["input_size"][-1]),
+        image_size=preprocessing["input_size"][-1],
         mean=tuple(preprocessing["mean"]),
         std=tuple(preprocessing["std"]),
     )
@@ -110,21 +111,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     layout = TwinbudError(
         "a model folder (config.json with architecture, label_names and pretrained_cfg; model.safetensors)",
-        got="none" if not path.is_file() else "a config.json without them",
+        got="none" if not path.is_file() else "a config.json that lacks or contradicts them",
         where=str(folder),
         fix="Give RUN, or RUN/model, of a finished 'twinbud train'",
     )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        preprocessing = config["pretrained_cfg"]
+        preprocessing, names = config["pretrained_cfg"], config["label_names"]
+        mean, std, (channels, height, width) = (preprocessing[name] for name in ("mean", "std", "input_size"))
         complete = (
             timm.is_model(config["architecture"])
-            and all(isinstance(name, str) for name in config["label_names"])
-            and all(math.isfinite(value) for value in (*preprocessing["mean"], *preprocessing["std"]))
-            and len(preprocessing["input_size"]) == 3
-            and isinstance(config.get("model_args", {}), dict)
+            and isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and len(mean) == len(std) == channels == 3
+            and all(math.isfinite(value) for value in (*mean, *std))
+            and min(std) > 0
+            and isinstance(width, int)
+            and height == width == config.get("model_args", {}).get("img_size", width)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise layout from error
     if not complete:
         raise layout

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from twinbud.cache import cache_folder
 from twinbud.errors import TwinbudError, explained_writes
@@ -63,7 +63,7 @@ def load_dinov2_small() -> dict[str, torch.Tensor]:
         with explained_writes(cached.parent):
             cached.parent.mkdir(parents=True, exist_ok=True)
             draft = cached.with_suffix(f".{os.getpid()}.draft")
-            save_file(state, draft)
+            draft.write_bytes(save(state))
             draft.replace(cached)
     return load_file(cached)
 

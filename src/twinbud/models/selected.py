@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from twinbud.config import Attention, ModelConfig, Rule
 from twinbud.errors import TwinbudError, explained_writes
@@ -90,8 +90,10 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
     with explained_writes(folder):
         for twin, file in _FILES.items():
             state = {name: tensor.to(dtype).contiguous() for name, tensor in getattr(selection, twin).items()}
-            save_file(state, folder / file)
-            checksums[file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+            contents = save(state)
+            # written from here, since safetensors hides a full disk in an error of its own
+            (folder / file).write_bytes(contents)
+            checksums[file] = hashlib.sha256(contents).hexdigest()
         design = selection.blueprint
         content = {
             "format": FORMAT,

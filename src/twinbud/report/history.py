@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from twinbud.errors import explained_writes
-from twinbud.training.loop import EpochRecord
+from twinbud.training.checkpoint import EpochRecord
 
 
 class HistoryWriter:
@@ -46,10 +46,12 @@ class HistoryWriter:
 
 
 @contextmanager
-def history_writer(folder: Path) -> Iterator[HistoryWriter]:
-    """A HistoryWriter that is closed when the context ends."""
+def history_writer(folder: Path, records: Iterable[EpochRecord] = ()) -> Iterator[HistoryWriter]:
+    """A HistoryWriter that already holds ``records`` and is closed when the context ends."""
     with explained_writes(folder):
         writer = HistoryWriter(folder)
+    for record in records:
+        writer(record)
     try:
         yield writer
     finally:

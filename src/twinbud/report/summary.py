@@ -9,6 +9,7 @@ from twinbud.config import RunConfig
 from twinbud.data.pixels import Pixels
 from twinbud.data.rows import Catalog
 from twinbud.data.split import Split
+from twinbud.errors import first_few
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.selected import Selection
 from twinbud.report.page import Example, Mistake, RunSummary, Width
@@ -123,7 +124,10 @@ def _widths(selection: Selection | None) -> list[Width]:
 
 
 def _ignored(catalog: Catalog) -> list[str]:
-    return [f"Left out: {file.path} ({file.reason})." for file in catalog.ignored]
+    if not catalog.ignored:
+        return []
+    named = first_few(f"{file.path} ({file.reason})" for file in catalog.ignored)
+    return [f"{len(catalog.ignored)} files were left out, listed in left_out.csv: {named}"]
 
 
 def _best_epoch(metrics: dict[str, Any]) -> list[str]:

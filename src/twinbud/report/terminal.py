@@ -52,12 +52,10 @@ def show_demo(demo: Demo) -> None:
     table = Table(title="One small network, the same images and steps, two starts", title_justify="left")
     for name in ("start", "test accuracy", "95 % interval", "AUROC", "training"):
         table.add_column(name, justify="left" if name == "start" else "right")
-    from twinbud.demo import ARMS
-
     for name, run in demo.runs.items():
         low, high = run.metrics["confidence_intervals"]["accuracy"]
         table.add_row(
-            ARMS[name],
+            name,
             percent(run.metrics["accuracy"]),
             f"{percent(low)} – {percent(high)}",
             number(run.metrics["auroc_macro"]),

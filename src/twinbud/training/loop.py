@@ -13,30 +13,17 @@ from typing import Any
 import torch
 
 from twinbud.config import TrainingConfig
-from twinbud.data.augment import draw_views, normalise, see
+from twinbud.data.augment import Views, draw_views, normalise, see
 from twinbud.models.twins import Twins
 from twinbud.progress import Advance, Progress, SilentProgress, duration
 from twinbud.seeds import numpy_stream, stream_seed
+from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
+from twinbud.training.keeper import Keeper
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
 from twinbud.training.step import Objective, StepResult, TrainingStep
 
 _ESTIMATE_AFTER = 10
 _SHOW_EVERY_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One row of the history; losses and accuracy are means over the epoch's images, before each update."""
-
-    epoch: int
-    step: int
-    learning_rate: float
-    loss: float
-    loss_ce: float
-    loss_skd: float | None
-    accuracy: float
-    seconds: float
-    test_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +76,7 @@ def fit(
     bf16: bool = False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     test_accuracy: Callable[[], float] | None = None,
+    keeper: Keeper | None = None,
     progress: Progress | None = None,
     label: str = "training",
 ) -> History:
@@ -104,32 +92,32 @@ def fit(
         bf16: Whether the networks compute in bf16 autocast.
         on_epoch: Called with each epoch's record.
         test_accuracy: Called every ``config.evaluate_every`` epochs, outside the measured time.
+        keeper: Goes on from a checkpoint, saves others, and stops when asked to; by default nothing is kept.
         progress: Where to show the bar and the estimate.
         label: What to call the bar.
 
     Raises:
         TwinbudError: A loss or gradient that is not finite.
+        Stopped: The keeper was told to stop; the run can be resumed.
     """
     progress = progress or SilentProgress()
     plan = plan_steps(config, len(data))
     step = TrainingStep(twins, objective(config, bf16), weight_decay=config.weight_decay)
-    records: list[EpochRecord] = []
     devices = [data.device] if data.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress.bar(label, plan.num_steps) as advance:
         watch = _Watch(progress, advance, plan, label)
-        for epoch in range(1, plan.epochs + 1):
-            twins.student.train()
-            record = _train_epoch(epoch, step, data, config, plan, watch)
-            if test_accuracy and config.evaluate_every and epoch % config.evaluate_every == 0:
-                record = replace(record, test_accuracy=test_accuracy())
-            records.append(record)
-            on_epoch(record)
+        training = _Training(step, data, config, plan, watch, keeper or Keeper())
+        for record in training.epochs():
+            if test_accuracy and config.evaluate_every and record.epoch % config.evaluate_every == 0:
+                training.records[-1] = replace(record, test_accuracy=test_accuracy())
+            on_epoch(training.records[-1])
+            training.keep()
     twins.student.eval()
     return History(
-        epochs=tuple(records),
+        epochs=tuple(training.records),
         num_steps=step.num_steps,
         num_images=plan.epochs * len(data),
-        train_seconds=sum(record.seconds for record in records),
+        train_seconds=sum(record.seconds for record in training.records),
     )
 
 
@@ -173,43 +161,104 @@ def batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> Iterato
     return iter(order.split(batch_size))
 
 
-def _train_epoch(
-    epoch: int, step: TrainingStep, data: LabelledImages, config: TrainingConfig, plan: StepPlan, watch: _Watch
-) -> EpochRecord:
-    start = time.perf_counter()
-    views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip).to(data.device)
-    sums = _Sums(data.device)
-    rate = 0.0
-    for batch in batches(len(data), config.batch_size, config.seed, epoch):
-        rows = batch.to(data.device)
-        rate = learning_rate_at(
-            step.num_steps,
-            num_steps=plan.num_steps,
+class _Training:
+    """The run in progress: takes epochs one by one, from wherever a checkpoint says."""
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        data: LabelledImages,
+        config: TrainingConfig,
+        plan: StepPlan,
+        watch: _Watch,
+        keeper: Keeper,
+    ) -> None:
+        self.step, self.data, self.config, self.plan = step, data, config, plan
+        self.watch, self.keeper = watch, keeper
+        self.position = START
+        checkpoint = keeper.found
+        if checkpoint is not None:
+            self.position = checkpoint.position
+            step.restore(checkpoint.tensors, self.position.num_steps)
+        self.records = list(self.position.records)
+
+    def epochs(self) -> Iterator[EpochRecord]:
+        """Take the epochs that are missing; each is in ``records`` when it is yielded."""
+        for epoch in range(self.position.epoch, self.plan.epochs + 1):
+            self.step.twins.student.train()
+            self.records.append(self._epoch(epoch))
+            self.position = replace(START, num_steps=self.step.num_steps, epoch=epoch + 1, records=tuple(self.records))
+            yield self.records[-1]
+
+    def keep(self) -> None:
+        """Save a checkpoint between two epochs, if one is due."""
+        self.position = replace(self.position, records=tuple(self.records))
+        self.keeper.keep(self._checkpoint, self.step.num_steps)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(position=self.position, tensors=self.step.tensors())
+
+    def _epoch(self, epoch: int) -> EpochRecord:
+        data, config, begun = self.data, self.config, self.position
+        start = time.perf_counter() - begun.seconds
+        views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
+        views = views.to(data.device)
+        sums = _Sums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
+        for batch, rows in enumerate(batches(len(data), config.batch_size, config.seed, epoch), start=1):
+            if batch <= begun.batch:
+                continue
+            self._step(rows.to(data.device), views, sums)
+            self.watch.stepped(self.step.num_steps, epoch, sums)
+            if self.keeper.stopping:
+                self.position = replace(
+                    begun,
+                    num_steps=self.step.num_steps,
+                    batch=batch,
+                    sums=sums.state(),
+                    seconds=time.perf_counter() - start,
+                )
+                self.keeper.stop(self._checkpoint, self.step.num_steps)
+        means = sums.means()  # waits for the device, so the clock is read after it
+        return EpochRecord(
+            epoch=epoch,
+            step=self.step.num_steps,
+            learning_rate=self._rate(self.step.num_steps - 1),
+            **means,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate_at(
+            step,
+            num_steps=self.plan.num_steps,
             warmup=config.warmup,
             peak=peak_learning_rate(config.learning_rate, config.batch_size),
             final=config.final_learning_rate,
         )
-        torch.manual_seed(stream_seed("drop-path", config.seed, step.num_steps))
+
+    def _step(self, rows: torch.Tensor, views: Views, sums: _Sums) -> None:
+        data = self.data
+        torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
         images_BCSS = normalise(see(data.images_NCSS[rows], views[rows]), data.mean, data.std)
-        sums.add(step(images_BCSS, data.labels_N[rows], rate), len(rows))
-        watch.stepped(step.num_steps, epoch, sums)
-    means = sums.means()  # waits for the device, so the clock is read after it
-    return EpochRecord(
-        epoch=epoch, step=step.num_steps, learning_rate=rate, **means, seconds=time.perf_counter() - start
-    )
+        rate = self._rate(self.step.num_steps)
+        sums.add(self.step(images_BCSS, data.labels_N[rows], rate), len(rows))
 
 
 class _Sums:
     """Sums of an epoch's losses and right answers, kept on the device so that no step waits for them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(4, dtype=torch.float64, device=device)
-        self.count = 0
-        self.has_skd = False
+    def __init__(self, device: torch.device, state: tuple[float, ...], *, has_skd: bool) -> None:
+        *values, self.count = state or (0.0, 0.0, 0.0, 0.0, 0)
+        self.values = torch.tensor(values, dtype=torch.float64, device=device)
+        self.has_skd = has_skd
+
+    def state(self) -> tuple[float, ...]:
+        """What a checkpoint needs to go on from here."""
+        return (*self.values.tolist(), self.count)
 
     def add(self, result: StepResult, size: int) -> None:
         losses = result.losses
-        self.has_skd = losses.skd is not None
         parts = (losses.total, losses.ce, losses.ce if losses.skd is None else losses.skd)
         means = torch.stack([part.detach().double() for part in parts])
         self.values[:3] += means * size
@@ -227,12 +276,14 @@ class _Watch:
     def __init__(self, progress: Progress, advance: Advance, plan: StepPlan, label: str) -> None:
         self.progress, self.advance, self.plan, self.label = progress, advance, plan, label
         self.start = self.last_shown = time.perf_counter()
+        self.count = 0
 
     def stepped(self, done: int, epoch: int, sums: _Sums) -> None:
         now = time.perf_counter()
-        if done == 1:
+        self.count += 1
+        if self.count == 1:
             self.start = now  # the first step also pays for warming up
-        if done == _ESTIMATE_AFTER + 1 and self.plan.num_steps > 2 * _ESTIMATE_AFTER:
+        if self.count == _ESTIMATE_AFTER + 1 and self.plan.num_steps > 2 * _ESTIMATE_AFTER:
             each = (now - self.start) / _ESTIMATE_AFTER
             whole = duration(each * self.plan.num_steps)
             self.progress.note(f"{self.label}: {self.plan.num_steps} steps of {each:.2f} s, about {whole} in all")

@@ -15,6 +15,8 @@ from twinbud.models.twins import Twins
 from twinbud.training.ema import follow
 from twinbud.training.losses import Losses, total_loss
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -89,6 +91,33 @@ class TrainingStep:
             follow(self.twins.auxiliary, self.twins.student, self.objective.beta)
         self.num_steps += 1
         return StepResult(losses, (student_BK.argmax(dim=1) == labels_B).sum())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """S, S′ and AdamW's moments by name: all that the next step depends on, but for ``num_steps``."""
+        named = {f"student.{name}": value for name, value in self.twins.student.state_dict().items()}
+        if self.twins.auxiliary is not None:
+            named |= {f"auxiliary.{name}": value for name, value in self.twins.auxiliary.state_dict().items()}
+        for name, parameter in self.twins.student.named_parameters():
+            for moment in _MOMENTS:
+                if parameter in self.optimiser.state:
+                    named[f"{moment}.{name}"] = self.optimiser.state[parameter][moment]
+        return named
+
+    def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+        """Go back to where ``tensors`` and ``num_steps`` were taken."""
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.twins.student.load_state_dict(part("student."))
+        if self.twins.auxiliary is not None:
+            self.twins.auxiliary.load_state_dict(part("auxiliary."))
+        moments = {moment: part(f"{moment}.") for moment in _MOMENTS}
+        for name, parameter in self.twins.student.named_parameters():
+            if name in moments[_MOMENTS[0]]:
+                state = {moment: moments[moment][name].to(parameter.device) for moment in _MOMENTS}
+                self.optimiser.state[parameter] = state | {"step": torch.tensor(float(num_steps)).to(parameter.device)}
+        self.num_steps = num_steps
 
     def _losses(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor) -> tuple[Losses, torch.Tensor]:
         goal = self.objective

@@ -1,0 +1,185 @@
+"""Checkpoints that are whole or not at all, and exact: a resumed run ends bit for bit like an uninterrupted one.
+
+Every random choice of training is a pure function of the seed and a counter, so a checkpoint needs no random state:
+S, S′, the optimiser's moments, and how far training had come. It is a folder of one safetensors file and one JSON
+file, written aside, flushed to the disk, checksummed and renamed; the last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from twinbud.errors import TwinbudError, explained_writes, first_few
+
+_KEPT = 2
+_TENSORS, _POSITION = "tensors.safetensors", "position.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One row of the history; losses and accuracy are means over the epoch's images, before each update."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    loss: float
+    loss_ce: float
+    loss_skd: float | None
+    accuracy: float
+    seconds: float
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far training has come.
+
+    Attributes:
+        num_steps: Optimiser steps taken.
+        epoch: The epoch in progress, from 1; one more than the epochs done where none is in progress.
+        batch: Batches of that epoch already taken.
+        sums: That epoch's running sums, see ``loop``.
+        seconds: That epoch's wall time so far.
+        records: The finished epochs.
+    """
+
+    num_steps: int
+    epoch: int
+    batch: int
+    sums: tuple[float, ...]
+    seconds: float
+    records: tuple[EpochRecord, ...]
+
+
+START = Position(num_steps=0, epoch=1, batch=0, sums=(), seconds=0.0, records=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A position and the tensors of S, S′ and the optimiser at it."""
+
+    position: Position
+    tensors: dict[str, torch.Tensor]
+
+
+class CheckpointFolder:
+    """Where a run keeps its last two checkpoints.
+
+    Args:
+        folder: Made when the first checkpoint is saved.
+        identity: What a checkpoint must agree with to be continued: settings and data, as plain JSON.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; when this returns, it survives a crash of the machine.
+
+        Raises:
+            TwinbudError: The disk is full or the folder may not be written; earlier checkpoints stand.
+        """
+        name = f"step-{checkpoint.position.num_steps:08d}"
+        draft, final = self.folder / f".{name}.draft", self.folder / name
+        with explained_writes(self.folder):
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            try:
+                tensors = save({key: value.contiguous().cpu() for key, value in checkpoint.tensors.items()})
+                content = {
+                    "identity": self.identity,
+                    "sha256": hashlib.sha256(tensors).hexdigest(),
+                    "position": asdict(checkpoint.position),
+                }
+                _write_through(draft / _TENSORS, tensors)
+                _write_through(draft / _POSITION, _sealed(content))
+                shutil.rmtree(final, ignore_errors=True)
+                draft.replace(final)
+                _flush_folder(self.folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+            for old in self._saved()[_KEPT:]:
+                shutil.rmtree(old)
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint, or None; and what was wrong with newer ones.
+
+        Raises:
+            TwinbudError: It belongs to other settings or data.
+        """
+        complaints: list[str] = []
+        for folder in self._saved():
+            try:
+                return self._read(folder), complaints
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                complaints.append(f"checkpoint {folder.name} is damaged and was not used ({error})")
+        return None, complaints
+
+    def _require_same_run(self, identity: dict[str, Any], folder: Path) -> None:
+        names = {*identity, *self.identity}
+        other = sorted(name for name in names if identity.get(name) != self.identity.get(name))
+        if other:
+            raise TwinbudError(
+                "the settings and images that the checkpoint was made with",
+                got=f"other ones ({first_few(other)})",
+                where=str(folder),
+                fix="Repeat the same command with --resume, or begin anew with --force",
+            )
+
+    def _saved(self) -> list[Path]:
+        """Newest first; drafts that a crash left behind are no checkpoints."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _read(self, folder: Path) -> Checkpoint:
+        content = _unsealed((folder / _POSITION).read_bytes())
+        tensors = (folder / _TENSORS).read_bytes()
+        if hashlib.sha256(tensors).hexdigest() != content["sha256"]:
+            raise ValueError(f"{_TENSORS} is not what was saved")
+        self._require_same_run(content["identity"], folder)
+        position = content["position"]
+        records = tuple(EpochRecord(**record) for record in position.pop("records"))
+        sums = tuple(position.pop("sums"))
+        return Checkpoint(position=Position(**position, sums=sums, records=records), tensors=load(tensors))
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """JSON behind the checksum of its own text."""
+    text = json.dumps(content)
+    return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    checksum, _, text = data.partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != checksum:
+        raise ValueError(f"{_POSITION} is not what was saved")
+    return json.loads(text)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last; not every system can open a folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,232 @@
+"""The command line as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from builders import save_images
+from command import Answer, refusal, train, trained, twinbud
+from twinbud.config import DataConfig, ModelConfig, TrainingConfig
+from twinbud.settings import setting_names
+
+COMMANDS = ("demo", "select", "train", "evaluate", "predict")
+
+
+def process(*words: object) -> Answer:
+    """The same in a process of its own."""
+    command = [sys.executable, "-m", "twinbud", *(str(word) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)
+def test_help_answers_and_names_the_command(words: tuple[str, ...]) -> None:
+    answer = twinbud(*words, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith(f"usage: twinbud {' '.join(words)}".rstrip())
+    for command in COMMANDS if not words else ():
+        assert f"\n    {command} " in answer.out
+
+
+def test_help_answers_at_once() -> None:
+    start = time.perf_counter()
+    assert process("train", "--help").code == 0
+    assert time.perf_counter() - start < 5  # importing torch alone would take about as long
+
+
+def test_the_help_of_train_explains_every_setting() -> None:
+    text = "".join(twinbud("train", "--help").out.split())  # lines also break at hyphens
+    for kind in (DataConfig, ModelConfig, TrainingConfig):
+        for name, setting in kind.__dataclass_fields__.items():
+            assert f"--{name.replace('_', '-')}" in text
+            assert "".join(setting.metadata["help"].split()) in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "twinbud --help"),
+        (("trian",), "twinbud --help"),
+        (("--verbose",), "twinbud --help"),
+        (("train", "--outptu", "x"), "Did you mean '--output'?"),
+        (("train", "--output", "x", "--epoch-count", "3"), "twinbud train --help"),
+        (("train", "--teacher", "dinov2-small"), "expected --output, got none."),
+        (("train", "--output"), "twinbud train --help"),
+        (("select", "--teacher", "dinov2-small"), "expected --output, got none."),
+        (("evaluate",), "expected RUN, got none."),
+        (("predict",), "expected MODEL, IMAGES, got none."),
+        (("select", "--teacher", "x", "--weights", "int8", "--output", "x"), "twinbud select --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_word_prints_one_line_and_the_tip(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal(twinbud(*words))
+    assert said in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_says_the_same_and_exits_alike(tmp_path: Path) -> None:
+    words = ("predict", tmp_path / "none", tmp_path, "--max-megapixels", "many")
+    answer = process(*words)
+    assert answer == twinbud(*words)
+    assert refusal(answer) == "--max-megapixels: expected a number, got 'many'."
+
+
+def test_predictions_on_stdout_are_pure_csv(shared_images: Path, shared_run: Path) -> None:
+    answer = process("predict", shared_run, shared_images / "dark", shared_images / "light" / "003.png")
+    assert answer.code == 0
+    assert answer.err.splitlines()[-1].startswith("decoding: 11/11")
+    predicted = table(answer.out)
+    columns = ["path", "label", "prediction", "probability_dark", "probability_grey", "probability_light"]
+    assert list(predicted[0]) == columns
+    assert [row["path"] for row in predicted][-2:] == [
+        str(shared_images / "dark" / "009.png"),
+        str(shared_images / "light" / "003.png"),
+    ]
+    assert {row["label"] for row in predicted} == {""}
+
+
+def test_predictions_go_to_a_file_when_asked_and_are_the_same(
+    shared_images: Path, shared_run: Path, tmp_path: Path
+) -> None:
+    written = twinbud("predict", shared_run, shared_images / "dark", "--output", tmp_path / "predicted.csv")
+    printed = twinbud("predict", shared_run / "model", shared_images / "dark")
+    assert (written.code, written.out) == (0, "")
+    assert (tmp_path / "predicted.csv").read_text() == printed.out
+
+
+def test_prediction_gives_what_the_run_measured(shared_images: Path, shared_run: Path) -> None:
+    measured = table((shared_run / "predictions.csv").read_text())
+    predicted = table(twinbud("predict", shared_run, *(shared_images / row["path"] for row in measured)).out)
+    for one, other in zip(measured, predicted, strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert float(one["probability_grey"]) == pytest.approx(float(other["probability_grey"]), abs=1e-6)
+
+
+def test_a_reader_that_leaves_early_is_no_error(shared_images: Path, shared_run: Path) -> None:
+    command = [sys.executable, "-m", "twinbud", "predict", str(shared_run), str(shared_images)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert "Traceback" not in running.stderr.read()
+
+
+def test_evaluating_a_run_gives_its_own_figures_again(shared_run: Path, tmp_path: Path) -> None:
+    answer = twinbud("evaluate", shared_run, "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert "Accuracy" in answer.out
+    assert "note: Evaluated on the test part of the run's own split." in answer.out
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "again", shared_run))
+    assert ours == {name: theirs[name] for name in ours}
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (shared_run / "predictions.csv").read_bytes()
+
+
+def test_evaluating_without_output_writes_nothing(shared_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(shared_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert twinbud("evaluate", run).code == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_other_images_are_matched_by_class_name_not_by_place(shared_run: Path, tmp_path: Path) -> None:
+    """``light`` is the second class of these folders and the third of the model."""
+    data = save_images(tmp_path / "other", {"dark": 3, "light": 3}, seed=1)
+    answer = twinbud("evaluate", shared_run, "--data", data, "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert f"note: Evaluated on all of {data}." in answer.out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["num_test"] == 6
+    assert [sum(row) for row in metrics["confusion_matrix"]] == [3, 0, 3]
+    labels = {row["path"]: row["label"] for row in table((tmp_path / "out" / "predictions.csv").read_text())}
+    assert all(path.startswith(f"{label}/") for path, label in labels.items())
+
+
+def test_of_other_images_that_come_divided_only_the_test_part_counts(shared_run: Path, tmp_path: Path) -> None:
+    for seed, part in enumerate(("Training", "Testing")):
+        save_images(tmp_path / "other" / part, {"dark": 3, "light": 2 + seed}, seed=seed)
+    answer = twinbud("evaluate", shared_run, "--data", tmp_path / "other", "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    paths = [row["path"] for row in table((tmp_path / "out" / "predictions.csv").read_text())]
+    assert len(paths) == 6
+    assert all(path.startswith("Testing/") for path in paths)
+
+
+def test_a_run_can_be_evaluated_after_its_images_moved(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(shared_images, tmp_path / "old"))
+    run = trained(data, shared_teacher, tmp_path / "run")
+    data.rename(tmp_path / "new")
+    assert "expected a folder, a CSV or 'phantom'" in refusal(twinbud("evaluate", run))
+    assert twinbud("evaluate", run, "--data", tmp_path / "new").code == 0
+
+
+def test_selection_writes_both_students_and_the_plan_and_shows_the_widths(shared_teacher: str, tmp_path: Path) -> None:
+    answer = twinbud("select", "--teacher", shared_teacher, "--output", tmp_path / "selected")
+    assert (answer.code, answer.err) == (0, "")
+    names = {path.name for path in (tmp_path / "selected").iterdir()}
+    assert names == {"student.safetensors", "auxiliary.safetensors", "plan.json"}
+    assert "residual" in answer.out
+    assert "teacher: " in answer.out
+
+
+def test_selection_in_half_precision_is_announced_by_its_size(shared_teacher: str, tmp_path: Path) -> None:
+    for weights in ("float32", "float16"):
+        words = ("--teacher", shared_teacher, "--weights", weights, "--output", tmp_path / weights)
+        assert twinbud("select", *words).code == 0
+    whole, half = ((tmp_path / w / "student.safetensors").stat().st_size for w in ("float32", "float16"))
+    assert half < 0.7 * whole
+
+
+@pytest.mark.parametrize("command", ["select", "evaluate"])
+def test_force_replaces_an_earlier_output_and_nothing_else(
+    shared_teacher: str, shared_run: Path, tmp_path: Path, command: str
+) -> None:
+    words = {"select": ("select", "--teacher", shared_teacher), "evaluate": ("evaluate", shared_run)}[command]
+    output = tmp_path / "output"
+    assert twinbud(*words, "--output", output).code == 0
+    assert "replace it with --force" in refusal(twinbud(*words, "--output", output))
+    assert twinbud(*words, "--output", output, "--force").code == 0
+    (output / "thesis.tex").write_text("years of work")
+    line = refusal(twinbud(*words, "--output", output, "--force"))
+    assert "got a folder that holds something else (thesis.tex)" in line
+    assert (output / "thesis.tex").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_a_run_shows_its_figures_its_notes_and_its_places(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    answer = train(shared_images, shared_teacher, tmp_path / "run")
+    assert answer.code == 0
+    assert "Balanced accuracy" in answer.out
+    assert "note: no patient column: split by image, figures may be optimistic" in answer.out
+    assert f"model:  {tmp_path}/run/model" in answer.out
+    assert f"report: {tmp_path}/run/report.html" in answer.out
+    assert "training dual: 3/3" in answer.err
+
+
+def test_every_name_that_others_rely_on_is_a_setting() -> None:
+    promised = (
+        "data", "teacher", "selected", "student", "method", "rule", "attention", "fraction", "profile", "image_size",
+        "epochs", "batch_size", "seed", "split_seed", "split", "evaluate_every", "skip_broken", "swap_roles",
+        "split_duplicates", "precision",
+    )  # fmt: skip
+    assert set(promised) <= set(setting_names())

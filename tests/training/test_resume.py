@@ -1,0 +1,168 @@
+"""A resumed run ends bit for bit like an uninterrupted one, and a damaged checkpoint is never used."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import VIT, random_model
+from twinbud.config import TrainingConfig
+from twinbud.errors import Stopped, TwinbudError
+from twinbud.models.twins import Twins
+from twinbud.training.checkpoint import CheckpointFolder
+from twinbud.training.keeper import Keeper
+from twinbud.training.loop import History, LabelledImages, fit
+
+SETTINGS = TrainingConfig(image_size=28, epochs=3, batch_size=4, temperature=4.0, drop_path=0.1, precision="float32")
+NUM_STEPS = 9
+IDENTITY = {"seed": 0}
+
+
+class StopsAfter(Keeper):
+    """Is asked to stop during its n-th step."""
+
+    def __init__(self, steps: int, folder: CheckpointFolder, **settings: Any) -> None:
+        self.left = steps
+        super().__init__(folder, **settings)
+
+    @property
+    def stopping(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        del value
+
+
+def twins(dual: bool = True) -> Twins:
+    student = random_model("vit_tiny_patch16_224", 0, num_classes=3, drop_path_rate=0.1, **VIT)
+    return Twins(
+        student=student, auxiliary=random_model("vit_tiny_patch16_224", 1, num_classes=3, **VIT) if dual else None
+    )
+
+
+def train(keeper: Keeper | None = None, *, dual: bool = True) -> tuple[Twins, History]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    pair = twins(dual)
+    return pair, fit(pair, data, SETTINGS, keeper=keeper)
+
+
+def same(one: Twins, other: Twins) -> bool:
+    pairs = [(one.student, other.student), (one.auxiliary, other.auxiliary)]
+    return all(
+        torch.equal(tensor, b.state_dict()[name])
+        for a, b in pairs
+        if a is not None
+        for name, tensor in a.state_dict().items()
+    )
+
+
+def untimed(history: History) -> list[Any]:
+    return [replace(record, seconds=0.0) for record in history.epochs]
+
+
+@pytest.mark.parametrize("dual", [True, False])
+@pytest.mark.parametrize("steps", range(1, NUM_STEPS + 1))
+def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(steps: int, dual: bool, tmp_path: Path) -> None:
+    whole, history = train(dual=dual)
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    with pytest.raises(Stopped, match=r"--resume"):
+        train(StopsAfter(steps - 1, folder), dual=dual)
+    found, complaints = folder.latest()
+    assert found is not None
+    assert not complaints
+    resumed, again = train(Keeper(folder, found), dual=dual)
+    assert same(whole, resumed)
+    assert untimed(history) == untimed(again)
+
+
+def test_a_run_resumed_at_every_single_step_still_ends_the_same(tmp_path: Path) -> None:
+    whole, history = train()
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    for _ in range(NUM_STEPS):
+        with pytest.raises(Stopped):
+            train(StopsAfter(0, folder, found=folder.latest()[0]))
+    resumed, again = train(Keeper(folder, folder.latest()[0]))
+    assert same(whole, resumed)
+    assert untimed(history) == untimed(again)
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(Keeper(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "position.json"])
+@pytest.mark.parametrize("harm", ["torn", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(file: str, harm: str, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    train(Keeper(folder, every_seconds=0.0))
+    path = tmp_path / "step-00000009" / file
+    data = bytearray(path.read_bytes())
+    if harm == "torn":
+        path.write_bytes(data[: len(data) // 2])
+    elif harm == "flipped":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    found, complaints = folder.latest()
+    assert found is not None
+    assert found.position.num_steps == 6
+    assert len(complaints) == 1
+    assert complaints[0].startswith("checkpoint step-00000009 is damaged")
+    assert same(train(Keeper(folder, found))[0], train()[0])
+
+
+def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    train(Keeper(folder, every_seconds=0.0))
+    (tmp_path / "step-00000009").rename(tmp_path / ".step-00000012.draft")
+    found, complaints = folder.latest()
+    assert found is not None
+    assert found.position.num_steps == 6
+    assert not complaints
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+    train(Keeper(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
+    with pytest.raises(TwinbudError, match=r"other ones \(seed\)"):
+        CheckpointFolder(tmp_path, {"seed": 1}).latest()
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    train(Keeper(folder, every_seconds=0.0))
+    found, _ = folder.latest()
+    assert found is not None
+
+    def full(descriptor: int) -> None:
+        del descriptor
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TwinbudError, match=r"got a full disk"):
+        folder.save(found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_and_a_second_one_is_not_caught(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    keeper = Keeper(CheckpointFolder(tmp_path, IDENTITY))
+    with keeper.listening():
+        os.kill(os.getpid(), number)
+        assert keeper.stopping
+        assert signal.getsignal(number) == signal.SIG_DFL
+        with pytest.raises(Stopped, match=r"after step 1;"):
+            train(keeper)
+    assert signal.getsignal(number) == before
