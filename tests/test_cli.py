@@ -175,7 +175,29 @@ def test_a_run_can_be_evaluated_after_its_images_moved(
     run = trained(data, shared_teacher, tmp_path / "run")
     data.rename(tmp_path / "new")
     assert "expected a folder, a CSV or 'phantom'" in refusal(twinbud("evaluate", run))
-    assert twinbud("evaluate", run, "--data", tmp_path / "new").code == 0
+    answer = twinbud("evaluate", run, "--data", tmp_path / "new", "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert measured["confusion_matrix"] == json.loads((run / "metrics.json").read_text())["confusion_matrix"]
+    assert answer.err.count("identical to a training image of the run") == 24
+
+
+def test_a_set_that_is_only_the_training_part_is_refused(shared_images: Path, shared_run: Path, tmp_path: Path) -> None:
+    rows = [row for row in table((shared_run / "split.csv").read_text()) if row["split"] == "train"]
+    lines = [f"{shared_images / row['image_path']},{row['label']}" for row in rows]
+    (tmp_path / "seen.csv").write_text("\n".join(["image_path,label", *lines]) + "\n")
+    answer = twinbud("evaluate", shared_run, "--data", tmp_path / "seen.csv")
+    assert "expected images that the run was not trained on, got none" in refusal(answer)
+
+
+@pytest.mark.parametrize("classes", [{"dark": 3}, {"dark": 1, "light": 1}])
+def test_a_set_too_small_to_train_on_can_be_evaluated(
+    classes: dict[str, int], shared_run: Path, tmp_path: Path
+) -> None:
+    save_images(tmp_path / "other" / "test", classes, seed=3)
+    answer = twinbud("evaluate", shared_run, "--data", tmp_path / "other")
+    assert answer.code == 0, answer.err
+    assert f"{sum(classes.values())} test images" in answer.out
 
 
 def test_selection_writes_both_students_and_the_plan_and_shows_the_widths(shared_teacher: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from twinbud.config import DataConfig
 from twinbud.data.catalog import find_images, read_catalog
-from twinbud.data.pixels import load_images, load_pixels
+from twinbud.data.pixels import Pixels, load_images, load_pixels
 from twinbud.data.rows import Catalog, IgnoredFile
 from twinbud.data.split import read_split
 from twinbud.errors import TwinbudError, first_few
@@ -56,8 +56,9 @@ def evaluate_run(
     Args:
         folder: The run.
         source: Settings of DataConfig. With ``data`` among them, other labelled images are used: their test part
-            if they come divided, else all of them; classes are matched by name. Without it, the run's own test
-            part is used again.
+            if they come divided, else all of them; classes are matched by name, and an image that is identical
+            to one of the run's training part is left out and listed. Without it, the run's own test part is used
+            again.
         output: Folder to make for ``metrics.json`` and ``predictions.csv``; none: nothing is written.
         force: Replace that folder.
         progress: Where to report.
@@ -94,6 +95,8 @@ def evaluate_run(
             skip_broken=data.skip_broken,
             on_progress=advance,
         )
+    if "data" in source:
+        catalog, pixels = _without_trained(catalog, pixels, folder)
     predictions = Predictions(
         paths=tuple(row.path for row in catalog.rows),
         labels=np.array([bundle.classes.index(row.label) for row in catalog.rows], dtype=np.int64),
@@ -168,7 +171,7 @@ def open_model(folder: Path) -> Bundle:
     return open_bundle(folder)
 
 
-def _probabilities(bundle: Bundle, pixels: Any) -> np.ndarray:
+def _probabilities(bundle: Bundle, pixels: Pixels) -> np.ndarray:
     images = pixels.tensor(range(len(pixels)))
     return predict_probabilities(bundle.model, images, mean=bundle.mean, std=bundle.std)
 
@@ -181,7 +184,7 @@ def _write(evaluation: Evaluation, folder: Path, *, force: bool) -> None:
 
 
 def _other_images(data: DataConfig) -> tuple[Catalog, str]:
-    catalog = read_catalog(data)
+    catalog = read_catalog(data, to_train=False)
     if catalog.has_splits:
         rows = tuple(row for row in catalog.rows if row.split == "test")
         if not rows:
@@ -192,10 +195,24 @@ def _other_images(data: DataConfig) -> tuple[Catalog, str]:
     return catalog, f"Evaluated on all of {data.data}."
 
 
+def _without_trained(catalog: Catalog, pixels: Pixels, folder: Path) -> tuple[Catalog, Pixels]:
+    """Leave out images that the run may have learned from, wherever they lie now."""
+    trained = {row.digest for row in read_split(folder / "split.csv") if row.split == "train"}
+    seen = {i: "identical to a training image of the run" for i, d in enumerate(pixels.digests) if d in trained}
+    if len(seen) == len(catalog.rows):
+        raise TwinbudError(
+            "images that the run was not trained on",
+            got="none",
+            where=catalog.source,
+            fix="Give other images, or evaluate without --data",
+        )
+    return (catalog.without(seen), pixels.without(seen)) if seen else (catalog, pixels)
+
+
 def _own_test_part(folder: Path, data: DataConfig) -> tuple[Catalog, str]:
     """The rows that the run held out, as its split.csv lists them."""
     held_out = {row.image_path for row in read_split(folder / "split.csv") if row.split == "test"}
-    catalog = read_catalog(data)
+    catalog = read_catalog(data, to_train=False)
     rows = tuple(row for row in catalog.rows if row.path in held_out)
     missing = sorted(held_out - {row.path for row in rows})
     if missing:

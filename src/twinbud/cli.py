@@ -26,6 +26,10 @@ STOPPED = 75
 INTERRUPTED = 130
 
 
+_HANDLING = ("output", "force", "resume", "checkpoint_seconds")
+"""Options of a run that are no settings: they change no number."""
+
+
 class _Parser(ArgumentParser):
     """Answers a wrong word with one line and the tip, not with the whole usage."""
 
@@ -42,10 +46,7 @@ def _plain(message: str) -> str:
     """The parser's message as one line, with the valid words where it leaves them out."""
     line = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
-        options = [
-            f"--{name.replace('_', '-')}"
-            for name in (*setting_names(), "config", "output", "force", "resume", "checkpoint_seconds")
-        ]
+        options = [f"--{name.replace('_', '-')}" for name in (*setting_names(), *_HANDLING, "config")]
         return str(unknown_choice("option", match[1], sorted(options)))
     if match := re.match(r"the following arguments are required: (.*)", line):
         names = (name.rpartition(".")[2] for name in match[1].split(", "))
@@ -234,7 +235,7 @@ def _train(chosen: Namespace) -> None:
     from twinbud.report.terminal import show_run
 
     saved = read_settings_file(chosen.config) if chosen.config else {}
-    handling = {name: chosen[name] for name in ("output", "force", "resume", "checkpoint_seconds")}
+    handling = {name: chosen[name] for name in _HANDLING}
     config = run_config({**saved, **_given(chosen)}, **handling)
     show_run(train(config, TerminalProgress()))
 

@@ -116,7 +116,7 @@ def prepare(config: RunConfig, progress: Progress) -> Job:
 def describe(job: Job, folder: Path) -> dict[str, Any]:
     """Write what the run starts from: settings, split, plan and environment; returns the last."""
     write_settings(folder, settings_of(with_absolute_paths(job.config)))
-    write_split(folder / "split.csv", job.catalog, job.split)
+    write_split(folder / "split.csv", job.catalog, job.split, job.pixels.digests)
     if job.catalog.ignored:
         write_left_out(folder / "left_out.csv", job.catalog)
     if job.origin.selection is not None:

@@ -237,10 +237,11 @@ def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
     catalog = catalog_of("ab" * 20, [f"p;{number // 2}" for number in range(40)])
     split = split_of(catalog, fraction=0.3)
     file = tmp_path / "split.csv"
-    write_split(file, catalog, split)
+    write_split(file, catalog, split, unique(catalog))
     assert tuple(file.read_text("utf-8").splitlines()[0].split(",")) == SPLIT_COLUMNS
     rows = read_split(file)
     assert [row.image_path for row in rows] == unique(catalog)
+    assert [row.digest for row in rows] == unique(catalog)
     assert [row.patient_id for row in rows] == [row.patient_id for row in catalog.rows]
     assert [index for index, row in enumerate(rows) if row.labelled] == list(split.labelled)
     again = split_of(catalog, split=file, fraction=0.3, split_seed=9)
@@ -253,7 +254,7 @@ def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
 @pytest.fixture
 def split_file(tmp_path: Path) -> Path:
     catalog = catalog_of("ab" * 4)
-    write_split(tmp_path / "split.csv", catalog, split_of(catalog))
+    write_split(tmp_path / "split.csv", catalog, split_of(catalog), unique(catalog))
     return tmp_path / "split.csv"
 
 

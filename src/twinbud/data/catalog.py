@@ -24,8 +24,12 @@ from twinbud.errors import TwinbudError
 __all__ = ["Catalog", "IgnoredFile", "ImageRow", "SplitName", "find_images", "read_catalog"]
 
 
-def read_catalog(config: DataConfig) -> Catalog:
+def read_catalog(config: DataConfig, *, to_train: bool = True) -> Catalog:
     """List the images of `config.data`, without opening them.
+
+    Args:
+        config: Where they are, and the names of the columns.
+        to_train: Whether they must do for training; one class, or a test part alone, can only be evaluated.
 
     Raises:
         TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong
@@ -43,6 +47,8 @@ def read_catalog(config: DataConfig) -> Catalog:
     else:
         got = f"a {path.suffix or 'plain'} file" if path.exists() else "a path where there is nothing"
         raise TwinbudError("a folder, a CSV or 'phantom'", got=got, where=f"--data {path}", fix="Check --data")
+    if not to_train:
+        return replace(catalog, to_train=False)
     check_classes(catalog.rows, catalog.source)
     if catalog.has_splits and config.split is None:
         check_given_split(catalog.rows, catalog.source)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from twinbud.data.decode import BrokenImageError, decode, digest, resize
 from twinbud.errors import TwinbudError, first_few
 
 OnProgress = Callable[[int], None]
-"""Called with the number of images done and the number of all, from the thread that asked."""
+"""Called with the number of images done, from the thread that asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,15 @@ class Pixels:
 
     def __len__(self) -> int:
         return len(self.channels)
+
+    def without(self, left_out: Container[int]) -> Pixels:
+        """The images less some, in the same order."""
+        kept = [index for index in range(len(self)) if index not in left_out]
+        return replace(
+            self,
+            digests=tuple(self.digests[index] for index in kept),
+            channels=tuple(self.channels[index] for index in kept),
+        )
 
     def tensor(self, indices: Sequence[int]) -> torch.Tensor:
         """Gather images.

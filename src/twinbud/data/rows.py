@@ -62,6 +62,8 @@ class Catalog:
     classes: tuple[str, ...]
     """Sorted."""
     ignored: tuple[IgnoredFile, ...] = ()
+    to_train: bool = True
+    """Whether each class needs an image on either side of a split."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path)))
@@ -83,11 +85,12 @@ class Catalog:
             left_out: For each index into `rows`, the reason.
 
         Raises:
-            TwinbudError: A class is left with fewer than two images.
+            TwinbudError: A class is left with fewer images than training needs.
         """
         kept = [row for index, row in enumerate(self.rows) if index not in left_out]
         dropped = [IgnoredFile(path=self.rows[index].path, reason=why) for index, why in sorted(left_out.items())]
-        check_classes(kept, self.source, classes=self.classes)
+        if self.to_train:
+            check_classes(kept, self.source, classes=self.classes)
         return replace(self, rows=tuple(kept), ignored=(*self.ignored, *dropped))
 
 

@@ -26,7 +26,7 @@ from twinbud.seeds import numpy_stream
 Parts = dict[SplitName, tuple[int, ...]]
 """Ascending row indices of train, val and test."""
 
-SPLIT_COLUMNS = ("image_path", "label", "patient_id", "split", "labelled")
+SPLIT_COLUMNS = ("image_path", "label", "patient_id", "split", "labelled", "pixels_sha256")
 """Columns of split.csv; `labelled` is 1 for the training images whose labels were used."""
 
 NO_PATIENTS = "no patient column: split by image, figures may be optimistic"
@@ -65,6 +65,8 @@ class SplitRow:
     patient_id: str | None
     split: SplitName
     labelled: bool
+    digest: str | None = None
+    """SHA-256 of the image's decoded pixels, where the file has it."""
 
 
 def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, seed: int) -> Split:
@@ -119,7 +121,7 @@ def fingerprint(catalog: Catalog, digests: Sequence[str], split: Split) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def write_split(path: Path, catalog: Catalog, split: Split) -> None:
+def write_split(path: Path, catalog: Catalog, split: Split, digests: Sequence[str]) -> None:
     """Save a split as a CSV with the columns of SPLIT_COLUMNS, one image a row, by path."""
     parts: Parts = {"train": split.train, "val": split.val, "test": split.test}
     part_of = {index: name for name, indices in parts.items() for index in indices}
@@ -128,12 +130,12 @@ def write_split(path: Path, catalog: Catalog, split: Split) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SPLIT_COLUMNS)
         for index, row in enumerate(catalog.rows):
-            cells = (row.path, row.label, row.patient_id or "", part_of[index], int(index in labelled))
-            writer.writerow(cells)
+            use = (part_of[index], int(index in labelled))
+            writer.writerow((row.path, row.label, row.patient_id or "", *use, digests[index]))
 
 
 def read_split(path: Path) -> tuple[SplitRow, ...]:
-    """Read a split.csv; `patient_id` and `labelled` may be absent from it.
+    """Read a split.csv; `patient_id`, `labelled` and `pixels_sha256` may be absent from it.
 
     Raises:
         TwinbudError: No such file, missing columns, an unknown or blank split, or a path twice.
@@ -153,6 +155,7 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
             patient_id=cells.get("patient_id") or None,
             split=split,
             labelled=cells.get("labelled") == "1",
+            digest=cells.get("pixels_sha256") or None,
         )
     return tuple(rows.values())
 

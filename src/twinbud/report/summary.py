@@ -127,7 +127,7 @@ def _ignored(catalog: Catalog) -> list[str]:
     if not catalog.ignored:
         return []
     named = first_few(f"{file.path} ({file.reason})" for file in catalog.ignored)
-    return [f"{len(catalog.ignored)} files were left out, listed in left_out.csv: {named}"]
+    return [f"left out, listed in left_out.csv ({len(catalog.ignored)}): {named}"]
 
 
 def _best_epoch(metrics: dict[str, Any]) -> list[str]:
