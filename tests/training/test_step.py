@@ -140,6 +140,45 @@ def test_a_non_finite_loss_stops_before_either_twin_is_moved(where: str) -> None
     assert all(torch.equal(after, before[1][name]) for name, after in state(pair.auxiliary).items())
 
 
+@pytest.mark.parametrize("where", ["images", "student", "auxiliary"])
+def test_a_step_that_does_not_wait_for_the_device_updates_nothing_and_tells_later(where: str) -> None:
+    """As on a GPU: the flag stays on the device, and neither twin moves from the first bad step on."""
+    pair = twins()
+    assert pair.auxiliary is not None
+    step = TrainingStep(pair, Objective(**OBJECTIVE), weight_decay=0.05, steps_per_epoch=3)
+    step.deferred = True
+    images, labels = batch()
+    step(images, labels, 1e-3)
+    step.check()
+    if where == "images":
+        images[0, 0, 0, 0] = float("nan")
+    else:
+        getattr(pair, where).norm.bias.data[0] = float("nan")
+    before = state(pair.student), state(pair.auxiliary)
+    step(images, labels, 1e-3)
+    step(*batch(), 1e-3)
+    for found, kept in zip((state(pair.student), state(pair.auxiliary)), before, strict=True):
+        for name, tensor in found.items():
+            assert torch.equal(tensor.nan_to_num(), kept[name].nan_to_num()), name
+    with pytest.raises(TwinbudError, match=r"step 2 \(epoch 1, batch 2\): expected a finite loss, got loss nan"):
+        step.check()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_waiting_for_the_device_or_not_gives_the_same_weights(bf16: bool) -> None:
+    results = []
+    for deferred in (False, True):
+        pair = twins()
+        assert pair.auxiliary is not None
+        step = TrainingStep(pair, Objective(**OBJECTIVE | {"bf16": bf16}), weight_decay=0.05)
+        step.deferred = deferred
+        for _ in range(3):
+            step(*batch(), 1e-3)
+        results.append((state(pair.student), state(pair.auxiliary)))
+    assert same(results[0][0], results[1][0])
+    assert same(results[0][1], results[1][1])
+
+
 def test_weight_decay_spares_vectors_tokens_and_positions() -> None:
     model = small_vit(0)
     decayed, plain = parameter_groups(model, 0.05)

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def follow(auxiliary: nn.Module, student: nn.Module, beta: float) -> None:
+def follow(auxiliary: nn.Module, student: nn.Module, beta: float, condition: torch.Tensor | None = None) -> None:
     """θ_S′ ← β θ_S′ + (1 − β) θ_S, in place, in the parameters' own dtype (eq. 7).
 
     Floating-point buffers are averaged likewise; counters are copied. S′ keeps the weights it was built with at the
@@ -17,6 +17,7 @@ def follow(auxiliary: nn.Module, student: nn.Module, beta: float) -> None:
         auxiliary: S′.
         student: S, of the same architecture.
         beta: Smoothing in [0, 1]; 1 freezes S′.
+        condition: A bool scalar on the device: where it is false, S′ stays as it is, whatever S holds. None: always.
     """
     theirs: list[torch.Tensor] = list(auxiliary.parameters())
     ours: list[torch.Tensor] = list(student.parameters())
@@ -25,5 +26,8 @@ def follow(auxiliary: nn.Module, student: nn.Module, beta: float) -> None:
             theirs.append(behind)
             ours.append(ahead)
         else:
-            behind.copy_(ahead)
+            behind.copy_(ahead if condition is None else torch.where(condition, ahead, behind))
+    if condition is not None:
+        # a choice and not a factor of zero: zero times NaN is NaN
+        ours = [torch.where(condition, ahead, behind) for behind, ahead in zip(theirs, ours, strict=True)]
     torch._foreach_lerp_(theirs, ours, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]

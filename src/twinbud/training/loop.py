@@ -102,7 +102,9 @@ def fit(
     """
     progress = progress or SilentProgress()
     plan = plan_steps(config, len(data))
-    step = TrainingStep(twins, objective(config, bf16), weight_decay=config.weight_decay)
+    step = TrainingStep(
+        twins, objective(config, bf16), weight_decay=config.weight_decay, steps_per_epoch=plan.steps_per_epoch
+    )
     devices = [data.device] if data.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress.bar(label, plan.num_steps) as advance:
         watch = _Watch(progress, advance, plan, label)
@@ -196,6 +198,7 @@ class _Training:
         self.keeper.keep(self._checkpoint, self.step.num_steps)
 
     def _checkpoint(self) -> Checkpoint:
+        self.step.check()
         return Checkpoint(position=self.position, tensors=self.step.tensors())
 
     def _epoch(self, epoch: int) -> EpochRecord:
@@ -218,6 +221,7 @@ class _Training:
                     seconds=time.perf_counter() - start,
                 )
                 self.keeper.stop(self._checkpoint, self.step.num_steps)
+        self.step.check()
         means = sums.means()  # waits for the device, so the clock is read after it
         return EpochRecord(
             epoch=epoch,

@@ -5,6 +5,7 @@ Shape legend: B batch, C channels, S image side, K classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -54,15 +55,21 @@ class TrainingStep:
         twins: S and, in ``dual``, S′, on the device they train on.
         objective: What is minimised.
         weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
+        steps_per_epoch: Lets errors name epoch and batch.
     """
 
-    def __init__(self, twins: Twins, objective: Objective, *, weight_decay: float) -> None:
+    def __init__(
+        self, twins: Twins, objective: Objective, *, weight_decay: float, steps_per_epoch: int | None = None
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch
         self.twins = twins
         self.objective = objective
         self.parameters = [p for p in twins.student.parameters() if p.requires_grad]
         # the learning rate is given at each step
         self.optimiser = torch.optim.AdamW(parameter_groups(twins.student, weight_decay), lr=0.0, fused=True)
         self.num_steps = 0
+        self.deferred = next(twins.student.parameters()).is_cuda
+        self.bad_step = torch.zeros(3, device=next(twins.student.parameters()).device)
         if twins.auxiliary is not None:
             twins.auxiliary.eval()
 
@@ -75,20 +82,23 @@ class TrainingStep:
             learning_rate: Of this step.
 
         Raises:
-            TwinbudError: The loss or its gradient is not finite; neither S nor S′ has been updated.
+            TwinbudError: The loss or its gradient is not finite; neither S nor S′ has been updated. On a GPU the
+                step does not wait to know: the update does not happen, and ``check`` raises.
         """
         losses, student_BK = self._losses(images_BCSS, labels_B)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self._refuse_non_finite(losses.total.detach(), norm)
+        sound = self._watch(losses.total.detach(), norm)
         if self.objective.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.objective.clip_norm, norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
+        # fused AdamW leaves parameters and moments alone where this is 1, without the host's knowing
+        self.optimiser.found_inf = None if sound is None else (~sound).float()  # type: ignore[attr-defined]
         self.optimiser.step()
         if self.twins.auxiliary is not None:
-            follow(self.twins.auxiliary, self.twins.student, self.objective.beta)
+            follow(self.twins.auxiliary, self.twins.student, self.objective.beta, sound)
         self.num_steps += 1
         return StepResult(losses, (student_BK.argmax(dim=1) == labels_B).sum())
 
@@ -138,16 +148,40 @@ class TrainingStep:
         )
         return losses, student_BK.detach()
 
-    def _refuse_non_finite(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
+    def _watch(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor | None:
+        """Whether this step and all before it are finite: as a flag that stays on the GPU, or known at once on a CPU.
+
+        From the first step that is not, nothing is updated any more; ``check`` then tells.
+        """
+        finite = torch.isfinite(loss) & torch.isfinite(gradient_norm) & (self.bad_step[0] == 0)
+        here = torch.stack([torch.full_like(loss, self.num_steps + 1), loss, gradient_norm]).float()
+        self.bad_step = torch.where(finite | (self.bad_step[0] > 0), self.bad_step, here)
+        if self.deferred:
+            return finite
+        self.check()
+        return None
+
+    def check(self) -> None:
+        """Wait for the device and refuse to go on after a step that was not finite.
+
+        Raises:
+            TwinbudError: There was one; S and S′ are as they were before it.
+        """
+        step, loss, gradient_norm = self.bad_step.tolist()
+        if not step:
             return
-        what = "loss" if not bool(torch.isfinite(loss)) else "gradient"
         raise TwinbudError(
-            f"a finite {what}",
-            got=f"loss {float(loss):g}, gradient norm {float(gradient_norm):g}",
-            where=f"step {self.num_steps + 1}",
+            f"a finite {'gradient' if math.isfinite(loss) else 'loss'}",
+            got=f"loss {loss:g}, gradient norm {gradient_norm:g}",
+            where=self._place(int(step)),
             fix="S and S′ are as they were before it; lower --learning-rate or set --clip-norm 1",
         )
+
+    def _place(self, step: int) -> str:
+        if self.steps_per_epoch is None:
+            return f"step {step}"
+        epoch, batch = divmod(step - 1, self.steps_per_epoch)
+        return f"step {step} (epoch {epoch + 1}, batch {batch + 1})"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

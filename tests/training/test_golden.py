@@ -1,0 +1,60 @@
+"""The losses of a few steps, kept in a file: a faster path must give the same numbers (float32 tolerance).
+
+``python tests/training/test_golden.py`` writes the file anew; a change of it is a change of results, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from builders import CONVNEXT, VIT, random_model
+from twinbud.config import TrainingConfig
+from twinbud.models.twins import Twins
+from twinbud.training.loop import LabelledImages, fit
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+CASES = [(architecture, method) for architecture in ("vit", "convnext") for method in ("dual", "selection")]
+
+
+def network(architecture: str, seed: int) -> Any:
+    if architecture == "vit":
+        return random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=0.1, **VIT)
+    return random_model("convnext_tiny", seed, num_classes=3, drop_path_rate=0.1, **CONVNEXT)
+
+
+def losses(architecture: str, method: str) -> list[dict[str, float]]:
+    generator = torch.Generator().manual_seed(0)
+    size = 28 if architecture == "vit" else 32
+    images = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8, generator=generator)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    twins = Twins(
+        student=network(architecture, 0), auxiliary=network(architecture, 1).eval() if method == "dual" else None
+    )
+    config = TrainingConfig(
+        image_size=size, epochs=4, batch_size=4, temperature=4.0, drop_path=0.1, learning_rate=1e-3, clip_norm=1.0
+    )
+    return [
+        {"loss": record.loss, "loss_ce": record.loss_ce}
+        | ({} if record.loss_skd is None else {"loss_skd": record.loss_skd})
+        for record in fit(twins, data, config).epochs
+    ]
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_the_losses_are_those_of_the_plain_path(architecture: str, method: str) -> None:
+    expected = json.loads(GOLDEN.read_text())[f"{architecture} {method}"]
+    for epoch, (found, kept) in enumerate(zip(losses(architecture, method), expected, strict=True)):
+        assert found == pytest.approx(kept, rel=1e-5 * 10**epoch), f"epoch {epoch + 1}"
+
+
+if __name__ == "__main__":
+    golden = {f"{architecture} {method}": losses(architecture, method) for architecture, method in CASES}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
