@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from twinbud.cache import cache_folder
 from twinbud.data.phantom import CLASSES, phantom_folder, phantom_slice
-from twinbud.data.phantom_anatomy import draw_anatomy
-from twinbud.data.phantom_lesions import draw_lesion
-from twinbud.data.phantom_scanner import draw_acquisition, head_coordinates
+from twinbud.data.phantom.anatomy import draw_anatomy
+from twinbud.data.phantom.lesions import draw_lesion
+from twinbud.data.phantom.scanner import draw_acquisition, head_coordinates
 from twinbud.errors import TwinbudError
 from twinbud.seeds import numpy_stream
 

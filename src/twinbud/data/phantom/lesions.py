@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinbud.data.phantom_anatomy import (
+from twinbud.data.phantom.anatomy import (
     CSF,
     DURA,
     SELLA,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from twinbud.data.phantom_anatomy import Array
+from twinbud.data.phantom.anatomy import Array
 
 
 @dataclass(frozen=True, kw_only=True)

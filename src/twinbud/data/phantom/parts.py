@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinbud.data.phantom_anatomy import (
+from twinbud.data.phantom.anatomy import (
     AIR,
     BONE,
     CSF,
