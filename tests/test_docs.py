@@ -1,0 +1,69 @@
+"""What the documents say works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from twinbud.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "EXPERIMENTS.md"]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(document.read_text(encoding="utf-8")) if kind == language]
+
+
+def commands() -> list[str]:
+    joined = "\n".join(text for document in DOCUMENTS for text in blocks(document, "bash")).replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip().startswith("twinbud ")]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 6
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_in_the_documents_is_one_the_command_line_takes(command: str) -> None:
+    words = shlex.split(command, comments=True)[1:]
+    chosen = build_parser().parse_args(words)
+    assert chosen.subcommand == words[0]
+
+
+def test_the_python_example_runs(
+    shared_images: Path, shared_teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = blocks(ROOT / "docs" / "python.md", "python")
+    replaced = {
+        '"data/brain-mri"': repr(str(shared_images)),
+        '"dinov2-small"': repr(shared_teacher),
+        "image_size=112, epochs=40": "image_size=28, epochs=1",
+        "fraction=0.05": "fraction=1.0",
+    }
+    for theirs, ours in replaced.items():
+        assert theirs in example
+        example = example.replace(theirs, ours)
+    exec(compile(example, "docs/python.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("accuracy 0.")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    """Every path of the README's tree exists, and every file of the package stands in it or below a folder in it."""
+    tree = next(text for text in blocks(ROOT / "README.md", "text") if text.startswith("src/twinbud/"))
+    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ") and not line.startswith("    ")}
+    package = ROOT / "src" / "twinbud"
+    for name in named:
+        assert (package / name).exists(), name
+    held = {path.name + ("/" if path.is_dir() else "") for path in package.iterdir()}
+    assert held - named - {"__pycache__/", "__init__.py", "__main__.py", "py.typed"} == set()
