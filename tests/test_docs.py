@@ -11,7 +11,12 @@ import pytest
 from twinbud.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "EXPERIMENTS.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "EXPERIMENTS.md",
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -35,9 +40,7 @@ def test_every_command_in_the_documents_is_one_the_command_line_takes(command: s
     assert chosen.subcommand == words[0]
 
 
-def test_the_python_example_runs(
-    shared_images: Path, shared_teacher: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks(ROOT / "docs" / "python.md", "python")
     replaced = {
         '"data/brain-mri"': repr(str(shared_images)),

@@ -10,7 +10,7 @@ import torch
 
 from builders import VIT, random_model
 from twinbud.config import TrainingConfig
-from twinbud.data.augment import draw_views, normalise, see
+from twinbud.data.augment import Normalisation, draw_views, see
 from twinbud.models.twins import Twins
 from twinbud.training.loop import LabelledImages, batches, fit, plan_steps
 
@@ -120,5 +120,5 @@ def test_a_crop_is_what_pillow_cuts_and_scales() -> None:
 
 def test_normalisation_is_the_teachers() -> None:
     pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-    seen = normalise(pixels, (0.5, 0.4, 0.3), (0.5, 0.2, 0.7))
+    seen = Normalisation.on(torch.device("cpu"), (0.5, 0.4, 0.3), (0.5, 0.2, 0.7))(pixels)
     torch.testing.assert_close(seen[0, :, 0, 0], torch.tensor([1.0, 3.0, 1.0]))

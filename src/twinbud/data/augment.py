@@ -83,9 +83,21 @@ def see(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
     return seen.clamp_(0, 255)
 
 
-def normalise(pixels_BCSS: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Pixels in [0, 255] of any dtype to the network's float32 input: (pixels / 255 − mean) / std, a channel each."""
-    shape = (1, len(mean), 1, 1)
-    mean_1C11 = torch.tensor(mean, device=pixels_BCSS.device).view(shape)
-    std_1C11 = torch.tensor(std, device=pixels_BCSS.device).view(shape)
-    return (pixels_BCSS.float() / 255 - mean_1C11) / std_1C11
+@dataclass(frozen=True)
+class Normalisation:
+    """From pixels in [0, 255] of any dtype to a network's float32 input: (pixels / 255 − mean) / std, a channel each.
+
+    Its constants lie on the device, so that using it does not make the host wait.
+    """
+
+    mean_1C11: torch.Tensor
+    std_1C11: torch.Tensor
+
+    @classmethod
+    def on(cls, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
+        """The normalisation with these constants, one number a channel, for pixels scaled to [0, 1]."""
+        return cls(*(torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std)))
+
+    def __call__(self, pixels_BCSS: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch."""
+        return (pixels_BCSS.float() / 255 - self.mean_1C11) / self.std_1C11

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from twinbud.data.augment import normalise
+from twinbud.data.augment import Normalisation
 
 
 @torch.inference_mode()
@@ -33,6 +33,7 @@ def predict_probabilities(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = [model(normalise(batch.to(device), mean, std)).double().cpu() for batch in images_NCSS.split(batch_size)]
+    normalise = Normalisation.on(device, mean, std)
+    logits = [model(normalise(batch.to(device))).double().cpu() for batch in images_NCSS.split(batch_size)]
     model.train(was_training)
     return torch.cat(logits).softmax(dim=1).numpy()

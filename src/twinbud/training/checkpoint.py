@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from twinbud.errors import TwinbudError, explained_writes, first_few
+from twinbud.files import MAX_TEXT_BYTES, read_bytes
 
 _KEPT = 2
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 _TENSORS, _POSITION = "tensors.safetensors", "position.json"
 
 
@@ -122,7 +125,7 @@ class CheckpointFolder:
         for folder in self._saved():
             try:
                 return self._read(folder), complaints
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except _DAMAGE as error:
                 complaints.append(f"checkpoint {folder.name} is damaged and was not used ({error})")
         return None, complaints
 
@@ -139,17 +142,24 @@ class CheckpointFolder:
 
     def _saved(self) -> list[Path]:
         """Newest first; drafts that a crash left behind are no checkpoints."""
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        found = (path for path in self.folder.glob("step-*") if path.is_dir() and not path.is_symlink())
+        return sorted(found, reverse=True)
 
     def _read(self, folder: Path) -> Checkpoint:
-        content = _unsealed((folder / _POSITION).read_bytes())
-        tensors = (folder / _TENSORS).read_bytes()
+        content = _unsealed(read_bytes(folder / _POSITION, MAX_TEXT_BYTES))
+        tensors = read_bytes(folder / _TENSORS, sys.maxsize)
         if hashlib.sha256(tensors).hexdigest() != content["sha256"]:
             raise ValueError(f"{_TENSORS} is not what was saved")
         self._require_same_run(content["identity"], folder)
         position = content["position"]
         records = tuple(EpochRecord(**record) for record in position.pop("records"))
         sums = tuple(position.pop("sums"))
+        counts = [position[name] for name in ("num_steps", "epoch", "batch")]
+        numbers = (*counts, *sums, position["seconds"])
+        if any(type(count) is not int for count in counts) or any(
+            not isinstance(value, int | float) for value in numbers
+        ):
+            raise ValueError(f"{_POSITION} holds no position")
         return Checkpoint(position=Position(**position, sums=sums, records=records), tensors=load(tensors))
 
 

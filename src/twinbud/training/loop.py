@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from twinbud.config import TrainingConfig
-from twinbud.data.augment import Views, draw_views, normalise, see
+from twinbud.data.augment import Normalisation, Views, draw_views, see
 from twinbud.models.twins import Twins
 from twinbud.progress import Advance, Progress, SilentProgress, duration
 from twinbud.seeds import numpy_stream, stream_seed
@@ -157,10 +157,12 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
     )
 
 
-def batches(num_samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
+def batches(
+    num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
+) -> Iterator[torch.Tensor]:
     """The order of samples in one epoch, a pure function of (seed, epoch), a batch at a time."""
     order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
-    return iter(order.split(batch_size))
+    return iter(order.to(device).split(batch_size))
 
 
 class _Training:
@@ -177,6 +179,7 @@ class _Training:
     ) -> None:
         self.step, self.data, self.config, self.plan = step, data, config, plan
         self.watch, self.keeper = watch, keeper
+        self.normalise = Normalisation.on(data.device, data.mean, data.std)
         self.position = START
         checkpoint = keeper.found
         if checkpoint is not None:
@@ -207,10 +210,11 @@ class _Training:
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
         views = views.to(data.device)
         sums = _Sums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
-        for batch, rows in enumerate(batches(len(data), config.batch_size, config.seed, epoch), start=1):
+        order = batches(len(data), config.batch_size, config.seed, epoch, data.device)
+        for batch, rows in enumerate(order, start=1):
             if batch <= begun.batch:
                 continue
-            self._step(rows.to(data.device), views, sums)
+            self._step(rows, views, sums)
             self.watch.stepped(self.step.num_steps, epoch, sums)
             if self.keeper.stopping:
                 self.position = replace(
@@ -244,7 +248,7 @@ class _Training:
     def _step(self, rows: torch.Tensor, views: Views, sums: _Sums) -> None:
         data = self.data
         torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
-        images_BCSS = normalise(see(data.images_NCSS[rows], views[rows]), data.mean, data.std)
+        images_BCSS = self.normalise(see(data.images_NCSS[rows], views[rows]))
         rate = self._rate(self.step.num_steps)
         sums.add(self.step(images_BCSS, data.labels_N[rows], rate), len(rows))
 

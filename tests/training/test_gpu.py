@@ -1,0 +1,73 @@
+"""What only a GPU can show; on other machines these are skipped by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from builders import VIT, random_model
+from twinbud.config import TrainingConfig
+from twinbud.errors import TwinbudError
+from twinbud.models.twins import Twins
+from twinbud.training.loop import LabelledImages, fit
+from twinbud.training.step import TrainingStep
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+SETTINGS = TrainingConfig(image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.0, clip_norm=1.0)
+
+
+def train(device: str) -> tuple[Twins, Any]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    data = LabelledImages(
+        images_NCSS=images.to(device), labels_N=(torch.arange(10) % 3).to(device), mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    pair = [random_model("vit_tiny_patch16_224", seed, num_classes=3, **VIT).to(device) for seed in (0, 1)]
+    twins = Twins(student=pair[0], auxiliary=pair[1])
+    return twins, fit(twins, data, SETTINGS)
+
+
+def test_a_gpu_computes_what_a_cpu_computes() -> None:
+    (cpu, history), (gpu, again) = train("cpu"), train("cuda")
+    assert again.epochs[0].loss == pytest.approx(history.epochs[0].loss, rel=1e-4)
+    for name, tensor in cpu.student.state_dict().items():
+        torch.testing.assert_close(gpu.student.state_dict()[name].cpu(), tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of the step runs where any synchronisation is an error."""
+    plain = TrainingStep.__call__
+
+    def strict(self: TrainingStep, *arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return plain(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(TrainingStep, "__call__", strict)
+    train("cuda")
+
+
+def test_a_bad_step_on_a_gpu_moves_neither_twin_and_is_told_at_the_epochs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = TrainingStep.__call__
+    kept: dict[str, torch.Tensor] = {}
+
+    def poisoned(self: TrainingStep, images: torch.Tensor, *arguments: Any) -> Any:
+        if self.num_steps == 1:
+            assert self.twins.auxiliary is not None
+            kept.update({name: value.clone() for name, value in self.twins.auxiliary.state_dict().items()})
+            images = images * float("nan")
+        result = plain(self, images, *arguments)
+        if kept:
+            assert self.twins.auxiliary is not None
+            for name, value in self.twins.auxiliary.state_dict().items():
+                assert torch.equal(value, kept[name]), name
+        return result
+
+    monkeypatch.setattr(TrainingStep, "__call__", poisoned)
+    with pytest.raises(TwinbudError, match=r"step 2 \(epoch 1, batch 2\)"):
+        train("cuda")
