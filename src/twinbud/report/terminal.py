@@ -51,7 +51,7 @@ def show_demo(demo: Demo) -> None:
     console = _console()
     table = Table(title="One small network, the same images and steps, two starts", title_justify="left")
     for name in ("start", "test accuracy", "95 % interval", "AUROC", "training"):
-        table.add_column(name, justify="left" if name == "start" else "right")
+        table.add_column(name, justify="left" if name == "start" else "right", no_wrap=True)
     for name, run in demo.runs.items():
         low, high = run.metrics["confidence_intervals"]["accuracy"]
         table.add_row(
