@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit install clean
+.PHONY: demo test lint types unit bench install clean
 
 demo: .venv/installed
 	"$(BIN)/twinbud" demo --force --output twinbud-demo
@@ -18,6 +18,11 @@ types: .venv/installed
 
 unit: .venv/installed
 	"$(BIN)/python" -m pytest
+
+# twinbud against a plain loop and Hugging Face's Trainer; BENCH="--quick" for a smoke run, --data FOLDER for your images
+bench: .venv/installed
+	"$(BIN)/pip" install --quiet --editable ".[bench]"
+	"$(BIN)/python" benchmarks/bench.py $(BENCH)
 
 install: .venv/installed
 

@@ -120,7 +120,7 @@ def predict(
     paths: Sequence[Path],
     *,
     skip_broken: bool = False,
-    max_megapixels: float = 100.0,
+    max_megapixels: float = 36.0,
     progress: Progress | None = None,
 ) -> tuple[Predictions, tuple[IgnoredFile, ...]]:
     """Classify image files.

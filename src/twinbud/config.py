@@ -70,7 +70,7 @@ class DataConfig(_Settings):
     fraction: float = _doc(1.0, "Share of the training part whose labels are used, in (0, 1].")
     subset: Subset = _doc("stratified", "How that share is drawn: at least one a class, or plainly.")
     skip_broken: bool = _doc(False, "Leave out images that cannot be read, and list them.")
-    max_megapixels: float = _doc(100.0, "Refuse an image with more pixels than this, before decoding it.")
+    max_megapixels: float = _doc(36.0, "Refuse an image with more pixels than this, before decoding it.")
 
     def _check(self) -> None:
         _require(0 < self.fraction <= 1, "fraction", "a share in (0, 1]", self.fraction)

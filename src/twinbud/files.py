@@ -1,14 +1,74 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files of strangers, which are read with care."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from twinbud.errors import TwinbudError, explained_writes, first_few
+
+MAX_TEXT_BYTES = 64 * 2**20
+"""Larger JSON files are refused unread; the largest that twinbud writes hold a few MiB."""
+MAX_YAML_BYTES = 2**20
+"""Larger settings files are refused unread."""
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The contents of a regular file; a pipe or a device, which may never end, is refused and not waited for.
+
+    Raises:
+        OSError: No such file, one of another kind, or (EFBIG) one of more than ``max_bytes``.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"{status.st_size / 2**20:.0f} MiB", str(path))
+        return file.read(status.st_size)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: See ``read_bytes``.
+        ValueError: Not JSON in UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(read_bytes(path, MAX_TEXT_BYTES).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, in plain types; aliases are refused, since a few can stand for billions of values.
+
+    Raises:
+        OSError: See ``read_bytes``.
+        ValueError: Not YAML in UTF-8, or nested too deeply.
+    """
+    try:
+        return yaml.load(read_bytes(path, MAX_YAML_BYTES).decode("utf-8"), _PlainLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error) or "nested too deeply") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from twinbud.errors import TwinbudError, explained_writes
-from twinbud.files import require_free, write_text
+from twinbud.files import read_yaml, require_free, write_text
 
 MARKER = "UNFINISHED"
 """Stands in a run folder until everything else does; it says why, if the run failed."""
@@ -73,7 +73,7 @@ def started_run(folder: Path, *, force: bool, resume: bool = False) -> Iterator[
 
 def _empty(folder: Path, keep: set[str]) -> None:
     for path in folder.iterdir():
-        if path.name in keep:
+        if path.name in keep and not path.is_symlink():  # a link may lead out of the run
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -103,8 +103,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "a finished run", got="one that has not finished", where=str(folder), fix="Train it again with --force"
         )
     try:
-        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = read_yaml(folder / CONFIG)
+    except (OSError, ValueError) as error:
         raise TwinbudError(
             "a run folder with config.yaml",
             got="none that can be read",

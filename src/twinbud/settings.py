@@ -8,10 +8,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
 from twinbud.config import PROFILES, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from twinbud.errors import TwinbudError, unknown_choice
+from twinbud.files import read_yaml
 
 Stage = type[DataConfig] | type[ModelConfig] | type[TrainingConfig]
 Config = TypeVar("Config", DataConfig, ModelConfig, TrainingConfig)
@@ -70,8 +69,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         TwinbudError: No such file, one that is no YAML, or an unknown setting.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = read_yaml(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise TwinbudError("a YAML file of settings", got=f"none ({reason})", where=f"--config {path}") from error
     if not isinstance(settings, dict):
@@ -136,6 +135,8 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
     Raises:
         TwinbudError: It is none.
     """
+    if isinstance(value, list | dict):
+        raise TwinbudError("a single value", got="several", where=f"--{name.replace('_', '-')}")
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) not in (None, Literal) else (hint,)
     for kind in kinds:
         if get_origin(kind) is Literal:
@@ -161,7 +162,7 @@ def _as(value: Any, kind: type) -> Any:
     if kind in (int, float) and isinstance(value, int | float | str):
         try:
             return kind(value) if not (kind is int and isinstance(value, float)) else _NOT_ONE
-        except ValueError:
+        except (ValueError, OverflowError):
             return _NOT_ONE
     if kind in (str, Path) and isinstance(value, str | Path):
         return kind(value)

@@ -13,6 +13,7 @@ from twinbud.config import TrainingConfig
 from twinbud.data.augment import Normalisation, draw_views, see
 from twinbud.models.twins import Twins
 from twinbud.training.loop import LabelledImages, batches, fit, plan_steps
+from twinbud.training.precision import suitable_attention
 
 SETTINGS: dict[str, Any] = {
     "image_size": 28, "epochs": 2, "batch_size": 4, "temperature": 4.0, "drop_path": 0.1, "precision": "float32",
@@ -40,6 +41,19 @@ def test_the_same_seed_gives_bit_identical_weights() -> None:
     other, again = run()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert [record.loss for record in history.epochs] == [record.loss for record in again.epochs]
+
+
+def test_attention_written_out_in_bf16_gives_what_the_fused_kernel_gives() -> None:
+    """The kernel is timm's choice again afterwards, and the losses agree to what bf16 can tell."""
+    model = random_model("vit_tiny_patch16_224", 0, num_classes=3, **VIT)
+    images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    fused = model(images)
+    with suitable_attention((model, None), torch.device("cpu"), bf16=True):
+        assert not model.blocks[0].attn.fused_attn
+        torch.testing.assert_close(model(images), fused, rtol=1e-5, atol=1e-5)
+    assert model.blocks[0].attn.fused_attn
+    with suitable_attention((model, None), torch.device("cpu"), bf16=False):
+        assert model.blocks[0].attn.fused_attn
 
 
 def test_another_seed_gives_other_weights() -> None:

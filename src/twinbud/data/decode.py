@@ -11,7 +11,12 @@ Everything here is safe to call from several threads: no global state of Pillow 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -25,9 +30,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from twinbud.errors import TwinbudError
+from twinbud.files import read_bytes
 
-MAX_FILE_BYTES = 512 * 2**20
-"""Larger files are refused unread: 100 megapixels of 32-bit float, uncompressed, are 400 MiB."""
+MAX_FILE_BYTES = 208 * 2**20
+"""Larger files are refused unread: 36 megapixels of 16-bit RGB, uncompressed, are 206 MiB."""
+_MAX_SCAN_MEGAPIXELS = 20_000
+"""A JPEG may be sent in many scans of a few bytes, each of which visits every pixel: this many take two seconds."""
+_MAX_FRAMES_COUNTED = 1000
+_PART_PIXELS = 2**20
 
 # Pillow's readers are called directly, not through Image.open: that also consults a global pixel limit, whose
 # warning could only be silenced by warnings.catch_warnings, which is not thread-safe. An MPO file starts as a
@@ -81,6 +91,8 @@ class BrokenImageError(TwinbudError):
 def decode(source: Path | bytes, *, name: str, max_megapixels: float) -> np.ndarray:
     """Read one image as RGB, by the rules at the head of this file.
 
+    At most 512 MiB of memory are used up to 36 megapixels. Pillow may warn; see ``without_warnings``.
+
     Args:
         source: The file, or its contents.
         name: What errors call it.
@@ -98,12 +110,21 @@ def decode(source: Path | bytes, *, name: str, max_megapixels: float) -> np.ndar
     try:
         with reader(BytesIO(contents)) as image:
             _check_header(image, name, max_megapixels)
+            _check_scans(image, contents, name)
             image.load()
             return _to_rgb(_upright(image), name)
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:  # Pillow meets a damaged file with OSError, SyntaxError, ValueError and more
         raise BrokenImageError(f"{_blame(error)} ({error})", name=name) from error
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep Pillow silent of damaged metadata, which changes no pixel; to be entered before threads decode."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -135,14 +156,13 @@ def digest(image: np.ndarray) -> str:
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            limit = f"an image file of at most {MAX_FILE_BYTES >> 20} MiB"
-            raise BrokenImageError(f"{size / 2**20:.0f} MiB", name=name, expected=limit)
-        return path.read_bytes()
+        return read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:
         raise BrokenImageError("no file (was it moved or removed?)", name=name) from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            limit = f"an image file of at most {MAX_FILE_BYTES >> 20} MiB"
+            raise BrokenImageError(str(error.strerror), name=name, expected=limit) from error
         raise BrokenImageError(f"a file that cannot be opened ({error.strerror})", name=name) from error
 
 
@@ -164,14 +184,35 @@ def _check_header(image: ImageFile, name: str, max_megapixels: float) -> None:
             expected=f"an image of at most {max_megapixels:g} megapixels",
             fix="Shrink it, raise --max-megapixels, or give --skip-broken to leave it out and list it",
         )
-    frames = getattr(image, "n_frames", 1)
+    frames = _count_frames(image)
     if frames > 1:
+        more = " or more" if frames == _MAX_FRAMES_COUNTED else ""
         raise BrokenImageError(
-            f"{frames} frames",
+            f"{frames}{more} frames",
             name=name,
             expected="an image of one frame",
             fix="Save the frames that matter as files of their own, or give --skip-broken to leave it out",
         )
+
+
+def _count_frames(image: ImageFile) -> int:
+    if not isinstance(image, TiffImageFile):
+        return getattr(image, "n_frames", 1)
+    # a TIFF tells no number: its frames are found one by one, and a long chain of them takes hours
+    frames = 1
+    with suppress(EOFError):
+        while frames < _MAX_FRAMES_COUNTED:
+            image.seek(frames)
+            frames += 1
+    image.seek(0)
+    return frames
+
+
+def _check_scans(image: ImageFile, contents: bytes, name: str) -> None:
+    # chance makes a few of these two bytes in an embedded film or profile, too few to matter
+    scans = contents.count(b"\xff\xda") if isinstance(image, JpegImageFile) else 0
+    if scans * image.width * image.height > _MAX_SCAN_MEGAPIXELS * 1e6:
+        raise BrokenImageError(f"a bomb of {scans} scans", name=name)
 
 
 def _blame(error: Exception) -> str:
@@ -189,13 +230,29 @@ def _keep_info(turned: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = _scale_to_8_bits(np.asarray(image, np.float64), name, inverted=_white_is_zero(image))
-        return np.ascontiguousarray(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))
+    wide = image.mode.startswith("I") or image.mode == "F"
+    convert = _scaling_to_8_bits(image, name) if wide else _on_black
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for (left, top, right, bottom), part in _parts(image):
+        rgb[top:bottom, left:right] = convert(part)
+    return rgb
+
+
+def _parts(image: Image.Image) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
+    """The image and its boxes a few rows at a time, so that what is computed from it is never held as a whole."""
+    width = min(image.width, _PART_PIXELS)
+    height = _PART_PIXELS // width
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            box = (left, top, min(left + width, image.width), min(top + height, image.height))
+            yield box, image.crop(box)
+
+
+def _on_black(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _white_is_zero(image: Image.Image) -> bool:
@@ -204,12 +261,17 @@ def _white_is_zero(image: Image.Image) -> bool:
     return isinstance(image, TiffImageFile) and image.tag_v2.get(tag) == 0
 
 
-def _scale_to_8_bits(values: np.ndarray, name: str, *, inverted: bool) -> np.ndarray:
-    if not np.isfinite(values).all():
+def _scaling_to_8_bits(image: Image.Image, name: str) -> Callable[[Image.Image], np.ndarray]:
+    """What turns a part of a wide grey image into (H, W, 1) uint8, from the whole image's minimum and maximum."""
+    extremes = [(values.min(), values.max()) for values in (np.asarray(part) for _, part in _parts(image))]
+    low, high = float(np.min(extremes)), float(np.max(extremes))
+    if not math.isfinite(high - low):
         reason = "values that are not finite (NaN or infinity)"
         raise BrokenImageError(reason, name=name, expected="finite pixel values")
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    distance = high - values if inverted else values - low
-    return np.rint(distance * (255 / (high - low))).astype(np.uint8)
+    inverted, scale = _white_is_zero(image), 255 / (high - low) if high > low else 0.0
+
+    def convert(part: Image.Image) -> np.ndarray:
+        values = np.asarray(part, np.float64)[:, :, None]
+        return np.rint((high - values if inverted else values - low) * scale)
+
+    return convert

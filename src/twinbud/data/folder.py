@@ -5,6 +5,7 @@ Hidden files, files that are no images and images outside the class folders are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
     Raises:
         TwinbudError: A missing path, or no image at all.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     ignored: list[IgnoredFile] = []
     for path in paths:
         if not path.exists():
@@ -110,7 +111,7 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
             if reason:
                 ignored.append(IgnoredFile(path=str(file), reason=reason))
             else:
-                found.setdefault(file.resolve(), file)
+                found.setdefault(os.path.realpath(file), file)
     if not found:
         got = f"none among {len(ignored)} files" if ignored else "an empty folder"
         raise TwinbudError(f"images ({_endings()})", got=got, where=first_few(paths), fix="Give other paths")

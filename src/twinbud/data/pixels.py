@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from twinbud.data.catalog import Catalog
-from twinbud.data.decode import BrokenImageError, decode, digest, resize
+from twinbud.data.decode import BrokenImageError, decode, digest, resize, without_warnings
 from twinbud.errors import TwinbudError, first_few
 
 OnProgress = Callable[[int], None]
@@ -123,13 +123,14 @@ def load_images(
     loaded: list[tuple[torch.Tensor, str]] = []
     broken: dict[int, BrokenImageError] = {}
     load = partial(_load, image_size=image_size, max_megapixels=max_megapixels)
-    for index, result in enumerate(_in_threads(load, files, names)):
-        if isinstance(result, BrokenImageError):
-            broken[index] = result
-        else:
-            loaded.append(result)
-        if on_progress is not None:
-            on_progress(index + 1)
+    with without_warnings():
+        for index, result in enumerate(_in_threads(load, files, names)):
+            if isinstance(result, BrokenImageError):
+                broken[index] = result
+            else:
+                loaded.append(result)
+            if on_progress is not None:
+                on_progress(index + 1)
     if broken and (not skip_broken or not loaded):
         raise _summary(list(broken.values()), len(files))
     channels, digests = zip(*loaded, strict=True) if loaded else ((), ())

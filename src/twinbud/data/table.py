@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from twinbud.config import DataConfig
 from twinbud.data.rows import SPLIT_WORDS, Catalog, ImageRow, SplitName
 from twinbud.errors import TwinbudError, first_few
+from twinbud.files import read_bytes
 
 
 def read_table(path: Path, config: DataConfig) -> Catalog:
@@ -96,7 +99,7 @@ def read_cells(
         TwinbudError: No such file, one in another encoding, missing columns, or a row of another length.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_bytes(path, sys.maxsize).decode("utf-8-sig"), newline="") as file:
             header = file.readline()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)

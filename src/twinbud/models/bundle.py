@@ -15,9 +15,14 @@ import timm
 from safetensors.torch import save
 
 from twinbud.errors import TwinbudError, explained_writes, first_few
-from twinbud.models.blueprint import Blueprint, explained_arguments
+from twinbud.files import read_json
+from twinbud.models.blueprint import Blueprint, outline
 from twinbud.models.families.base import TimmModel
+from twinbud.models.saved import read_architecture, read_model_args
 from twinbud.models.teacher import read_safetensors
+
+MAX_IMAGE_SIZE = 4096
+"""No classifier of twinbud's takes larger images; a folder that asks for more asks for memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +89,12 @@ def open_bundle(folder: Path) -> Bundle:
     config = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
     preprocessing, classes = config["pretrained_cfg"], tuple(config["label_names"])
-    arguments = {"num_classes": len(classes), **config.get("model_args", {})}
-    with explained_arguments(config["architecture"], str(folder)):
-        model = timm.create_model(config["architecture"], pretrained=False, **arguments)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    architecture = read_architecture(config["architecture"], folder / "config.json")
+    arguments = {"num_classes": len(classes), **read_model_args(config.get("model_args", {}), folder / "config.json")}
+    # shapes first: nothing of a size that the weights do not have is ever made
+    shapes = {
+        name: tensor.shape for name, tensor in outline(architecture, str(folder), **arguments).state_dict().items()
+    }
     wrong = sorted(name for name in shapes | state if name not in state or shapes.get(name) != state[name].shape)
     if wrong:
         raise TwinbudError(
@@ -96,6 +103,7 @@ def open_bundle(folder: Path) -> Bundle:
             where=str(folder),
             fix="Copy the whole model folder again",
         )
+    model = timm.create_model(architecture, pretrained=False, **arguments)
     model.load_state_dict(state)
     return Bundle(
         model=model.eval().requires_grad_(False),
@@ -116,17 +124,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         fix="Give RUN, or RUN/model, of a finished 'twinbud train'",
     )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         preprocessing, names = config["pretrained_cfg"], config["label_names"]
         mean, std, (channels, height, width) = (preprocessing[name] for name in ("mean", "std", "input_size"))
         complete = (
-            timm.is_model(config["architecture"])
-            and isinstance(names, list)
+            isinstance(names, list)
             and all(isinstance(name, str) for name in names)
             and len(mean) == len(std) == channels == 3
             and all(math.isfinite(value) for value in (*mean, *std))
             and min(std) > 0
             and isinstance(width, int)
+            and 0 < width <= MAX_IMAGE_SIZE
             and height == width == config.get("model_args", {}).get("img_size", width)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save
 
 from twinbud.config import Attention, ModelConfig, Rule
-from twinbud.errors import TwinbudError, explained_writes
-from twinbud.files import new_folder
+from twinbud.errors import TwinbudError, explained_writes, first_few
+from twinbud.files import new_folder, read_json
 from twinbud.models.blueprint import Blueprint, blueprint, design_student
 from twinbud.models.families.base import State
+from twinbud.models.saved import read_architecture, read_model_args, read_normalisation
 from twinbud.models.selection import SelectionPlan, cut, plan_selection
 from twinbud.models.teacher import TeacherCard, open_teacher, read_safetensors, read_teacher_card
 
@@ -137,51 +138,79 @@ def load_selection(folder: Path) -> Selection:
         TwinbudError: The folder is not such an output, or its files do not belong together.
     """
     content = _read_plan(folder)
-    for file, checksum in content["sha256"].items():
-        path = folder / Path(file).name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
-            raise TwinbudError(
-                "the weights that plan.json describes",
-                got="others or none",
-                where=str(path),
-                fix="Run 'twinbud select' again",
-            )
-    states = {
-        twin: {name: tensor.float() for name, tensor in read_safetensors(folder / file).items()}
-        for twin, file in _FILES.items()
-    }
-    student = content["student"]
-    return Selection(
-        teacher=content["teacher"],
-        blueprint=blueprint(
-            student["architecture"],
-            student["model_args"],
-            mean=tuple(content["mean"]),
-            std=tuple(content["std"]),
-        ),
-        plan=SelectionPlan.from_json(content),
-        main=states["main"],
-        auxiliary=states["auxiliary"],
+    path = folder / "plan.json"
+    try:
+        checksums, student = dict(content["sha256"]), dict(content["student"])
+        teacher, plan = str(content["teacher"]), SelectionPlan.from_json(content)
+        widths = [*plan.widths.values(), *plan.tensor_widths.values()]
+        sizes = [size for width in widths for size in (width.teacher, width.student)]
+        fates = [*plan.student_tensors.values(), *plan.teacher_tensors.values()]
+        sound = all(isinstance(fate, str) for fate in fates) and all(type(size) is int and size > 0 for size in sizes)
+        given = student["architecture"], student["model_args"], content["mean"], content["std"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _no_plan(folder) from error
+    if not sound:
+        raise _no_plan(folder)
+    design = blueprint(
+        read_architecture(given[0], path),
+        read_model_args(given[1], path),
+        mean=read_normalisation(given[2], path),
+        std=read_normalisation(given[3], path),
     )
+    states = {twin: _read_state(folder / file, checksums.get(file), design) for twin, file in _FILES.items()}
+    return Selection(teacher=teacher, blueprint=design, plan=plan, main=states["main"], auxiliary=states["auxiliary"])
+
+
+def _read_state(path: Path, checksum: object, design: Blueprint) -> State:
+    """The tensors of S or S′: those that plan.json vouches for, in the shapes of its architecture."""
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+        raise TwinbudError(
+            "the weights that plan.json describes",
+            got="others or none",
+            where=str(path),
+            fix="Run 'twinbud select' again",
+        )
+    state = read_safetensors(path)
+    shapes = {name: tensor.shape for name, tensor in design.template.state_dict().items()}
+    roles = {name: spec.role for name, spec in design.family.specs(design.template, "interleaved").items()}
+    wrong = [name for name in state if name not in shapes]
+    wrong += [name for name in shapes if name not in state and roles[name] not in ("classifier", "layer-scale")]
+    for name in shapes.keys() & state.keys():
+        ours, theirs = shapes[name], state[name].shape
+        if roles[name] == "position":  # its grid still has the teacher's size
+            ours, theirs = (len(ours), ours[-1]), (len(theirs), theirs[-1])
+        wrong += [name] if ours != theirs else []
+    if wrong:
+        raise TwinbudError(
+            f"tensors of {design.architecture} as plan.json shapes it",
+            got=f"others ({first_few(sorted(wrong), 3)})",
+            where=str(path),
+            fix="Run 'twinbud select' again",
+        )
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:
     path = folder / "plan.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         known = content["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TwinbudError(
-            "the output folder of 'twinbud select'",
-            got="no readable plan.json",
-            where=str(folder),
-            fix="Run: twinbud select --teacher T --output DIR",
-        ) from error
+        raise _no_plan(folder) from error
     if not known:
         raise TwinbudError(
             f"a plan.json of format {FORMAT}",
-            got=f"{content['format']}",
+            got="another",
             where=str(path),
             fix="Select again with this version of twinbud",
         )
     return content
+
+
+def _no_plan(folder: Path) -> TwinbudError:
+    return TwinbudError(
+        "the output folder of 'twinbud select'",
+        got="no readable plan.json",
+        where=str(folder),
+        fix="Run: twinbud select --teacher T --output DIR",
+    )

@@ -6,10 +6,9 @@ Four spellings: ``dinov2-small`` (from a wheel), a timm name with pretrained wei
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from twinbud.errors import TwinbudError, first_few, unknown_choice
+from twinbud.files import read_json
 from twinbud.models import dinov2
 from twinbud.models.families.base import State, TimmModel
+from twinbud.models.saved import read_architecture, read_model_args, read_normalisation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_TIMEOUT_SECONDS = 10.0
@@ -149,9 +150,10 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
     """A folder with ``config.json`` and ``model.safetensors``, as timm saves them."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = str(config["architecture"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = read_json(path)
+        architecture, saved = config["architecture"], config.get("pretrained_cfg") or {}
+        given = {name: saved[name] for name in ("mean", "std") if name in saved}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TwinbudError(
             "a folder in timm's layout (config.json with 'architecture', model.safetensors)",
             got="no readable config.json",
@@ -161,16 +163,10 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth"))
     weights = folder / "model.safetensors"
     source = weights if weights.exists() or not pickled else pickled[0]
-    card = _card(name, architecture, lambda: read_safetensors(source), **config.get("model_args", {}))
-    saved = config.get("pretrained_cfg", {})
-    return TeacherCard(
-        name=name,
-        architecture=card.architecture,
-        model_args=card.model_args,
-        mean=tuple(saved.get("mean", card.mean)),
-        std=tuple(saved.get("std", card.std)),
-        weights=card.weights,
-    )
+    card = _card(name, read_architecture(architecture, path), lambda: read_safetensors(source))
+    arguments = read_model_args(config.get("model_args") or {}, path)
+    normalisation = {key: read_normalisation(value, path) for key, value in given.items()}
+    return replace(card, model_args=arguments, **normalisation)
 
 
 def _arguments_in(state: State, card: TeacherCard) -> dict[str, Any]:

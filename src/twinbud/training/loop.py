@@ -19,6 +19,7 @@ from twinbud.progress import Advance, Progress, SilentProgress, duration
 from twinbud.seeds import numpy_stream, stream_seed
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.keeper import Keeper
+from twinbud.training.precision import suitable_attention
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
 from twinbud.training.step import Objective, StepResult, TrainingStep
 
@@ -106,7 +107,11 @@ def fit(
         twins, objective(config, bf16), weight_decay=config.weight_decay, steps_per_epoch=plan.steps_per_epoch
     )
     devices = [data.device] if data.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), progress.bar(label, plan.num_steps) as advance:
+    with (
+        torch.random.fork_rng(devices=devices),
+        suitable_attention((twins.student, twins.auxiliary), data.device, bf16=bf16),
+        progress.bar(label, plan.num_steps) as advance,
+    ):
         watch = _Watch(progress, advance, plan, label)
         training = _Training(step, data, config, plan, watch, keeper or Keeper())
         for record in training.epochs():

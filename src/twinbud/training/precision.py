@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from twinbud.config import Device, Precision
 from twinbud.errors import TwinbudError
@@ -50,6 +54,27 @@ def choose_precision(requested: Precision, device: torch.device) -> PrecisionCho
         return PrecisionChoice(native, f"the GPU {'has' if native else 'lacks'} bf16 units")
     ratio = _matrix_product_seconds(torch.float32) / _matrix_product_seconds(torch.bfloat16)
     return PrecisionChoice(ratio >= _WORTHWHILE, f"bf16 matrix products are {ratio:.1f} times as fast here")
+
+
+@contextmanager
+def suitable_attention(models: Iterable[nn.Module | None], device: torch.device, *, bf16: bool) -> Iterator[None]:
+    """Write attention out while training in bf16 on a CPU, whose fused kernel has a backward pass five times as slow.
+
+    The function is the same; only timm's choice of kernel is changed, and put back.
+    """
+    if not bf16 or device.type != "cpu":
+        yield
+        return
+    blocks: list[Any] = [
+        module for model in models if model for module in model.modules() if getattr(module, "fused_attn", False)
+    ]
+    for block in blocks:
+        block.fused_attn = False
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.fused_attn = True
 
 
 def _matrix_product_seconds(dtype: torch.dtype, repeats: int = 15) -> float:
