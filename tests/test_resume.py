@@ -3,71 +3,32 @@
 from __future__ import annotations
 
 import random
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from builders import save_images, save_vit_teacher
+from killing import at_random, finish, has_finished, inside_a_save, kill_once, results, small_run, wait_for
 
-NUM_KILLS = 6
+MOMENTS = (at_random, inside_a_save, at_random, at_random, at_random, at_random)
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("resume")
-    images = save_images(folder / "images", {"bright": 12, "dark": 12})
-    teacher = save_vit_teacher(folder / "teacher")
-    return [
-        *(sys.executable, "-m", "twinbud", "train", "--data", str(images), "--teacher", teacher),
-        *("--image-size", "28", "--epochs", "30", "--batch-size", "4", "--threads", "1", "--precision", "float32"),
-        *("--checkpoint-seconds", "0"),
-    ]
-
-
-def finish(command: list[str], output: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(run: Path) -> list[bytes]:
-    history = [line.split(b",")[:7] for line in (run / "history.csv").read_bytes().splitlines()]
-    return [
-        (run / "model" / "model.safetensors").read_bytes(),
-        (run / "predictions.csv").read_bytes(),
-        b"\n".join(b",".join(cells) for cells in history),
-    ]
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.002)
+    return small_run(tmp_path_factory.mktemp("resume"))
 
 
 def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(command: list[str], tmp_path: Path) -> None:
-    """SIGKILL between a hundredth and a second after the first file of a run, checkpoints at every epoch."""
+    """SIGKILL at six moments, one of them inside a save, checkpoints at every epoch; ``make soak`` kills sixty times."""
     finish(command, tmp_path / "whole")
     generator = random.Random(0)
     killed = 0
-    for _ in range(NUM_KILLS):
-        process = subprocess.Popen(
-            [*command, "--resume", "--output", str(tmp_path / "killed")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        (tmp_path / "killed" / "environment.json").unlink(missing_ok=True)
-        wait_for(tmp_path / "killed" / "environment.json", process)
-        time.sleep(generator.uniform(0.01, 0.6))
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
-        if not (tmp_path / "killed" / "UNFINISHED").exists():
+    for moment in MOMENTS:
+        killed += kill_once(command, tmp_path / "killed", moment, generator)
+        if has_finished(tmp_path / "killed"):
             break
     assert killed >= 2
-    if (tmp_path / "killed" / "UNFINISHED").exists():
+    if not has_finished(tmp_path / "killed"):
         finish([*command, "--resume"], tmp_path / "killed")
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     assert not (tmp_path / "killed" / "checkpoints").exists()

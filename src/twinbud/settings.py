@@ -105,7 +105,7 @@ def run_config(
         if name not in setting_names():
             raise unknown_choice("settings", name, sorted(setting_names()))
     profile = settings.get("profile", "paper")
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
     given = {**PROFILES[profile], **settings}
     return RunConfig(

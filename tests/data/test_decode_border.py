@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from border import MAX_MIB, PIXELS, decode_mutations, judge
 from command import refusal, twinbud
@@ -167,7 +167,7 @@ print(judge(Path(sys.argv[1]).read_bytes(), "scan"), peak_mib())
 def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     header = struct.pack(">IIBBBBB", 6001, 6000, 8, 0, 0, 0, 0)
     bomb = SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    monkeypatch.setattr(decode_module.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
     assert "at most 36 megapixels, got 6001×6000 pixels (36.0 megapixels)" in refused(bomb)
 
 

@@ -61,7 +61,7 @@ def design_student(card: TeacherCard, student: str) -> Blueprint:
     Raises:
         TwinbudError: An unknown name, or one of another family.
     """
-    teacher = outline(card.architecture, card.name, num_classes=0, **card.model_args)
+    teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
     family = family_of(teacher, card.name)
     if student == "half":
         architecture = card.architecture
@@ -88,7 +88,7 @@ def blueprint(
     Raises:
         TwinbudError: It is not of ``family``, or of no known one.
     """
-    template = outline(architecture, architecture, num_classes=1, **model_args)
+    template = outline(architecture, architecture, **model_args | {"num_classes": 1})
     own = family_of(template, architecture)
     if family is not None and own.name != family.name:
         raise TwinbudError(
@@ -122,7 +122,7 @@ def explained_arguments(architecture: str, where: str) -> Iterator[None]:
         ) from error
 
 
-def outline(architecture: str, where: str, **arguments: Any) -> TimmModel:
+def outline(architecture: str, where: str, /, **arguments: Any) -> TimmModel:
     """A network with shapes and no numbers, which takes no time and no memory."""
     with torch.device("meta"), explained_arguments(architecture, where):
         return timm.create_model(architecture, pretrained=False, **arguments)

@@ -156,7 +156,7 @@ class CheckpointFolder:
         sums = tuple(position.pop("sums"))
         counts = [position[name] for name in ("num_steps", "epoch", "batch")]
         numbers = (*counts, *sums, position["seconds"])
-        if any(type(count) is not int for count in counts) or any(
+        if any(type(count) is not int or not 0 <= count < 2**63 for count in counts) or any(
             not isinstance(value, int | float) for value in numbers
         ):
             raise ValueError(f"{_POSITION} holds no position")

@@ -1,0 +1,76 @@
+"""What is too long for the suite: 10,000 damaged images through the decoder, and 60 killed runs; ``make soak``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from border import decode_mutations
+from killing import MOMENTS, finish, has_finished, kill_once, results, small_run
+
+KILLS_PER_RUN = 12
+FIRST_SEED = 1000
+"""The seeds below are the suite's."""
+
+
+def main() -> int:
+    """Print counts as N/N; exit with 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=60)
+    wanted = parser.parse_args()
+    failures = [*soak_decoding(wanted.mutations), *soak_resuming(wanted.kills)]
+    for failure in failures:
+        print(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+def soak_decoding(count: int) -> list[str]:
+    """Damaged images: decoded, or refused by name."""
+    start = time.perf_counter()
+    counts, failures = decode_mutations(range(FIRST_SEED, FIRST_SEED + count))
+    sound = counts["decoded"] + counts["refused"]
+    seconds = time.perf_counter() - start
+    print(
+        f"damaged images decoded ({counts['decoded']}) or refused ({counts['refused']}): {sound}/{count}, {seconds:.0f} s"
+    )
+    return failures
+
+
+def soak_resuming(count: int) -> list[str]:
+    """Killed runs: each ends bit for bit like the run that was left alone."""
+    start = time.perf_counter()
+    generator = random.Random(0)
+    kills: Counter[str] = Counter()
+    same: list[bool] = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*small_run(Path(folder)), "--evaluate-every", "1"]
+        finish(command, Path(folder) / "whole")
+        expected = results(Path(folder) / "whole")
+        while kills.total() < count:
+            run = Path(folder) / f"killed-{len(same)}"
+            for _ in range(min(KILLS_PER_RUN, count - kills.total())):
+                moment = generator.choice(MOMENTS)
+                kills[moment.__name__] += kill_once(command, run, moment, generator)
+                if has_finished(run):
+                    break
+            if not has_finished(run):
+                finish([*command, "--resume"], run)
+            same.append(results(run) == expected)
+            print(
+                f"  run {len(same)}: {kills.total()} kills so far, {'identical' if same[-1] else 'different'}",
+                flush=True,
+            )
+    told = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in sorted(kills.items()))
+    print(f"kills survived: {kills.total()}/{count} ({told})")
+    print(f"killed runs bit-identical to a whole one: {sum(same)}/{len(same)}, {time.perf_counter() - start:.0f} s")
+    return [f"run {number} differs" for number, equal in enumerate(same, start=1) if not equal]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
