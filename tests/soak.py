@@ -36,9 +36,8 @@ def soak_decoding(count: int) -> list[str]:
     counts, failures = decode_mutations(range(FIRST_SEED, FIRST_SEED + count))
     sound = counts["decoded"] + counts["refused"]
     seconds = time.perf_counter() - start
-    print(
-        f"damaged images decoded ({counts['decoded']}) or refused ({counts['refused']}): {sound}/{count}, {seconds:.0f} s"
-    )
+    told = f"{counts['decoded']} decoded, {counts['refused']} refused by name"
+    print(f"damaged images survived: {sound}/{count} ({told}), {seconds:.0f} s", flush=True)
     return failures
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from twinbud.cli import build_parser
+from twinbud.settings import read_settings_file, run_config, setting_names
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -38,6 +39,18 @@ def test_every_command_in_the_documents_is_one_the_command_line_takes(command: s
     words = shlex.split(command, comments=True)[1:]
     chosen = build_parser().parse_args(words)
     assert chosen.subcommand == words[0]
+    if chosen.subcommand == "train":  # the parser takes any word; the settings know which are valid
+        given = chosen[chosen.subcommand]
+        saved = read_settings_file(ROOT / given.config) if given.config else {}
+        run_config({**saved, **{name: given[name] for name in setting_names() if name in given}}, output=given.output)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_a_run_and_its_head_says_the_command(recipe: Path) -> None:
+    run_config(read_settings_file(recipe), output=Path("run"))
+    (command,) = re.findall(r"^#\s+(twinbud train .*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    chosen = build_parser().parse_args(shlex.split(command)[1:])
+    assert chosen.train.config == recipe.relative_to(ROOT)
 
 
 def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(command: list[str], tmp_path: Path) -> None:
-    """SIGKILL at six moments, one of them inside a save, checkpoints at every epoch; ``make soak`` kills sixty times."""
+    """SIGKILL at six moments, one of them inside a save, checkpoints at every epoch; ``make soak`` kills 60 times."""
     finish(command, tmp_path / "whole")
     generator = random.Random(0)
     killed = 0

@@ -22,7 +22,7 @@ from command import refusal, train, trained, twinbud
 from twinbud.errors import TwinbudError
 from twinbud.files import read_yaml
 from twinbud.models.bundle import open_bundle
-from twinbud.models.selected import load_selection
+from twinbud.models.selected import load_selection, select
 from twinbud.models.teacher import open_teacher, read_safetensors, read_teacher_card
 from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
@@ -205,18 +205,10 @@ def test_arguments_of_a_shape_may_not_be_about_anything_else(
         load_selection(selection)
     change(teacher / "config.json", model_args__=(name, value))
     with pytest.raises(TwinbudError):
-        twinbud_select(teacher, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        select(read_teacher_card(f"local-dir:{teacher}"))
 
 
-def twinbud_select(teacher: Path, output: Path) -> None:
-    from twinbud.models.selected import select
-
-    del output
-    select(read_teacher_card(f"local-dir:{teacher}"))
-
-
-@pytest.mark.parametrize("content", ["text", 3, None, [], [1], {"num_classes": DEEP}])
+@pytest.mark.parametrize("content", ["text", 3, None, [], [1], {"embed_dim": DEEP}])
 def test_arguments_of_another_kind_are_refused(content: Any, model: Path, selection: Path) -> None:
     change(model / "config.json", model_args=content)
     with pytest.raises(TwinbudError):
@@ -338,6 +330,11 @@ YAML: dict[str, str] = {
     "nested deeply": DEEP,
     "a date that is none": "seed: 2001-99-99",
     "a number of 100,000 digits": f"seed: {LONG_NUMBER}",
+    "not UTF-8": "data: \udcff",
+    "several documents": "seed: 1\n---\nseed: 2\n",
+    "too long": "# " + "x" * 2**20 + "\nseed: 1\n",
+}
+VALUES: dict[str, str] = {
     "a fraction of 1,000 digits": f"fraction: {LONG_NUMBER[:1000]}",
     "a list for a word": "teacher: [a, b]",
     "an object for a path": "split: {a: b}",
@@ -345,10 +342,15 @@ YAML: dict[str, str] = {
     "a profile of another kind": "profile: {a: b}",
     "bytes": "data: !!binary aGVsbG8=",
     "a set": "data: !!set {a, b}",
-    "not UTF-8": "data: \udcff",
-    "several documents": "seed: 1\n---\nseed: 2\n",
-    "too long": "# " + "x" * 2**20 + "\nseed: 1\n",
 }
+
+
+@pytest.mark.parametrize("text", VALUES.values(), ids=VALUES)
+def test_a_setting_of_another_kind_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    answer = twinbud("train", "--config", tmp_path / "settings.yaml", "--output", tmp_path / "run")
+    assert len(refusal(answer)) < 3000
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", YAML.values(), ids=YAML)

@@ -90,9 +90,12 @@ def open_bundle(folder: Path) -> Bundle:
     state = read_safetensors(folder / "model.safetensors")
     preprocessing, classes = config["pretrained_cfg"], tuple(config["label_names"])
     architecture = read_architecture(config["architecture"], folder / "config.json")
-    arguments = read_model_args(config.get("model_args", {}), folder / "config.json") | {"num_classes": len(classes)}
+    arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
+    arguments |= {"num_classes": len(classes)}
     # shapes first: nothing of a size that the weights do not have is ever made
-    shapes = {name: tensor.shape for name, tensor in outline(architecture, str(folder), arguments).state_dict().items()}
+    shapes = {
+        name: tensor.shape for name, tensor in outline(architecture, str(folder), **arguments).state_dict().items()
+    }
     wrong = sorted(name for name in shapes | state if name not in state or shapes.get(name) != state[name].shape)
     if wrong:
         raise TwinbudError(
