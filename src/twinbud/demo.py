@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "epochs": 12,
     "min_steps": 0,
 }
-ARMS = {"dual": "grown from the teacher (dual)", "timm": "from scratch (timm)"}
+ARMS = {"dual": "grown (dual)", "timm": "from scratch (timm)"}
 
 
 @dataclass(frozen=True, kw_only=True)
