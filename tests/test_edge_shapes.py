@@ -51,11 +51,14 @@ def test_every_image_is_trained_on_whatever_the_batches(
 
 
 def test_a_network_with_batch_norm_is_refused_by_name(tmp_path: Path) -> None:
-    """It is the only kind that a batch of one would break; no family that twinbud knows has it."""
+    """It is the only kind that a batch of one would break; a ConvNeXt saved so is not taken either."""
     data = save_images(tmp_path / "data", {"dark": 4, "light": 4})
     teacher = save_teacher(tmp_path / "teacher", "resnet10t")
     line = refusal(train(data, teacher, tmp_path / "run", "--image-size", 32, "--batch-size", 1))
-    assert "resnet10t" in line or "ResNet" in line or "local-dir" in line
+    assert "expected a model of a known family (ViT, ConvNeXt), got ResNet." in line
+    teacher = save_teacher(tmp_path / "other", "convnext_atto", conv_mlp=True, norm_layer="batchnorm2d", **CONVNEXT)
+    line = refusal(train(data, teacher, tmp_path / "run", "--image-size", 64, "--batch-size", 1))
+    assert "expected a ConvNeXt whose parts are all known, got the tensor 'stem.1.running_mean'." in line
     assert not (tmp_path / "run").exists()
 
 

@@ -77,7 +77,7 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
         axes = (_stage(len(model.stages) - 1),)
     elif part == "head.fc":
         axes, role = (None, _stage(len(model.stages) - 1)), "classifier"
-    if axes is None:
+    if axes is None or kind not in ("weight", "bias", "gamma"):  # batch norm, which timm can put here, has more
         raise TwinbudError(
             "a ConvNeXt whose parts are all known",
             got=f"the tensor '{name}'",
