@@ -21,10 +21,12 @@ def read_table(path: Path, config: DataConfig) -> Catalog:
     rows: dict[str, ImageRow] = {}
     lines: dict[str, int] = {}
     rename = "Rename them, or say --image-column and --label-column"
-    for line, cells in read_cells(path, (config.image_column, config.label_column), rename=rename):
+    for line, cells in read_cells(
+        path, (config.image_column, config.label_column, *_named_columns(config)), rename=rename
+    ):
         where = f"{path}, row {line}"
         name, label = cells[config.image_column], cells[config.label_column]
-        for column in (config.image_column, config.label_column):
+        for column in (config.image_column, config.label_column, *_named_columns(config)):
             if not cells[column]:
                 raise TwinbudError(
                     f"a value in '{column}'", got="a blank", where=where, fix="Fill it in or drop the row"
@@ -44,6 +46,13 @@ def read_table(path: Path, config: DataConfig) -> Catalog:
     _check_csv(path, rows.values(), lines.values(), config)
     classes = tuple(sorted({row.label for row in rows.values()}))
     return Catalog(source=str(path), rows=tuple(rows.values()), classes=classes)
+
+
+def _named_columns(config: DataConfig) -> list[str]:
+    """Optional columns that were asked for by another name than the usual: a typo must not lose the patients."""
+    usual = DataConfig()
+    named = (config.patient_column, usual.patient_column), (config.split_column, usual.split_column)
+    return [name for name, default in named if name != default]
 
 
 def split_word(word: str, where: str) -> SplitName | None:

@@ -184,7 +184,10 @@ def _arguments_in(state: State, card: TeacherCard) -> dict[str, Any]:
 
 
 def _from_hub(name: str) -> State:
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise _unknown_architecture(name) from error
     if config is None or not config.hf_hub_id:
         raise TwinbudError(
             "a timm name with pretrained weights",
