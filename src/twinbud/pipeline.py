@@ -64,10 +64,11 @@ def train(config: RunConfig, progress: Progress | None = None) -> Run:
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
     job = prepare(config, progress)
+    keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
     with started_run(config.output, force=config.force, resume=config.resume) as folder:
         environment = describe(job, folder)
         memory = PeakMemory(job.device)
-        history = learn(job, folder, progress)
+        history = learn(job, folder, keeper, progress)
         metrics = cost_of(history, memory, num_train=len(job.split.labelled))
         run = measure(job, folder, history, metrics, environment)
         deliver(job, run)
@@ -130,7 +131,7 @@ def describe(job: Job, folder: Path) -> dict[str, Any]:
     return environment
 
 
-def learn(job: Job, folder: Path, progress: Progress) -> History:
+def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History:
     """Train S on the labelled images, from the last checkpoint if the run is resumed."""
     design = job.origin.design
     data = LabelledImages(
@@ -139,7 +140,6 @@ def learn(job: Job, folder: Path, progress: Progress) -> History:
         mean=design.mean,
         std=design.std,
     )
-    keeper = open_keeper(job, folder, progress)
     with keeper.listening(), history_writer(folder, keeper.records) as record:
         return fit(
             job.twins,
@@ -154,13 +154,13 @@ def learn(job: Job, folder: Path, progress: Progress) -> History:
         )
 
 
-def open_keeper(job: Job, folder: Path, progress: Progress) -> Keeper:
+def open_keeper(job: Job, progress: Progress) -> Keeper:
     """Where the run's checkpoints are, with the newest whole one if the run is resumed."""
     identity = numeric_settings(job.config) | {
         "precision": job.precision.name,
         "images": fingerprint(job.catalog, job.pixels.digests, job.split),
     }
-    checkpoints = CheckpointFolder(folder / CHECKPOINTS, identity)
+    checkpoints = CheckpointFolder(job.config.output / CHECKPOINTS, identity)
     found, complaints = checkpoints.latest() if job.config.resume else (None, [])
     for complaint in complaints:
         progress.note(complaint)
