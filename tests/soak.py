@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 from border import decode_mutations
-from killing import MOMENTS, finish, has_finished, kill_once, results, small_run
 
 KILLS_PER_RUN = 12
 FIRST_SEED = 1000
@@ -43,6 +42,9 @@ def soak_decoding(count: int) -> list[str]:
 
 def soak_resuming(count: int) -> list[str]:
     """Killed runs: each ends bit for bit like the run that was left alone."""
+    # here and not above: the decoder's processes import this file, and torch would count as their memory
+    from killing import MOMENTS, finish, has_finished, kill_once, results, small_run
+
     start = time.perf_counter()
     generator = random.Random(0)
     kills: Counter[str] = Counter()
