@@ -19,6 +19,7 @@ Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
 Attention = Literal["interleaved", "heads"]
 Subset = Literal["stratified", "plain"]
 Precision = Literal["auto", "float32", "bf16"]
+Compile = Literal["auto", "on", "off"]
 CrossEntropyTemperature = Literal["one", "tau"]
 LayerScale = Literal["one", "timm"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -123,6 +124,7 @@ class TrainingConfig(_Settings):
     crop_scale: float = _doc(0.8, "Smallest area of the random resized crop, in (0, 1].")
     flip: float = _doc(0.5, "Probability of a horizontal flip.")
     precision: Precision = _doc("auto", "float32, bf16 autocast, or bf16 where this machine is faster with it.")
+    compile: Compile = _doc("auto", "torch.compile, and CUDA graphs on a GPU; auto: where the planned steps repay it.")
     seed: int = _doc(0, "Sampling of the labelled subset, heads, order, augmentation, drop path, selection.")
     evaluate_every: int | None = _doc(None, "Also test S every N epochs; the last epoch stays the result.")
     device: Device = _doc("auto", "Where to train; auto: the GPU if there is one.")

@@ -31,8 +31,9 @@ from twinbud.report.summary import summarise
 from twinbud.run_folder import CHECKPOINTS, METRICS, require_run_output, started_run, write_json, write_settings
 from twinbud.settings import numeric_settings, settings_of, with_absolute_paths
 from twinbud.training.checkpoint import CheckpointFolder
+from twinbud.training.compilation import Compilation, choose_compilation
 from twinbud.training.keeper import Keeper
-from twinbud.training.loop import History, LabelledImages, fit
+from twinbud.training.loop import History, LabelledImages, fit, plan_steps
 from twinbud.training.precision import PrecisionChoice, choose_device, choose_precision
 
 
@@ -87,6 +88,7 @@ class Job:
     twins: Twins
     device: torch.device
     precision: PrecisionChoice
+    compilation: Compilation
 
 
 def prepare(config: RunConfig, progress: Progress) -> Job:
@@ -111,6 +113,9 @@ def prepare(config: RunConfig, progress: Progress) -> Job:
         twins=origin.build(config, num_classes=len(catalog.classes), device=device),
         device=device,
         precision=choose_precision(config.training.precision, device),
+        compilation=choose_compilation(
+            config.training.compile, device, plan_steps(config.training, len(split.labelled)).num_steps
+        ),
     )
 
 
@@ -125,6 +130,8 @@ def describe(job: Job, folder: Path) -> dict[str, Any]:
     environment = describe_environment(job.device) | {
         "precision": job.precision.name,
         "precision_reason": job.precision.reason,
+        "compilation": job.compilation.name,
+        "compilation_reason": job.compilation.reason,
         "seeds": {"seed": job.config.training.seed, "split_seed": job.config.data.split_seed},
     }
     write_json(folder / "environment.json", environment)
@@ -140,12 +147,14 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
         mean=design.mean,
         std=design.std,
     )
+    progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
     with keeper.listening(), history_writer(folder, keeper.records) as record:
         return fit(
             job.twins,
             data,
             job.config.training,
             bf16=job.precision.bf16,
+            compilation=job.compilation,
             on_epoch=record,
             test_accuracy=lambda: accuracy_of(predict_rows(job, job.split.test)),
             keeper=keeper,
@@ -158,6 +167,7 @@ def open_keeper(job: Job, progress: Progress) -> Keeper:
     """Where the run's checkpoints are, with the newest whole one if the run is resumed."""
     identity = numeric_settings(job.config) | {
         "precision": job.precision.name,
+        "compile": job.compilation.name,
         "images": fingerprint(job.catalog, job.pixels.digests, job.split),
     }
     checkpoints = CheckpointFolder(job.config.output / CHECKPOINTS, identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from builders import VIT, random_model
 from twinbud.config import TrainingConfig
 from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
+from twinbud.training.compilation import EAGER, Compilation
 from twinbud.training.loop import LabelledImages, fit
 from twinbud.training.step import TrainingStep
 
@@ -19,7 +21,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SETTINGS = TrainingConfig(image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.0, clip_norm=1.0)
 
 
-def train(device: str) -> tuple[Twins, Any]:
+RECORDED = Compilation(inductor=False, graphs=True, reason="asked for")
+
+
+def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig = SETTINGS) -> tuple[Twins, Any]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(
@@ -27,7 +32,7 @@ def train(device: str) -> tuple[Twins, Any]:
     )
     pair = [random_model("vit_tiny_patch16_224", seed, num_classes=3, **VIT).to(device) for seed in (0, 1)]
     twins = Twins(student=pair[0], auxiliary=pair[1])
-    return twins, fit(twins, data, SETTINGS)
+    return twins, fit(twins, data, config, compilation=compilation)
 
 
 def test_a_gpu_computes_what_a_cpu_computes() -> None:
@@ -35,6 +40,18 @@ def test_a_gpu_computes_what_a_cpu_computes() -> None:
     assert again.epochs[0].loss == pytest.approx(history.epochs[0].loss, rel=1e-4)
     for name, tensor in cpu.student.state_dict().items():
         torch.testing.assert_close(gpu.student.state_dict()[name].cpu(), tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_a_recorded_step_does_what_an_ordinary_one_does() -> None:
+    """Two shapes of batch, more epochs than ordinary calls, warm-up and drop path: all replayed, nothing lost."""
+    config = replace(SETTINGS, epochs=8, learning_rate=1e-3, warmup=0.5)
+    (plain, history), (recorded, again) = train("cuda", config=config), train("cuda", RECORDED, config)
+    assert [record.loss for record in again.epochs] == pytest.approx([r.loss for r in history.epochs], rel=1e-4)
+    for ours, theirs in ((recorded.student, plain.student), (recorded.auxiliary, plain.auxiliary)):
+        assert ours is not None
+        assert theirs is not None
+        for name, tensor in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
 
 
 def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

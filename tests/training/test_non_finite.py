@@ -48,7 +48,7 @@ def into_loss(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> No
 
     def spoilt(*inputs: Any, **settings: Any) -> Losses:
         losses = sound(*inputs, **settings)
-        return Losses(**{**vars(losses), "total": losses.total * value})
+        return losses._replace(total=losses.total * value)
 
     monkeypatch.setattr("twinbud.training.step.total_loss", spoilt)
 

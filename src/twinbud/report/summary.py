@@ -84,6 +84,7 @@ def _facts(
         "Training": f"{metrics['epochs']} epochs, {metrics['num_steps']:,} steps of {training.batch_size}",
         "Seeds": f"sampling {training.seed}, split {config.data.split_seed}",
         "Precision": f"{environment['precision']} ({environment['precision_reason']})",
+        "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
         "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}",
         "Time": f"{metrics['train_seconds']:.0f} s, {metrics['images_per_second']:.0f} images/s",
         "Peak memory": f"{metrics['peak_memory_mib']:,.0f} MiB",

@@ -18,6 +18,7 @@ from twinbud.models.twins import Twins
 from twinbud.progress import Advance, Progress, SilentProgress, duration
 from twinbud.seeds import numpy_stream, stream_seed
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
+from twinbud.training.compilation import EAGER, Compilation
 from twinbud.training.keeper import Keeper
 from twinbud.training.precision import suitable_attention
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
@@ -75,6 +76,7 @@ def fit(
     config: TrainingConfig,
     *,
     bf16: bool = False,
+    compilation: Compilation = EAGER,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     test_accuracy: Callable[[], float] | None = None,
     keeper: Keeper | None = None,
@@ -91,6 +93,7 @@ def fit(
         data: The labelled images, on the same device.
         config: Resolved settings (``temperature`` a number).
         bf16: Whether the networks compute in bf16 autocast.
+        compilation: Whether the networks are compiled, and the step recorded.
         on_epoch: Called with each epoch's record.
         test_accuracy: Called every ``config.evaluate_every`` epochs, outside the measured time.
         keeper: Goes on from a checkpoint, saves others, and stops when asked to; by default nothing is kept.
@@ -104,7 +107,12 @@ def fit(
     progress = progress or SilentProgress()
     plan = plan_steps(config, len(data))
     step = TrainingStep(
-        twins, objective(config, bf16), weight_decay=config.weight_decay, steps_per_epoch=plan.steps_per_epoch
+        twins,
+        objective(config, bf16),
+        weight_decay=config.weight_decay,
+        steps_per_epoch=plan.steps_per_epoch,
+        compilation=compilation,
+        batch_size=config.batch_size,
     )
     devices = [data.device] if data.device.type == "cuda" else []
     with (
@@ -273,7 +281,7 @@ class _Sums:
     def add(self, result: StepResult, size: int) -> None:
         losses = result.losses
         parts = (losses.total, losses.ce, losses.ce if losses.skd is None else losses.skd)
-        means = torch.stack([part.detach().double() for part in parts])
+        means = torch.stack([part.double() for part in parts])
         self.values[:3] += means * size
         self.values[3] += result.num_correct
         self.count += size

@@ -5,19 +5,22 @@ Shape legend: B batch, K classes. Logits of lower precision are widened to float
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """The total loss (eq. 5) and its two parts, each a scalar tensor; ``skd`` is None where there is no S′."""
 
     total: torch.Tensor
     ce: torch.Tensor
     skd: torch.Tensor | None
+
+    def detached(self) -> Losses:
+        """The same numbers, which keep no graph alive."""
+        return Losses(self.total.detach(), self.ce.detach(), None if self.skd is None else self.skd.detach())
 
 
 def self_distillation_loss(student_BK: torch.Tensor, auxiliary_BK: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ Shape legend: B batch, C channels, S image side, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 
 from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
+from twinbud.training.compilation import EAGER, Compilation, compiled
 from twinbud.training.ema import follow
+from twinbud.training.graphs import Recording
 from twinbud.training.losses import Losses, total_loss
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -56,20 +59,39 @@ class TrainingStep:
         objective: What is minimised.
         weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
         steps_per_epoch: Lets errors name epoch and batch.
+        compilation: Whether the networks are compiled, and the whole step recorded as a CUDA graph.
+        batch_size: Of the batches that are compiled for; others, such as an epoch's last, take the plain path.
     """
 
     def __init__(
-        self, twins: Twins, objective: Objective, *, weight_decay: float, steps_per_epoch: int | None = None
+        self,
+        twins: Twins,
+        objective: Objective,
+        *,
+        weight_decay: float,
+        steps_per_epoch: int | None = None,
+        compilation: Compilation = EAGER,
+        batch_size: int | None = None,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.twins = twins
         self.objective = objective
         self.parameters = [p for p in twins.student.parameters() if p.requires_grad]
-        # the learning rate is given at each step
-        self.optimiser = torch.optim.AdamW(parameter_groups(twins.student, weight_decay), lr=0.0, fused=True)
+        device = self.parameters[0].device
+        self.deferred = device.type == "cuda"
+        # a recorded step reads its number and its learning rate from the device
+        self.number = torch.zeros((), device=device)
+        self.bad_step = torch.zeros(3, device=device)
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(twins.student, weight_decay),
+            lr=torch.zeros((), device=device) if self.deferred else 0.0,
+            fused=True,
+            capturable=self.deferred,
+        )
         self.num_steps = 0
-        self.deferred = next(twins.student.parameters()).is_cuda
-        self.bad_step = torch.zeros(3, device=next(twins.student.parameters()).device)
+        self.batch_size = batch_size
+        self.compiled_losses = compiled(self._losses) if compilation.inductor else None
+        self.update: Callable[..., StepResult] = Recording(self._update) if compilation.graphs else self._update
         if twins.auxiliary is not None:
             twins.auxiliary.eval()
 
@@ -85,22 +107,32 @@ class TrainingStep:
             TwinbudError: The loss or its gradient is not finite; neither S nor S′ has been updated. On a GPU the
                 step does not wait to know: the update does not happen, and ``check`` raises.
         """
-        losses, student_BK = self._losses(images_BCSS, labels_B)
+        for group in self.optimiser.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
+        result = self.update(images_BCSS, labels_B)
+        self.num_steps += 1
+        return result
+
+    def _update(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor) -> StepResult:
+        """The step as the device takes it; on a GPU nothing in here waits for it, so that it can be recorded."""
+        self.number += 1
+        compute = self.compiled_losses if len(labels_B) == self.batch_size else None
+        losses, student_BK = (compute or self._losses)(images_BCSS, labels_B)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         sound = self._watch(losses.total.detach(), norm)
         if self.objective.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.objective.clip_norm, norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
         # fused AdamW leaves parameters and moments alone where this is 1, without the host's knowing
         self.optimiser.found_inf = None if sound is None else (~sound).float()  # type: ignore[attr-defined]
         self.optimiser.step()
         if self.twins.auxiliary is not None:
             follow(self.twins.auxiliary, self.twins.student, self.objective.beta, sound)
-        self.num_steps += 1
-        return StepResult(losses, (student_BK.argmax(dim=1) == labels_B).sum())
+        return StepResult(losses.detached(), (student_BK.argmax(dim=1) == labels_B).sum())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """S, S′ and AdamW's moments by name: all that the next step depends on, but for ``num_steps``."""
@@ -125,9 +157,11 @@ class TrainingStep:
         moments = {moment: part(f"{moment}.") for moment in _MOMENTS}
         for name, parameter in self.twins.student.named_parameters():
             if name in moments[_MOMENTS[0]]:
-                state = {moment: moments[moment][name].to(parameter.device) for moment in _MOMENTS}
+                # in the parameter's own layout, which the fused optimiser takes for granted
+                state = {moment: torch.empty_like(parameter).copy_(moments[moment][name]) for moment in _MOMENTS}
                 self.optimiser.state[parameter] = state | {"step": torch.tensor(float(num_steps)).to(parameter.device)}
         self.num_steps = num_steps
+        self.number.fill_(num_steps)
 
     def _losses(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor) -> tuple[Losses, torch.Tensor]:
         goal = self.objective
@@ -154,8 +188,8 @@ class TrainingStep:
         From the first step that is not, nothing is updated any more; ``check`` then tells.
         """
         finite = torch.isfinite(loss) & torch.isfinite(gradient_norm) & (self.bad_step[0] == 0)
-        here = torch.stack([torch.full_like(loss, self.num_steps + 1), loss, gradient_norm]).float()
-        self.bad_step = torch.where(finite | (self.bad_step[0] > 0), self.bad_step, here)
+        here = torch.stack([self.number, loss.float(), gradient_norm.float()])
+        self.bad_step.copy_(torch.where(finite | (self.bad_step[0] > 0), self.bad_step, here))
         if self.deferred:
             return finite
         self.check()
