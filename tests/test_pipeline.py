@@ -217,7 +217,8 @@ class Spy:
         self.images: torch.Tensor | None = None
 
     def __call__(self, twins: Any, data: LabelledImages, *arguments: Any, **settings: Any) -> Any:
-        self.images = data.images_NCSS.clone()
+        assert isinstance(data.images_NCSS, torch.Tensor)
+        self.images = data.images_NCSS.expand(-1, 3, -1, -1).contiguous()
         return fit(twins, data, *arguments, **settings)
 
 

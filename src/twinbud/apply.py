@@ -172,7 +172,7 @@ def open_model(folder: Path) -> Bundle:
 
 
 def _probabilities(bundle: Bundle, pixels: Pixels) -> np.ndarray:
-    images = pixels.tensor(range(len(pixels)))
+    images = pixels.rows(range(len(pixels)))
     return predict_probabilities(bundle.model, images, mean=bundle.mean, std=bundle.std)
 
 

@@ -26,7 +26,7 @@ STOPPED = 75
 INTERRUPTED = 130
 
 
-_HANDLING = ("output", "force", "resume", "checkpoint_seconds")
+_HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache")
 """Options of a run that are no settings: they change no number."""
 
 
@@ -128,6 +128,8 @@ def _train_options(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="Go on with an unfinished run, from its last checkpoint.")
     text = "Seconds of training between two checkpoints, at an epoch's end [60]."
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0, metavar="SECONDS", help=text)
+    text = "Decode the images anew and keep none in the cache folder; else pixels are kept there for the next run."
+    parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
     for stage, kind in STAGES.items():
         group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
         for setting in fields(kind):

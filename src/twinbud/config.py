@@ -160,6 +160,7 @@ class RunConfig:
         force: Replace an earlier run there.
         resume: Go on with an unfinished run there.
         checkpoint_seconds: Training time between two checkpoints; it changes no number.
+        pixel_cache: Keep decoded images in the cache folder and take them from there; it changes no number.
     """
 
     data: DataConfig
@@ -169,6 +170,7 @@ class RunConfig:
     force: bool = False
     resume: bool = False
     checkpoint_seconds: float = 60.0
+    pixel_cache: bool = True
 
 
 PROFILES: dict[str, dict[str, Any]] = {

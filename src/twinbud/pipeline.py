@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from twinbud.cache import cache_folder
 from twinbud.config import ModelConfig, RunConfig, resolve
 from twinbud.data.catalog import read_catalog
+from twinbud.data.pixel_cache import PixelCache
 from twinbud.data.pixels import Pixels, load_pixels
 from twinbud.data.rows import Catalog, write_left_out
 from twinbud.data.split import Split, fingerprint, make_split, write_split
@@ -142,7 +144,7 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
     """Train S on the labelled images, from the last checkpoint if the run is resumed."""
     design = job.origin.design
     data = LabelledImages(
-        images_NCSS=job.pixels.tensor(job.split.labelled).to(job.device),
+        images_NCSS=job.pixels.rows(job.split.labelled).fitting(job.device),
         labels_N=class_indices(job.catalog, job.split.labelled).to(job.device),
         mean=design.mean,
         std=design.std,
@@ -239,7 +241,7 @@ class Origin:
             twins = build_baseline(self.design, model.method, layer_scale=model.layer_scale, **common)
         for network in (twins.student, twins.auxiliary):
             if network is not None:
-                network.to(device)
+                network.to(device, memory_format=self.design.family.memory_format)
         return twins
 
 
@@ -278,14 +280,20 @@ def _open_selection(model: ModelConfig, seed: int) -> Selection:
 
 def decode_images(catalog: Catalog, config: RunConfig, progress: Progress) -> tuple[Catalog, Pixels]:
     """Decode every image once, under a bar."""
+    size = config.training.image_size
+    cache = PixelCache(cache_folder() / "pixels", size) if config.pixel_cache else None
     with progress.bar("decoding", len(catalog.rows)) as advance:
-        return load_pixels(
+        decoded = load_pixels(
             catalog,
-            image_size=config.training.image_size,
+            image_size=size,
             max_megapixels=config.data.max_megapixels,
             skip_broken=config.data.skip_broken,
+            cache=cache,
             on_progress=advance,
         )
+    if cache is not None and cache.trouble is not None:
+        progress.note(cache.trouble)
+    return decoded
 
 
 def class_indices(catalog: Catalog, rows: tuple[int, ...]) -> torch.Tensor:
@@ -299,9 +307,7 @@ def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
     return Predictions(
         paths=tuple(catalog.rows[row].path for row in rows),
         labels=class_indices(catalog, rows).numpy(),
-        probabilities=predict_probabilities(
-            job.twins.student, job.pixels.tensor(rows), mean=design.mean, std=design.std
-        ),
+        probabilities=predict_probabilities(job.twins.student, job.pixels.rows(rows), mean=design.mean, std=design.std),
         classes=catalog.classes,
         patient_ids=tuple(catalog.rows[row].patient_id for row in rows) if catalog.has_patients else None,
     )

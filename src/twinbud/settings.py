@@ -88,6 +88,7 @@ def run_config(
     force: bool = False,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
+    pixel_cache: bool = True,
 ) -> RunConfig:
     """The run that ``settings`` describe; what they leave out comes from their profile.
 
@@ -97,6 +98,7 @@ def run_config(
         force: Replace an earlier run.
         resume: Go on with an unfinished one.
         checkpoint_seconds: Training time between two checkpoints.
+        pixel_cache: Keep decoded images in the cache folder and take them from there.
 
     Raises:
         TwinbudError: An unknown setting, a value of another type, or one out of its range.
@@ -116,6 +118,7 @@ def run_config(
         force=force,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
+        pixel_cache=pixel_cache,
     )
 
 

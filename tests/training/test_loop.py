@@ -111,6 +111,7 @@ def test_crops_have_the_area_and_ratio_of_random_resized_crop_and_stay_inside() 
 
 def test_the_whole_image_comes_back_as_it_was_and_its_mirror_mirrored() -> None:
     images = data(2).images_NCSS
+    assert isinstance(images, torch.Tensor)
     views = draw_views(0, 1, 2, crop_scale=1.0, flip=0.0)
     views.scale_N2.fill_(1.0)
     views.centre_N2.zero_()

@@ -14,6 +14,8 @@ import torch
 
 from twinbud.config import TrainingConfig
 from twinbud.data.augment import Normalisation, Views, draw_views, see
+from twinbud.data.pixels import PixelRows
+from twinbud.data.supply import supply
 from twinbud.models.twins import Twins
 from twinbud.progress import Advance, Progress, SilentProgress, duration
 from twinbud.seeds import numpy_stream, stream_seed
@@ -47,16 +49,17 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """What S learns from, all on the device it trains on.
+    """What S learns from.
 
     Attributes:
-        images_NCSS: uint8 pixels.
-        labels_N: int64 class indices.
+        images_NCSS: uint8 pixels, one channel or three: on the device that S trains on or, where they do not fit
+            there, elsewhere.
+        labels_N: int64 class indices, on the device that S trains on.
         mean: Normalisation of the network's input, one number a channel, for pixels in [0, 1].
         std: Normalisation of the network's input.
     """
 
-    images_NCSS: torch.Tensor
+    images_NCSS: torch.Tensor | PixelRows
     labels_N: torch.Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -66,8 +69,8 @@ class LabelledImages:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
-        return self.images_NCSS.device
+        """Where S trains on them."""
+        return self.labels_N.device
 
 
 def fit(
@@ -90,7 +93,7 @@ def fit(
 
     Args:
         twins: S and S′, on the device to train on.
-        data: The labelled images, on the same device.
+        data: The labelled images.
         config: Resolved settings (``temperature`` a number).
         bf16: Whether the networks compute in bf16 autocast.
         compilation: Whether the networks are compiled, and the step recorded.
@@ -172,10 +175,10 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
 
 def batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
-) -> Iterator[torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """The order of samples in one epoch, a pure function of (seed, epoch), a batch at a time."""
     order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
-    return iter(order.to(device).split(batch_size))
+    return order.to(device).split(batch_size)
 
 
 class _Training:
@@ -223,11 +226,10 @@ class _Training:
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
         views = views.to(data.device)
         sums = _Sums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
-        order = batches(len(data), config.batch_size, config.seed, epoch, data.device)
-        for batch, rows in enumerate(order, start=1):
-            if batch <= begun.batch:
-                continue
-            self._step(rows, views, sums)
+        order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
+        images = supply(data.images_NCSS, order, data.device)
+        for batch, (rows, pixels) in enumerate(zip(order, images, strict=True), start=begun.batch + 1):
+            self._step(rows, pixels, views, sums)
             self.watch.stepped(self.step.num_steps, epoch, sums)
             if self.keeper.stopping:
                 self.position = replace(
@@ -258,10 +260,10 @@ class _Training:
             final=config.final_learning_rate,
         )
 
-    def _step(self, rows: torch.Tensor, views: Views, sums: _Sums) -> None:
+    def _step(self, rows: torch.Tensor, pixels_BCSS: torch.Tensor, views: Views, sums: _Sums) -> None:
         data = self.data
         torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
-        images_BCSS = self.normalise(see(data.images_NCSS[rows], views[rows]))
+        images_BCSS = self.normalise(see(pixels_BCSS, views[rows]))
         rate = self._rate(self.step.num_steps)
         sums.add(self.step(images_BCSS, data.labels_N[rows], rate), len(rows))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
@@ -23,6 +24,7 @@ class ConvNeXtFamily(Family):
     name: ClassVar[str] = "ConvNeXt"
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.1
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
 
     def owns(self, model: TimmModel) -> bool:
         """timm's ConvNeXt, both versions."""
