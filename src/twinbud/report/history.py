@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from twinbud.errors import explained_writes
+from twinbud.errors import TwinbudError, explained_writes
 from twinbud.training.checkpoint import EpochRecord
 
 
@@ -29,7 +29,13 @@ class HistoryWriter:
         self.rows.writeheader()
 
     def __call__(self, record: EpochRecord) -> None:
-        """Add one epoch."""
+        """Add one epoch.
+
+        Raises:
+            TwinbudError: The disk is full, or the run folder has gone.
+        """
+        if not self.folder.is_dir():  # the open file would take the row all the same, and nobody would ever read it
+            raise TwinbudError("the run folder", got="none (was it moved or removed?)", where=str(self.folder))
         row = asdict(record)
         with explained_writes(self.folder):
             self.rows.writerow(row)
@@ -42,7 +48,8 @@ class HistoryWriter:
     def close(self) -> None:
         """Flush and close both files."""
         self.file.close()
-        self.events.close()
+        if self.folder.is_dir():
+            self.events.close()
 
 
 @contextmanager
