@@ -55,4 +55,5 @@ def history_writer(folder: Path, records: Iterable[EpochRecord] = ()) -> Iterato
     try:
         yield writer
     finally:
-        writer.close()
+        with explained_writes(folder):
+            writer.close()
