@@ -10,7 +10,8 @@ import re
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -19,7 +20,8 @@ from jsonargparse._core import ArgumentGroup
 
 from twinbud.config import PROFILES, DataConfig, ModelConfig, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError, unknown_choice
-from twinbud.settings import STAGES, Stage, read_settings_file, run_config, setting_names, stage_config
+from twinbud.files import require_unicode
+from twinbud.settings import STAGES, Stage, read_settings_file, run_config, setting_names, stage_config, with_words
 
 USER_ERROR = 2
 STOPPED = 75
@@ -37,28 +39,31 @@ class _Parser(ArgumentParser):
         """Print and leave."""
         del ex
         command = self.prog.rpartition(" ")[2]
-        program = f"twinbud {command}" if command in _OPTIONS else "twinbud"
-        print(f"twinbud: {_plain(message)} For what is valid run: {program} --help", file=sys.stderr)
+        program = f"twinbud {command}" if command in COMMANDS else "twinbud"
+        print(f"twinbud: {self._plain(message)} For what is valid run: {program} --help", file=sys.stderr)
         sys.exit(USER_ERROR)
 
-
-def _plain(message: str) -> str:
-    """The parser's message as one line, with the valid words where it leaves them out."""
-    line = " ".join(message.split())
-    if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
-        options = [f"--{name.replace('_', '-')}" for name in (*setting_names(), *_HANDLING, "config")]
-        return str(unknown_choice("option", match[1], sorted(options)))
-    if match := re.match(r"the following arguments are required: (.*)", line):
-        names = (name.rpartition(".")[2] for name in match[1].split(", "))
-        return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
-    return line if line.endswith((".", "?")) else f"{line}."
+    def _plain(self, message: str) -> str:
+        """The parser's message as one line, with the valid words where it leaves them out."""
+        line = " ".join(message.split())
+        if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
+            shown = [action.option_strings for action in self._actions if action.help != SUPPRESS]
+            return str(unknown_choice("option", match[1], sorted(names[-1] for names in shown if names)))
+        if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", line):
+            return str(unknown_choice("COMMAND", match[1], COMMANDS))
+        if match := re.match(r"the following arguments are required: (.*)", line):
+            names = (name.rpartition(".")[2] for name in match[1].split(", "))
+            return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
+        return line if line.endswith((".", "?")) else f"{line}."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 to be put right, 75 stopped and resumable, 130 interrupted)."""
-    chosen = build_parser().parse_args(None if arguments is None else list(arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _COMMANDS[chosen.subcommand](chosen[chosen.subcommand])
+        require_unicode(words)
+        chosen = build_parser().parse_args(words)
+        COMMANDS[chosen.subcommand].run(chosen[chosen.subcommand])
     except TwinbudError as error:
         print(f"twinbud: {error}", file=sys.stderr)
         return USER_ERROR
@@ -77,15 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> ArgumentParser:
     """The whole command line, one sub-command a stage."""
     form: Any = {"formatter_class": _Formatter, "allow_abbrev": False}
-    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", **form)
+    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", version=_version(), **form)
     commands = parser.add_subcommands(
         title="commands", description="'twinbud COMMAND --help' tells more of each.", metavar="COMMAND", help=""
     )
-    for name, (text, usage, fill) in _OPTIONS.items():
-        command = _Parser(description=text, usage=f"twinbud {name} {usage}", **form)
-        fill(command)
-        commands.add_subcommand(name, command, help=text)
+    for name, command in COMMANDS.items():
+        words = _Parser(description=command.text, usage=f"twinbud {name} {command.usage}", **form)
+        command.add_options(words)
+        commands.add_subcommand(name, words, help=command.text)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("twinbud")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -122,12 +134,15 @@ def _default(setting: Field[Any]) -> str:
 
 
 def _train_options(parser: ArgumentParser) -> None:
-    text = "YAML file of any of these settings, by name; words on the command line win."
+    text = (
+        "YAML file of any of these settings, by name. Words on the command line win; --teacher and --selected "
+        "stand for all that says where weights come from."
+    )
     parser.add_argument("--config", type=Path | None, metavar="FILE.yaml", help=text)
     _add_output(parser, "Run folder to make.", required=True)
     parser.add_argument("--resume", action="store_true", help="Go on with an unfinished run, from its last checkpoint.")
     text = "Seconds of training between two checkpoints, at an epoch's end [60]."
-    parser.add_argument("--checkpoint-seconds", type=float, default=60.0, metavar="SECONDS", help=text)
+    parser.add_argument("--checkpoint-seconds", default=60.0, metavar="SECONDS", help=text)
     text = "Decode the images anew and keep none in the cache folder; else pixels are kept there for the next run."
     parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
     for stage, kind in STAGES.items():
@@ -158,49 +173,21 @@ def _predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="What to classify.")
     for name in ("skip_broken", "max_megapixels"):
         _add_setting(parser, DataConfig, name)
-    parser.add_argument("--output", type=Path | None, metavar="FILE.csv", help="Write here instead of printing.")
+    _add_output(parser, "Write here instead of printing.", required=False, metavar="FILE.csv")
 
 
 def _demo_options(parser: ArgumentParser) -> None:
     _add_output(parser, "Folder to make [twinbud-demo].", required=False)
 
 
-def _add_output(parser: ArgumentParser, text: str, *, required: bool) -> None:
-    parser.add_argument("--output", type=Path | None, required=required, metavar="DIR", help=text)
+def _add_output(parser: ArgumentParser, text: str, *, required: bool, metavar: str = "DIR") -> None:
+    parser.add_argument("--output", type=Path | None, required=required, metavar=metavar, help=text)
     parser.add_argument("--force", action="store_true", help="Replace an earlier output.")
 
 
 _SOURCE_SETTINGS = (
     "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
 )  # fmt: skip
-_OPTIONS: dict[str, tuple[str, str, Callable[[ArgumentParser], None]]] = {
-    "demo": (
-        "Watch the main job on generated images: grown from a teacher against trained from scratch.",
-        "[--output DIR] [--force]",
-        _demo_options,
-    ),
-    "select": (
-        "Select the weights of S and S′ from a teacher, to be trained elsewhere.",
-        "--teacher T [--student half|NAME] [options] --output DIR",
-        _select_options,
-    ),
-    "train": (
-        "Select, train, evaluate and deliver a small model; makes a run folder.",
-        "--data PATH (--teacher T | --selected DIR) [options] --output RUN",
-        _train_options,
-    ),
-    "evaluate": (
-        "Measure a finished run on its own test images, or on others.",
-        "RUN [--data PATH] [options] [--output DIR]",
-        _evaluate_options,
-    ),
-    "predict": (
-        "Classify images with a finished run or a model folder.",
-        "RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
-        _predict_options,
-    ),
-}
-"""Of each command: what it does, how it is called, and its options."""
 
 
 def _given(chosen: Namespace) -> dict[str, Any]:
@@ -238,7 +225,7 @@ def _train(chosen: Namespace) -> None:
 
     saved = read_settings_file(chosen.config) if chosen.config else {}
     handling = {name: chosen[name] for name in _HANDLING}
-    config = run_config({**saved, **_given(chosen)}, **handling)
+    config = run_config(with_words(saved, _given(chosen)), **handling)
     show_run(train(config, TerminalProgress()))
 
 
@@ -255,7 +242,6 @@ def _evaluate(chosen: Namespace) -> None:
 
 def _predict(chosen: Namespace) -> None:
     from twinbud.apply import predict
-    from twinbud.evaluation.predictions import write_predictions
     from twinbud.progress import TerminalProgress
     from twinbud.report.terminal import show_ignored, show_predictions
 
@@ -265,13 +251,54 @@ def _predict(chosen: Namespace) -> None:
         chosen.images,
         skip_broken=data.skip_broken,
         max_megapixels=data.max_megapixels,
+        output=chosen.output,
+        force=chosen.force,
         progress=TerminalProgress(),
     )
     if chosen.output is None:
         show_predictions(predictions)
-    else:
-        write_predictions(chosen.output, predictions)
     show_ignored(ignored)
 
 
-_COMMANDS = {"demo": _demo, "select": _select, "train": _train, "evaluate": _evaluate, "predict": _predict}
+@dataclass(frozen=True, kw_only=True)
+class _Command:
+    """What a command does, how it is called, its options, and the call that its words become."""
+
+    text: str
+    usage: str
+    add_options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], None]
+
+
+COMMANDS = {
+    "demo": _Command(
+        text="Watch the main job on generated images: grown from a teacher against trained from scratch.",
+        usage="[--output DIR] [--force]",
+        add_options=_demo_options,
+        run=_demo,
+    ),
+    "select": _Command(
+        text="Select the weights of S and S′ from a teacher, to be trained elsewhere.",
+        usage="--teacher T [--student half|NAME] [options] --output DIR",
+        add_options=_select_options,
+        run=_select,
+    ),
+    "train": _Command(
+        text="Select, train, evaluate and deliver a small model; makes a run folder.",
+        usage="--data PATH (--teacher T | --selected DIR) [options] --output RUN",
+        add_options=_train_options,
+        run=_train,
+    ),
+    "evaluate": _Command(
+        text="Measure a finished run on its own test images, or on others.",
+        usage="RUN [--data PATH] [options] [--output DIR]",
+        add_options=_evaluate_options,
+        run=_evaluate,
+    ),
+    "predict": _Command(
+        text="Classify images with a finished run or a model folder.",
+        usage="RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
+        add_options=_predict_options,
+        run=_predict,
+    ),
+}

@@ -9,22 +9,21 @@ from typing import Any
 import torch
 
 from twinbud.cache import cache_folder
-from twinbud.config import ModelConfig, RunConfig, resolve
+from twinbud.config import RunConfig, resolve
 from twinbud.data.catalog import read_catalog
 from twinbud.data.pixel_cache import PixelCache
 from twinbud.data.pixels import Pixels, load_pixels
 from twinbud.data.rows import Catalog, write_left_out
-from twinbud.data.split import Split, fingerprint, make_split, write_split
+from twinbud.data.split import Split, check_split_file, fingerprint, make_split, write_split
 from twinbud.environment import describe_environment
+from twinbud.errors import explained_writes
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.memory import PeakMemory
-from twinbud.models.blueprint import Blueprint, design_student
 from twinbud.models.bundle import save_bundle
-from twinbud.models.selected import Selection, load_selection, select
-from twinbud.models.teacher import read_teacher_card
-from twinbud.models.twins import Twins, build_baseline, build_twins
+from twinbud.models.origin import Origin, open_origin
+from twinbud.models.twins import Twins
 from twinbud.progress import Progress, SilentProgress
 from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
@@ -32,7 +31,7 @@ from twinbud.report.page import RunSummary, write_report
 from twinbud.report.summary import summarise
 from twinbud.run_folder import CHECKPOINTS, METRICS, require_run_output, started_run, write_json, write_settings
 from twinbud.settings import numeric_settings, settings_of, with_absolute_paths
-from twinbud.training.checkpoint import CheckpointFolder
+from twinbud.training.checkpoint import CheckpointFolder, saved_identity
 from twinbud.training.compilation import Compilation, choose_compilation
 from twinbud.training.keeper import Keeper
 from twinbud.training.loop import History, LabelledImages, fit, plan_steps
@@ -95,30 +94,32 @@ class Job:
 
 def prepare(config: RunConfig, progress: Progress) -> Job:
     """Read and divide the images, open the teacher, build the twins; cheap mistakes are found first."""
-    catalog = read_catalog(config.data)
-    origin = open_origin(config)
     device = choose_device(config.training.device)
+    catalog = read_catalog(config.data)
+    check_split_file(catalog, config.data)
+    origin = open_origin(config)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     catalog, pixels = decode_images(catalog, config, progress)
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
     family = origin.design.family
-    config = replace(
-        config, training=resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
-    )
+    training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     return Job(
-        config=config,
+        config=replace(config, model=origin.model, training=training),
         catalog=catalog,
         pixels=pixels,
         split=split,
         origin=origin,
-        twins=origin.build(config, num_classes=len(catalog.classes), device=device),
+        twins=origin.build(training, num_classes=len(catalog.classes), device=device),
         device=device,
-        precision=choose_precision(config.training.precision, device),
-        compilation=choose_compilation(
-            config.training.compile, device, plan_steps(config.training, len(split.labelled)).num_steps
-        ),
+        precision=choose_precision(training.precision, device, so_far=precision_so_far(config)),
+        compilation=choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps),
     )
+
+
+def precision_so_far(config: RunConfig) -> str | None:
+    """What a run that goes on was computed in, if it left a checkpoint."""
+    return saved_identity(config.output / CHECKPOINTS).get("precision") if config.resume else None
 
 
 def describe(job: Job, folder: Path) -> dict[str, Any]:
@@ -171,6 +172,7 @@ def open_keeper(job: Job, progress: Progress) -> Keeper:
         "precision": job.precision.name,
         "compile": job.compilation.name,
         "images": fingerprint(job.catalog, job.pixels.digests, job.split),
+        "initial weights": job.origin.fingerprint(),
     }
     checkpoints = CheckpointFolder(job.config.output / CHECKPOINTS, identity)
     found, complaints = checkpoints.latest() if job.config.resume else (None, [])
@@ -187,24 +189,15 @@ def measure(job: Job, folder: Path, history: History, metrics: dict[str, Any], e
     metrics = evaluate(predictions, seed=job.config.training.seed) | metrics
     if job.split.val:
         metrics["val"] = evaluate(predict_rows(job, job.split.val), seed=job.config.training.seed)
-    summary = summarise(
-        job.config,
-        job.catalog,
-        job.pixels,
-        job.split,
-        job.origin.selection,
-        history,
-        predictions,
-        metrics,
-        environment,
-    )
+    summary = summarise(job, history, predictions, metrics, environment)
     return Run(folder=folder, metrics=metrics, predictions=predictions, history=history, summary=summary)
 
 
 def deliver(job: Job, run: Run) -> None:
     """Write predictions, report and metrics, and the model folder: S alone, and its card."""
     model = run.folder / "model"
-    model.mkdir()
+    with explained_writes(model):
+        model.mkdir()
     write_predictions(run.folder / "predictions.csv", run.predictions)
     save_bundle(
         model,
@@ -216,66 +209,6 @@ def deliver(job: Job, run: Run) -> None:
     write_model_card(model / "README.md", run.summary)
     write_report(run.folder / "report.html", run.summary)
     write_json(run.folder / METRICS, run.metrics)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where S starts from: an architecture and, unless the start is random, weights of a teacher."""
-
-    design: Blueprint
-    selection: Selection | None
-
-    def build(self, config: RunConfig, *, num_classes: int, device: torch.device) -> Twins:
-        """S and, in ``dual``, S′ on the device they train on."""
-        training, model = config.training, config.model
-        assert training.drop_path != "auto", "drop_path is resolved before building"
-        common = {
-            "image_size": training.image_size,
-            "num_classes": num_classes,
-            "drop_path": training.drop_path,
-            "seed": training.seed,
-        }
-        if self.selection is not None:
-            twins = build_twins(self.selection, **common)
-        else:
-            twins = build_baseline(self.design, model.method, layer_scale=model.layer_scale, **common)
-        for network in (twins.student, twins.auxiliary):
-            if network is not None:
-                network.to(device, memory_format=self.design.family.memory_format)
-        return twins
-
-
-def open_origin(config: RunConfig) -> Origin:
-    """The students' architecture and the weights they inherit; the baselines CM2-CM4 open no teacher weights.
-
-    Raises:
-        TwinbudError: See ``select``, ``load_selection`` and ``Blueprint.timm_arguments``.
-    """
-    model = config.model
-    selection = _open_selection(model, config.training.seed) if model.method in ("dual", "selection") else None
-    if selection is not None:
-        design = selection.blueprint
-    elif model.selected is not None:
-        design = load_selection(model.selected).blueprint
-    else:
-        design = design_student(read_teacher_card(model.teacher or ""), model.student)
-    design.timm_arguments(config.training.image_size)
-    return Origin(design=design, selection=selection)
-
-
-def _open_selection(model: ModelConfig, seed: int) -> Selection:
-    if model.selected is not None:
-        selection = load_selection(model.selected)
-        return selection if model.method == "dual" else replace(selection, auxiliary=None)
-    return select(
-        read_teacher_card(model.teacher or ""),
-        model.student,
-        rule=model.rule,
-        attention=model.attention,
-        seed=seed,
-        swap_roles=model.swap_roles,
-        twins=model.method == "dual",
-    )
 
 
 def decode_images(catalog: Catalog, config: RunConfig, progress: Progress) -> tuple[Catalog, Pixels]:

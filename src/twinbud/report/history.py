@@ -27,8 +27,8 @@ class HistoryWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.events = EventFile(folder)
         self.file = (folder / "history.csv").open("w", encoding="utf-8", newline="")
+        self.events = EventFile(folder)
         self.rows = csv.DictWriter(self.file, [field.name for field in fields(EpochRecord)])
         self.rows.writeheader()
 
@@ -98,4 +98,5 @@ def history_writer(folder: Path, records: Iterable[EpochRecord] = ()) -> Iterato
     try:
         yield writer
     finally:
-        writer.close()
+        with explained_writes(folder):
+            writer.close()

@@ -38,9 +38,11 @@ class ConvNeXtFamily(Family):
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
         """Half of every stage's width."""
         dims = [stage.blocks[0].conv_dw.out_channels for stage in model.stages]
-        own_depths = tuple(len(stage.blocks) for stage in model.stages)
-        depths = PAIR_DEPTHS.get(architecture.partition(".")[0], own_depths)
-        return {"dims": [width // 2 for width in dims], "depths": list(depths)} | self.form_arguments(model)
+        own_depths = [len(stage.blocks) for stage in model.stages]
+        pair_depths = PAIR_DEPTHS.get(architecture.partition(".")[0], own_depths)
+        # a teacher that was saved with fewer blocks than its name says has no more to give
+        depths = [min(pair) for pair in zip(pair_depths, own_depths, strict=True)]
+        return {"dims": [width // 2 for width in dims], "depths": depths} | self.form_arguments(model)
 
     def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
         """timm's smaller ConvNeXts write their MLPs as 1×1 convolutions; a student must share the teacher's form."""

@@ -1,0 +1,117 @@
+"""Where a run starts from: an architecture and, unless the start is random, weights of a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from twinbud.config import ModelConfig, RunConfig, TrainingConfig
+from twinbud.errors import TwinbudError
+from twinbud.models.blueprint import Blueprint, design_student
+from twinbud.models.selected import Selection, load_selection, select
+from twinbud.models.teacher import read_teacher_card
+from twinbud.models.twins import Twins, build_baseline, build_twins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What S and S′ are built from.
+
+    Attributes:
+        model: The run's settings; with ``selected``, those that its plan was made with.
+        design: The architecture of S and S′.
+        selection: What they inherit; None in CM2-CM4.
+    """
+
+    model: ModelConfig
+    design: Blueprint
+    selection: Selection | None
+
+    def build(self, training: TrainingConfig, *, num_classes: int, device: torch.device) -> Twins:
+        """S and, in ``dual``, S′ on the device they train on."""
+        assert training.drop_path != "auto", "drop_path is resolved before building"
+        common = {
+            "image_size": training.image_size,
+            "num_classes": num_classes,
+            "drop_path": training.drop_path,
+            "seed": training.seed,
+        }
+        if self.selection is not None:
+            twins = build_twins(self.selection, **common)
+        else:
+            twins = build_baseline(self.design, self.model.method, layer_scale=self.model.layer_scale, **common)
+        for network in (twins.student, twins.auxiliary):
+            if network is not None:
+                network.to(device, memory_format=self.design.family.memory_format)
+        return twins
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of the architecture, the plan, and the tensors of S and S′; names and places do not count."""
+        design, selection = self.design, self.selection
+        start = {
+            "student": [design.architecture, design.model_args, design.mean, design.std],
+            "plan": selection.plan.to_json() if selection else None,
+        }
+        digest = hashlib.sha256(json.dumps(start, sort_keys=True).encode())
+        for state in (selection.main, selection.auxiliary) if selection else ():
+            for name, tensor in sorted((state or {}).items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_origin(config: RunConfig) -> Origin:
+    """The students' architecture and the weights they inherit; the baselines CM2-CM4 open no teacher weights.
+
+    Raises:
+        TwinbudError: A setting that contradicts the plan of ``selected``; see also ``select``, ``load_selection``
+            and ``Blueprint.timm_arguments``.
+    """
+    model = config.model
+    inherits, twins = model.method in ("dual", "selection"), model.method == "dual"
+    if model.selected is not None:
+        selection = load_selection(model.selected)
+        model = _as_planned(model, selection, config.given)
+        design = selection.blueprint
+        design.timm_arguments(config.training.image_size)
+        selection = selection if twins else replace(selection, auxiliary=None)
+        return Origin(model=model, design=design, selection=selection if inherits else None)
+    card = read_teacher_card(model.teacher or "")
+    design = design_student(card, model.student)
+    design.timm_arguments(config.training.image_size)  # before any weights are opened
+    if not inherits:
+        return Origin(model=model, design=design, selection=None)
+    selection = select(
+        card,
+        model.student,
+        rule=model.rule,
+        attention=model.attention,
+        seed=config.training.seed,
+        swap_roles=model.swap_roles,
+        twins=twins,
+    )
+    return Origin(model=model, design=selection.blueprint, selection=selection)
+
+
+def _as_planned(model: ModelConfig, selection: Selection, given: Container[str]) -> ModelConfig:
+    """The settings as the plan has them.
+
+    Raises:
+        TwinbudError: One that was given says otherwise.
+    """
+    planned = selection.settings
+    for setting in fields(model):
+        said, value = getattr(model, setting.name), planned.get(setting.name)
+        if setting.name not in planned or said == value or (said == setting.default and setting.name not in given):
+            continue
+        raise TwinbudError(
+            f"{value}, which {model.selected} was selected with",
+            got=f"'{said}'",
+            where=f"--{setting.name.replace('_', '-')}",
+            fix="Drop the option, or run 'twinbud select' with it",
+        )
+    return replace(model, **planned)
