@@ -17,6 +17,7 @@ from twinbud.environment import describe_environment
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
+from twinbud.materials import Materials, images_key, origin_key, source_key
 from twinbud.memory import PeakMemory
 from twinbud.models.blueprint import Blueprint, design_student
 from twinbud.models.bundle import save_bundle
@@ -47,12 +48,13 @@ class Run:
     summary: RunSummary
 
 
-def train(config: RunConfig, progress: Progress | None = None) -> Run:
+def train(config: RunConfig, progress: Progress | None = None, *, materials: Materials | None = None) -> Run:
     """Grow a small classifier from a large pretrained model and measure it on images it never saw.
 
     Args:
         config: The whole run; see ``twinbud.config``.
         progress: Where to report; silent by default.
+        materials: What earlier runs of this process have opened; nothing by default.
 
     Returns:
         Metrics on the test part after the last epoch, and where everything was written.
@@ -63,7 +65,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> Run:
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
-    job = prepare(config, progress)
+    job = prepare(config, progress, materials or Materials())
     keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
     with started_run(config.output, force=config.force, resume=config.resume) as folder:
         environment = describe(job, folder)
@@ -89,14 +91,14 @@ class Job:
     precision: PrecisionChoice
 
 
-def prepare(config: RunConfig, progress: Progress) -> Job:
+def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
     """Read and divide the images, open the teacher, build the twins; cheap mistakes are found first."""
-    catalog = read_catalog(config.data)
-    origin = open_origin(config)
+    listed = materials.once("catalog", source_key(config), lambda: read_catalog(config.data))
+    origin = materials.once("origin", origin_key(config), lambda: open_origin(config))
     device = choose_device(config.training.device)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    catalog, pixels = decode_images(catalog, config, progress)
+    catalog, pixels = materials.once("images", images_key(config), lambda: decode_images(listed, config, progress))
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
     family = origin.design.family
     config = replace(
