@@ -29,6 +29,7 @@ from twinbud.study.identity import canonical, identity_of
 
 FORMAT = 1
 MARKER = "study.json"
+_ASKED = ("identity", "profile", "coordinates", "is_default")
 _FOLDERS = ("plans", "records", "failures", "claims", "work", "set-aside")
 
 
@@ -215,8 +216,8 @@ class RunsFolder:
         Args:
             name: The recipe's.
             digest: That of what the recipe says.
-            runs: Each with its ``identity``, ``profile``, ``coordinates`` and ``is_default``; the same place asked for again
-                takes the earlier one's.
+            runs: Each with its ``identity``, ``profile``, ``coordinates`` and ``is_default``; one asked for again takes
+                the place of the earlier one.
         """
         with self._alone():
             earlier = self.read_plan(name)
@@ -234,7 +235,8 @@ class RunsFolder:
         path = self.path / "plans" / f"{name}.json"
         try:
             plan = read_json(path)
-            return {"digest": str(plan["digest"]), "runs": [dict(run) for run in plan["runs"]]}
+            runs = [{name: run[name] for name in _ASKED} for run in plan["runs"]]
+            return {"digest": str(plan["digest"]), "runs": runs}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

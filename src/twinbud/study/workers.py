@@ -1,4 +1,4 @@
-"""The processes of a study: each with its share of the machine, watched, replaced if it dies, stopped with the others."""
+"""The processes of a study: each has its share of the machine, is watched, and is replaced if it dies."""
 
 from __future__ import annotations
 
