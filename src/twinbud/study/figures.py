@@ -44,7 +44,7 @@ def draw(section: Section, name: str) -> list[Drawing]:
     """
     measured = [row for row in section.rows if row.measures["accuracy"]]
     drawings = []
-    if "sweep" in section.coordinates:
+    if section.is_sweep:
         drawings += [_sweep(section, measured, name)] if measured else []
         return drawings
     if len({row.coordinates["fraction"] for row in measured}) > 1:

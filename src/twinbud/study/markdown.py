@@ -33,7 +33,8 @@ def architectures_markdown(recipe: Recipe, architectures: Sequence[Architecture]
 def _section(section: Section) -> str:
     facts = f"{section.num_images:,} images: {', '.join(section.classes)}" if section.classes else ""
     parts = [f"## {_text(section.title)}", _text(facts), _table(accuracy_table(section)), _list(section_notes(section))]
-    parts += ["### Time and memory", _table(cost_table(section))]
+    if not section.is_sweep:
+        parts += ["### Time and memory", _table(cost_table(section))]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -33,10 +33,13 @@ def architectures_page(recipe: Recipe, architectures: Sequence[Architecture]) ->
 
 
 def _section(section: Section, name: str) -> dict[str, Any]:
+    tables = [("", accuracy_table(section))]
+    if not section.is_sweep:
+        tables.append(("Time and memory", cost_table(section)))
     return {
         "title": section.title,
         "facts": f"{section.num_images:,} images: {', '.join(section.classes)}" if section.classes else "",
-        "tables": [("", accuracy_table(section)), ("Time and memory", cost_table(section))],
+        "tables": tables,
         "notes": section_notes(section),
         "figures": draw(section, name),
     }

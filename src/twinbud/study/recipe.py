@@ -172,8 +172,6 @@ class _Reading:
         if missing := [axis for axis in AXES if given and not values.get(axis)]:
             where = f"{self.path}: grid"
             raise TwinbudError(f"values of {', '.join(AXES)}", got=f"none of {', '.join(missing)}", where=where)
-        if len(values.get("sampling", [0])) == 0:
-            raise TwinbudError("at least one sampling", got="none", where=f"{self.path}: grid.sampling")
         return {axis: tuple(values[axis]) for axis in (*AXES, *sorted(set(given) - set(AXES))) if given}
 
     def sweeps(self) -> Mapping[str, tuple[Any, ...]]:

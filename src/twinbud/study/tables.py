@@ -117,6 +117,11 @@ class Section:
         return " · ".join([*words, f"profile {self.profile}"])
 
     @property
+    def is_sweep(self) -> bool:
+        """Whether the rows differ in one setting, which changes neither time nor memory."""
+        return "sweep" in self.coordinates
+
+    @property
     def paper_head(self) -> str | None:
         """What the paper's column is called; it says in what ours differ."""
         if self.differs is None:
@@ -185,7 +190,7 @@ def _section(
     return Section(
         coordinates=coordinates,
         profile=profile,
-        axes=tuple(axis for axis in order if len({row.coordinates[axis] for row in rows}) > 1 or axis == "method"),
+        axes=tuple(axis for axis in order if len({row.coordinates[axis] for row in rows}) > 1) or ("method",),
         rows=tuple(sorted(rows, key=lambda row: row.coordinates["fraction"])),
         baseline=_baseline_words(recipe, asked),
         classes=tuple(shown.get("classes", ())),

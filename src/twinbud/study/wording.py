@@ -10,7 +10,6 @@ from twinbud.report.page import duration, number
 from twinbud.study.statistics import LEAST_FOR_VERDICT, Spread
 from twinbud.study.tables import Row, Section, Tables
 
-_AXIS_WORDS = {"fraction": "labels", "value": "value"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +32,25 @@ class Table:
 def accuracy_table(section: Section) -> Table:
     """Accuracy, what it is beside the baseline, and the paper's; balanced accuracy and AUROC."""
     compared = section.baseline is not None and any(row.difference for row in section.rows)
-    heads = [*map(_axis, section.axes), "accuracy"]
+    beside = any(row.paper for row in section.rows)
+    heads = [*_axes(section), "accuracy"]
     heads += [f"difference to {section.baseline} (95 % t interval)", "verdict"] if compared else []
     heads += ["samplings"]
-    heads += [section.paper_head] if section.paper_head else []
+    heads += [str(section.paper_head)] if beside else []
     heads += ["balanced accuracy", "macro AUROC"]
     return Table(
         heads=tuple(heads),
         num_words=len(section.axes),
-        rows=tuple(_accuracy_cells(section, row, compared) for row in section.rows),
+        rows=tuple(_accuracy_cells(section, row, compared=compared, beside=beside) for row in section.rows),
         marked=tuple(row.is_baseline for row in section.rows),
     )
 
 
-def _accuracy_cells(section: Section, row: Row, compared: bool) -> tuple[str, ...]:
+def _accuracy_cells(section: Section, row: Row, *, compared: bool, beside: bool) -> tuple[str, ...]:
     cells = [*_place(section, row), plus_minus(row.measures["accuracy"])]
     cells += [_difference(row), _verdict(row)] if compared else []
     cells.append(row.samplings)
-    if section.paper_head:
+    if beside:
         cells.append(f"{row.paper[0]:.3f} ± {row.paper[1]:.3f}" if row.paper else "–")
     return (*cells, plus_minus(row.measures["balanced_accuracy"]), plus_minus(row.measures["auroc_macro"]))
 
@@ -58,7 +58,7 @@ def _accuracy_cells(section: Section, row: Row, compared: bool) -> tuple[str, ..
 def cost_table(section: Section) -> Table:
     """Time and memory of training, and the paper's."""
     beside = any(row.paper_cost for row in section.rows)
-    heads = (*map(_axis, section.axes), "labelled images", "steps", "training", "images/s", "peak memory")
+    heads = (*_axes(section), "labelled images", "steps", "training", "images/s", "peak memory")
     if beside:
         heads = (*heads, f"{section.paper_head}: training, RTX A6000", "memory")
     rows = []
@@ -128,8 +128,10 @@ def axis_value(axis: str, coordinates: Mapping[str, Any]) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _axis(axis: str) -> str:
-    return _AXIS_WORDS.get(axis, axis.replace("_", " "))
+def _axes(section: Section) -> list[str]:
+    """What the first columns are called."""
+    words = {"fraction": "labels", "value": str(section.coordinates.get("sweep"))}
+    return [words.get(axis, axis).replace("_", " ") for axis in section.axes]
 
 
 def _difference(row: Row) -> str:
