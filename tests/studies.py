@@ -27,7 +27,13 @@ def recipe_content(teacher: str, **changes: Any) -> dict[str, Any]:
     content = {
         "title": "A small study",
         "pairs": {"tiny": {"teacher": teacher, "student": "half"}},
-        "grid": {"data": ["shades"], "pair": ["tiny"], "method": ["dual", "selection"], "fraction": [1.0], "sampling": 2},
+        "grid": {
+            "data": ["shades"],
+            "pair": ["tiny"],
+            "method": ["dual", "selection"],
+            "fraction": [1.0],
+            "sampling": 2,
+        },
         "settings": SETTINGS,
         "baseline": {"method": "selection"},
     }
@@ -120,7 +126,7 @@ def make_up_records(
         generator = random.Random(f"{at['sampling']} {identity}")
         classes = list(images[cell.data]["classes"])
         value = accuracy[at["method"]] + generator.uniform(-0.02, 0.02)
-        metrics = {name: value for name in ("accuracy", "balanced_accuracy", "auroc_macro")}
+        metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "auroc_macro"), value)
         counts = [[7 if row == column else 1 for column in classes] for row in classes]
         cost = {
             "num_train": 56, "num_steps": 600, "epochs": config.training.epochs, "train_seconds": 100.0,

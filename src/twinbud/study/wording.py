@@ -11,7 +11,6 @@ from twinbud.study.statistics import LEAST_FOR_VERDICT, Spread
 from twinbud.study.tables import Row, Section, Tables
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table in words.
