@@ -1,6 +1,6 @@
 """The command line: words to calls, no logic.
 
-Only this file and the settings are read before a command is known, so that ``--help`` answers at once.
+Only this file, the options and the settings are read before a command is known, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -10,26 +10,22 @@ import re
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse._core import ArgumentGroup
 
-from twinbud.config import PROFILES, DataConfig, ModelConfig, TrainingConfig
+from twinbud import options
+from twinbud.config import DataConfig, ModelConfig, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError, unknown_choice
 from twinbud.files import require_unicode
-from twinbud.settings import STAGES, Stage, read_settings_file, run_config, setting_names, stage_config, with_words
+from twinbud.settings import read_settings_file, run_config, setting_names, stage_config, with_words
 
 USER_ERROR = 2
 STOPPED = 75
 INTERRUPTED = 130
-
-
-_HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache")
-"""Options of a run that are no settings: they change no number."""
 
 
 class _Parser(ArgumentParser):
@@ -110,86 +106,6 @@ class _Formatter(DefaultHelpFormatter):
 DESCRIPTION = "Grow a small, trustworthy medical-image classifier from a large pretrained model."
 
 
-def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: Stage, name: str) -> None:
-    """One option from one field; what is not given stays out, so that the profile can decide.
-
-    Values stay words here: the settings read and check them, alike from the command line and from a file.
-    """
-    setting: Field[Any] = next(field for field in fields(kind) if field.name == name)
-    text = f"{setting.metadata['help']}{_default(setting)}"
-    option, hint = f"--{name.replace('_', '-')}", get_type_hints(kind)[name]
-    if hint is bool:
-        parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
-    else:
-        metavar = "|".join(get_args(hint)) if get_origin(hint) is Literal else name.rpartition("_")[2].upper()
-        parser.add_argument(option, default=SUPPRESS, metavar=metavar, help=text)
-
-
-def _default(setting: Field[Any]) -> str:
-    others = [f"{profile}: {changes[setting.name]}" for profile, changes in PROFILES.items() if setting.name in changes]
-    if setting.default in (None, False):
-        return f" [{', '.join(others)}]" if others else ""
-    value = f"{setting.default:.3g}" if isinstance(setting.default, float) else str(setting.default)
-    return f" [{', '.join([value, *others])}]"
-
-
-def _train_options(parser: ArgumentParser) -> None:
-    text = (
-        "YAML file of any of these settings, by name. Words on the command line win; --teacher and --selected "
-        "stand for all that says where weights come from."
-    )
-    parser.add_argument("--config", type=Path | None, metavar="FILE.yaml", help=text)
-    _add_output(parser, "Run folder to make.", required=True)
-    parser.add_argument("--resume", action="store_true", help="Go on with an unfinished run, from its last checkpoint.")
-    text = "Seconds of training between two checkpoints, at an epoch's end [60]."
-    parser.add_argument("--checkpoint-seconds", default=60.0, metavar="SECONDS", help=text)
-    text = "Decode the images anew and keep none in the cache folder; else pixels are kept there for the next run."
-    parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
-    for stage, kind in STAGES.items():
-        group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
-        for setting in fields(kind):
-            _add_setting(group, kind, setting.name)
-
-
-def _select_options(parser: ArgumentParser) -> None:
-    for name in ("teacher", "student", "rule", "attention", "swap_roles"):
-        _add_setting(parser, ModelConfig, name)
-    _add_setting(parser, TrainingConfig, "seed")
-    parser.add_argument(
-        "--weights", type=Literal["float32", "float16"], default="float32", help="Precision of the files [float32]."
-    )
-    _add_output(parser, "Folder to make.", required=True)
-
-
-def _evaluate_options(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="Output of 'twinbud train'.")
-    for name in _SOURCE_SETTINGS:
-        _add_setting(parser, DataConfig, name)
-    _add_output(parser, "Folder for metrics.json and predictions.csv.", required=False)
-
-
-def _predict_options(parser: ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL_FOLDER", help="A finished run, or its model folder.")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="What to classify.")
-    for name in ("skip_broken", "max_megapixels"):
-        _add_setting(parser, DataConfig, name)
-    _add_output(parser, "Write here instead of printing.", required=False, metavar="FILE.csv")
-
-
-def _demo_options(parser: ArgumentParser) -> None:
-    _add_output(parser, "Folder to make [twinbud-demo].", required=False)
-
-
-def _add_output(parser: ArgumentParser, text: str, *, required: bool, metavar: str = "DIR") -> None:
-    parser.add_argument("--output", type=Path | None, required=required, metavar=metavar, help=text)
-    parser.add_argument("--force", action="store_true", help="Replace an earlier output.")
-
-
-_SOURCE_SETTINGS = (
-    "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
-)  # fmt: skip
-
-
 def _given(chosen: Namespace) -> dict[str, Any]:
     """The settings that were given, by name."""
     return {name: chosen[name] for name in setting_names() if name in chosen}
@@ -224,7 +140,7 @@ def _train(chosen: Namespace) -> None:
     from twinbud.report.terminal import show_run
 
     saved = read_settings_file(chosen.config) if chosen.config else {}
-    handling = {name: chosen[name] for name in _HANDLING}
+    handling = {name: chosen[name] for name in options.HANDLING}
     config = run_config(with_words(saved, _given(chosen)), **handling)
     show_run(train(config, TerminalProgress()))
 
@@ -260,6 +176,37 @@ def _predict(chosen: Namespace) -> None:
     show_ignored(ignored)
 
 
+def _study(chosen: Namespace) -> None:
+    from twinbud.progress import TerminalProgress
+    from twinbud.study.display import show_outcome, show_plan, watching
+    from twinbud.study.run import Order, carry_out_study, estimate_seconds, plan_study, require_success
+
+    order = Order(
+        recipe=chosen.recipe,
+        runs=chosen.runs,
+        data=chosen.data,
+        only=chosen.only,
+        profile=chosen.profile,
+        num_workers=chosen.workers,
+        keep_models=chosen.keep_models,
+    )
+    study = plan_study(order, TerminalProgress())
+    if chosen.dry_run:
+        show_plan(study, estimate_seconds(study, TerminalProgress()))
+        return
+    with watching(study.distinct) as watch:
+        study = carry_out_study(order, study, TerminalProgress(), watch)
+    show_outcome(study, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
+    require_success(study)
+
+
+def _tables(chosen: Namespace) -> None:
+    from twinbud.study.write import write_tables
+
+    for path in write_tables(chosen.recipe, chosen.runs, chosen.output):
+        print(f"written: {path}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Command:
     """What a command does, how it is called, its options, and the call that its words become."""
@@ -274,31 +221,43 @@ COMMANDS = {
     "demo": _Command(
         text="Watch the main job on generated images: grown from a teacher against trained from scratch.",
         usage="[--output DIR] [--force]",
-        add_options=_demo_options,
+        add_options=options.demo_options,
         run=_demo,
     ),
     "select": _Command(
         text="Select the weights of S and S′ from a teacher, to be trained elsewhere.",
         usage="--teacher T [--student half|NAME] [options] --output DIR",
-        add_options=_select_options,
+        add_options=options.select_options,
         run=_select,
     ),
     "train": _Command(
         text="Select, train, evaluate and deliver a small model; makes a run folder.",
         usage="--data PATH (--teacher T | --selected DIR) [options] --output RUN",
-        add_options=_train_options,
+        add_options=options.train_options,
         run=_train,
     ),
     "evaluate": _Command(
         text="Measure a finished run on its own test images, or on others.",
         usage="RUN [--data PATH] [options] [--output DIR]",
-        add_options=_evaluate_options,
+        add_options=options.evaluate_options,
         run=_evaluate,
     ),
     "predict": _Command(
         text="Classify images with a finished run or a model folder.",
         usage="RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
-        add_options=_predict_options,
+        add_options=options.predict_options,
         run=_predict,
+    ),
+    "study": _Command(
+        text="Do all runs of a recipe, such as a table of the paper; stopped at any time, it goes on where it was.",
+        usage="RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]",
+        add_options=options.study_options,
+        run=_study,
+    ),
+    "tables": _Command(
+        text="Put the finished runs of a recipe into tables and figures.",
+        usage="RECIPE.yaml [--runs DIR] [--output DIR]",
+        add_options=options.tables_options,
+        run=_tables,
     ),
 }

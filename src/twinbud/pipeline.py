@@ -20,6 +20,7 @@ from twinbud.errors import explained_writes
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
+from twinbud.materials import Materials, images_key, origin_key, source_key
 from twinbud.memory import PeakMemory
 from twinbud.models.bundle import save_bundle
 from twinbud.models.origin import Origin, open_origin
@@ -49,12 +50,13 @@ class Run:
     summary: RunSummary
 
 
-def train(config: RunConfig, progress: Progress | None = None) -> Run:
+def train(config: RunConfig, progress: Progress | None = None, *, materials: Materials | None = None) -> Run:
     """Grow a small classifier from a large pretrained model and measure it on images it never saw.
 
     Args:
         config: The whole run; see ``twinbud.config``.
         progress: Where to report; silent by default.
+        materials: What earlier runs of this process have opened; nothing by default.
 
     Returns:
         Metrics on the test part after the last epoch, and where everything was written.
@@ -65,7 +67,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> Run:
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
-    job = prepare(config, progress)
+    job = prepare(config, progress, materials or Materials())
     keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
     with started_run(config.output, force=config.force, resume=config.resume) as folder:
         environment = describe(job, folder)
@@ -92,15 +94,15 @@ class Job:
     compilation: Compilation
 
 
-def prepare(config: RunConfig, progress: Progress) -> Job:
+def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
     """Read and divide the images, open the teacher, build the twins; cheap mistakes are found first."""
     device = choose_device(config.training.device)
-    catalog = read_catalog(config.data)
-    check_split_file(catalog, config.data)
-    origin = open_origin(config)
+    listed = materials.once("catalog", source_key(config), lambda: read_catalog(config.data))
+    check_split_file(listed, config.data)
+    origin = materials.once("origin", origin_key(config), lambda: open_origin(config))
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    catalog, pixels = decode_images(catalog, config, progress)
+    catalog, pixels = materials.once("images", images_key(config), lambda: decode_images(listed, config, progress))
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
     family = origin.design.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
