@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -22,7 +21,8 @@ from twinbud.training.compilation import EAGER, Compilation
 from twinbud.training.keeper import Keeper
 from twinbud.training.precision import suitable_attention
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
-from twinbud.training.step import Objective, StepResult, TrainingStep
+from twinbud.training.step import Objective, TrainingStep
+from twinbud.training.sums import EpochSums
 
 _ESTIMATE_AFTER = 10
 _SHOW_EVERY_SECONDS = 1.0
@@ -222,7 +222,7 @@ class _Training:
         start = time.perf_counter() - begun.seconds
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
         views = views.to(data.device)
-        sums = _Sums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
+        sums = EpochSums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
         order = batches(len(data), config.batch_size, config.seed, epoch, data.device)
         for batch, rows in enumerate(order, start=1):
             if batch <= begun.batch:
@@ -258,37 +258,12 @@ class _Training:
             final=config.final_learning_rate,
         )
 
-    def _step(self, rows: torch.Tensor, views: Views, sums: _Sums) -> None:
+    def _step(self, rows: torch.Tensor, views: Views, sums: EpochSums) -> None:
         data = self.data
         torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
         images_BCSS = self.normalise(see(data.images_NCSS[rows], views[rows]))
         rate = self._rate(self.step.num_steps)
         sums.add(self.step(images_BCSS, data.labels_N[rows], rate), len(rows))
-
-
-class _Sums:
-    """Sums of an epoch's losses and right answers, kept on the device so that no step waits for them."""
-
-    def __init__(self, device: torch.device, state: tuple[float, ...], *, has_skd: bool) -> None:
-        *values, self.count = state or (0.0, 0.0, 0.0, 0.0, 0)
-        self.values = torch.tensor(values, dtype=torch.float64, device=device)
-        self.has_skd = has_skd
-
-    def state(self) -> tuple[float, ...]:
-        """What a checkpoint needs to go on from here."""
-        return (*self.values.tolist(), self.count)
-
-    def add(self, result: StepResult, size: int) -> None:
-        losses = result.losses
-        parts = (losses.total, losses.ce, losses.ce if losses.skd is None else losses.skd)
-        means = torch.stack([part.double() for part in parts])
-        self.values[:3] += means * size
-        self.values[3] += result.num_correct
-        self.count += size
-
-    def means(self) -> dict[str, Any]:
-        loss, ce, skd, correct = (self.values / self.count).tolist()
-        return {"loss": loss, "loss_ce": ce, "loss_skd": skd if self.has_skd else None, "accuracy": correct}
 
 
 class _Watch:
@@ -299,7 +274,7 @@ class _Watch:
         self.start = self.last_shown = time.perf_counter()
         self.count = 0
 
-    def stepped(self, done: int, epoch: int, sums: _Sums) -> None:
+    def stepped(self, done: int, epoch: int, sums: EpochSums) -> None:
         now = time.perf_counter()
         self.count += 1
         if self.count == 1:
