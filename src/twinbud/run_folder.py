@@ -20,6 +20,8 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 """Stands in an unfinished run; ``--resume`` goes on from what is in it."""
+BEFOREHAND = "beforehand"
+"""Stands among the checkpoints, with those of an earlier phase of training."""
 
 
 def require_run_output(folder: Path, *, force: bool, resume: bool = False) -> None:

@@ -23,6 +23,21 @@ METHODS = {
     "xavier": "Xavier uniform initialisation (CM3)",
     "kaiming": "Kaiming normal initialisation (CM4)",
 }
+DISTILLATIONS = {
+    "skd": "–",
+    "cs-kd": "cs-kd: running class-wise means of S′'s softened outputs",
+    "cs-kd-pair": "cs-kd-pair: S′'s outputs for another image of the class",
+    "tf-kd": "tf-kd: S's own outputs of the epoch before",
+    "tf-kd-self": "tf-kd-self: a copy of S trained beforehand, whose steps and time are counted in",
+    "tf-kd-reg": "tf-kd-reg: a virtual teacher that is 99 % right",
+}
+AUXILIARIES = {
+    "other": "–",
+    "copy": "starts as a copy of S",
+    "frozen": "stays as it was selected",
+    "none": "none: cross-entropy alone",
+}
+"""Of these two, what is no default is named."""
 _MAX_MISTAKES = 12
 
 
@@ -74,6 +89,8 @@ def _facts(
     teacher = selection.teacher if selection else "none (random initialisation)"
     facts = {
         "Method": METHODS[config.model.method],
+        "Self-distillation": DISTILLATIONS[training.distillation],
+        "S′": AUXILIARIES[config.model.auxiliary],
         "Teacher": teacher,
         "Student": config.model.student,
         "Rule": f"{config.model.rule}, {config.model.attention}" if selection else "–",

@@ -19,6 +19,7 @@ from twinbud.seeds import numpy_stream, stream_seed
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.compilation import EAGER, Compilation
 from twinbud.training.keeper import Keeper
+from twinbud.training.partners import draw_partners
 from twinbud.training.precision import suitable_attention
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
 from twinbud.training.step import Objective, TrainingStep
@@ -111,6 +112,7 @@ def fit(
         objective(config, bf16),
         weight_decay=config.weight_decay,
         steps_per_epoch=plan.steps_per_epoch,
+        num_samples=len(data),
         compilation=compilation,
         batch_size=config.batch_size,
     )
@@ -167,6 +169,7 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
         ce_temperature=config.temperature if config.ce_temperature == "tau" else 1.0,
         clip_norm=config.clip_norm,
         bf16=bf16,
+        distillation=config.distillation,
     )
 
 
@@ -209,9 +212,9 @@ class _Training:
             yield self.records[-1]
 
     def keep(self) -> None:
-        """Save a checkpoint between two epochs, if one is due."""
+        """Save a checkpoint after an epoch, if one is due."""
         self.position = replace(self.position, records=tuple(self.records))
-        self.keeper.keep(self._checkpoint, self.step.num_steps)
+        self.keeper.keep(self._checkpoint, self.step.num_steps, is_last=self.position.epoch > self.plan.epochs)
 
     def _checkpoint(self) -> Checkpoint:
         self.step.check()
@@ -222,12 +225,13 @@ class _Training:
         start = time.perf_counter() - begun.seconds
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
         views = views.to(data.device)
-        sums = EpochSums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
+        partners_N = self._partners(epoch)
+        sums = EpochSums(data.device, begun.sums, has_skd=self.step.targets.are_soft)
         order = batches(len(data), config.batch_size, config.seed, epoch, data.device)
         for batch, rows in enumerate(order, start=1):
             if batch <= begun.batch:
                 continue
-            self._step(rows, views, sums)
+            self._step(rows, views, partners_N, sums)
             self.watch.stepped(self.step.num_steps, epoch, sums)
             if self.keeper.stopping:
                 self.position = replace(
@@ -258,12 +262,21 @@ class _Training:
             final=config.final_learning_rate,
         )
 
-    def _step(self, rows: torch.Tensor, views: Views, sums: EpochSums) -> None:
-        data = self.data
+    def _partners(self, epoch: int) -> torch.Tensor | None:
+        """For each sample another of its class, where the variant asks for one."""
+        if not self.step.targets.need_partners:
+            return None
+        return draw_partners(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
+
+    def _step(self, rows: torch.Tensor, views: Views, partners_N: torch.Tensor | None, sums: EpochSums) -> None:
         torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
-        images_BCSS = self.normalise(see(data.images_NCSS[rows], views[rows]))
+        images_BCSS = self._seen(rows, views)
+        partners_BCSS = None if partners_N is None else self._seen(partners_N[rows], views)
         rate = self._rate(self.step.num_steps)
-        sums.add(self.step(images_BCSS, data.labels_N[rows], rate), len(rows))
+        sums.add(self.step(images_BCSS, self.data.labels_N[rows], rate, rows, partners_BCSS), len(rows))
+
+    def _seen(self, rows: torch.Tensor, views: Views) -> torch.Tensor:
+        return self.normalise(see(self.data.images_NCSS[rows], views[rows]))
 
 
 class _Watch:
