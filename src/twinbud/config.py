@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 from twinbud.errors import TwinbudError, unknown_choice
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming"]
+Auxiliary = Literal["other", "copy", "frozen", "none"]
+Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg"]
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
 Attention = Literal["interleaved", "heads"]
 Subset = Literal["stratified", "plain"]
@@ -29,6 +31,8 @@ Auto = Literal["auto"]
 
 MAX_IMAGE_SIZE = 4096
 """Pixels a side; no classifier takes larger images, and who asks for more asks for memory."""
+_APART_FROM_TEACHER: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
+"""Variants whose targets come from a trained copy of S or from a formula: the teacher gives them no S′."""
 
 
 def _doc(default: Any, text: str) -> Any:
@@ -99,6 +103,9 @@ class ModelConfig(_Settings):
     )
     rule: Rule = _doc("uniform", "Which elements of each width S and S′ take.")
     attention: Attention = _doc("interleaved", "Cut attention as one axis, or by whole heads.")
+    auxiliary: Auxiliary = _doc(
+        "other", "S′: from the other subset, a copy of S, frozen at the other subset, or none (then L = L_ce)."
+    )
     swap_roles: bool = _doc(False, "Exchange the subsets of S and S′ (Table 5).")
     layer_scale: LayerScale = _doc("one", "LayerScale of CM2-CM4 at the start: 1, or timm's own.")
 
@@ -125,6 +132,7 @@ class TrainingConfig(_Settings):
     warmup: float = _doc(1 / 6, "Share of the steps in which the learning rate rises linearly.")
     weight_decay: float = _doc(0.05, "AdamW's, on parameters of two dimensions or more.")
     clip_norm: float | None = _doc(None, "Largest gradient norm; none: no clipping.")
+    distillation: Distillation = _doc("skd", "Soft targets of S: those of S′, or a variant (Table 6, docs/method.md).")
     alpha: float = _doc(0.6, "Weight of cross-entropy against self-distillation (eq. 5).")
     beta: float = _doc(0.9, "Smoothing of S′, the moving average of S (eq. 7).")
     temperature: float | Auto = _doc("auto", "τ of eqs. 1-3; auto: 4 for ViT, 3 for ConvNeXt.")
@@ -173,6 +181,9 @@ class RunConfig:
         pixel_cache: Keep decoded images in the cache folder and take them from there; it changes no number.
         given: Names of the settings that were said and not left to a default; the plan of ``selected`` may not
             contradict them.
+
+    Raises:
+        TwinbudError: Method, S′ and distillation contradict each other.
     """
 
     data: DataConfig
@@ -190,6 +201,23 @@ class RunConfig:
         _require(
             math.isfinite(seconds) and seconds >= 0, "checkpoint_seconds", "a finite number of at least 0", seconds
         )
+        method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
+        if method != "dual":
+            reason = f"with --method {method}, which has no S′"
+            _require(distillation == "skd", "distillation", f"skd {reason}", distillation)
+            _require(auxiliary == "other", "auxiliary", f"other {reason}", auxiliary)
+        elif auxiliary == "none":
+            _require(distillation == "skd", "distillation", "skd with --auxiliary none", distillation)
+        elif distillation in _APART_FROM_TEACHER:
+            reason = f"with --distillation {distillation}, whose targets do not start from the teacher"
+            _require(auxiliary == "other", "auxiliary", f"other {reason}", auxiliary)
+
+    @property
+    def auxiliary(self) -> Auxiliary:
+        """The S′ to build from the teacher: ``none`` in CM1-CM4 too, and where the targets come from elsewhere."""
+        if self.model.method != "dual" or self.training.distillation in _APART_FROM_TEACHER:
+            return "none"
+        return self.model.auxiliary
 
 
 PROFILES: dict[str, dict[str, Any]] = {

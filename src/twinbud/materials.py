@@ -62,4 +62,5 @@ def images_key(config: RunConfig) -> Hashable:
 def origin_key(config: RunConfig) -> Hashable:
     """All that decides where S and S′ start; the seed does so where the selection is random."""
     is_random = config.model.rule.startswith("random")
-    return config.model, config.training.image_size, config.training.seed if is_random else None
+    seed = config.training.seed if is_random else None
+    return config.model, config.auxiliary, config.training.image_size, seed

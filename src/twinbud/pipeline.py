@@ -30,9 +30,18 @@ from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report
 from twinbud.report.summary import summarise
-from twinbud.run_folder import CHECKPOINTS, METRICS, require_run_output, started_run, write_json, write_settings
+from twinbud.run_folder import (
+    BEFOREHAND,
+    CHECKPOINTS,
+    METRICS,
+    require_run_output,
+    started_run,
+    write_json,
+    write_settings,
+)
 from twinbud.settings import numeric_settings, settings_of, with_absolute_paths
-from twinbud.training.checkpoint import CheckpointFolder, saved_identity
+from twinbud.training.beforehand import fit_in_two_phases
+from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
 from twinbud.training.compilation import Compilation, choose_compilation
 from twinbud.training.keeper import Keeper
 from twinbud.training.loop import History, LabelledImages, fit, plan_steps
@@ -153,8 +162,9 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
         std=design.std,
     )
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
+    train_student = fit_in_two_phases if job.config.training.distillation == "tf-kd-self" else fit
     with keeper.listening(), history_writer(folder, keeper.records) as record:
-        return fit(
+        return train_student(
             job.twins,
             data,
             job.config.training,
@@ -169,20 +179,33 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
 
 
 def open_keeper(job: Job, progress: Progress) -> Keeper:
-    """Where the run's checkpoints are, with the newest whole one if the run is resumed."""
+    """Where the run's checkpoints are, of both phases if it has two, with the newest whole ones if it is resumed."""
     identity = numeric_settings(job.config) | {
         "precision": job.precision.name,
         "compile": job.compilation.name,
         "images": fingerprint(job.catalog, job.pixels.digests, job.split),
         "initial weights": job.origin.fingerprint(),
     }
-    checkpoints = CheckpointFolder(job.config.output / CHECKPOINTS, identity)
-    found, complaints = checkpoints.latest() if job.config.resume else (None, [])
-    for complaint in complaints:
-        progress.note(complaint)
-    if job.config.resume:
-        progress.note(f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start")
-    return Keeper(checkpoints, found, every_seconds=job.config.checkpoint_seconds)
+    folder, seconds, beforehand = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds, None
+    if job.config.training.distillation == "tf-kd-self":
+        first = CheckpointFolder(folder / BEFOREHAND, identity)
+        found = newest_checkpoint(first, job.config, progress, "training S′ beforehand")
+        beforehand = Keeper(first, found, seconds, keeps_last=True)
+    checkpoints = CheckpointFolder(folder, identity)
+    return Keeper(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, beforehand=beforehand)
+
+
+def newest_checkpoint(
+    checkpoints: CheckpointFolder, config: RunConfig, progress: Progress, phase: str = "training S"
+) -> Checkpoint | None:
+    """What a phase of a resumed run goes on from, if there is anything; other runs begin anew."""
+    if not config.resume:
+        return None
+    found, complaints = checkpoints.latest()
+    place = f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start"
+    for text in (*complaints, f"{phase}: {place}"):
+        progress.note(text)
+    return found
 
 
 def measure(job: Job, folder: Path, history: History, metrics: dict[str, Any], environment: dict[str, Any]) -> Run:

@@ -21,13 +21,16 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 """Stands in an unfinished run; ``--resume`` goes on from what is in it."""
+BEFOREHAND = "beforehand"
+"""Stands among the checkpoints, with those of an earlier phase of training."""
 _FILES = {
     ".": (
         MARKER, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json", "environment.json",
         "history.csv", "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
-    CHECKPOINTS: ("step-*", ".step-*.draft"),
+    CHECKPOINTS: ("step-*", ".step-*.draft", BEFOREHAND),
+    f"{CHECKPOINTS}/{BEFOREHAND}": ("step-*", ".step-*.draft"),
 }  # fmt: skip
 """All that a run leaves, by folder; nothing else is ever replaced."""
 

@@ -21,6 +21,7 @@ Stream = Literal[
     "order",
     "augmentation",
     "drop-path",
+    "partner",
     "bootstrap",
     "phantom",
 ]

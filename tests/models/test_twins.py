@@ -61,6 +61,29 @@ def test_the_auxiliary_never_asks_for_a_gradient(teacher: str) -> None:
     assert all(parameter.requires_grad for parameter in pair.student.parameters())
 
 
+def test_a_copy_is_all_of_the_student_its_classifier_too_and_needs_no_second_subset(teacher: str) -> None:
+    pair = build_twins(selection(teacher, twins=False), image_size=28, num_classes=3, drop_path=0.1, auxiliary="copy")
+    assert pair.auxiliary is not None
+    assert not pair.frozen
+    assert not any(parameter.requires_grad for parameter in pair.auxiliary.parameters())
+    student = pair.student.state_dict()
+    for name, tensor in pair.auxiliary.state_dict().items():
+        assert torch.equal(tensor, student[name]), name
+        assert tensor.data_ptr() != student[name].data_ptr(), name
+
+
+def test_a_frozen_auxiliary_is_the_other_one_and_none_is_none(teacher: str) -> None:
+    both = selection(teacher)
+    other, frozen, none = (
+        build_twins(both, image_size=28, num_classes=3, auxiliary=choice) for choice in ("other", "frozen", "none")
+    )
+    assert (other.frozen, frozen.frozen, none.auxiliary) == (False, True, None)
+    assert frozen.auxiliary is not None
+    assert other.auxiliary is not None
+    for name, tensor in frozen.auxiliary.state_dict().items():
+        assert torch.equal(tensor, other.auxiliary.state_dict()[name]), name
+
+
 def test_half_of_convnext_tiny_is_the_papers_femto(tmp_path: Path) -> None:
     spec = save_teacher(tmp_path / "teacher", "convnext_tiny")
     design = design_student(read_teacher_card(spec), "half")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from builders import CONVNEXT, VIT, random_model
-from twinbud.config import TrainingConfig
+from twinbud.config import Distillation, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.checkpoint import CheckpointFolder
@@ -48,12 +48,14 @@ def twins(dual: bool = True) -> Twins:
     )
 
 
-def train(keeper: Keeper | None = None, *, dual: bool = True) -> tuple[Twins, History]:
+def train(
+    keeper: Keeper | None = None, *, dual: bool = True, distillation: Distillation = "skd"
+) -> tuple[Twins, History]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
     pair = twins(dual)
-    return pair, fit(pair, data, SETTINGS, keeper=keeper)
+    return pair, fit(pair, data, replace(SETTINGS, distillation=distillation), keeper=keeper)
 
 
 def same(one: Twins, other: Twins) -> bool:
@@ -105,6 +107,20 @@ def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(steps: int, dua
     assert found is not None
     assert not complaints
     resumed, again = train(Keeper(folder, found), dual=dual)
+    assert same(whole, resumed)
+    assert untimed(history) == untimed(again)
+
+
+@pytest.mark.parametrize("distillation", ["cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg"])
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation: Distillation, tmp_path: Path) -> None:
+    """Stopped inside the first epoch, at its end, and inside the second; tf-kd-self is in test_beforehand."""
+    dual = distillation != "tf-kd-reg"
+    whole, history = train(dual=dual, distillation=distillation)
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    with pytest.raises(Stopped):
+        train(StopsAfter(steps - 1, folder), dual=dual, distillation=distillation)
+    resumed, again = train(Keeper(folder, folder.latest()[0]), dual=dual, distillation=distillation)
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from builders import VIT, random_model
-from twinbud.config import TrainingConfig
+from twinbud.config import Distillation, TrainingConfig
 from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.compilation import EAGER, STEPS_TO_COMPILE, STEPS_TO_RECORD, Compilation, choose_compilation
@@ -46,14 +46,17 @@ def test_without_a_compiler_auto_goes_without_and_on_is_refused(monkeypatch: pyt
         choose_compilation("on", CPU, 1)
 
 
-def test_the_compiled_step_gives_the_plain_steps_numbers() -> None:
+@pytest.mark.parametrize("distillation", ["skd", "cs-kd", "tf-kd"])
+def test_the_compiled_step_gives_the_plain_steps_numbers(distillation: Distillation) -> None:
     """Drop path included; 10 images in batches of 4, so that each epoch's last, short batch takes the plain path."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
     pair = [random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=0.3, **VIT) for seed in (0, 1)]
     twins = Twins(student=pair[0], auxiliary=pair[1])
-    config = TrainingConfig(image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.3, clip_norm=1.0)
+    config = TrainingConfig(
+        image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.3, clip_norm=1.0, distillation=distillation
+    )
     plain, compiled = copy.deepcopy(twins), copy.deepcopy(twins)
     expected = fit(plain, data, config, compilation=EAGER)
     found = fit(compiled, data, config, compilation=Compilation(inductor=True, graphs=False, reason="asked for"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from builders import VIT, random_model
-from twinbud.config import TrainingConfig
+from twinbud.config import Distillation, TrainingConfig
 from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.compilation import EAGER, Compilation
@@ -18,6 +18,8 @@ from twinbud.training.step import TrainingStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+VARIANTS: tuple[Distillation, ...] = ("skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg")
+"""All that take a step of their own; tf-kd-self takes those of selection and of skd."""
 SETTINGS = TrainingConfig(image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.0, clip_norm=1.0)
 
 
@@ -35,16 +37,19 @@ def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig 
     return twins, fit(twins, data, config, compilation=compilation)
 
 
-def test_a_gpu_computes_what_a_cpu_computes() -> None:
-    (cpu, history), (gpu, again) = train("cpu"), train("cuda")
+@pytest.mark.parametrize("distillation", VARIANTS)
+def test_a_gpu_computes_what_a_cpu_computes(distillation: Distillation) -> None:
+    config = replace(SETTINGS, distillation=distillation)
+    (cpu, history), (gpu, again) = train("cpu", config=config), train("cuda", config=config)
     assert again.epochs[0].loss == pytest.approx(history.epochs[0].loss, rel=1e-4)
     for name, tensor in cpu.student.state_dict().items():
         torch.testing.assert_close(gpu.student.state_dict()[name].cpu(), tensor, rtol=1e-2, atol=1e-4)
 
 
-def test_a_recorded_step_does_what_an_ordinary_one_does() -> None:
+@pytest.mark.parametrize("distillation", VARIANTS)
+def test_a_recorded_step_does_what_an_ordinary_one_does(distillation: Distillation) -> None:
     """Two shapes of batch, more epochs than ordinary calls, warm-up and drop path: all replayed, nothing lost."""
-    config = replace(SETTINGS, epochs=8, learning_rate=1e-3, warmup=0.5)
+    config = replace(SETTINGS, epochs=8, learning_rate=1e-3, warmup=0.5, distillation=distillation)
     (plain, history), (recorded, again) = train("cuda", config=config), train("cuda", RECORDED, config)
     assert [record.loss for record in again.epochs] == pytest.approx([r.loss for r in history.epochs], rel=1e-4)
     for ours, theirs in ((recorded.student, plain.student), (recorded.auxiliary, plain.auxiliary)):
@@ -54,7 +59,8 @@ def test_a_recorded_step_does_what_an_ordinary_one_does() -> None:
             torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("distillation", VARIANTS)
+def test_no_step_waits_for_the_device(distillation: Distillation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of the step runs where any synchronisation is an error."""
     plain = TrainingStep.__call__
 
@@ -66,25 +72,27 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainingStep, "__call__", strict)
-    train("cuda")
+    train("cuda", config=replace(SETTINGS, distillation=distillation))
 
 
-def test_a_bad_step_on_a_gpu_moves_neither_twin_and_is_told_at_the_epochs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("distillation", VARIANTS)
+def test_a_bad_step_on_a_gpu_changes_nothing_and_is_told_at_the_epochs_end(
+    distillation: Distillation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the twins, nor the moments, nor what the targets remember."""
     plain = TrainingStep.__call__
     kept: dict[str, torch.Tensor] = {}
 
     def poisoned(self: TrainingStep, images: torch.Tensor, *arguments: Any) -> Any:
         if self.num_steps == 1:
-            assert self.twins.auxiliary is not None
-            kept.update({name: value.clone() for name, value in self.twins.auxiliary.state_dict().items()})
+            kept.update({name: value.clone() for name, value in self.tensors().items()})
             images = images * float("nan")
         result = plain(self, images, *arguments)
         if kept:
-            assert self.twins.auxiliary is not None
-            for name, value in self.twins.auxiliary.state_dict().items():
+            for name, value in self.tensors().items():
                 assert torch.equal(value, kept[name]), name
         return result
 
     monkeypatch.setattr(TrainingStep, "__call__", poisoned)
     with pytest.raises(TwinbudError, match=r"step 2 \(epoch 1, batch 2\)"):
-        train("cuda")
+        train("cuda", config=replace(SETTINGS, distillation=distillation))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from twinbud.config import ModelConfig, RunConfig, TrainingConfig
+from twinbud.config import Auxiliary, ModelConfig, RunConfig, TrainingConfig
 from twinbud.errors import TwinbudError
 from twinbud.models.blueprint import Blueprint, design_student
 from twinbud.models.selected import Selection, load_selection, select
@@ -25,14 +25,16 @@ class Origin:
         model: The run's settings; with ``selected``, those that its plan was made with.
         design: The architecture of S and S′.
         selection: What they inherit; None in CM2-CM4.
+        auxiliary: Which S′ is built.
     """
 
     model: ModelConfig
     design: Blueprint
     selection: Selection | None
+    auxiliary: Auxiliary
 
     def build(self, training: TrainingConfig, *, num_classes: int, device: torch.device) -> Twins:
-        """S and, in ``dual``, S′ on the device they train on."""
+        """S and, where there is one, S′ on the device they train on."""
         assert training.drop_path != "auto", "drop_path is resolved before building"
         common = {
             "image_size": training.image_size,
@@ -41,7 +43,7 @@ class Origin:
             "seed": training.seed,
         }
         if self.selection is not None:
-            twins = build_twins(self.selection, **common)
+            twins = build_twins(self.selection, auxiliary=self.auxiliary, **common)
         else:
             twins = build_baseline(self.design, self.model.method, layer_scale=self.model.layer_scale, **common)
         for network in (twins.student, twins.auxiliary):
@@ -71,20 +73,20 @@ def open_origin(config: RunConfig) -> Origin:
         TwinbudError: A setting that contradicts the plan of ``selected``; see also ``select``, ``load_selection``
             and ``Blueprint.timm_arguments``.
     """
-    model = config.model
-    inherits, twins = model.method in ("dual", "selection"), model.method == "dual"
+    model, auxiliary = config.model, config.auxiliary
+    inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
     if model.selected is not None:
         selection = load_selection(model.selected)
         model = _as_planned(model, selection, config.given)
         design = selection.blueprint
         design.timm_arguments(config.training.image_size)
-        selection = selection if twins else replace(selection, auxiliary=None)
-        return Origin(model=model, design=design, selection=selection if inherits else None)
+        selection = selection if two_subsets else replace(selection, auxiliary=None)
+        return Origin(model=model, design=design, selection=selection if inherits else None, auxiliary=auxiliary)
     card = read_teacher_card(model.teacher or "")
     design = design_student(card, model.student)
     design.timm_arguments(config.training.image_size)  # before any weights are opened
     if not inherits:
-        return Origin(model=model, design=design, selection=None)
+        return Origin(model=model, design=design, selection=None, auxiliary=auxiliary)
     selection = select(
         card,
         model.student,
@@ -92,9 +94,9 @@ def open_origin(config: RunConfig) -> Origin:
         attention=model.attention,
         seed=config.training.seed,
         swap_roles=model.swap_roles,
-        twins=twins,
+        twins=two_subsets,
     )
-    return Origin(model=model, design=selection.blueprint, selection=selection)
+    return Origin(model=model, design=selection.blueprint, selection=selection, auxiliary=auxiliary)
 
 
 def _as_planned(model: ModelConfig, selection: Selection, given: Container[str]) -> ModelConfig:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from twinbud.config import LayerScale, Method
+from twinbud.config import Auxiliary, LayerScale, Method
 from twinbud.models.blueprint import Blueprint
 from twinbud.models.families.base import State, TimmModel
 from twinbud.models.selected import Selection
@@ -20,23 +20,38 @@ from twinbud.seeds import Stream, stream_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Twins:
-    """The student S, which is trained, and the auxiliary S′, which follows it; S′ is None in the baselines."""
+    """The student S, which is trained, and the auxiliary S′, which follows it.
+
+    Attributes:
+        student: S.
+        auxiliary: S′, or None where S learns without one.
+        frozen: Whether S′ stays as it is instead of following S.
+    """
 
     student: TimmModel
     auxiliary: TimmModel | None
+    frozen: bool = False
 
 
 def build_twins(
-    selection: Selection, *, image_size: int, num_classes: int, drop_path: float = 0.0, seed: int = 0
+    selection: Selection,
+    *,
+    image_size: int,
+    num_classes: int,
+    drop_path: float = 0.0,
+    seed: int = 0,
+    auxiliary: Auxiliary = "other",
 ) -> Twins:
     """S and S′ (CM1: S alone) with the weights they inherit and new classifiers.
 
     Args:
-        selection: What S and S′ inherit; without an auxiliary part only S is built.
+        selection: What S and S′ inherit; without an auxiliary part, S′ can only be a copy of S.
         image_size: Side of the images in pixels; the position grid is resampled to it.
         num_classes: Classes of the new classifiers.
         drop_path: Stochastic depth of S; S′ never trains.
         seed: Of the streams ``student-head`` and ``auxiliary-head``.
+        auxiliary: S′ has the ``other`` subset and a classifier of its own (the method), also where it is ``frozen``;
+            as a ``copy`` it starts as all of S, the classifier too; or there is ``none``.
     """
 
     def inherit(state: State, head: Stream, drop: float) -> TimmModel:
@@ -48,10 +63,11 @@ def build_twins(
         return model
 
     student = inherit(selection.main, "student-head", drop_path)
-    if selection.auxiliary is None:
+    state, head = (selection.main, "student-head") if auxiliary == "copy" else (selection.auxiliary, "auxiliary-head")
+    if state is None or auxiliary == "none":
         return Twins(student=student, auxiliary=None)
-    auxiliary = inherit(selection.auxiliary, "auxiliary-head", 0.0)
-    return Twins(student=student, auxiliary=auxiliary.eval().requires_grad_(False))
+    second = inherit(state, head, 0.0).eval().requires_grad_(False)
+    return Twins(student=student, auxiliary=second, frozen=auxiliary == "frozen")
 
 
 def build_baseline(

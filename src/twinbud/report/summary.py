@@ -26,6 +26,21 @@ METHODS = {
     "xavier": "Xavier uniform initialisation (CM3)",
     "kaiming": "Kaiming normal initialisation (CM4)",
 }
+DISTILLATIONS = {
+    "skd": "–",
+    "cs-kd": "cs-kd: running class-wise means of S′'s softened outputs",
+    "cs-kd-pair": "cs-kd-pair: S′'s outputs for another image of the class",
+    "tf-kd": "tf-kd: S's own outputs of the epoch before",
+    "tf-kd-self": "tf-kd-self: a copy of S trained beforehand, whose steps and time are counted in",
+    "tf-kd-reg": "tf-kd-reg: a virtual teacher that is 99 % right",
+}
+AUXILIARIES = {
+    "other": "–",
+    "copy": "starts as a copy of S",
+    "frozen": "stays as it was selected",
+    "none": "none: cross-entropy alone",
+}
+"""Of these two, what is no default is named."""
 _MAX_MISTAKES = 12
 
 
@@ -63,6 +78,8 @@ def _facts(job: Job, metrics: dict[str, Any], environment: dict[str, Any]) -> di
     selection = job.origin.selection
     facts = {
         "Method": METHODS[model.method],
+        "Self-distillation": DISTILLATIONS[training.distillation],
+        "S′": AUXILIARIES[model.auxiliary],
         "Teacher": selection.teacher if selection else "none (random initialisation)",
         "Student": model.student,
         "Rule": _rule(selection.plan) if selection else "–",

@@ -22,12 +22,21 @@ class Keeper:
         folder: Where checkpoints are kept; None keeps nothing.
         found: The checkpoint to go on from, or None.
         every_seconds: How much work a crash may cost at most, epochs aside.
+        keeps_last: Whether to save after the last epoch too, for a phase that others follow.
+        beforehand: Keeps the phase before this one, and stops when this one is asked to.
     """
 
     def __init__(
-        self, folder: CheckpointFolder | None = None, found: Checkpoint | None = None, every_seconds: float = 60.0
+        self,
+        folder: CheckpointFolder | None = None,
+        found: Checkpoint | None = None,
+        every_seconds: float = 60.0,
+        *,
+        keeps_last: bool = False,
+        beforehand: Keeper | None = None,
     ) -> None:
         self.folder, self.found, self.every_seconds = folder, found, every_seconds
+        self.keeps_last, self.beforehand = keeps_last, beforehand
         self.stopping = False
         self.saved_at = time.monotonic()
 
@@ -36,11 +45,12 @@ class Keeper:
         """The epochs that the checkpoint found has finished."""
         return self.found.position.records if self.found else ()
 
-    def keep(self, checkpoint: Callable[[], Checkpoint], num_steps: int) -> None:
-        """Between two epochs: save if it is time to, and stop if asked to."""
+    def keep(self, checkpoint: Callable[[], Checkpoint], num_steps: int, *, is_last: bool = False) -> None:
+        """After an epoch: save if it is time to, and stop if asked to."""
         if self.stopping:
             self.stop(checkpoint, num_steps)
-        if self.folder is not None and time.monotonic() - self.saved_at >= self.every_seconds:
+        is_due = time.monotonic() - self.saved_at >= self.every_seconds or (is_last and self.keeps_last)
+        if self.folder is not None and is_due:
             self.folder.save(checkpoint())
             self.saved_at = time.monotonic()
 
@@ -55,6 +65,12 @@ class Keeper:
         self.folder.save(checkpoint())
         raise Stopped(f"stopped after step {num_steps}; the same command with --resume goes on from there")
 
+    def ask_to_stop(self) -> None:
+        """Stop after the step in progress, whichever phase it is of."""
+        self.stopping = True
+        if self.beforehand is not None:
+            self.beforehand.ask_to_stop()
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While this lasts, SIGINT and SIGTERM ask for a stop after the step in progress; a second one ends at once.
@@ -68,7 +84,7 @@ class Keeper:
 
         def ask(number: int, frame: FrameType | None) -> None:
             del number, frame
-            self.stopping = True
+            self.ask_to_stop()
             for each in SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
 

@@ -6,9 +6,8 @@ Shape legend: N samples, B batch, C channels (3), S image side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -22,9 +21,11 @@ from twinbud.seeds import numpy_stream, stream_seed
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.compilation import EAGER, Compilation
 from twinbud.training.keeper import Keeper
+from twinbud.training.partners import draw_partners
 from twinbud.training.precision import suitable_attention
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
-from twinbud.training.step import Objective, StepResult, TrainingStep
+from twinbud.training.step import Objective, TrainingStep
+from twinbud.training.sums import EpochSums
 
 _ESTIMATE_AFTER = 10
 _SHOW_EVERY_SECONDS = 1.0
@@ -114,6 +115,7 @@ def fit(
         objective(config, bf16),
         weight_decay=config.weight_decay,
         steps_per_epoch=plan.steps_per_epoch,
+        num_samples=len(data),
         compilation=compilation,
         batch_size=config.batch_size,
     )
@@ -170,6 +172,7 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
         ce_temperature=config.temperature if config.ce_temperature == "tau" else 1.0,
         clip_norm=config.clip_norm,
         bf16=bf16,
+        distillation=config.distillation,
     )
 
 
@@ -212,9 +215,9 @@ class _Training:
             yield self.records[-1]
 
     def keep(self) -> None:
-        """Save a checkpoint between two epochs, if one is due."""
+        """Save a checkpoint after an epoch, if one is due."""
         self.position = replace(self.position, records=tuple(self.records))
-        self.keeper.keep(self._checkpoint, self.step.num_steps)
+        self.keeper.keep(self._checkpoint, self.step.num_steps, is_last=self.position.epoch > self.plan.epochs)
 
     def _checkpoint(self) -> Checkpoint:
         self.step.check()
@@ -225,11 +228,11 @@ class _Training:
         start = time.perf_counter() - begun.seconds
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
         views = views.to(data.device)
-        sums = _Sums(data.device, begun.sums, has_skd=self.step.twins.auxiliary is not None)
+        sums = EpochSums(data.device, begun.sums, has_skd=self.step.targets.are_soft)
         order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
-        images = supply(data.images_NCSS, order, data.device)
-        for batch, (rows, pixels) in enumerate(zip(order, images, strict=True), start=begun.batch + 1):
-            self._step(rows, pixels, views, sums)
+        supplies = zip(order, self._seen(order, views), self._partners_seen(order, views, epoch), strict=True)
+        for batch, (rows, images_BCSS, partners_BCSS) in enumerate(supplies, start=begun.batch + 1):
+            self._step(rows, images_BCSS, partners_BCSS, sums)
             self.watch.stepped(self.step.num_steps, epoch, sums)
             if self.keeper.stopping:
                 self.position = replace(
@@ -260,37 +263,27 @@ class _Training:
             final=config.final_learning_rate,
         )
 
-    def _step(self, rows: torch.Tensor, pixels_BCSS: torch.Tensor, views: Views, sums: _Sums) -> None:
+    def _seen(self, order: Sequence[torch.Tensor], views: Views) -> Iterator[torch.Tensor]:
+        """The batches of an epoch, as the networks see them."""
         data = self.data
+        for rows, pixels_BCSS in zip(order, supply(data.images_NCSS, order, data.device), strict=True):
+            yield self.normalise(see(pixels_BCSS, views[rows]))
+
+    def _partners_seen(
+        self, order: Sequence[torch.Tensor], views: Views, epoch: int
+    ) -> Iterator[torch.Tensor] | list[None]:
+        """For each sample another of its class, where the variant asks for one."""
+        if not self.step.targets.need_partners:
+            return [None] * len(order)
+        partners_N = draw_partners(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
+        return self._seen([partners_N[rows] for rows in order], views)
+
+    def _step(
+        self, rows: torch.Tensor, images_BCSS: torch.Tensor, partners_BCSS: torch.Tensor | None, sums: EpochSums
+    ) -> None:
         torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
-        images_BCSS = self.normalise(see(pixels_BCSS, views[rows]))
         rate = self._rate(self.step.num_steps)
-        sums.add(self.step(images_BCSS, data.labels_N[rows], rate), len(rows))
-
-
-class _Sums:
-    """Sums of an epoch's losses and right answers, kept on the device so that no step waits for them."""
-
-    def __init__(self, device: torch.device, state: tuple[float, ...], *, has_skd: bool) -> None:
-        *values, self.count = state or (0.0, 0.0, 0.0, 0.0, 0)
-        self.values = torch.tensor(values, dtype=torch.float64, device=device)
-        self.has_skd = has_skd
-
-    def state(self) -> tuple[float, ...]:
-        """What a checkpoint needs to go on from here."""
-        return (*self.values.tolist(), self.count)
-
-    def add(self, result: StepResult, size: int) -> None:
-        losses = result.losses
-        parts = (losses.total, losses.ce, losses.ce if losses.skd is None else losses.skd)
-        means = torch.stack([part.double() for part in parts])
-        self.values[:3] += means * size
-        self.values[3] += result.num_correct
-        self.count += size
-
-    def means(self) -> dict[str, Any]:
-        loss, ce, skd, correct = (self.values / self.count).tolist()
-        return {"loss": loss, "loss_ce": ce, "loss_skd": skd if self.has_skd else None, "accuracy": correct}
+        sums.add(self.step(images_BCSS, self.data.labels_N[rows], rate, rows, partners_BCSS), len(rows))
 
 
 class _Watch:
@@ -301,7 +294,7 @@ class _Watch:
         self.start = self.last_shown = time.perf_counter()
         self.count = 0
 
-    def stepped(self, done: int, epoch: int, sums: _Sums) -> None:
+    def stepped(self, done: int, epoch: int, sums: EpochSums) -> None:
         now = time.perf_counter()
         self.count += 1
         if self.count == 1:

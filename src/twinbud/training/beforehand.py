@@ -1,0 +1,82 @@
+"""Training in two phases: a copy of S learns from labels, then it teaches S (``tf-kd-self``)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+from twinbud.config import TrainingConfig
+from twinbud.models.twins import Twins
+from twinbud.progress import Progress
+from twinbud.training.checkpoint import EpochRecord
+from twinbud.training.compilation import EAGER, Compilation
+from twinbud.training.keeper import Keeper
+from twinbud.training.loop import History, LabelledImages, fit
+
+
+def fit_in_two_phases(
+    twins: Twins,
+    data: LabelledImages,
+    config: TrainingConfig,
+    *,
+    bf16: bool = False,
+    compilation: Compilation = EAGER,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    test_accuracy: Callable[[], float] | None = None,
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
+    label: str = "training",
+) -> History:
+    """Train a copy of S with L_ce as CM1 does, and then S, from the start that both share, with the copy as frozen S′.
+
+    Tf-KD_self of Yuan et al., CVPR 2020.
+
+    Args:
+        twins: S, on the device to train on; an S′ would not be used.
+        data: The labelled images.
+        config: Resolved settings of both phases, ``distillation`` being ``tf-kd-self``.
+        bf16: See ``fit``, as the arguments below.
+        compilation: For each phase.
+        on_epoch: Called with each epoch's record in the second phase.
+        test_accuracy: Tests S, in the second phase.
+        keeper: Keeps the second phase, and its ``beforehand`` the first.
+        progress: Where to show a bar for each phase.
+        label: What to call the second bar.
+
+    Returns:
+        The epochs of the second phase; steps, images and seconds are those of both.
+
+    Raises:
+        TwinbudError, Stopped: See ``fit``.
+    """
+    keeper = keeper or Keeper()
+    trained = copy.deepcopy(twins.student)
+    beforehand = fit(
+        Twins(student=trained, auxiliary=None),
+        data,
+        replace(config, distillation="skd"),  # which without S′ is L_ce
+        bf16=bf16,
+        compilation=compilation,
+        keeper=keeper.beforehand,
+        progress=progress,
+        label="training S′ beforehand",
+    )
+    history = fit(
+        Twins(student=twins.student, auxiliary=trained.requires_grad_(False), frozen=True),
+        data,
+        config,
+        bf16=bf16,
+        compilation=compilation,
+        on_epoch=on_epoch,
+        test_accuracy=test_accuracy,
+        keeper=keeper,
+        progress=progress,
+        label=label,
+    )
+    return replace(
+        history,
+        num_steps=beforehand.num_steps + history.num_steps,
+        num_images=beforehand.num_images + history.num_images,
+        train_seconds=beforehand.train_seconds + history.train_seconds,
+    )

@@ -1,0 +1,172 @@
+"""tf-kd-self: a copy of S is trained as CM1 is, then teaches S; both phases resume exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import VIT, random_model
+from twinbud.config import TrainingConfig
+from twinbud.errors import Stopped
+from twinbud.models.twins import Twins
+from twinbud.progress import Advance, SilentProgress
+from twinbud.training import beforehand
+from twinbud.training.beforehand import fit_in_two_phases
+from twinbud.training.checkpoint import CheckpointFolder, EpochRecord
+from twinbud.training.keeper import Keeper
+from twinbud.training.loop import History, LabelledImages, fit
+from twinbud.training.step import TrainingStep
+
+SETTINGS = TrainingConfig(
+    image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.1, distillation="tf-kd-self"
+)
+STEPS_A_PHASE = 6
+
+
+def student() -> Any:
+    return random_model("vit_tiny_patch16_224", 0, num_classes=3, drop_path_rate=0.1, **VIT)
+
+
+def data() -> LabelledImages:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    return LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def train(keeper: Keeper | None = None, **settings: Any) -> tuple[dict[str, torch.Tensor], History]:
+    twins = Twins(student=student(), auxiliary=None)
+    history = fit_in_two_phases(twins, data(), SETTINGS, keeper=keeper, **settings)
+    return twins.student.state_dict(), history
+
+
+def keepers(folder: Path, every_seconds: float = 60.0) -> Keeper:
+    """As a run opens them, each phase with what it finds."""
+    first, second = CheckpointFolder(folder / "beforehand", {}), CheckpointFolder(folder, {})
+    before = Keeper(first, first.latest()[0], every_seconds, keeps_last=True)
+    return Keeper(second, second.latest()[0], every_seconds, beforehand=before)
+
+
+def stop_after(steps: int, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for a stop, as a signal does, during the n-th step of both phases together."""
+    taking, taken = TrainingStep.__call__, []
+
+    def counted(self: TrainingStep, *batch: Any) -> Any:
+        taken.append(1)
+        if len(taken) == steps:
+            keeper.ask_to_stop()
+        return taking(self, *batch)
+
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def untimed(history: History) -> list[EpochRecord]:
+    return [replace(record, seconds=0.0) for record in history.epochs]
+
+
+def test_the_first_phase_is_cm1_and_the_second_starts_anew_with_its_outcome_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    phases: list[tuple[dict[str, torch.Tensor], Twins, TrainingConfig]] = []
+
+    def spy(twins: Twins, images: LabelledImages, config: TrainingConfig, **settings: Any) -> History:
+        phases.append((copy.deepcopy(twins.student.state_dict()), twins, config))
+        return fit(twins, images, config, **settings)
+
+    monkeypatch.setattr(beforehand, "fit", spy)
+    train()
+    cm1 = Twins(student=student(), auxiliary=None)
+    fit(cm1, data(), replace(SETTINGS, distillation="skd"))
+    (start, first, _), (start_again, second, config) = phases
+    assert first.auxiliary is None
+    assert same(start, start_again)
+    assert config == SETTINGS
+    assert second.frozen
+    assert second.auxiliary is first.student
+    assert same(second.auxiliary.state_dict(), cm1.student.state_dict())
+
+
+def test_cost_counts_both_phases_and_the_history_is_of_the_second() -> None:
+    records: list[EpochRecord] = []
+    _, history = train(on_epoch=records.append)
+    assert records == list(history.epochs)
+    assert [record.epoch for record in records] == [1, 2]
+    assert all(record.loss_skd is not None for record in records)
+    assert (history.num_steps, history.num_images) == (2 * STEPS_A_PHASE, 40)
+    assert history.train_seconds > sum(record.seconds for record in records)
+
+
+def test_each_phase_has_a_bar_of_its_own() -> None:
+    shown: list[tuple[str, int]] = []
+
+    class Shown(SilentProgress):
+        @contextmanager
+        def bar(self, label: str, total: int) -> Iterator[Advance]:
+            shown.append((label, total))
+            with super().bar(label, total) as advance:
+                yield advance
+
+    train(progress=Shown(), label="training dual")
+    assert shown == [("training S′ beforehand", STEPS_A_PHASE), ("training dual", STEPS_A_PHASE)]
+
+
+@pytest.mark.parametrize("steps", range(1, 2 * STEPS_A_PHASE + 1))
+def test_a_run_stopped_after_any_step_of_either_phase_ends_as_if_it_had_not_been(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, history = train()
+    keeper = keepers(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(steps, keeper, patch)
+        with pytest.raises(Stopped, match=rf"after step {steps if steps <= STEPS_A_PHASE else steps - STEPS_A_PHASE};"):
+            train(keeper)
+    resumed, again = train(keepers(tmp_path))
+    assert same(whole, resumed)
+    assert untimed(history) == untimed(again)
+    assert again.num_steps == history.num_steps
+
+
+def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) -> None:
+    keeper = keepers(tmp_path)
+    assert keeper.beforehand is not None
+    save = keeper.beforehand.folder.save  # pyright: ignore[reportOptionalMemberAccess]
+
+    def asked_meanwhile(checkpoint: Any) -> None:
+        save(checkpoint)
+        keeper.ask_to_stop()
+
+    keeper.beforehand.folder.save = asked_meanwhile  # pyright: ignore[reportOptionalMemberAccess]
+    with pytest.raises(Stopped, match="after step 1;"):
+        train(keeper)
+    assert same(train(keepers(tmp_path))[0], train()[0])
+
+
+def test_a_crash_between_the_phases_does_not_train_the_first_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, history = train()
+    taking, taken = TrainingStep.__call__, []
+
+    def crashing(self: TrainingStep, *batch: Any) -> Any:
+        taken.append(1)
+        if len(taken) == STEPS_A_PHASE + 2:
+            raise RuntimeError("lightning struck")
+        return taking(self, *batch)
+
+    monkeypatch.setattr(TrainingStep, "__call__", crashing)
+    with pytest.raises(RuntimeError, match="lightning"):
+        train(keepers(tmp_path))
+    resumed, again = train(keepers(tmp_path))
+    assert len(taken) == 2 * STEPS_A_PHASE + 2
+    assert same(whole, resumed)
+    assert (untimed(history), history.num_steps) == (untimed(again), again.num_steps)
