@@ -20,6 +20,7 @@ from jsonargparse._core import ArgumentGroup
 from twinbud.config import PROFILES, DataConfig, ModelConfig, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError, unknown_choice
 from twinbud.settings import STAGES, Stage, read_settings_file, run_config, setting_names, stage_config
+from twinbud.study import command_line
 
 USER_ERROR = 2
 STOPPED = 75
@@ -28,8 +29,6 @@ INTERRUPTED = 130
 
 _HANDLING = ("output", "force", "resume", "checkpoint_seconds")
 """Options of a run that are no settings: they change no number."""
-_OF_STUDIES = ("runs", "workers", "only", "keep_models", "dry_run")
-"""Options of ``study`` and ``tables``."""
 
 
 class _Parser(ArgumentParser):
@@ -48,7 +47,7 @@ def _plain(message: str) -> str:
     """The parser's message as one line, with the valid words where it leaves them out."""
     line = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
-        names = (*setting_names(), *_HANDLING, *_OF_STUDIES, "config")
+        names = (*setting_names(), *_HANDLING, *command_line.OPTIONS, "config")
         options = [f"--{name.replace('_', '-')}" for name in names]
         return str(unknown_choice("option", match[1], sorted(options)))
     if match := re.match(r"the following arguments are required: (.*)", line):
@@ -162,34 +161,6 @@ def _predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path | None, metavar="FILE.csv", help="Write here instead of printing.")
 
 
-def _study_options(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="What to run; see recipes/paper/.")
-    text = "Where a set of images of the recipe lies; 'phantom' needs none. Can be given several times."
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help=text)
-    _add_runs(parser, "Runs folder; several recipes can share one, and then share runs")
-    text = "Runs at once [as many as the cores carry; one on a GPU]."
-    parser.add_argument("--workers", type=int | None, metavar="N", help=text)
-    text = "Where the defaults of all settings come from [the recipe's]."
-    parser.add_argument("--profile", type=str | None, metavar="paper|quick", help=text)
-    text = "Do these runs only, such as fraction=0.05 or sampling=0,1,2. Can be given several times."
-    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=text)
-    parser.add_argument("--keep-models", action="store_true", help="Keep the trained model of every run.")
-    parser.add_argument("--dry-run", action="store_true", help="Only say what would be run, and how long it takes.")
-
-
-def _tables_options(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="The recipe given to 'twinbud study'.")
-    _add_runs(parser, "Runs folder of 'twinbud study'")
-    parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for the tables [RUNS/tables].")
-
-
-def _add_runs(parser: ArgumentParser, text: str) -> None:
-    parser.add_argument("--runs", type=Path, default=_RUNS, metavar="DIR", help=f"{text} [{_RUNS}].")
-
-
-_RUNS = Path("runs/study")
-
-
 def _demo_options(parser: ArgumentParser) -> None:
     _add_output(parser, "Folder to make [twinbud-demo].", required=False)
 
@@ -231,12 +202,12 @@ _OPTIONS: dict[str, tuple[str, str, Callable[[ArgumentParser], None]]] = {
     "study": (
         "Do all runs of a recipe, such as a table of the paper; stopped at any time, it goes on where it was.",
         "RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]",
-        _study_options,
+        command_line.study_options,
     ),
     "tables": (
         "Put the finished runs of a recipe into tables and figures.",
         "RECIPE.yaml [--runs DIR] [--output DIR]",
-        _tables_options,
+        command_line.tables_options,
     ),
 }
 """Of each command: what it does, how it is called, and its options."""
@@ -313,43 +284,12 @@ def _predict(chosen: Namespace) -> None:
     show_ignored(ignored)
 
 
-def _study(chosen: Namespace) -> None:
-    from twinbud.progress import TerminalProgress
-    from twinbud.study.display import show_outcome, show_plan, watching
-    from twinbud.study.run import Order, carry_out_study, estimate_seconds, plan_study, require_success
-
-    order = Order(
-        recipe=chosen.recipe,
-        runs=chosen.runs,
-        data=chosen.data,
-        only=chosen.only,
-        profile=chosen.profile,
-        num_workers=chosen.workers,
-        keep_models=chosen.keep_models,
-    )
-    study = plan_study(order, TerminalProgress())
-    if chosen.dry_run:
-        show_plan(study, estimate_seconds(study, TerminalProgress()))
-        return
-    with watching(study.distinct) as watch:
-        study = carry_out_study(order, study, TerminalProgress(), watch)
-    show_outcome(study, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
-    require_success(study)
-
-
-def _tables(chosen: Namespace) -> None:
-    from twinbud.study.write import write_tables
-
-    for path in write_tables(chosen.recipe, chosen.runs, chosen.output):
-        print(f"written: {path}")
-
-
 _COMMANDS = {
     "demo": _demo,
     "select": _select,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
-    "study": _study,
-    "tables": _tables,
+    "study": command_line.study,
+    "tables": command_line.tables,
 }

@@ -156,7 +156,7 @@ def _flat(recipe: Recipe, section: Section) -> list[dict[str, Any]]:
     rows = []
     for row in section.rows:
         flat: dict[str, Any] = {"recipe": recipe.name, "profile": section.profile}
-        flat |= section.coordinates | row.coordinates
+        flat |= {**section.coordinates, **row.coordinates}
         flat |= {"samplings": row.num_done, "missing": len(row.runs) - row.num_done, "failed": row.num_failed}
         for name, value in [*row.measures.items(), *row.costs.items()]:
             flat[name], flat[f"{name}_deviation"] = (value.mean, value.deviation) if value else (None, None)
