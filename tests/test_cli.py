@@ -19,7 +19,7 @@ from command import Answer, refusal, train, trained, twinbud
 from twinbud.config import DataConfig, ModelConfig, TrainingConfig
 from twinbud.settings import setting_names
 
-COMMANDS = ("demo", "select", "train", "evaluate", "predict")
+COMMANDS = ("demo", "select", "train", "evaluate", "predict", "study", "tables")
 
 
 def process(*words: object) -> Answer:
@@ -79,6 +79,9 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("select", "--teacher", "dinov2-small"), "expected --output, got none."),
         (("evaluate",), "expected RUN, got none."),
         (("predict",), "expected MODEL, IMAGES, got none."),
+        (("study",), "expected RECIPE, got none."),
+        (("tables",), "expected RECIPE, got none."),
+        (("study", "none.yaml"), "none.yaml: expected a YAML recipe, got none (No such file or directory)."),
         (("select", "--teacher", "x", "--weights", "int8", "--output", "x"), "twinbud select --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -22,6 +22,7 @@ from twinbud.config import DataConfig, ModelConfig, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError, unknown_choice
 from twinbud.files import require_unicode
 from twinbud.settings import read_settings_file, run_config, setting_names, stage_config, with_words
+from twinbud.study import command_line
 
 USER_ERROR = 2
 STOPPED = 75
@@ -176,37 +177,6 @@ def _predict(chosen: Namespace) -> None:
     show_ignored(ignored)
 
 
-def _study(chosen: Namespace) -> None:
-    from twinbud.progress import TerminalProgress
-    from twinbud.study.display import show_outcome, show_plan, watching
-    from twinbud.study.run import Order, carry_out_study, estimate_seconds, plan_study, require_success
-
-    order = Order(
-        recipe=chosen.recipe,
-        runs=chosen.runs,
-        data=chosen.data,
-        only=chosen.only,
-        profile=chosen.profile,
-        num_workers=chosen.workers,
-        keep_models=chosen.keep_models,
-    )
-    study = plan_study(order, TerminalProgress())
-    if chosen.dry_run:
-        show_plan(study, estimate_seconds(study, TerminalProgress()))
-        return
-    with watching(study.distinct) as watch:
-        study = carry_out_study(order, study, TerminalProgress(), watch)
-    show_outcome(study, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
-    require_success(study)
-
-
-def _tables(chosen: Namespace) -> None:
-    from twinbud.study.write import write_tables
-
-    for path in write_tables(chosen.recipe, chosen.runs, chosen.output):
-        print(f"written: {path}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Command:
     """What a command does, how it is called, its options, and the call that its words become."""
@@ -251,13 +221,13 @@ COMMANDS = {
     "study": _Command(
         text="Do all runs of a recipe, such as a table of the paper; stopped at any time, it goes on where it was.",
         usage="RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]",
-        add_options=options.study_options,
-        run=_study,
+        add_options=command_line.study_options,
+        run=command_line.study,
     ),
     "tables": _Command(
         text="Put the finished runs of a recipe into tables and figures.",
         usage="RECIPE.yaml [--runs DIR] [--output DIR]",
-        add_options=options.tables_options,
-        run=_tables,
+        add_options=command_line.tables_options,
+        run=command_line.tables,
     ),
 }

@@ -18,7 +18,6 @@ HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache")
 _SOURCE_SETTINGS = (
     "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
 )  # fmt: skip
-_RUNS = Path("runs/study")
 
 
 def demo_options(parser: ArgumentParser) -> None:
@@ -73,29 +72,6 @@ def predict_options(parser: ArgumentParser) -> None:
     _add_output(parser, "Write here instead of printing.", required=False, metavar="FILE.csv")
 
 
-def study_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud study``."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="What to run; see recipes/paper/.")
-    text = "Where a set of images of the recipe lies; 'phantom' needs none. Can be given several times."
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help=text)
-    _add_runs(parser, "Runs folder; several recipes can share one, and then share runs")
-    text = "Runs at once [as many as the cores carry; one on a GPU]."
-    parser.add_argument("--workers", type=int | None, metavar="N", help=text)
-    text = "Where the defaults of all settings come from [the recipe's]."
-    parser.add_argument("--profile", type=str | None, metavar="paper|quick", help=text)
-    text = "Do these runs only, such as fraction=0.05 or sampling=0,1,2. Can be given several times."
-    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=text)
-    parser.add_argument("--keep-models", action="store_true", help="Keep the trained model of every run.")
-    parser.add_argument("--dry-run", action="store_true", help="Only say what would be run, and how long it takes.")
-
-
-def tables_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud tables``."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="The recipe given to 'twinbud study'.")
-    _add_runs(parser, "Runs folder of 'twinbud study'")
-    parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for the tables [RUNS/tables].")
-
-
 def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: Stage, name: str) -> None:
     """One option from one field; what is not given stays out, so that the profile can decide.
 
@@ -117,10 +93,6 @@ def _default(setting: Field[Any]) -> str:
         return f" [{', '.join(others)}]" if others else ""
     value = f"{setting.default:.3g}" if isinstance(setting.default, float) else str(setting.default)
     return f" [{', '.join([value, *others])}]"
-
-
-def _add_runs(parser: ArgumentParser, text: str) -> None:
-    parser.add_argument("--runs", type=Path, default=_RUNS, metavar="DIR", help=f"{text} [{_RUNS}].")
 
 
 def _add_output(parser: ArgumentParser, text: str, *, required: bool, metavar: str = "DIR") -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -129,3 +130,10 @@ def show_outcome(study: Study, tables: str) -> None:
         console.print(f"failed ({count}): {reason}", markup=False)
     if study.done:
         console.print(f"next: {tables}", markup=False)
+
+
+def show_written(paths: Iterable[Path]) -> None:
+    """Where the tables are."""
+    console = Console(highlight=False, soft_wrap=True)
+    for path in paths:
+        console.print(f"written: {path}", markup=False)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
@@ -22,6 +22,7 @@ from twinbud.study.worker import Assignment, Message, is_settled, work
 _LOOK_SECONDS = 0.25
 _MOST_INTERRUPTIONS = 3
 """A run that its process did not survive so often has failed: it may need more memory than there is."""
+_PATIENCE_SECONDS = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,6 +58,7 @@ class _Worker:
     reports: Connection
     run: str = ""
     is_open: bool = True
+    is_asked_to_stop: bool = False
 
 
 class Workers:
@@ -85,16 +87,17 @@ class Workers:
             TwinbudError: Workers end before they have taken a run.
         """
         workers: dict[int, _Worker] = {}
-        with self._listening(workers):
+        with self._listening():
             for place in range(len(self.shares)):
                 workers[place] = self._start(place)
             try:
                 while workers:
                     self._look(workers)
+                    if self.stopping:
+                        _ask_to_stop(workers.values())
                     self._tell()
             finally:
-                for worker in workers.values():
-                    worker.process.kill()
+                _end(workers)
         if self.stopping:
             raise Stopped(
                 f"stopped with {self.standing.done} of {self.standing.total} runs done; "
@@ -148,18 +151,28 @@ class Workers:
         if worker.process.exitcode == 0 or self.stopping:
             return
         ending = f"its process ended with {_ending(worker.process.exitcode)}"
-        if not worker.run:
-            raise TwinbudError("a worker that takes runs", got=ending, where="twinbud study", fix="Try --workers 1")
         self.interruptions[worker.run] += 1
-        self.standing.interrupted += 1
-        self.standing.line = f"{self.runs[worker.run].label}: {ending}; another worker takes over"
-        if self.interruptions[worker.run] >= _MOST_INTERRUPTIONS:
-            reason = f"{ending}, {_MOST_INTERRUPTIONS} times; there may be too little memory"
-            self.assignment.folder.fail(worker.run, reason)
-            self.standing.line = f"{self.runs[worker.run].label}: {reason}"
+        if not worker.run:
+            self._require_workers_that_start(ending)
+        else:
+            self._interrupted(worker.run, ending)
         self._count()
         if self.unsettled:
             workers[place] = self._start(place)
+
+    def _require_workers_that_start(self, ending: str) -> None:
+        if self.interruptions[""] >= _MOST_INTERRUPTIONS:
+            raise TwinbudError("workers that take runs", got=ending, where="twinbud study", fix="Try --workers 1")
+
+    def _interrupted(self, identity: str, ending: str) -> None:
+        """A process has ended under its run: another takes it over, unless that has happened too often."""
+        label = self.runs[identity].label
+        self.standing.interrupted += 1
+        self.standing.line = f"{label}: {ending}; another worker takes over"
+        if self.interruptions[identity] >= _MOST_INTERRUPTIONS:
+            reason = f"{ending}, {_MOST_INTERRUPTIONS} times; there may be too little memory"
+            self.assignment.folder.fail(identity, reason)
+            self.standing.line = f"{label}: {reason}"
 
     def _count(self) -> None:
         """Look which runs are done or have failed, here or in another process."""
@@ -176,7 +189,7 @@ class Workers:
         self.standing.line = ""
 
     @contextmanager
-    def _listening(self, workers: dict[int, _Worker]) -> Iterator[None]:
+    def _listening(self) -> Iterator[None]:
         """While this lasts, the first signal asks all workers to save and stop, and the second ends everything."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -188,10 +201,6 @@ class Workers:
             self.stopping = True
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
-            for worker in list(workers.values()):
-                with suppress(OSError):
-                    worker.reports.send("stop")  # a signal that comes as a run ends would be lost on it
-                    worker.process.terminate()
 
         for number in _SIGNALS:
             signal.signal(number, ask)
@@ -200,6 +209,25 @@ class Workers:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _ask_to_stop(workers: Iterable[_Worker]) -> None:
+    """Once each: a second signal would end a worker before it has saved."""
+    for worker in workers:
+        if not worker.is_asked_to_stop:
+            worker.is_asked_to_stop = True
+            with suppress(OSError):
+                worker.reports.send("stop")  # a signal that comes as a run ends is lost on it
+            worker.process.terminate()
+
+
+def _end(workers: Mapping[int, _Worker]) -> None:
+    """Whatever has gone wrong here, runs in progress are saved if there is time."""
+    for worker in workers.values():
+        worker.process.terminate()
+    for worker in workers.values():
+        worker.process.join(_PATIENCE_SECONDS)
+        worker.process.kill()
 
 
 class _Clock:
