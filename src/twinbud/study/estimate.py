@@ -25,8 +25,8 @@ from twinbud.training.precision import choose_device, choose_precision
 _NUM_STEPS = 6
 _TEST_SHARE = 1 / 3
 """What predicting an image takes of what training on it takes: a forward pass of the forward and two backward ones."""
-_SHAPE = ("teacher", "student", "method", "image_size", "batch_size", "threads", "precision")
-"""The settings that decide how long a step takes."""
+_SHAPE = ("teacher", "student", "image_size", "batch_size", "threads", "precision")
+"""The settings that decide how long a step takes, besides whether there is an S′."""
 
 
 class Estimate:
@@ -92,4 +92,4 @@ def measure_step(config: RunConfig) -> float:
 
 def _shape(config: RunConfig) -> tuple[Any, ...]:
     values = {**vars(config.model), **vars(config.training)}
-    return tuple(values[name] for name in _SHAPE)
+    return config.model.method == "dual", *(values[name] for name in _SHAPE)
