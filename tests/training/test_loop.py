@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from builders import VIT, random_model
 from twinbud.config import TrainingConfig
 from twinbud.data.augment import Normalisation, draw_views, see
+from twinbud.data.pixels import Pixels
 from twinbud.models.twins import Twins
 from twinbud.training.loop import LabelledImages, batches, fit, objective, plan_steps
 from twinbud.training.precision import suitable_attention
@@ -26,12 +28,12 @@ def data(count: int = 10) -> LabelledImages:
     return LabelledImages(images_NCSS=images, labels_N=torch.arange(count) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-def run(**changes: Any) -> tuple[dict[str, torch.Tensor], Any]:
+def run(labelled: LabelledImages | None = None, **changes: Any) -> tuple[dict[str, torch.Tensor], Any]:
     twins = Twins(
         student=random_model("vit_tiny_patch16_224", 0, num_classes=3, drop_path_rate=0.1, **VIT),
         auxiliary=random_model("vit_tiny_patch16_224", 1, num_classes=3, **VIT),
     )
-    history = fit(twins, data(), TrainingConfig(**{**SETTINGS, **changes}))
+    history = fit(twins, labelled or data(), TrainingConfig(**{**SETTINGS, **changes}))
     return twins.student.state_dict(), history
 
 
@@ -143,3 +145,13 @@ def test_normalisation_is_the_teachers() -> None:
     pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     seen = Normalisation.on(torch.device("cpu"), (0.5, 0.4, 0.3), (0.5, 0.2, 0.7))(pixels)
     torch.testing.assert_close(seen[0, :, 0, 0], torch.tensor([1.0, 3.0, 1.0]))
+
+
+def test_images_that_are_streamed_train_the_same_network() -> None:
+    """Bit for bit: kept as one channel or three, on the device or fetched batch by batch."""
+    grey = torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = Pixels(image_size=28, digests=("",) * 10, channels=tuple(grey)).rows(range(10))
+    sources = (grey, grey.expand(-1, 3, -1, -1).contiguous(), rows)
+    one, *others = [run(replace(data(), images_NCSS=source))[0] for source in sources]
+    for other in others:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
