@@ -5,7 +5,7 @@ The stages as plain functions, in the order in which a run takes them:
 - ``read_catalog``, ``load_pixels``, ``make_split``: images come in (docs/data.md).
 - ``read_teacher_card``, ``select``: two different sub-networks are cut out of a teacher.
 - ``build_twins``, ``build_baseline``: S and S′, or a randomly initialised student.
-- ``fit``: S is trained while S′ gives it soft targets.
+- ``fit``: S is trained while S′ gives it soft targets; ``fit_in_two_phases`` where S′ is trained first.
 - ``evaluate``: metrics with intervals.
 - ``train``, ``evaluate_run``, ``predict``: whole jobs, as the command line does them.
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twinbud.models.twins import build_baseline, build_twins
     from twinbud.pipeline import train
     from twinbud.settings import run_config
+    from twinbud.training.beforehand import fit_in_two_phases
     from twinbud.training.loop import fit
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "build_twins": "models.twins",
     "build_baseline": "models.twins",
     "fit": "training.loop",
+    "fit_in_two_phases": "training.beforehand",
     "evaluate": "evaluation.metrics",
     "train": "pipeline",
     "evaluate_run": "apply",
@@ -68,6 +70,7 @@ __all__ = [
     "evaluate",
     "evaluate_run",
     "fit",
+    "fit_in_two_phases",
     "load_pixels",
     "load_selection",
     "make_split",

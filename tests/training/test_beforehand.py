@@ -93,7 +93,7 @@ def test_the_first_phase_is_cm1_and_the_second_starts_anew_with_its_outcome_froz
     assert config == SETTINGS
     assert second.frozen
     assert second.auxiliary is first.student
-    assert same(second.auxiliary.state_dict(), cm1.student.state_dict())
+    assert same(first.student.state_dict(), cm1.student.state_dict())
 
 
 def test_cost_counts_both_phases_and_the_history_is_of_the_second() -> None:

@@ -170,7 +170,7 @@ def test_waiting_for_the_device_or_not_gives_the_same_weights(bf16: bool) -> Non
     for deferred in (False, True):
         pair = twins()
         assert pair.auxiliary is not None
-        step = TrainingStep(pair, Objective(**OBJECTIVE | {"bf16": bf16}), weight_decay=0.05)
+        step = TrainingStep(pair, Objective(**{**OBJECTIVE, "bf16": bf16}), weight_decay=0.05)
         step.deferred = deferred
         for _ in range(3):
             step(*batch(), 1e-3)

@@ -98,11 +98,12 @@ class Reference:
 
     def remember(self, student: list[list[float]], auxiliary: list[list[float]] | None, rows: list[int]) -> None:
         self.memory |= {row: student[row] for row in rows}
-        for k in range(NUM_CLASSES) if auxiliary else ():
+        if auxiliary is None:
+            return
+        for k in {int(LABELS[row]) for row in rows}:
             members = [softmax(auxiliary[row], OBJECTIVE.temperature) for row in rows if int(LABELS[row]) == k]
-            for j in range(NUM_CLASSES) if members else ():
-                mean = sum(p[j] for p in members) / len(members)
-                self.similarity[k][j] = 0.9 * self.similarity[k][j] + 0.1 * mean
+            mean = [sum(column) / len(members) for column in zip(*members, strict=True)]
+            self.similarity[k] = [0.9 * s + 0.1 * m for s, m in zip(self.similarity[k], mean, strict=True)]
 
 
 def softmax(logits: list[float], temperature: float) -> list[float]:
@@ -118,7 +119,7 @@ def test_each_variants_loss_is_the_references_for_three_epochs(distillation: Dis
     step = step_of(twins, distillation)
     step.deferred = deferred
     for rows in (rows for epoch in EPOCHS for rows in epoch):
-        student, auxiliary = (None if n is None else n.logits.tolist() for n in (twins.student, twins.auxiliary))
+        student, auxiliary = twins.student.logits.tolist(), twins.auxiliary and twins.auxiliary.logits.tolist()
         assert take(step, rows) == pytest.approx(reference.loss(student, auxiliary, rows), abs=1e-12)
 
 
@@ -259,7 +260,7 @@ def test_the_partners_of_an_epoch_are_of_the_class_and_seen_in_their_own_way(mon
     images = torch.randint(0, 256, (NUM_SAMPLES, 3, 4, 4), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=LABELS, mean=(0.5,) * 3, std=(0.25,) * 3)
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, NUM_CLASSES))
-    network.num_classes = NUM_CLASSES  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    network.num_classes = NUM_CLASSES  # pyright: ignore[reportArgumentType]
     batches: list[tuple[torch.Tensor, torch.Tensor]] = []
     taken = TrainingStep.__call__
 
@@ -286,5 +287,7 @@ def test_a_variant_that_needs_an_auxiliary_is_refused_without_one(distillation: 
 
 
 def test_tf_kd_self_is_refused_with_an_auxiliary_that_nobody_trained() -> None:
-    with pytest.raises(TwinbudError, match=r"trained beforehand and is frozen, got none\. Train with fit_in_two_phas"):
+    with pytest.raises(
+        TwinbudError, match=r"trained beforehand and is frozen, got none\. Train with twinbud\.fit_in_two_"
+    ):
         open_targets("tf-kd-self", lookups("skd"), temperature=4.0)

@@ -31,7 +31,10 @@ _TENSORS, _POSITION = "tensors.safetensors", "position.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One row of the history; losses and accuracy are means over the epoch's images, before each update."""
+    """One row of the history; losses and accuracy are means over the epoch's images, before each update.
+
+    ``loss_skd`` is the divergence from the soft targets of any variant, before its weight; None without such targets.
+    """
 
     epoch: int
     step: int

@@ -8,7 +8,6 @@ Shape legend: N samples, B batch, C channels, S image side, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -255,18 +254,20 @@ def open_targets(
     like: torch.Tensor = next(student.parameters())
     if distillation == "tf-kd-reg":
         return VirtualTeacher(like, student.num_classes)
+    if auxiliary is None and distillation == "skd":
+        return LabelsAlone(temperature)
     if auxiliary is None or (distillation == "tf-kd-self" and not twins.frozen):
-        if distillation == "skd":
-            return LabelsAlone(temperature)
         raise _no_auxiliary(distillation)
-    opened: dict[Distillation, Callable[[], Targets]] = {
-        "skd": lambda: Auxiliary(temperature, auxiliary),
-        "tf-kd-self": lambda: Auxiliary(temperature, auxiliary),
-        "cs-kd-pair": lambda: Partners(temperature, auxiliary),
-        "cs-kd": lambda: ClassSimilarity(temperature, auxiliary, like, student.num_classes),
-        "tf-kd": lambda: StudentMemory(temperature, auxiliary, like, student.num_classes, num_samples or 0),
-    }
-    return opened[distillation]()
+    match distillation:
+        case "skd" | "tf-kd-self":
+            return Auxiliary(temperature, auxiliary)
+        case "cs-kd-pair":
+            return Partners(temperature, auxiliary)
+        case "cs-kd":
+            return ClassSimilarity(temperature, auxiliary, like, student.num_classes)
+        case "tf-kd":
+            assert num_samples is not None, "tf-kd remembers every sample"
+            return StudentMemory(temperature, auxiliary, like, student.num_classes, num_samples)
 
 
 def _no_auxiliary(distillation: Distillation) -> TwinbudError:
@@ -275,7 +276,7 @@ def _no_auxiliary(distillation: Distillation) -> TwinbudError:
         "an S′ that was trained beforehand and is frozen" if trained else "an S′",
         got="none",
         where=f"--distillation {distillation}",
-        fix="Train with fit_in_two_phases" if trained else "Build the twins with one",
+        fix="Train with twinbud.fit_in_two_phases" if trained else "Build the twins with one",
     )
 
 
@@ -297,7 +298,7 @@ def similarity_after(similarity_KK: torch.Tensor, p_BK: torch.Tensor, labels_B: 
 
 
 def virtual_teacher(num_classes: int) -> torch.Tensor:
-    """(K, K) float64: for each label the distribution that a teacher, 99 % right and softened at 20, would say."""
+    """(K, K) float64, K ≥ 2: for each label the distribution of a teacher that is 99 % right, softened at 20."""
     rest = (1 - VIRTUAL_CONFIDENCE) / (num_classes - 1)
     hand_made = torch.full((num_classes, num_classes), rest, dtype=torch.float64).fill_diagonal_(VIRTUAL_CONFIDENCE)
     return F.softmax(hand_made / VIRTUAL_TEMPERATURE, dim=1)
