@@ -62,7 +62,7 @@ class Bench:
     def rows(self) -> dict[Row, list[Measurement]]:
         """Every row of the table; the rows of one model and size take turns."""
         found: dict[Row, list[Measurement]] = {}
-        for model, size in self.cells:
+        for model, size in self.cells if self.options.epochs else ():
             rows = [Row(model, size, method, program) for program in self.options.programs for method in METHODS]
             self._turns(rows, self.options.epochs, found)
         return found
@@ -70,7 +70,7 @@ class Bench:
     def limits(self) -> dict[tuple[str, int], dict[str, Any]]:
         """What the machine can do, for each model and size."""
         limits: dict[tuple[str, int], dict[str, Any]] = {}
-        for model, size in self.cells:
+        for model, size in self.cells if self.options.epochs else ():
             say(f"limit of {model} at {size} px")
             limits[model, size] = measure_limit(self.task(Row(model, size, "dual", "twinbud"), epochs=1))
         return limits
@@ -78,9 +78,11 @@ class Bench:
     def whole_runs(self) -> dict[Row, list[Measurement]]:
         """From the command to the finished run, for the first model."""
         found: dict[Row, list[Measurement]] = {}
-        if set(WHOLE) <= set(self.options.programs):
+        if self.options.whole_epochs and set(WHOLE) <= set(self.options.programs):
             model = self.options.models[0]
-            rows = [Row(model, WHOLE_SIZE, method, program) for method in METHODS for program in WHOLE]
+            rows = [
+                Row(model, WHOLE_SIZE, method, program) for method in self.options.whole_methods for program in WHOLE
+            ]
             self._turns(rows, self.options.whole_epochs, found)
         return found
 
@@ -172,8 +174,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=(112, 224))
     parser.add_argument("--programs", type=partial(words, choices=PROGRAMS), default=tuple(PROGRAMS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="Of each row; the first is not counted.")
-    parser.add_argument("--whole-epochs", type=int, default=40, help="Of the runs that are timed from end to end.")
+    parser.add_argument("--epochs", type=int, default=3, help="Of each row; the first is not counted; 0: no rows.")
+    parser.add_argument("--whole-epochs", type=int, default=40, help="Of the runs timed from end to end; 0: none.")
+    parser.add_argument("--whole-methods", type=partial(words, choices=dict.fromkeys(METHODS)), default=METHODS)
     parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="auto")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--raw", type=Path, help="Also write every number to this JSON file.")

@@ -22,6 +22,7 @@ from twinbud.data.augment import Normalisation, draw_views, see
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.models.twins import Twins
 from twinbud.training.loop import objective
+from twinbud.training.precision import suitable_attention
 from twinbud.training.step import TrainingStep
 
 NUM_CLASSES = 4
@@ -64,10 +65,9 @@ def main() -> None:
         twins.student.train()
         steps[method](augmented(), labels, 1e-6)
 
-    seconds = medians(
-        {"selection": lambda: step("selection"), "dual": lambda: step("dual"), "forward": forward, "see": augmented},
-        task.device,
-    )
+    jobs = {"selection": lambda: step("selection"), "dual": lambda: step("dual"), "forward": forward, "see": augmented}
+    with suitable_attention((twins.student, twins.auxiliary), pixels.device, bf16=bf16):  # as in training
+        seconds = medians(jobs, task.device)
     with FlopCounterMode(display=False) as counted:
         step("selection")
     with FlopCounterMode(display=False) as counted_forward:

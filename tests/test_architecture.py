@@ -13,13 +13,14 @@ FILES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in s
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "seeds", "cache", "files", "memory", "progress", "environment"),
-    ("settings", "run_folder"),
+    ("settings", "run_folder", "materials"),
     ("data", "models"),
     ("evaluation",),
     ("training",),
     ("report",),
     ("pipeline", "apply"),
-    ("demo",),
+    ("demo", "study"),
+    ("options",),
     ("cli",),
     ("__main__",),
 )

@@ -147,7 +147,10 @@ CASES: dict[str, Case] = {
         prepare=odd_argument,
     ),
     "no teacher": Case(base=ORPHAN, words=(), said=("expected a teacher, got none", "--selected DIR")),
-    "teacher and selection": Case(words=("--selected", "{bad}"), said=("expected --teacher or --selected, got both",)),
+    "teacher file of a baseline that is missing": Case(
+        words=("--teacher", "convnext_tiny@{bad}/none.safetensors", "--method", "timm"),
+        said=("{bad}/none.safetensors: expected a .safetensors file, got no such file.", "Check the path."),
+    ),
     "unknown student": Case(
         words=("--student", "vit_tinny_patch16_224"), said=("--student: ", "Did you mean 'vit_tiny_patch16_224'?")
     ),
@@ -166,7 +169,7 @@ CASES: dict[str, Case] = {
     ),
     "widths that coincide where S′ is used": Case(
         words=("--teacher", "local-dir:{bad}/same", "--student", "vit_tiny_patch16_224", "--image-size", "32"),
-        said=("--student: expected a student narrower than its teacher", "Use --student half, or --method selection"),
+        said=("--student: expected a student narrower than its teacher", "or do without S′: twinbud train --method"),
         prepare=same_widths,
     ),
     "image size the patch does not divide": Case(
@@ -210,7 +213,37 @@ CASES: dict[str, Case] = {
         words=CONFIG, said=("--config {bad}/run.yaml: expected settings by name",), files={"run.yaml": "- 1\n"}
     ),
     "number that is none": Case(words=("--seed", "nought"), said=("--seed: expected a whole number, got 'nought'.",)),
-    "number that is not finite": Case(words=("--learning-rate", "nan"), said=("--learning-rate: expected a number",)),
+    **{
+        f"{option} that is not finite": Case(
+            words=(f"--{option}", value), said=(f"--{option}: expected a finite number", f"got {value}.")
+        )
+        for option, value in (
+            ("learning-rate", "nan"),
+            ("temperature", "inf"),
+            ("max-megapixels", "inf"),
+            ("checkpoint-seconds", "nan"),
+        )
+    },
+    "images of more than 4096 pixels a side": Case(
+        words=("--image-size", "4102"), said=("--image-size: expected 1 to 4096 pixels, got 4102.",)
+    ),
+    "no path": Case(words=("--data", ""), said=("--data: expected a folder, a CSV or 'phantom', got ''.",)),
+    "path of 5,000 characters": Case(
+        words=("--data", "{bad}/" + "x" * 5000), said=("x…: expected a folder", "got File name too long. Check --data.")
+    ),
+    "file name that is no UTF-8": Case(
+        words=DATA,
+        said=("a/caf\\udce9.png: expected file names in UTF-8, got 1 in other bytes. Rename them.",),
+        prepare=lambda bad: save_images(bad, {"a": 3, "b": 3}) and (bad / "a/000.png").rename(bad / "a/caf\udce9.png"),
+    ),
+    "another profile than the file's": Case(
+        words=(*CONFIG, "--profile", "quick"),
+        said=(
+            "--profile: expected the profile of the --config file, paper, or none, got 'quick'",
+            "leave --config out.",
+        ),
+        files={"run.yaml": "profile: paper\nimage_size: 224\n"},
+    ),
     "alpha out of its range": Case(words=("--alpha", "1.5"), said=("--alpha: expected a number in [0, 1], got 1.5",)),
     "nought epochs": Case(words=("--epochs", "0"), said=("--epochs: expected a whole number of at least 1, got 0.",)),
     "fraction that leaves one class": Case(
@@ -430,6 +463,10 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("predict", "{run}", "{images}/dark", "--output", "{bad}/none/out.csv"),
         ("{bad}/none/out.csv: ", "--output."),
     ),
+    "an image whose name is no UTF-8": (
+        ("predict", "{run}", "{bad}/names"),
+        ("{bad}/names/caf\\udce9.png: expected file names in UTF-8",),
+    ),
     "a table where a folder is": (
         ("predict", "{run}", "{images}/dark", "--output", "{bad}/empty"),
         ("{bad}/empty: ", "--output."),
@@ -461,6 +498,8 @@ def test_the_other_commands_refuse_in_one_line_and_leave_nothing(
 ) -> None:
     save_images(tmp_path / "other", {"dark": 2, "glioma": 2, "healthy": 2})
     (tmp_path / "empty").mkdir()
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "caf\udce9.png").touch()
     (tmp_path / "notes.txt").write_text("mine")
     before = sorted((*tmp_path.rglob("*"), *shared_run.rglob("*")))
     places = {"bad": tmp_path, "run": shared_run, "images": shared_images, "teacher": shared_teacher}

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_help_answers_and_names_the_command(words: tuple[str, ...]) -> None:
         assert f"\n    {command} " in answer.out
 
 
+def test_the_version_is_the_packages() -> None:
+    assert twinbud("--version") == Answer(0, f"twinbud {version('twinbud')}\n", "")
+
+
 def test_help_answers_at_once() -> None:
     start = time.perf_counter()
     assert process("train", "--help").code == 0
@@ -59,8 +64,14 @@ def test_the_help_of_train_explains_every_setting() -> None:
     ("words", "said"),
     [
         ((), "twinbud --help"),
-        (("trian",), "twinbud --help"),
+        (("trian",), "Did you mean 'train'?"),
         (("--verbose",), "twinbud --help"),
+        (
+            ("evaluate", "run", "--epochs", "3"),
+            "expected one of --data, --force, --help, --image-column, --label-column",
+        ),
+        (("predict", "run", "x", "--ouptut", "y"), "Did you mean '--output'?"),
+        (("train", "--output", "caf\udce9"), "caf\\udce9: expected file names in UTF-8, got 1 in other bytes"),
         (("train", "--outptu", "x"), "Did you mean '--output'?"),
         (("train", "--output", "x", "--epoch-count", "3"), "twinbud train --help"),
         (("train", "--teacher", "dinov2-small"), "expected --output, got none."),
@@ -109,6 +120,26 @@ def test_predictions_go_to_a_file_when_asked_and_are_the_same(
     printed = twinbud("predict", shared_run / "model", shared_images / "dark")
     assert (written.code, written.out) == (0, "")
     assert (tmp_path / "predicted.csv").read_text() == printed.out
+
+
+@pytest.mark.parametrize("taken", ["file", "folder", "nowhere"])
+def test_the_place_of_the_predictions_is_looked_at_before_any_image(
+    taken: str, shared_run: Path, tmp_path: Path
+) -> None:
+    output = {"file": tmp_path / "split.csv", "folder": tmp_path, "nowhere": tmp_path / "none" / "x.csv"}[taken]
+    (tmp_path / "split.csv").write_text("mine")
+    (tmp_path / "broken.png").write_bytes(b"")
+    line = refusal(twinbud("predict", shared_run, tmp_path / "broken.png", "--output", output))
+    assert line.startswith(f"{output}: expected a {'new file' if taken == 'file' else 'place'} to write")
+    assert (tmp_path / "split.csv").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_force_replaces_a_file_of_predictions(shared_images: Path, shared_run: Path, tmp_path: Path) -> None:
+    words = ("predict", shared_run, shared_images / "dark" / "000.png", "--output", tmp_path / "out.csv")
+    assert twinbud(*words).code == 0
+    assert "replace it with --force." in refusal(twinbud(*words))
+    assert twinbud(*words, "--force").code == 0
 
 
 def test_prediction_gives_what_the_run_measured(shared_images: Path, shared_run: Path) -> None:
@@ -179,7 +210,49 @@ def test_a_run_can_be_evaluated_after_its_images_moved(
     assert answer.code == 0, answer.err
     measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert measured["confusion_matrix"] == json.loads((run / "metrics.json").read_text())["confusion_matrix"]
-    assert answer.err.count("identical to a training image of the run") == 24
+    assert "note: Evaluated on the test part of the run's own split." in answer.out
+    assert "left out" not in answer.err
+
+
+def test_a_test_image_that_has_changed_is_named(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(shared_images, tmp_path / "data"))
+    run = trained(data, shared_teacher, tmp_path / "run")
+    changed = next(row["image_path"] for row in table((run / "split.csv").read_text()) if row["split"] == "test")
+    shutil.copy(save_images(tmp_path / "other", {"new": 1}, seed=9) / "new" / "000.png", data / changed)
+    line = refusal(twinbud("evaluate", run))
+    assert f"expected the images that the run was tested on, got other pixels in {changed}." in line
+
+
+def test_other_images_under_the_same_names_are_other_images(shared_run: Path, tmp_path: Path) -> None:
+    data = save_images(tmp_path / "other", {"dark": 10, "grey": 10, "light": 10}, seed=1)
+    answer = twinbud("evaluate", shared_run, "--data", data)
+    assert answer.code == 0, answer.err
+    assert f"note: Evaluated on all of {data}." in answer.out
+
+
+def test_a_runs_own_columns_and_seed_hold_when_it_is_evaluated(shared_teacher: str, tmp_path: Path) -> None:
+    """The second table names its columns as the first, and lists other images of one of the run's patients."""
+    for seed, name in enumerate(("ours", "theirs")):
+        save_images(tmp_path / name, {"dark": 6, "light": 6}, seed=seed)
+        rows = [
+            f"{label}/{n:03}.png,{label},{name if n else 'both'}{n}" for label in ("dark", "light") for n in range(6)
+        ]
+        (tmp_path / name / "list.csv").write_text("\n".join(["file,diagnosis,subject", *rows]) + "\n")
+    columns = ("--image-column", "file", "--label-column", "diagnosis", "--patient-column", "subject")
+    run = trained(tmp_path / "ours" / "list.csv", shared_teacher, tmp_path / "run", *columns, "--seed", 3)
+    trained_on = {row["patient_id"] for row in table((run / "split.csv").read_text()) if row["split"] == "train"}
+    assert "both0" in trained_on
+    words = ("--data", tmp_path / "theirs" / "list.csv", "--output", tmp_path / "out")
+    answer = twinbud("evaluate", run, *words)
+    assert answer.code == 0, answer.err
+    assert answer.err.count("left out: ") == 2
+    assert "left out: dark/000.png (of patient 'both0', whom the run was trained on)" in answer.err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["bootstrap_unit"] == "patient"
+    own = json.loads((run / "metrics.json").read_text())
+    assert twinbud("evaluate", run, "--output", tmp_path / "again").code == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["confidence_intervals"] == own["confidence_intervals"]
 
 
 def test_a_set_that_is_only_the_training_part_is_refused(shared_images: Path, shared_run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from twinbud.cli import build_parser
-from twinbud.settings import read_settings_file, run_config, setting_names
+from twinbud.settings import read_settings_file, run_config, setting_names, with_words
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -42,7 +42,8 @@ def test_every_command_in_the_documents_is_one_the_command_line_takes(command: s
     if chosen.subcommand == "train":  # the parser takes any word; the settings know which are valid
         given = chosen[chosen.subcommand]
         saved = read_settings_file(ROOT / given.config) if given.config else {}
-        run_config({**saved, **{name: given[name] for name in setting_names() if name in given}}, output=given.output)
+        words = {name: given[name] for name in setting_names() if name in given}
+        run_config(with_words(saved, words), output=given.output)
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
@@ -66,6 +67,17 @@ def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsy
         example = example.replace(theirs, ours)
     exec(compile(example, "docs/python.md", "exec"), {})
     assert capsys.readouterr().out.startswith("accuracy 0.")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_in_the_documents_waits_to_be_filled_in(document: Path) -> None:
+    assert re.findall(r".*(?:@@|TODO|XXX).*", document.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_prose_is_wrapped_and_tables_and_examples_are_not(document: Path) -> None:
+    prose = BLOCK.sub("", document.read_text(encoding="utf-8")).splitlines()
+    assert [line for line in prose if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -21,7 +21,9 @@ from builders import save_images, save_vit_teacher
 from command import SMALL, refusal, train, trained
 from command import twinbud as command
 from twinbud import pipeline
-from twinbud.training.loop import LabelledImages, fit
+from twinbud.memory import PeakMemory
+from twinbud.training.checkpoint import EpochRecord
+from twinbud.training.loop import History, LabelledImages, fit
 
 METHODS = ("dual", "selection", "timm", "xavier", "kaiming")
 METRICS = {
@@ -217,7 +219,8 @@ class Spy:
         self.images: torch.Tensor | None = None
 
     def __call__(self, twins: Any, data: LabelledImages, *arguments: Any, **settings: Any) -> Any:
-        self.images = data.images_NCSS.clone()
+        assert isinstance(data.images_NCSS, torch.Tensor)
+        self.images = data.images_NCSS.expand(-1, 3, -1, -1).contiguous()
         return fit(twins, data, *arguments, **settings)
 
 
@@ -288,6 +291,56 @@ def test_a_test_pass_happens_only_when_asked_for_and_the_last_epoch_stays_the_re
     assert metrics["accuracy"] == read_json(plain / "metrics.json")["accuracy"]
 
 
+def test_the_best_test_pass_is_the_highest_and_of_equals_the_first() -> None:
+    def record(epoch: int, test_accuracy: float | None) -> EpochRecord:
+        values = {"learning_rate": 0.0, "loss": 0.0, "loss_ce": 0.0, "loss_skd": None, "accuracy": 0.9 / epoch}
+        return EpochRecord(epoch=epoch, step=epoch, seconds=1.0, test_accuracy=test_accuracy, **values)
+
+    tested = {1: None, 2: 0.5, 3: None, 4: 0.75, 5: None, 6: 0.75, 7: 0.25}
+    epochs = tuple(record(epoch, accuracy) for epoch, accuracy in tested.items())
+    history = History(epochs=epochs, num_steps=7, num_images=70, train_seconds=7.0)
+    cost = pipeline.cost_of(history, PeakMemory(torch.device("cpu")), num_train=10)
+    assert (cost["best_test_epoch"], cost["best_test_accuracy"]) == (4, 0.75)
+    assert (cost["num_train"], cost["epochs"], cost["images_per_second"]) == (10, 7, 10.0)
+
+
+def test_where_patients_are_known_the_intervals_are_over_them(shared_teacher: str, tmp_path: Path) -> None:
+    save_images(tmp_path, {"dark": 12, "light": 12})
+    lines = [f"{name}/{n:03}.png,{name},{name}{n // 2}" for name in ("dark", "light") for n in range(12)]
+    (tmp_path / "list.csv").write_text("\n".join(["image_path,label,patient_id", *lines]) + "\n")
+    metrics = read_json(trained(tmp_path / "list.csv", shared_teacher, tmp_path / "run") / "metrics.json")
+    assert metrics["bootstrap_unit"] == "patient"
+    assert metrics["num_bootstrap_units"] == metrics["num_test"] / 2
+
+
+def test_the_report_says_how_many_test_images_training_saw(
+    shared_run: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    data = divided(tmp_path / "data", "train", "test")
+    for number in (0, 1):
+        shutil.copy(data / "train" / "dark" / "000.png", data / "test" / "dark" / f"{number:03}.png")
+    run = trained(data, shared_teacher, tmp_path / "run")
+    for file in (run / "report.html", run / "model" / "README.md"):
+        text = file.read_text(encoding="utf-8")
+        assert "8, 2 of them identical to images it was trained on" in text
+        assert "never seen" not in text
+    assert "6, never seen in training" in (shared_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_cheap_mistakes_are_found_before_the_teacher_is_opened_and_an_image_decoded(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    for name in ("decode_images", "open_origin"):
+        monkeypatch.setattr(pipeline, name, lambda *arguments: opened.append(arguments))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words in (("--split", tmp_path / "none.csv"), ("--device", "cuda")):
+        assert str(words[0] if words[0] == "--device" else words[1]) in refusal(
+            train(shared_images, shared_teacher, tmp_path / "run", *words)
+        )
+    assert opened == []
+
+
 @pytest.mark.parametrize("method", ["dual", "selection", "timm"])
 def test_training_from_a_selection_equals_training_from_the_teacher_that_is_gone(
     shared_images: Path, tmp_path: Path, method: str
@@ -300,6 +353,37 @@ def test_training_from_a_selection_equals_training_from_the_teacher_that_is_gone
     answer = command("train", *words, *SMALL, "--output", tmp_path / "carried")
     assert answer.code == 0, answer.err
     assert same_outcome(direct, tmp_path / "carried")
+
+
+def test_a_run_from_a_selection_says_what_its_plan_says_and_its_config_repeats_it(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    selected, run = tmp_path / "selected", tmp_path / "run"
+    plan = ("--rule", "random", "--attention", "heads", "--swap-roles", "--seed", 7)
+    assert command("select", "--teacher", shared_teacher, *plan, "--output", selected).code == 0
+    answer = command("train", "--data", shared_images, "--selected", selected, *SMALL, "--output", run)
+    assert answer.code == 0, answer.err
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    planned = {"teacher": shared_teacher, "selected": str(selected), "student": "half", "rule": "random"}
+    assert settings.items() >= (planned | {"attention": "heads", "swap_roles": True, "seed": 0}).items()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<dd>random (seed 7), heads, roles swapped</dd>" in page
+    assert f"<dd>{shared_teacher}</dd>" in page
+    answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert same_outcome(run, tmp_path / "again")
+
+
+def test_a_selection_takes_the_place_of_the_teacher_of_a_file(
+    shared_images: Path, shared_teacher: str, shared_run: Path, tmp_path: Path
+) -> None:
+    selected = tmp_path / "selected"
+    assert command("select", "--teacher", shared_teacher, "--rule", "random", "--output", selected).code == 0
+    words = ("train", "--config", shared_run / "config.yaml", "--output", tmp_path / "run")
+    assert command(*words, "--selected", selected).code == 0
+    direct = trained(shared_images, shared_teacher, tmp_path / "direct", "--rule", "random")
+    assert same_outcome(tmp_path / "run", direct)
+    assert "--rule: expected random" in refusal(command(*words, "--selected", selected, "--rule", "uniform", "--force"))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from builders import save_vit_teacher
+from command import SMALL, refusal, twinbud
 from killing import at_random, finish, has_finished, inside_a_save, kill_once, results, small_run, wait_for
+from twinbud import pipeline
+from twinbud.training import precision
 
 MOMENTS = (at_random, inside_a_save, at_random, at_random, at_random, at_random)
 
@@ -68,3 +74,55 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(command: list[str], tmp_p
     )
     assert other.returncode == 2
     assert "other ones (beta)" in other.stderr.splitlines()[-1]
+
+
+def unfinished(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[Path, bytes]:
+    """A run that failed after its last epoch, which left a checkpoint; returns what lies in its folder."""
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "measure", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            twinbud("train", "--data", data, "--output", run, *SMALL, "--checkpoint-seconds", 0, *words)
+    return contents(run)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["--teacher", "--selected"])
+def test_other_weights_do_not_go_on_from_a_checkpoint_and_leave_the_run_as_it_is(
+    kind: str, shared_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it matter where the same weights lie."""
+    places: list[object] = []
+    for seed in (0, 1):
+        teacher = save_vit_teacher(tmp_path / f"teacher-{seed}", seed)
+        selected = tmp_path / f"selected-{seed}"
+        assert twinbud("select", "--teacher", teacher, "--output", selected).code == 0
+        places.append(teacher if kind == "--teacher" else selected)
+    run = tmp_path / "run"
+    before = unfinished(run, shared_images, monkeypatch, kind, places[0])
+    words = ("train", "--data", shared_images, "--output", run, *SMALL, "--resume")
+    line = refusal(twinbud(*words, kind, places[1]))
+    assert (
+        "expected the settings and images that the checkpoint was made with, got other ones (initial weights)" in line
+    )
+    assert contents(run) == before
+    answer = twinbud(*words, "--selected", tmp_path / "selected-0")
+    assert answer.code == 0, answer.err
+    assert "going on after step 3" in answer.err
+
+
+def test_a_precision_that_was_measured_once_is_kept(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {torch.float32: 1.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(precision, "_matrix_product_seconds", lambda dtype: speeds[dtype])
+    run, words = tmp_path / "run", ("--teacher", shared_teacher, "--precision", "auto", "--device", "cpu")
+    unfinished(run, shared_images, monkeypatch, *words)
+    speeds[torch.float32] = 9.0
+    answer = twinbud("train", "--data", shared_images, "--output", run, *SMALL, "--resume", *words)
+    assert answer.code == 0, answer.err
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["precision"] == "float32"
+    assert environment["precision_reason"] == "as before the run was stopped"

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from twinbud.config import DataConfig
+from twinbud.config import DataConfig, TrainingConfig
 from twinbud.data.catalog import find_images, read_catalog
 from twinbud.data.pixels import Pixels, load_images, load_pixels
 from twinbud.data.rows import Catalog, IgnoredFile
-from twinbud.data.split import read_split
+from twinbud.data.split import SplitRow, read_split
 from twinbud.errors import TwinbudError, first_few
+from twinbud.evaluation.held_out import changed_images, has_the_paths, never_learned_from, own_test_part
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
-from twinbud.files import new_folder, require_free
+from twinbud.files import new_folder, require_free, require_new_file
 from twinbud.models.bundle import Bundle, open_bundle
 from twinbud.progress import Progress, SilentProgress
 from twinbud.run_folder import CONFIG, MARKER, METRICS, read_settings, write_json
@@ -49,54 +50,31 @@ def evaluate_run(
     output: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    seed: int = 0,
 ) -> Evaluation:
-    """Measure a finished run's model.
+    """Measure a finished run's model; the bootstrap takes the run's own seed.
 
     Args:
         folder: The run.
-        source: Settings of DataConfig. With ``data`` among them, other labelled images are used: their test part
-            if they come divided, else all of them; classes are matched by name, and an image that is identical
-            to one of the run's training part is left out and listed. Without it, the run's own test part is used
-            again.
+        source: Settings of DataConfig; columns that are not named are the run's. Without ``data`` among them the
+            run's own test part is used again, and likewise where ``data`` is the run's own set in another place.
+            Other labelled images are used as they come: their test part if they come divided, else all of them;
+            classes are matched by name, and images that the run may have learned from, or whose patients it was
+            trained on, are left out and listed.
         output: Folder to make for ``metrics.json`` and ``predictions.csv``; none: nothing is written.
         force: Replace that folder.
         progress: Where to report.
-        seed: Of the bootstrap.
 
     Raises:
-        TwinbudError: Not a finished run, images that are missing, or classes the model does not know.
+        TwinbudError: Not a finished run, images that are missing or not those of the run, or classes the model does
+            not know.
     """
     if output is not None:
         require_free(output, force=force)
     settings = read_settings(folder)
+    seed = stage_config(TrainingConfig, settings).seed
     bundle = open_bundle(folder / "model")
-    source = dict(source or {})
-    if "data" in source:
-        data = stage_config(DataConfig, source)
-        catalog, note = _other_images(data)
-    else:
-        data = stage_config(DataConfig, {**settings, **source})
-        catalog, note = _own_test_part(folder, data)
-    unknown = sorted({row.label for row in catalog.rows} - set(bundle.classes))
-    if unknown:
-        raise TwinbudError(
-            f"classes the model knows ({', '.join(bundle.classes)})",
-            got=first_few(unknown),
-            where=data.data,
-            fix="Rename or leave out the others",
-        )
-    progress = progress or SilentProgress()
-    with progress.bar("decoding", len(catalog.rows)) as advance:
-        catalog, pixels = load_pixels(
-            catalog,
-            image_size=bundle.image_size,
-            max_megapixels=data.max_megapixels,
-            skip_broken=data.skip_broken,
-            on_progress=advance,
-        )
-    if "data" in source:
-        catalog, pixels = _without_trained(catalog, pixels, folder)
+    split = read_split(folder / "split.csv")
+    catalog, pixels, note = _images(bundle, split, settings, dict(source or {}), progress or SilentProgress())
     predictions = Predictions(
         paths=tuple(row.path for row in catalog.rows),
         labels=np.array([bundle.classes.index(row.label) for row in catalog.rows], dtype=np.int64),
@@ -105,10 +83,7 @@ def evaluate_run(
         patient_ids=tuple(row.patient_id for row in catalog.rows) if catalog.has_patients else None,
     )
     evaluation = Evaluation(
-        metrics=evaluate(predictions, seed=seed),
-        predictions=predictions,
-        ignored=catalog.ignored,
-        note=note,
+        metrics=evaluate(predictions, seed=seed), predictions=predictions, ignored=catalog.ignored, note=note
     )
     if output is not None:
         _write(evaluation, output, force=force)
@@ -121,6 +96,8 @@ def predict(
     *,
     skip_broken: bool = False,
     max_megapixels: float = 36.0,
+    output: Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Predictions, tuple[IgnoredFile, ...]]:
     """Classify image files.
@@ -130,14 +107,18 @@ def predict(
         paths: Images, or folders that are searched for them.
         skip_broken: Leave unreadable images out and list them.
         max_megapixels: Refuse an image with more pixels.
+        output: CSV to write; none: nothing is written.
+        force: Replace that file.
         progress: Where to report.
 
     Returns:
         One row an image, without truth; and the files left out, with the reason.
 
     Raises:
-        TwinbudError: No model there, no images, or one that cannot be read.
+        TwinbudError: No model there, no images, one that cannot be read, or an output that stands in the way.
     """
+    if output is not None:
+        require_new_file(output, force=force)
     bundle = open_model(folder)
     files, ignored = find_images(paths)
     progress = progress or SilentProgress()
@@ -155,6 +136,8 @@ def predict(
         probabilities=_probabilities(bundle, pixels),
         classes=bundle.classes,
     )
+    if output is not None:
+        write_predictions(output, predictions)
     left_out = [IgnoredFile(path=str(files[index]), reason=reason) for index, reason in broken.items()]
     return predictions, (*ignored, *left_out)
 
@@ -172,7 +155,7 @@ def open_model(folder: Path) -> Bundle:
 
 
 def _probabilities(bundle: Bundle, pixels: Pixels) -> np.ndarray:
-    images = pixels.tensor(range(len(pixels)))
+    images = pixels.rows(range(len(pixels)))
     return predict_probabilities(bundle.model, images, mean=bundle.mean, std=bundle.std)
 
 
@@ -183,43 +166,60 @@ def _write(evaluation: Evaluation, folder: Path, *, force: bool) -> None:
         write_predictions(draft / "predictions.csv", evaluation.predictions)
 
 
-def _other_images(data: DataConfig) -> tuple[Catalog, str]:
+def _images(
+    bundle: Bundle, split: Sequence[SplitRow], settings: dict[str, Any], source: dict[str, Any], progress: Progress
+) -> tuple[Catalog, Pixels, str]:
+    """What to measure on, and which images these are."""
+    others = "data" in source
+    known = {name: settings[name] for name in settings if name.endswith("_column") or not others}
+    data = stage_config(DataConfig, {**known, **source})
     catalog = read_catalog(data, to_train=False)
-    if catalog.has_splits:
-        rows = tuple(row for row in catalog.rows if row.split == "test")
-        if not rows:
+    if not others or has_the_paths(catalog, split):
+        own, pixels = _decode(bundle, own_test_part(catalog, split), data, progress)
+        changed = changed_images(own, pixels, split)
+        if not changed:
+            return own, pixels, "Evaluated on the test part of the run's own split."
+        if not others:
             raise TwinbudError(
-                "a test part in images that come divided", got="none", where=data.data, fix="Add one, or join the parts"
+                "the images that the run was tested on",
+                got=f"other pixels in {first_few(changed)}",
+                where=catalog.source,
+                fix="Restore them, or evaluate on images of another place with --data",
             )
-        return replace(catalog, rows=rows), f"Evaluated on the test part of {data.data}."
-    return catalog, f"Evaluated on all of {data.data}."
+    catalog, note = _other_images(catalog)
+    catalog, pixels = _decode(bundle, catalog, data, progress)
+    return *never_learned_from(catalog, pixels, split), note
 
 
-def _without_trained(catalog: Catalog, pixels: Pixels, folder: Path) -> tuple[Catalog, Pixels]:
-    """Leave out images that the run may have learned from, wherever they lie now."""
-    trained = {row.digest for row in read_split(folder / "split.csv") if row.split == "train"}
-    seen = {i: "identical to a training image of the run" for i, d in enumerate(pixels.digests) if d in trained}
-    if len(seen) == len(catalog.rows):
+def _other_images(catalog: Catalog) -> tuple[Catalog, str]:
+    if not catalog.has_splits:
+        return catalog, f"Evaluated on all of {catalog.source}."
+    rows = tuple(row for row in catalog.rows if row.split == "test")
+    if not rows:
         raise TwinbudError(
-            "images that the run was not trained on",
+            "a test part in images that come divided",
             got="none",
             where=catalog.source,
-            fix="Give other images, or evaluate without --data",
+            fix="Add one, or join the parts",
         )
-    return (catalog.without(seen), pixels.without(seen)) if seen else (catalog, pixels)
+    return replace(catalog, rows=rows), f"Evaluated on the test part of {catalog.source}."
 
 
-def _own_test_part(folder: Path, data: DataConfig) -> tuple[Catalog, str]:
-    """The rows that the run held out, as its split.csv lists them."""
-    held_out = {row.image_path for row in read_split(folder / "split.csv") if row.split == "test"}
-    catalog = read_catalog(data, to_train=False)
-    rows = tuple(row for row in catalog.rows if row.path in held_out)
-    missing = sorted(held_out - {row.path for row in rows})
-    if missing:
+def _decode(bundle: Bundle, catalog: Catalog, data: DataConfig, progress: Progress) -> tuple[Catalog, Pixels]:
+    """Decode every image, once the model is known to know its class."""
+    unknown = sorted({row.label for row in catalog.rows} - set(bundle.classes))
+    if unknown:
         raise TwinbudError(
-            "the images that the run was tested on",
-            got=f"none at {first_few(missing)}",
-            where=data.data,
-            fix="Give their place with --data",
+            f"classes the model knows ({', '.join(bundle.classes)})",
+            got=first_few(unknown),
+            where=catalog.source,
+            fix="Rename or leave out the others",
         )
-    return replace(catalog, rows=rows), "Evaluated on the test part of the run's own split."
+    with progress.bar("decoding", len(catalog.rows)) as advance:
+        return load_pixels(
+            catalog,
+            image_size=bundle.image_size,
+            max_megapixels=data.max_megapixels,
+            skip_broken=data.skip_broken,
+            on_progress=advance,
+        )

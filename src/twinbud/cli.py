@@ -1,6 +1,6 @@
 """The command line: words to calls, no logic.
 
-Only this file and the settings are read before a command is known, so that ``--help`` answers at once.
+Only this file, the options and the settings are read before a command is known, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ import re
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse._core import ArgumentGroup
 
-from twinbud.config import PROFILES, DataConfig, ModelConfig, TrainingConfig
+from twinbud import options
+from twinbud.config import DataConfig, ModelConfig, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError, unknown_choice
-from twinbud.settings import STAGES, Stage, read_settings_file, run_config, setting_names, stage_config
+from twinbud.files import require_unicode
+from twinbud.settings import read_settings_file, run_config, setting_names, stage_config, with_words
 
 USER_ERROR = 2
 STOPPED = 75
 INTERRUPTED = 130
-
-
-_HANDLING = ("output", "force", "resume", "checkpoint_seconds")
-"""Options of a run that are no settings: they change no number."""
 
 
 class _Parser(ArgumentParser):
@@ -37,28 +35,31 @@ class _Parser(ArgumentParser):
         """Print and leave."""
         del ex
         command = self.prog.rpartition(" ")[2]
-        program = f"twinbud {command}" if command in _OPTIONS else "twinbud"
-        print(f"twinbud: {_plain(message)} For what is valid run: {program} --help", file=sys.stderr)
+        program = f"twinbud {command}" if command in COMMANDS else "twinbud"
+        print(f"twinbud: {self._plain(message)} For what is valid run: {program} --help", file=sys.stderr)
         sys.exit(USER_ERROR)
 
-
-def _plain(message: str) -> str:
-    """The parser's message as one line, with the valid words where it leaves them out."""
-    line = " ".join(message.split())
-    if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
-        options = [f"--{name.replace('_', '-')}" for name in (*setting_names(), *_HANDLING, "config")]
-        return str(unknown_choice("option", match[1], sorted(options)))
-    if match := re.match(r"the following arguments are required: (.*)", line):
-        names = (name.rpartition(".")[2] for name in match[1].split(", "))
-        return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
-    return line if line.endswith((".", "?")) else f"{line}."
+    def _plain(self, message: str) -> str:
+        """The parser's message as one line, with the valid words where it leaves them out."""
+        line = " ".join(message.split())
+        if match := re.match(r"unrecognized arguments: (--[\w-]+)", line, re.IGNORECASE):
+            shown = [action.option_strings for action in self._actions if action.help != SUPPRESS]
+            return str(unknown_choice("option", match[1], sorted(names[-1] for names in shown if names)))
+        if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", line):
+            return str(unknown_choice("COMMAND", match[1], COMMANDS))
+        if match := re.match(r"the following arguments are required: (.*)", line):
+            names = (name.rpartition(".")[2] for name in match[1].split(", "))
+            return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
+        return line if line.endswith((".", "?")) else f"{line}."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 to be put right, 75 stopped and resumable, 130 interrupted)."""
-    chosen = build_parser().parse_args(None if arguments is None else list(arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _COMMANDS[chosen.subcommand](chosen[chosen.subcommand])
+        require_unicode(words)
+        chosen = build_parser().parse_args(words)
+        COMMANDS[chosen.subcommand].run(chosen[chosen.subcommand])
     except TwinbudError as error:
         print(f"twinbud: {error}", file=sys.stderr)
         return USER_ERROR
@@ -77,15 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> ArgumentParser:
     """The whole command line, one sub-command a stage."""
     form: Any = {"formatter_class": _Formatter, "allow_abbrev": False}
-    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", **form)
+    parser = _Parser(prog="twinbud", description=DESCRIPTION, usage="twinbud COMMAND ...", version=_version(), **form)
     commands = parser.add_subcommands(
         title="commands", description="'twinbud COMMAND --help' tells more of each.", metavar="COMMAND", help=""
     )
-    for name, (text, usage, fill) in _OPTIONS.items():
-        command = _Parser(description=text, usage=f"twinbud {name} {usage}", **form)
-        fill(command)
-        commands.add_subcommand(name, command, help=text)
+    for name, command in COMMANDS.items():
+        words = _Parser(description=command.text, usage=f"twinbud {name} {command.usage}", **form)
+        command.add_options(words)
+        commands.add_subcommand(name, words, help=command.text)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("twinbud")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -96,109 +104,6 @@ class _Formatter(DefaultHelpFormatter):
 
 
 DESCRIPTION = "Grow a small, trustworthy medical-image classifier from a large pretrained model."
-
-
-def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: Stage, name: str) -> None:
-    """One option from one field; what is not given stays out, so that the profile can decide.
-
-    Values stay words here: the settings read and check them, alike from the command line and from a file.
-    """
-    setting: Field[Any] = next(field for field in fields(kind) if field.name == name)
-    text = f"{setting.metadata['help']}{_default(setting)}"
-    option, hint = f"--{name.replace('_', '-')}", get_type_hints(kind)[name]
-    if hint is bool:
-        parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
-    else:
-        metavar = "|".join(get_args(hint)) if get_origin(hint) is Literal else name.rpartition("_")[2].upper()
-        parser.add_argument(option, default=SUPPRESS, metavar=metavar, help=text)
-
-
-def _default(setting: Field[Any]) -> str:
-    others = [f"{profile}: {changes[setting.name]}" for profile, changes in PROFILES.items() if setting.name in changes]
-    if setting.default in (None, False):
-        return f" [{', '.join(others)}]" if others else ""
-    value = f"{setting.default:.3g}" if isinstance(setting.default, float) else str(setting.default)
-    return f" [{', '.join([value, *others])}]"
-
-
-def _train_options(parser: ArgumentParser) -> None:
-    text = "YAML file of any of these settings, by name; words on the command line win."
-    parser.add_argument("--config", type=Path | None, metavar="FILE.yaml", help=text)
-    _add_output(parser, "Run folder to make.", required=True)
-    parser.add_argument("--resume", action="store_true", help="Go on with an unfinished run, from its last checkpoint.")
-    text = "Seconds of training between two checkpoints, at an epoch's end [60]."
-    parser.add_argument("--checkpoint-seconds", type=float, default=60.0, metavar="SECONDS", help=text)
-    for stage, kind in STAGES.items():
-        group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
-        for setting in fields(kind):
-            _add_setting(group, kind, setting.name)
-
-
-def _select_options(parser: ArgumentParser) -> None:
-    for name in ("teacher", "student", "rule", "attention", "swap_roles"):
-        _add_setting(parser, ModelConfig, name)
-    _add_setting(parser, TrainingConfig, "seed")
-    parser.add_argument(
-        "--weights", type=Literal["float32", "float16"], default="float32", help="Precision of the files [float32]."
-    )
-    _add_output(parser, "Folder to make.", required=True)
-
-
-def _evaluate_options(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="Output of 'twinbud train'.")
-    for name in _SOURCE_SETTINGS:
-        _add_setting(parser, DataConfig, name)
-    _add_output(parser, "Folder for metrics.json and predictions.csv.", required=False)
-
-
-def _predict_options(parser: ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL_FOLDER", help="A finished run, or its model folder.")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="What to classify.")
-    for name in ("skip_broken", "max_megapixels"):
-        _add_setting(parser, DataConfig, name)
-    parser.add_argument("--output", type=Path | None, metavar="FILE.csv", help="Write here instead of printing.")
-
-
-def _demo_options(parser: ArgumentParser) -> None:
-    _add_output(parser, "Folder to make [twinbud-demo].", required=False)
-
-
-def _add_output(parser: ArgumentParser, text: str, *, required: bool) -> None:
-    parser.add_argument("--output", type=Path | None, required=required, metavar="DIR", help=text)
-    parser.add_argument("--force", action="store_true", help="Replace an earlier output.")
-
-
-_SOURCE_SETTINGS = (
-    "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
-)  # fmt: skip
-_OPTIONS: dict[str, tuple[str, str, Callable[[ArgumentParser], None]]] = {
-    "demo": (
-        "Watch the main job on generated images: grown from a teacher against trained from scratch.",
-        "[--output DIR] [--force]",
-        _demo_options,
-    ),
-    "select": (
-        "Select the weights of S and S′ from a teacher, to be trained elsewhere.",
-        "--teacher T [--student half|NAME] [options] --output DIR",
-        _select_options,
-    ),
-    "train": (
-        "Select, train, evaluate and deliver a small model; makes a run folder.",
-        "--data PATH (--teacher T | --selected DIR) [options] --output RUN",
-        _train_options,
-    ),
-    "evaluate": (
-        "Measure a finished run on its own test images, or on others.",
-        "RUN [--data PATH] [options] [--output DIR]",
-        _evaluate_options,
-    ),
-    "predict": (
-        "Classify images with a finished run or a model folder.",
-        "RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
-        _predict_options,
-    ),
-}
-"""Of each command: what it does, how it is called, and its options."""
 
 
 def _given(chosen: Namespace) -> dict[str, Any]:
@@ -235,8 +140,8 @@ def _train(chosen: Namespace) -> None:
     from twinbud.report.terminal import show_run
 
     saved = read_settings_file(chosen.config) if chosen.config else {}
-    handling = {name: chosen[name] for name in _HANDLING}
-    config = run_config({**saved, **_given(chosen)}, **handling)
+    handling = {name: chosen[name] for name in options.HANDLING}
+    config = run_config(with_words(saved, _given(chosen)), **handling)
     show_run(train(config, TerminalProgress()))
 
 
@@ -253,7 +158,6 @@ def _evaluate(chosen: Namespace) -> None:
 
 def _predict(chosen: Namespace) -> None:
     from twinbud.apply import predict
-    from twinbud.evaluation.predictions import write_predictions
     from twinbud.progress import TerminalProgress
     from twinbud.report.terminal import show_ignored, show_predictions
 
@@ -263,13 +167,97 @@ def _predict(chosen: Namespace) -> None:
         chosen.images,
         skip_broken=data.skip_broken,
         max_megapixels=data.max_megapixels,
+        output=chosen.output,
+        force=chosen.force,
         progress=TerminalProgress(),
     )
     if chosen.output is None:
         show_predictions(predictions)
-    else:
-        write_predictions(chosen.output, predictions)
     show_ignored(ignored)
 
 
-_COMMANDS = {"demo": _demo, "select": _select, "train": _train, "evaluate": _evaluate, "predict": _predict}
+def _study(chosen: Namespace) -> None:
+    from twinbud.progress import TerminalProgress
+    from twinbud.study.display import show_outcome, show_plan, watching
+    from twinbud.study.run import Order, carry_out_study, estimate_seconds, plan_study, require_success
+
+    order = Order(
+        recipe=chosen.recipe,
+        runs=chosen.runs,
+        data=chosen.data,
+        only=chosen.only,
+        profile=chosen.profile,
+        num_workers=chosen.workers,
+        keep_models=chosen.keep_models,
+    )
+    study = plan_study(order, TerminalProgress())
+    if chosen.dry_run:
+        show_plan(study, estimate_seconds(study, TerminalProgress()))
+        return
+    with watching(study.distinct) as watch:
+        study = carry_out_study(order, study, TerminalProgress(), watch)
+    show_outcome(study, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
+    require_success(study)
+
+
+def _tables(chosen: Namespace) -> None:
+    from twinbud.study.write import write_tables
+
+    for path in write_tables(chosen.recipe, chosen.runs, chosen.output):
+        print(f"written: {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Command:
+    """What a command does, how it is called, its options, and the call that its words become."""
+
+    text: str
+    usage: str
+    add_options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], None]
+
+
+COMMANDS = {
+    "demo": _Command(
+        text="Watch the main job on generated images: grown from a teacher against trained from scratch.",
+        usage="[--output DIR] [--force]",
+        add_options=options.demo_options,
+        run=_demo,
+    ),
+    "select": _Command(
+        text="Select the weights of S and S′ from a teacher, to be trained elsewhere.",
+        usage="--teacher T [--student half|NAME] [options] --output DIR",
+        add_options=options.select_options,
+        run=_select,
+    ),
+    "train": _Command(
+        text="Select, train, evaluate and deliver a small model; makes a run folder.",
+        usage="--data PATH (--teacher T | --selected DIR) [options] --output RUN",
+        add_options=options.train_options,
+        run=_train,
+    ),
+    "evaluate": _Command(
+        text="Measure a finished run on its own test images, or on others.",
+        usage="RUN [--data PATH] [options] [--output DIR]",
+        add_options=options.evaluate_options,
+        run=_evaluate,
+    ),
+    "predict": _Command(
+        text="Classify images with a finished run or a model folder.",
+        usage="RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
+        add_options=options.predict_options,
+        run=_predict,
+    ),
+    "study": _Command(
+        text="Do all runs of a recipe, such as a table of the paper; stopped at any time, it goes on where it was.",
+        usage="RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]",
+        add_options=options.study_options,
+        run=_study,
+    ),
+    "tables": _Command(
+        text="Put the finished runs of a recipe into tables and figures.",
+        usage="RECIPE.yaml [--runs DIR] [--output DIR]",
+        add_options=options.tables_options,
+        run=_tables,
+    ),
+}

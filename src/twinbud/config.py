@@ -8,6 +8,7 @@ saved with each run as `config.yaml`, which `--config` reads back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +29,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Profile = Literal["paper", "quick"]
 Auto = Literal["auto"]
 
+MAX_IMAGE_SIZE = 4096
+"""Pixels a side; no classifier takes larger images, and who asks for more asks for memory."""
+
 _APART_FROM_TEACHER: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
 """Variants whose targets come from a trained copy of S or from a formula: the teacher gives them no S′."""
 
@@ -47,7 +51,7 @@ def _require(condition: bool, name: str, expected: str, value: object) -> None:
 
 
 class _Settings:
-    """Checks shared by all stages: a choice is one of its words."""
+    """Checks shared by all stages: a choice is one of its words, and a number is finite."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):  # type: ignore[arg-type]
@@ -55,6 +59,8 @@ class _Settings:
             value = getattr(self, setting.name)
             if choices and value not in choices:
                 raise unknown_choice(f"--{setting.name.replace('_', '-')}", value, choices)
+            if isinstance(value, float):
+                _require(math.isfinite(value), setting.name, "a finite number", value)
         self._check()
 
     def _check(self) -> None:
@@ -79,6 +85,7 @@ class DataConfig(_Settings):
     max_megapixels: float = _doc(36.0, "Refuse an image with more pixels than this, before decoding it.")
 
     def _check(self) -> None:
+        _require(bool(self.data), "data", "a folder, a CSV or 'phantom'", self.data)
         _require(0 < self.fraction <= 1, "fraction", "a share in (0, 1]", self.fraction)
         _require(self.max_megapixels > 0, "max_megapixels", "a number above 0", self.max_megapixels)
 
@@ -88,7 +95,9 @@ class ModelConfig(_Settings):
     """Which teacher, which student, and how the weights of S and S′ are selected."""
 
     teacher: str | None = _doc(None, "dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.")
-    selected: Path | None = _doc(None, "Output of 'twinbud select', instead of a teacher.")
+    selected: Path | None = _doc(
+        None, "Output of 'twinbud select', in place of teacher, student, rule, attention and roles."
+    )
     student: str = _doc("half", "'half' the teacher, or a timm name of the same family.")
     method: Method = _doc(
         "dual", "The paper's method, or a baseline: selection CM1, timm CM2, xavier CM3, kaiming CM4."
@@ -106,15 +115,15 @@ class ModelConfig(_Settings):
             raise TwinbudError(
                 "a teacher", got="none", where="--teacher", fix="Give --teacher dinov2-small, or --selected DIR"
             )
-        if self.teacher is not None and self.selected is not None:
-            raise TwinbudError("--teacher or --selected", got="both", where="--selected", fix="Drop one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(_Settings):
     """How S is trained; equations and sections are those of arXiv 2508.20461."""
 
-    profile: Profile = _doc("paper", "Where the defaults come from: the paper's run, or a quick one for a CPU.")
+    profile: Profile = _doc(
+        "paper", "Defaults of the paper's run, or of a quick one for a CPU; not to differ from --config's."
+    )
     image_size: int = _doc(224, "Side in pixels to which images are resized, proportions not kept.")
     epochs: int = _doc(300, "Passes over the labelled images.")
     min_steps: int = _doc(0, "Add epochs until at least this many optimiser steps are planned.")
@@ -139,8 +148,14 @@ class TrainingConfig(_Settings):
     device: Device = _doc("auto", "Where to train; auto: the GPU if there is one.")
     threads: int | None = _doc(None, "CPU threads; none: PyTorch's choice.")
 
+    @property
+    def num_phases(self) -> int:
+        """How often the planned steps are taken: twice where S′ is trained beforehand."""
+        return 2 if self.distillation == "tf-kd-self" else 1
+
     def _check(self) -> None:
-        for name in ("image_size", "epochs", "batch_size"):
+        _require(1 <= self.image_size <= MAX_IMAGE_SIZE, "image_size", f"1 to {MAX_IMAGE_SIZE} pixels", self.image_size)
+        for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
         for name in ("evaluate_every", "threads"):
             value = getattr(self, name)
@@ -169,6 +184,9 @@ class RunConfig:
         force: Replace an earlier run there.
         resume: Go on with an unfinished run there.
         checkpoint_seconds: Training time between two checkpoints; it changes no number.
+        pixel_cache: Keep decoded images in the cache folder and take them from there; it changes no number.
+        given: Names of the settings that were said and not left to a default; the plan of ``selected`` may not
+            contradict them.
 
     Raises:
         TwinbudError: Method, S′ and distillation contradict each other.
@@ -181,8 +199,14 @@ class RunConfig:
     force: bool = False
     resume: bool = False
     checkpoint_seconds: float = 60.0
+    pixel_cache: bool = True
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        seconds = self.checkpoint_seconds
+        _require(
+            math.isfinite(seconds) and seconds >= 0, "checkpoint_seconds", "a finite number of at least 0", seconds
+        )
         method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
         if method != "dual":
             reason = f"with --method {method}, which has no S′"
@@ -214,6 +238,14 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 """What each profile changes in TrainingConfig; `quick` is meant for a CPU."""
+
+
+def teacher_place(teacher: str) -> tuple[str, str]:
+    """How a teacher is spelled, in two: what stands before its path, and the path, empty where there is none."""
+    if teacher.startswith("local-dir:"):
+        return "local-dir:", teacher.removeprefix("local-dir:")
+    architecture, at, file = teacher.partition("@")
+    return architecture + at, file
 
 
 def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -> TrainingConfig:

@@ -15,6 +15,7 @@ from twinbud.pipeline import Run, train
 from twinbud.progress import Progress, SilentProgress
 from twinbud.report.page import Arm, write_report
 from twinbud.settings import run_config
+from twinbud.training.precision import choose_device, choose_precision
 
 SETTINGS: dict[str, Any] = {
     "data": "phantom",
@@ -50,8 +51,12 @@ def demo(output: Path, *, force: bool = False, progress: Progress | None = None)
     require_free(output, force=force)
     progress.note("opening the teacher: DINOv2 ViT-S/14, pretrained")
     load_dinov2_small()
+    # chosen once: measured again for the second arm, the speeds may say otherwise, and the arms differ in two things
+    precision = choose_precision("auto", choose_device("auto"))
+    progress.note(f"precision: {precision.name} ({precision.reason})")
+    settings = SETTINGS | {"precision": precision.name}
     runs = {
-        method: train(run_config({**SETTINGS, "method": method}, output=output / method, force=force), progress)
+        method: train(run_config({**settings, "method": method}, output=output / method, force=force), progress)
         for method in ARMS
     }
     report = output / "report.html"

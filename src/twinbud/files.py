@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,19 +71,42 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def printable(name: str) -> str:
+    """``name``, with a backslash escape for each byte in which the system gave it that is no UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def require_unicode(names: Iterable[str]) -> None:
+    """Refuse file names that no table and no page could hold.
+
+    Raises:
+        TwinbudError: Some are not UTF-8 on the disk.
+    """
+    odd = [printable(name) for name in names if printable(name) != name]
+    if odd:
+        raise TwinbudError(
+            "file names in UTF-8", got=f"{len(odd)} in other bytes", where=first_few(odd, 3), fix="Rename them"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text beside ``path``, then put it in its place: the old file or the whole new one.
 
     Raises:
         TwinbudError: The disk is full or the folder may not be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = _draft(path)
     with explained_writes(path):
         try:
             draft.write_text(text, encoding="utf-8", newline="\n")
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    """Where what will stand at ``path`` is made."""
+    return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
 @contextmanager
@@ -99,17 +122,18 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
             be written.
     """
     require_free(path, force=force)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = _draft(path)
     with explained_writes(path):
         draft.mkdir(parents=True)
-        try:
-            yield draft
+    try:
+        yield draft
+        with explained_writes(path):
             if path.exists():
                 _require_like(path, draft)
                 shutil.rmtree(path)
             draft.replace(path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _require_like(old: Path, new: Path) -> None:
@@ -120,6 +144,30 @@ def _require_like(old: Path, new: Path) -> None:
             got=f"a folder that holds something else ({first_few(others, 3)})",
             where=str(old),
             fix="Choose another --output",
+        )
+
+
+def require_new_file(path: Path, *, force: bool = False) -> None:
+    """Refuse a place for an output file that is taken, or where none can be written.
+
+    Raises:
+        TwinbudError: A file stands there and ``force`` is off, a folder does, or the folder of the file is missing
+            or may not be written.
+    """
+    draft = _draft(path)
+    with explained_writes(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        try:
+            draft.open("wb").close()
+        finally:
+            draft.unlink(missing_ok=True)
+    if os.path.lexists(path) and not force:
+        raise TwinbudError(
+            "a new file to write",
+            got="one that exists",
+            where=str(path),
+            fix="Choose another --output, or replace it with --force",
         )
 
 

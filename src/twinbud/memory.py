@@ -1,8 +1,9 @@
-"""How much memory a stage took at its peak."""
+"""How much memory is free, and how much a stage took at its peak."""
 
 from __future__ import annotations
 
 import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,24 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_MEMORY = Path("/proc/meminfo")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def available_bytes(device: torch.device) -> int:
+    """How much memory is free: the GPU's, or the machine's, but no more than its container may have in all.
+
+    Where the system does not tell, there is taken to be enough.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [sys.maxsize]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        found.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 2**10)
+    with suppress(OSError, ValueError):
+        found.append(int(_LIMIT.read_text(encoding="ascii")))
+    return min(found)
 
 
 class PeakMemory:

@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
+from twinbud.cache import cache_folder
 from twinbud.config import RunConfig, resolve
 from twinbud.data.catalog import read_catalog
+from twinbud.data.pixel_cache import PixelCache
 from twinbud.data.pixels import Pixels, load_pixels
 from twinbud.data.rows import Catalog, write_left_out
-from twinbud.data.split import Split, fingerprint, make_split, write_split
+from twinbud.data.split import Split, check_split_file, fingerprint, make_split, write_split
 from twinbud.environment import describe_environment
+from twinbud.errors import explained_writes
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
+from twinbud.materials import Materials, images_key, origin_key, source_key
 from twinbud.memory import PeakMemory
 from twinbud.models.bundle import save_bundle
 from twinbud.models.origin import Origin, open_origin
@@ -37,7 +41,7 @@ from twinbud.run_folder import (
 )
 from twinbud.settings import numeric_settings, settings_of, with_absolute_paths
 from twinbud.training.beforehand import fit_in_two_phases
-from twinbud.training.checkpoint import Checkpoint, CheckpointFolder
+from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
 from twinbud.training.compilation import Compilation, choose_compilation
 from twinbud.training.keeper import Keeper
 from twinbud.training.loop import History, LabelledImages, fit, plan_steps
@@ -55,12 +59,13 @@ class Run:
     summary: RunSummary
 
 
-def train(config: RunConfig, progress: Progress | None = None) -> Run:
+def train(config: RunConfig, progress: Progress | None = None, *, materials: Materials | None = None) -> Run:
     """Grow a small classifier from a large pretrained model and measure it on images it never saw.
 
     Args:
         config: The whole run; see ``twinbud.config``.
         progress: Where to report; silent by default.
+        materials: What earlier runs of this process have opened; nothing by default.
 
     Returns:
         Metrics on the test part after the last epoch, and where everything was written.
@@ -71,7 +76,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> Run:
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
-    job = prepare(config, progress)
+    job = prepare(config, progress, materials or Materials())
     keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
     with started_run(config.output, force=config.force, resume=config.resume) as folder:
         environment = describe(job, folder)
@@ -98,32 +103,36 @@ class Job:
     compilation: Compilation
 
 
-def prepare(config: RunConfig, progress: Progress) -> Job:
+def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
     """Read and divide the images, open the teacher, build the twins; cheap mistakes are found first."""
-    catalog = read_catalog(config.data)
-    origin = open_origin(config)
     device = choose_device(config.training.device)
+    listed = materials.once("catalog", source_key(config), lambda: read_catalog(config.data))
+    check_split_file(listed, config.data)
+    origin = materials.once("origin", origin_key(config), lambda: open_origin(config))
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    catalog, pixels = decode_images(catalog, config, progress)
+    catalog, pixels = materials.once("images", images_key(config), lambda: decode_images(listed, config, progress))
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
     family = origin.design.family
-    config = replace(
-        config, training=resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
-    )
+    training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     return Job(
-        config=config,
+        config=replace(config, model=origin.model, training=training),
         catalog=catalog,
         pixels=pixels,
         split=split,
         origin=origin,
-        twins=origin.build(config, num_classes=len(catalog.classes), device=device),
+        twins=origin.build(training, num_classes=len(catalog.classes), device=device),
         device=device,
-        precision=choose_precision(config.training.precision, device),
-        compilation=choose_compilation(
-            config.training.compile, device, plan_steps(config.training, len(split.labelled)).num_steps
-        ),
+        precision=choose_precision(training.precision, device, so_far=precision_so_far(config)),
+        compilation=choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps),
     )
+
+
+def precision_so_far(config: RunConfig) -> str | None:
+    """What a run that goes on was computed in, if it left a checkpoint."""
+    folder = config.output / CHECKPOINTS
+    identity = (saved_identity(folder) or saved_identity(folder / BEFOREHAND)) if config.resume else {}
+    return identity.get("precision")
 
 
 def describe(job: Job, folder: Path) -> dict[str, Any]:
@@ -149,13 +158,13 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
     """Train S on the labelled images, from the last checkpoint if the run is resumed."""
     design = job.origin.design
     data = LabelledImages(
-        images_NCSS=job.pixels.tensor(job.split.labelled).to(job.device),
+        images_NCSS=job.pixels.rows(job.split.labelled).fitting(job.device),
         labels_N=class_indices(job.catalog, job.split.labelled).to(job.device),
         mean=design.mean,
         std=design.std,
     )
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
-    train_student = fit_in_two_phases if job.config.training.distillation == "tf-kd-self" else fit
+    train_student = fit_in_two_phases if job.config.training.num_phases == 2 else fit
     with keeper.listening(), history_writer(folder, keeper.records) as record:
         return train_student(
             job.twins,
@@ -177,9 +186,10 @@ def open_keeper(job: Job, progress: Progress) -> Keeper:
         "precision": job.precision.name,
         "compile": job.compilation.name,
         "images": fingerprint(job.catalog, job.pixels.digests, job.split),
+        "initial weights": job.origin.fingerprint(),
     }
     folder, seconds, beforehand = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds, None
-    if job.config.training.distillation == "tf-kd-self":
+    if job.config.training.num_phases == 2:
         first = CheckpointFolder(folder / BEFOREHAND, identity)
         found = newest_checkpoint(first, job.config, progress, "training S′ beforehand")
         beforehand = Keeper(first, found, seconds, keeps_last=True)
@@ -206,24 +216,15 @@ def measure(job: Job, folder: Path, history: History, metrics: dict[str, Any], e
     metrics = evaluate(predictions, seed=job.config.training.seed) | metrics
     if job.split.val:
         metrics["val"] = evaluate(predict_rows(job, job.split.val), seed=job.config.training.seed)
-    summary = summarise(
-        job.config,
-        job.catalog,
-        job.pixels,
-        job.split,
-        job.origin.selection,
-        history,
-        predictions,
-        metrics,
-        environment,
-    )
+    summary = summarise(job, history, predictions, metrics, environment)
     return Run(folder=folder, metrics=metrics, predictions=predictions, history=history, summary=summary)
 
 
 def deliver(job: Job, run: Run) -> None:
     """Write predictions, report and metrics, and the model folder: S alone, and its card."""
     model = run.folder / "model"
-    model.mkdir()
+    with explained_writes(model):
+        model.mkdir()
     write_predictions(run.folder / "predictions.csv", run.predictions)
     save_bundle(
         model,
@@ -239,14 +240,20 @@ def deliver(job: Job, run: Run) -> None:
 
 def decode_images(catalog: Catalog, config: RunConfig, progress: Progress) -> tuple[Catalog, Pixels]:
     """Decode every image once, under a bar."""
+    size = config.training.image_size
+    cache = PixelCache(cache_folder() / "pixels", size) if config.pixel_cache else None
     with progress.bar("decoding", len(catalog.rows)) as advance:
-        return load_pixels(
+        decoded = load_pixels(
             catalog,
-            image_size=config.training.image_size,
+            image_size=size,
             max_megapixels=config.data.max_megapixels,
             skip_broken=config.data.skip_broken,
+            cache=cache,
             on_progress=advance,
         )
+    if cache is not None and cache.trouble is not None:
+        progress.note(cache.trouble)
+    return decoded
 
 
 def class_indices(catalog: Catalog, rows: tuple[int, ...]) -> torch.Tensor:
@@ -260,9 +267,7 @@ def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
     return Predictions(
         paths=tuple(catalog.rows[row].path for row in rows),
         labels=class_indices(catalog, rows).numpy(),
-        probabilities=predict_probabilities(
-            job.twins.student, job.pixels.tensor(rows), mean=design.mean, std=design.std
-        ),
+        probabilities=predict_probabilities(job.twins.student, job.pixels.rows(rows), mean=design.mean, std=design.std),
         classes=catalog.classes,
         patient_ids=tuple(catalog.rows[row].patient_id for row in rows) if catalog.has_patients else None,
     )

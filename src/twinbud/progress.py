@@ -94,11 +94,13 @@ class TerminalProgress:
         return advance
 
 
-def duration(seconds: float) -> str:
-    """``48 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+def duration(seconds: float | None) -> str:
+    """``3.2 s``, ``48 s``, ``3 min 05 s`` or ``2 h 10 min``; a dash where it is not known."""
+    if seconds is None:
+        return "–"
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from twinbud.errors import TwinbudError, explained_writes
+from twinbud.errors import TwinbudError, explained_writes, first_few
 from twinbud.files import read_yaml, require_free, write_text
 
 MARKER = "UNFINISHED"
@@ -22,33 +23,67 @@ CHECKPOINTS = "checkpoints"
 """Stands in an unfinished run; ``--resume`` goes on from what is in it."""
 BEFOREHAND = "beforehand"
 """Stands among the checkpoints, with those of an earlier phase of training."""
+_FILES = {
+    ".": (
+        MARKER, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json", "environment.json",
+        "history.csv", "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
+    ),
+    "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
+    CHECKPOINTS: ("step-*", ".step-*.draft", BEFOREHAND),
+    f"{CHECKPOINTS}/{BEFOREHAND}": ("step-*", ".step-*.draft"),
+}  # fmt: skip
+"""All that a run leaves, by folder; nothing else is ever replaced."""
 
 
 def require_run_output(folder: Path, *, force: bool, resume: bool = False) -> None:
-    """Refuse an output folder in use; even ``force`` replaces nothing but an earlier run.
+    """Refuse an output folder in use; even ``force`` replaces nothing but what an earlier run left.
 
     Raises:
-        TwinbudError: It holds files and neither ``force`` nor ``resume`` is on; it holds something that is not a
+        TwinbudError: It holds files and neither ``force`` nor ``resume`` is on; it holds something that is not of a
             run; or the run to resume has finished.
     """
-    if resume and (folder / MARKER).exists():
-        return
-    if resume and (folder / METRICS).exists():
+    with explained_writes(folder):
+        unfinished, finished = ((folder / name).exists() for name in (MARKER, METRICS))
+    if resume and finished and not unfinished:
         raise TwinbudError(
             "an unfinished run to resume",
             got="a finished one",
             where=str(folder),
             fix="Nothing is left to do; train it anew with --force",
         )
-    require_free(folder, force=force)
+    if unfinished and not (force or resume):
+        raise TwinbudError(
+            "a new or empty output folder", got="an unfinished run", where=str(folder), fix=_ways_on(folder)
+        )
+    if not unfinished:
+        require_free(folder, force=force)
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if held and MARKER not in held and not held >= {CONFIG, METRICS}:
+    foreign = _foreign(folder) if held else []
+    if foreign or (held and not unfinished and not held >= {CONFIG, METRICS}):
         raise TwinbudError(
             "an earlier run to replace",
-            got="a folder that holds something else",
+            got=f"a folder that holds something else{f' ({first_few(foreign, 3)})' if foreign else ''}",
             where=str(folder),
-            fix="Choose another --output",
+            fix="Choose another --output, or move what is not the run's",
         )
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What no run leaves in its folder; what links lead to is not looked at, for it is never touched."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for name, patterns in _FILES.items()
+        if not (folder / name).is_symlink() and (folder / name).is_dir()
+        for path in (folder / name).iterdir()
+        if not any(fnmatchcase(path.name, pattern) for pattern in patterns)
+    )
+
+
+def _ways_on(folder: Path) -> str:
+    """What to do about an unfinished run."""
+    if any((folder / CHECKPOINTS).rglob("step-*")):
+        return "Go on with it with --resume, or train it anew with --force"
+    return "Train it again with --force"
 
 
 @contextmanager
@@ -64,11 +99,12 @@ def started_run(folder: Path, *, force: bool, resume: bool = False) -> Iterator[
         folder.mkdir(parents=True, exist_ok=True)
         _empty(folder, keep={MARKER, CHECKPOINTS} if resume else set())
         marker.write_text("This run has not finished; its files are incomplete.\n", encoding="utf-8")
-        try:
-            yield folder
-        except BaseException as error:
-            _explain(marker, error)
-            raise
+    try:
+        yield folder
+    except BaseException as error:
+        _explain(marker, error)
+        raise
+    with explained_writes(folder):
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         marker.unlink()
 
@@ -101,9 +137,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         TwinbudError: The folder is not a run, or the run did not finish.
     """
     if (folder / MARKER).exists():
-        raise TwinbudError(
-            "a finished run", got="one that has not finished", where=str(folder), fix="Train it again with --force"
-        )
+        raise TwinbudError("a finished run", got="one that has not finished", where=str(folder), fix=_ways_on(folder))
     try:
         settings = read_yaml(folder / CONFIG)
     except (OSError, ValueError) as error:

@@ -8,13 +8,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from twinbud.config import PROFILES, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from twinbud.config import PROFILES, DataConfig, ModelConfig, RunConfig, TrainingConfig, teacher_place
 from twinbud.errors import TwinbudError, unknown_choice
 from twinbud.files import read_yaml
 
 Stage = type[DataConfig] | type[ModelConfig] | type[TrainingConfig]
 Config = TypeVar("Config", DataConfig, ModelConfig, TrainingConfig)
 
+ORIGIN = ("teacher", "student", "rule", "attention", "swap_roles")
+"""The settings that the plan of ``selected`` holds."""
 STAGES: dict[str, Stage] = {"data": DataConfig, "model": ModelConfig, "training": TrainingConfig}
 
 _WORDS = {
@@ -44,7 +46,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that change numbers: neither where things are, nor on what they run, nor what is looked at."""
-    left_out = {"data", "split", "selected", "device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
+    places = {"data", "split", "teacher", "selected"}
+    left_out = places | {"device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
     return {name: value for name, value in settings_of(config).items() if name not in left_out}
 
 
@@ -58,8 +61,39 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             data=data.data if data.data == "phantom" else str(Path(data.data).expanduser().absolute()),
             split=data.split.absolute() if data.split else None,
         ),
-        model=replace(model, selected=model.selected.absolute() if model.selected else None),
+        model=replace(
+            model,
+            # beside a selection it is a name: the teacher may have lain on another machine
+            teacher=_absolute_teacher(model.teacher) if model.teacher and not model.selected else model.teacher,
+            selected=model.selected.absolute() if model.selected else None,
+        ),
     )
+
+
+def _absolute_teacher(teacher: str) -> str:
+    before, path = teacher_place(teacher)
+    return f"{before}{Path(path).absolute()}" if path else teacher
+
+
+def with_words(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file under those of the command line, which win.
+
+    ``selected`` also stands for what its plan was made with, and ``teacher`` for where the weights come from: of
+    these nothing is left of the file.
+
+    Raises:
+        TwinbudError: Another profile than the file's, whose settings the file may spell out.
+    """
+    theirs = saved.get("profile", given.get("profile"))
+    if given.get("profile", theirs) != theirs:
+        raise TwinbudError(
+            f"the profile of the --config file, {theirs}, or none",
+            got=f"'{given['profile']}'",
+            where="--profile",
+            fix="Give the settings to be changed, such as --image-size 112, or leave --config out",
+        )
+    replaced = ORIGIN if "selected" in given else ("selected",) if "teacher" in given else ()
+    return {**{name: value for name, value in saved.items() if name not in replaced}, **given}
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -88,6 +122,7 @@ def run_config(
     force: bool = False,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
+    pixel_cache: bool = True,
 ) -> RunConfig:
     """The run that ``settings`` describe; what they leave out comes from their profile.
 
@@ -97,6 +132,7 @@ def run_config(
         force: Replace an earlier run.
         resume: Go on with an unfinished one.
         checkpoint_seconds: Training time between two checkpoints.
+        pixel_cache: Keep decoded images in the cache folder and take them from there.
 
     Raises:
         TwinbudError: An unknown setting, a value of another type, or one out of its range.
@@ -115,7 +151,9 @@ def run_config(
         output=output,
         force=force,
         resume=resume,
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=read_value("checkpoint_seconds", checkpoint_seconds, float),
+        pixel_cache=pixel_cache,
+        given=frozenset(settings),
     )
 
 

@@ -114,6 +114,29 @@ def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     )
 
 
+def test_a_path_that_cannot_be_is_an_error_that_shows_its_beginning(tmp_path: Path) -> None:
+    line = refusal(tmp_path / ("x" * 5000))
+    assert len(line) < 250
+    assert "got File name too long. Check --data." in line
+    assert refusal(Path("~nobody-of-that-name/images")).startswith("--data DATA: expected a folder")
+
+
+def test_a_name_that_is_no_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
+    make_images(tmp_path, *FOUR, "a/caf\udce9.png", "b/na\udcefve.png")
+    line = refusal(tmp_path)
+    assert line.startswith("a/caf\\udce9.png, b/na\\udcefve.png: expected file names in UTF-8, got 2 in other bytes.")
+    with pytest.raises(TwinbudError, match=r"caf\\udce9\.png: expected file names in UTF-8"):
+        find_images([tmp_path / "a"])
+
+
+def test_a_folder_or_a_class_that_is_no_utf_8_is_an_error_and_a_file_left_out_is_not(tmp_path: Path) -> None:
+    good = make_images(tmp_path / "good", *FOUR)
+    (good / "a" / "caf\udce9.txt").touch()
+    assert [file.path for file in catalog_of(good).ignored] == ["a/caf\\udce9.txt"]
+    assert "expected file names in UTF-8" in refusal(make_images(tmp_path / "caf\udce9", *FOUR))
+    assert "expected file names in UTF-8" in refusal(make_images(tmp_path / "x", *FOUR, "\udce9/1.png", "\udce9/2.png"))
+
+
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.zip").touch()
     assert "expected a folder, a CSV or 'phantom', got a .zip file." in refusal(tmp_path / "x.zip")

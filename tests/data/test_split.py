@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from twinbud.config import DataConfig
 from twinbud.data.catalog import Catalog, ImageRow
 from twinbud.data.folds import connected_groups
-from twinbud.data.split import NO_PATIENTS, SPLIT_COLUMNS, Split, make_split, read_split, write_split
+from twinbud.data.split import (
+    NO_PATIENTS,
+    SPLIT_COLUMNS,
+    Split,
+    check_split_file,
+    make_split,
+    read_split,
+    write_split,
+)
 from twinbud.errors import TwinbudError
 
 
@@ -288,6 +296,34 @@ def test_a_wrong_split_file_is_an_error(split_file: Path, old: str, new: str, ex
 def test_a_missing_split_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TwinbudError, match=r"expected a CSV, got No such file or directory\. Check the path\."):
         split_of(catalog_of("aabb"), split=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("skip_broken", [False, True])
+def test_a_split_file_is_checked_before_anything_is_decoded(split_file: Path, skip_broken: bool) -> None:
+    """Images that are not in it may yet be left out as broken, so that with --skip-broken they are no error yet."""
+    more = catalog_of("ab" * 4 + "a")
+    config = DataConfig(split=split_file, skip_broken=skip_broken)
+    if skip_broken:
+        check_split_file(more, config)
+    else:
+        with pytest.raises(TwinbudError, match="in the data that it lacks"):
+            check_split_file(more, config)
+    with pytest.raises(TwinbudError, match="expected a CSV, got No such file"):
+        check_split_file(more, replace(config, split=split_file.with_name("none.csv")))
+    check_split_file(more, DataConfig())
+
+
+def test_a_split_that_cannot_be_written_leaves_the_earlier_one_whole(
+    tmp_path: Path,
+) -> None:
+    catalog, file = catalog_of("aaabbb"), tmp_path / "split.csv"
+    write_split(file, catalog, split_of(catalog), unique(catalog))
+    before = file.read_bytes()
+    odd = replace(catalog, rows=tuple(replace(row, label=f"\udce9{row.label}") for row in catalog.rows))
+    with pytest.raises(UnicodeEncodeError):
+        write_split(file, odd, split_of(catalog), unique(catalog))
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_split_file_with_a_patient_on_both_sides_is_an_error(split_file: Path) -> None:

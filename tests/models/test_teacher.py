@@ -105,6 +105,19 @@ def test_a_safetensors_file_opens_under_the_architecture_that_is_named(tmp_path:
     assert torch.equal(teacher.model.norm.weight, model.norm.weight)
 
 
+def test_a_file_is_normalised_as_timm_normalises_the_weights_of_its_name(tmp_path: Path) -> None:
+    save_file({"norm.weight": torch.ones(1)}, file := tmp_path / "weights.safetensors")
+    usual, tagged = (read_teacher_card(f"vit_small_patch16_224{tag}@{file}") for tag in ("", ".dino"))
+    assert (usual.mean, usual.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert (tagged.mean, tagged.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert usual.architecture == tagged.architecture == "vit_small_patch16_224"
+
+
+def test_a_file_that_is_missing_is_refused_before_its_weights_are_wanted() -> None:
+    with pytest.raises(TwinbudError, match="no such file"):
+        read_teacher_card("vit_tiny_patch16_224@nowhere.safetensors")
+
+
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> None:
     save_file(random_model("convnext_atto").state_dict(), tmp_path / "weights.safetensors")
     assert "timm's convnext_femto" in refusal(f"convnext_femto@{tmp_path}/weights.safetensors")

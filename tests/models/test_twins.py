@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builders import save_teacher, save_vit_teacher
+from builders import VIT, save_teacher, save_vit_teacher
 from twinbud.config import ModelConfig
 from twinbud.errors import TwinbudError
 from twinbud.models.blueprint import design_student
 from twinbud.models.selected import Selection, load_selection, select, select_to_folder
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.selection import Twin, cut, plan_selection
+from twinbud.models.teacher import open_teacher, read_teacher_card
 from twinbud.models.twins import build_baseline, build_twins
 
 
@@ -104,6 +105,39 @@ def test_baselines_switch_their_layer_scale_on_and_load_no_weights(teacher: str,
     assert bool((student.blocks[0].ls1.gamma == 1).all())
     kept = build_baseline(design, method, image_size=28, num_classes=3, layer_scale="timm").student
     assert bool((kept.blocks[0].ls1.gamma == 1e-5).all())
+
+
+def test_the_head_of_cm2_is_that_of_the_student_and_its_body_another_draw(teacher: str) -> None:
+    """Method and CM2 differ in what S inherits, not in the luck of their classifiers."""
+    grown = build_twins(selection(teacher), image_size=28, num_classes=3, seed=4).student
+    design = design_student(read_teacher_card(teacher), "half")
+    scratch, other = (
+        build_baseline(design, "timm", image_size=28, num_classes=3, seed=seed).student for seed in (4, 5)
+    )
+    assert torch.equal(scratch.head.weight, grown.head.weight)
+    assert not torch.equal(scratch.head.weight, other.head.weight)
+    assert not torch.equal(scratch.blocks[0].mlp.fc1.weight, grown.blocks[0].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_layer_scale_starts_at_one_where_the_teacher_has_none_and_is_inherited_where_it_has(
+    inherited: bool, teacher: str, tmp_path: Path
+) -> None:
+    """timm's own 1e-5 would switch the blocks off."""
+    plain = save_teacher(tmp_path / "plain", "vit_tiny_patch16_224", **VIT)
+    card = read_teacher_card(teacher if inherited else plain)
+    design = design_student(read_teacher_card(teacher), "half")
+    model = open_teacher(card).model
+    plan = plan_selection(model, design.template, design.family)
+    twins: tuple[Twin, Twin] = ("main", "auxiliary")
+    main, auxiliary = (cut(plan, model, design.template, design.family, twin) for twin in twins)
+    names = {"teacher": card.name, "student": "half"}
+    chosen = Selection(**names, blueprint=design, plan=plan, main=main, auxiliary=auxiliary)
+    pair = build_twins(chosen, image_size=28, num_classes=3)
+    for twin in (pair.student, pair.auxiliary):
+        assert twin is not None
+        for scale in (twin.blocks[0].ls1.gamma, twin.blocks[1].ls2.gamma):
+            assert bool((scale == 1).all()) != inherited
 
 
 def test_xavier_and_kaiming_have_their_spread(teacher: str) -> None:

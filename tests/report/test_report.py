@@ -15,7 +15,7 @@ from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
 from twinbud.report import figures
 from twinbud.report.model_card import write_model_card
-from twinbud.report.page import Arm, Example, Mistake, RunSummary, Width, certainty, duration, write_report
+from twinbud.report.page import Arm, Example, Mistake, RunSummary, Width, certainty, write_report
 
 EVIL = "<script>alert('x')</script> $\\frac{ | & 腫"
 
@@ -215,7 +215,3 @@ def test_every_table_row_of_the_card_has_the_columns_of_its_head(tmp_path):
         else:
             assert len(set(table)) <= 1
             table = []
-
-
-def test_durations_read_like_a_clock():
-    assert [duration(s) for s in (None, 3.21, 48, 200, 7500)] == ["–", "3.2 s", "48 s", "3 min 20 s", "2 h 05 min"]

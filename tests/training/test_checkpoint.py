@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders import VIT, random_model
+from builders import CONVNEXT, VIT, random_model
 from twinbud.config import Distillation, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError
 from twinbud.models.twins import Twins
@@ -70,6 +70,30 @@ def same(one: Twins, other: Twins) -> bool:
 
 def untimed(history: History) -> list[Any]:
     return [replace(record, seconds=0.0) for record in history.epochs]
+
+
+def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
+    """The fused optimiser goes through memory as it lies: moments must come back in their parameters' layout."""
+
+    def run(keeper: Keeper | None = None) -> Twins:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (10, 1, 32, 32), dtype=torch.uint8, generator=generator)
+        data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+        networks = [
+            random_model("convnext_tiny", seed, num_classes=3, **CONVNEXT).to(memory_format=torch.channels_last)
+            for seed in (0, 1)
+        ]
+        pair = Twins(student=networks[0], auxiliary=networks[1])
+        fit(pair, data, replace(SETTINGS, image_size=32), keeper=keeper)
+        return pair
+
+    whole, folder = run(), CheckpointFolder(tmp_path, IDENTITY)
+    with pytest.raises(Stopped):
+        run(StopsAfter(4, folder))
+    resumed = run(Keeper(folder, folder.latest()[0]))
+    assert same(whole, resumed)
+    weight = resumed.student.get_parameter("stages.0.blocks.0.conv_dw.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dual", [True, False])

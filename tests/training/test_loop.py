@@ -12,7 +12,7 @@ from builders import VIT, random_model
 from twinbud.config import TrainingConfig
 from twinbud.data.augment import Normalisation, draw_views, see
 from twinbud.models.twins import Twins
-from twinbud.training.loop import LabelledImages, batches, fit, plan_steps
+from twinbud.training.loop import LabelledImages, batches, fit, objective, plan_steps
 from twinbud.training.precision import suitable_attention
 
 SETTINGS: dict[str, Any] = {
@@ -59,6 +59,12 @@ def test_attention_written_out_in_bf16_gives_what_the_fused_kernel_gives() -> No
 def test_another_seed_gives_other_weights() -> None:
     one, other = run()[0], run(seed=1)[0]
     assert not torch.equal(one["norm.weight"], other["norm.weight"])
+
+
+@pytest.mark.parametrize(("word", "temperature"), [("one", 1.0), ("tau", 3.0)])
+def test_cross_entropy_is_at_temperature_one_or_follows_equation_4s_letter(word: str, temperature: float) -> None:
+    goal = objective(TrainingConfig(**{**SETTINGS, "temperature": 3.0, "ce_temperature": word}), False)
+    assert (goal.temperature, goal.ce_temperature) == (3.0, temperature)
 
 
 def test_training_leaves_the_global_random_state_alone() -> None:
@@ -111,6 +117,7 @@ def test_crops_have_the_area_and_ratio_of_random_resized_crop_and_stay_inside() 
 
 def test_the_whole_image_comes_back_as_it_was_and_its_mirror_mirrored() -> None:
     images = data(2).images_NCSS
+    assert isinstance(images, torch.Tensor)
     views = draw_views(0, 1, 2, crop_scale=1.0, flip=0.0)
     views.scale_N2.fill_(1.0)
     views.centre_N2.zero_()

@@ -67,7 +67,7 @@ def see(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
     """Cut, mirror and scale back a batch of images, bicubically.
 
     Args:
-        images_BCSS: uint8 pixels.
+        images_BCSS: uint8 pixels, one channel or three.
         views: One row an image, on the same device.
 
     Returns:
@@ -87,7 +87,7 @@ def see(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
 class Normalisation:
     """From pixels in [0, 255] of any dtype to a network's float32 input: (pixels / 255 − mean) / std, a channel each.
 
-    Its constants lie on the device, so that using it does not make the host wait.
+    A single channel counts for all of them. The constants lie on the device, so that the host need not wait.
     """
 
     mean_1C11: torch.Tensor

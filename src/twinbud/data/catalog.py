@@ -20,6 +20,7 @@ from twinbud.data.rows import (
 )
 from twinbud.data.table import read_table
 from twinbud.errors import TwinbudError
+from twinbud.files import require_unicode
 
 __all__ = ["Catalog", "IgnoredFile", "ImageRow", "SplitName", "find_images", "read_catalog"]
 
@@ -39,17 +40,34 @@ def read_catalog(config: DataConfig, *, to_train: bool = True) -> Catalog:
         from twinbud.data.phantom import phantom_folder
 
         return replace(read_table(phantom_folder() / "labels.csv", DataConfig()), source="phantom")
-    path = Path(config.data).expanduser()
+    path = _source(config.data)
     if path.is_dir():
         catalog = read_folder(path)
     elif path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
         catalog = read_table(path, config)
     else:
-        got = f"a {path.suffix or 'plain'} file" if path.exists() else "a path where there is nothing"
-        raise TwinbudError("a folder, a CSV or 'phantom'", got=got, where=f"--data {path}", fix="Check --data")
+        raise _no_source(path, f"a {path.suffix or 'plain'} file" if path.exists() else _NOTHING)
+    require_unicode([catalog.source, *(row.path for row in catalog.rows)])
     if not to_train:
         return replace(catalog, to_train=False)
     check_classes(catalog.rows, catalog.source)
     if catalog.has_splits and config.split is None:
         check_given_split(catalog.rows, catalog.source)
     return catalog
+
+
+_NOTHING = "a path where there is nothing"
+
+
+def _source(data: str) -> Path:
+    try:
+        path = Path(data).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or an unknown user's home
+        shown = data if len(data) < 100 else f"{data[:100]}…"
+        raise _no_source(shown, getattr(error, "strerror", None) or _NOTHING) from error
+    return path
+
+
+def _no_source(path: object, got: str) -> TwinbudError:
+    return TwinbudError("a folder, a CSV or 'phantom'", got=got, where=f"--data {path}", fix="Check --data")

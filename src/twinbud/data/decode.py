@@ -105,7 +105,7 @@ def decode(source: Path | bytes, *, name: str, max_megapixels: float) -> np.ndar
         BrokenImageError: A missing, empty, truncated, unreadable or disguised file, an image over the limit
             or of several frames, or a float image with values that are not finite.
     """
-    contents = source if isinstance(source, bytes) else _read(source, name)
+    contents = source if isinstance(source, bytes) else read_file(source, name)
     reader = _reader(contents, name)
     try:
         with reader(BytesIO(contents)) as image:
@@ -154,7 +154,12 @@ def digest(image: np.ndarray) -> str:
     return sha256.hexdigest()
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_file(path: Path, name: str) -> bytes:
+    """The contents of an image file.
+
+    Raises:
+        BrokenImageError: There is none, it cannot be opened, or it is too large.
+    """
     try:
         return read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twinbud.data.rows import REARRANGE, SPLIT_WORDS, Catalog, IgnoredFile, ImageRow, SplitName
 from twinbud.errors import TwinbudError, first_few
+from twinbud.files import printable, require_unicode
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings, in any case, of the files that are taken from a folder."""
@@ -37,7 +38,7 @@ def read_folder(root: Path) -> Catalog:
         folder = root.joinpath(*relative.parts[:depth])
         reason = why_ignored(relative) or (_LOOSE if len(relative.parts) <= depth else None)
         if reason:
-            ignored.append(IgnoredFile(path=relative.as_posix(), reason=reason))
+            ignored.append(IgnoredFile(path=printable(relative.as_posix()), reason=reason))
         else:
             split = class_folders[folder]
             rows.append(ImageRow(path=relative.as_posix(), file=file, label=folder.name, split=split))
@@ -99,7 +100,7 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
         The images, in the order given and by path within a folder; and what was left out of the folders.
 
     Raises:
-        TwinbudError: A missing path, or no image at all.
+        TwinbudError: A missing path, no image at all, or one whose name is not UTF-8.
     """
     found: dict[str, Path] = {}
     ignored: list[IgnoredFile] = []
@@ -109,12 +110,13 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
         for file in _walk(path) if path.is_dir() else [path]:
             reason = why_ignored(file.relative_to(path)) if path.is_dir() else None
             if reason:
-                ignored.append(IgnoredFile(path=str(file), reason=reason))
+                ignored.append(IgnoredFile(path=printable(str(file)), reason=reason))
             else:
                 found.setdefault(os.path.realpath(file), file)
     if not found:
         got = f"none among {len(ignored)} files" if ignored else "an empty folder"
         raise TwinbudError(f"images ({_endings()})", got=got, where=first_few(paths), fix="Give other paths")
+    require_unicode(map(str, found.values()))
     return tuple(found.values()), tuple(ignored)
 
 

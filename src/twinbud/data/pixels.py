@@ -1,7 +1,11 @@
-"""Every image decoded once, resized, and kept in memory as uint8: no file is read again in any epoch."""
+"""Every image decoded once, resized, and kept as uint8: in memory, or on the disk where memory is too small.
+
+Shape legend: N images, B batch, C channels (1 where all are grey, else 3), S image side.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +17,10 @@ import numpy as np
 import torch
 
 from twinbud.data.catalog import Catalog
-from twinbud.data.decode import BrokenImageError, decode, digest, resize, without_warnings
+from twinbud.data.decode import BrokenImageError, decode, digest, read_file, resize, without_warnings
+from twinbud.data.pixel_cache import PixelCache, SmallImage
 from twinbud.errors import TwinbudError, first_few
+from twinbud.memory import available_bytes
 
 OnProgress = Callable[[int], None]
 """Called with the number of images done, from the thread that asked."""
@@ -22,14 +28,14 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Resized images in memory, in the order of their files; a grey image is kept as one channel."""
+    """Resized images, in the order of their files; a grey image is kept as one channel."""
 
     image_size: int
     """S, in pixels."""
     digests: tuple[str, ...]
     """For each image, the SHA-256 of its decoded pixels at full resolution."""
-    channels: tuple[torch.Tensor, ...]
-    """For each image, uint8 (1, S, S), or (3, S, S) where its channels differ."""
+    channels: tuple[torch.Tensor | StoredImage, ...]
+    """For each image, uint8 (1, S, S), or (3, S, S) where its channels differ; or where to read them."""
 
     def __len__(self) -> int:
         return len(self.channels)
@@ -43,19 +49,80 @@ class Pixels:
             channels=tuple(self.channels[index] for index in kept),
         )
 
-    def tensor(self, indices: Sequence[int]) -> torch.Tensor:
+    def tensor(self, indices: Sequence[int], num_channels: int = 3) -> torch.Tensor:
         """Gather images.
 
         Args:
             indices: Which, in the order wanted.
+            num_channels: C: 3, or 1 where all of them are grey.
 
         Returns:
-            (N, 3, S, S) uint8 RGB, contiguous, on the CPU.
+            (N, C, S, S) uint8, contiguous, on the CPU.
         """
-        batch = torch.empty((len(indices), 3, self.image_size, self.image_size), dtype=torch.uint8)
+        batch = torch.empty((len(indices), num_channels, self.image_size, self.image_size), dtype=torch.uint8)
         for place, index in enumerate(indices):
-            batch[place] = self.channels[index]
+            image = self.channels[index]
+            batch[place] = image.read() if isinstance(image, StoredImage) else image
         return batch
+
+    def rows(self, indices: Sequence[int]) -> PixelRows:
+        """Some of the images, gathered when they are asked for."""
+        return PixelRows(self, indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """An image that is read when it is needed: from the cache or, should its entry be gone, from its file."""
+
+    cache: PixelCache
+    entry: str
+    digest: str
+    is_grey: bool
+    name: str
+    decode: Callable[[], SmallImage | BrokenImageError]
+
+    def read(self) -> torch.Tensor:
+        """Its channels.
+
+        Raises:
+            BrokenImageError: The entry has gone, and the file has too, or has changed.
+        """
+        image = self.cache.load(self.entry) or self.decode()
+        if isinstance(image, SmallImage) and image.digest != self.digest:
+            image = BrokenImageError("others", name=self.name, expected="the pixels it had at the start")
+        if isinstance(image, BrokenImageError):
+            raise image
+        return image.channels
+
+
+class PixelRows:
+    """Some images of a set; like a tensor (N, C, S, S), but that nothing is held."""
+
+    def __init__(self, pixels: Pixels, indices: Sequence[int]) -> None:
+        self.pixels, self.indices = pixels, indices
+        images = (pixels.channels[index] for index in indices)
+        grey = all(image.is_grey if isinstance(image, StoredImage) else len(image) == 1 for image in images)
+        self.num_channels = 1 if grey else 3
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows_B: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) uint8, on the CPU, of the images with these int64 numbers."""
+        return self.pixels.tensor([self.indices[row] for row in rows_B.tolist()], self.num_channels)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of them take in memory."""
+        return len(self) * self.num_channels * self.pixels.image_size**2
+
+    def tensor(self) -> torch.Tensor:
+        """(N, C, S, S) uint8, on the CPU, of all of them."""
+        return self.pixels.tensor(self.indices, self.num_channels)
+
+    def fitting(self, device: torch.device) -> torch.Tensor | PixelRows:
+        """All of them on ``device`` if they take at most half of its free memory, else these rows as they are."""
+        return self.tensor().to(device) if 2 * self.num_bytes <= available_bytes(device) else self
 
 
 def load_pixels(
@@ -64,6 +131,7 @@ def load_pixels(
     image_size: int,
     max_megapixels: float,
     skip_broken: bool,
+    cache: PixelCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Catalog, Pixels]:
     """Decode every image of a catalog, once.
@@ -73,6 +141,7 @@ def load_pixels(
         image_size: S, in pixels; proportions are not kept.
         max_megapixels: Largest image to decode, in millions of pixels.
         skip_broken: Leave broken images out and list them in the catalog's `ignored`.
+        cache: Where decoded images are kept between runs, of the same image size; None keeps them nowhere.
         on_progress: Called with the number of images decoded so far.
 
     Returns:
@@ -88,6 +157,7 @@ def load_pixels(
         image_size=image_size,
         max_megapixels=max_megapixels,
         skip_broken=skip_broken,
+        cache=cache,
         on_progress=on_progress,
     )
     return (catalog.without(broken) if broken else catalog), pixels
@@ -100,6 +170,7 @@ def load_images(
     max_megapixels: float,
     skip_broken: bool,
     names: Sequence[str] | None = None,
+    cache: PixelCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Pixels, dict[int, str]]:
     """Decode image files, once each, with as many threads as the process may use cores.
@@ -110,6 +181,8 @@ def load_images(
         max_megapixels: Largest image to decode, in millions of pixels.
         skip_broken: Leave broken images out.
         names: What errors call the files; their paths by default.
+        cache: Where decoded images are kept between runs; a set that would take more than half of the free memory
+            stays there, and is read as it is needed.
         on_progress: Called with the number of images decoded so far.
 
     Returns:
@@ -120,15 +193,26 @@ def load_images(
         BrokenImageError: An image cannot be used and `skip_broken` is off, or none can be used.
     """
     names = [str(file) for file in files] if names is None else names
-    loaded: list[tuple[torch.Tensor, str]] = []
+    loaded: list[tuple[torch.Tensor | StoredImage, str]] = []
     broken: dict[int, BrokenImageError] = {}
-    load = partial(_load, image_size=image_size, max_megapixels=max_megapixels)
+    load = partial(_load, cache=cache, image_size=image_size, max_megapixels=max_megapixels)
+    in_memory = 2 * len(files) * 3 * image_size**2 <= available_bytes(torch.device("cpu"))
     with without_warnings():
-        for index, result in enumerate(_in_threads(load, files, names)):
-            if isinstance(result, BrokenImageError):
-                broken[index] = result
+        for index, image in enumerate(_in_threads(load, files, names)):
+            if isinstance(image, BrokenImageError):
+                broken[index] = image
+            elif cache is None or cache.trouble or in_memory:
+                loaded.append((image.channels, image.digest))
             else:
-                loaded.append(result)
+                stored = StoredImage(
+                    cache=cache,
+                    entry=image.entry,
+                    digest=image.digest,
+                    is_grey=len(image.channels) == 1,
+                    name=names[index],
+                    decode=partial(load, files[index], names[index]),
+                )
+                loaded.append((stored, image.digest))
             if on_progress is not None:
                 on_progress(index + 1)
     if broken and (not skip_broken or not loaded):
@@ -138,11 +222,10 @@ def load_images(
     return pixels, {index: error.reason for index, error in broken.items()}
 
 
-def _in_threads(
-    load: Callable[[Path, str], tuple[torch.Tensor, str] | BrokenImageError],
-    files: Sequence[Path],
-    names: Sequence[str],
-) -> Iterator[tuple[torch.Tensor, str] | BrokenImageError]:
+Load = Callable[[Path, str], SmallImage | BrokenImageError]
+
+
+def _in_threads(load: Load, files: Sequence[Path], names: Sequence[str]) -> Iterator[SmallImage | BrokenImageError]:
     # threads, not processes: Pillow and hashlib let go of the interpreter lock while they work
     with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
         yield from pool.map(load, files, names)
@@ -154,13 +237,27 @@ def _num_cores() -> int:
 
 
 def _load(
-    file: Path, name: str, *, image_size: int, max_megapixels: float
-) -> tuple[torch.Tensor, str] | BrokenImageError:
+    file: Path, name: str, *, cache: PixelCache | None, image_size: int, max_megapixels: float
+) -> SmallImage | BrokenImageError:
+    """One image, from the cache where it is in it."""
     try:
-        image = decode(file, name=name, max_megapixels=max_megapixels)
+        contents = read_file(file, name)
+        entry = hashlib.sha256(contents).hexdigest()
+        known = cache.load(entry) if cache else None
+        if known is not None and known.num_pixels <= max_megapixels * 1e6:
+            return known
+        image = decode(contents, name=name, max_megapixels=max_megapixels)
     except BrokenImageError as error:
         return error
-    return _channels(resize(image, image_size)), digest(image)
+    small = SmallImage(
+        entry=entry,
+        channels=_channels(resize(image, image_size)),
+        digest=digest(image),
+        num_pixels=image.shape[0] * image.shape[1],
+    )
+    if cache:
+        cache.save(small)
+    return small
 
 
 def _channels(image: np.ndarray) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from twinbud.data.catalog import Catalog, ImageRow, SplitName
 from twinbud.data.folds import choose_test_part, connected_groups
 from twinbud.data.rows import SPLIT_NAMES, check_given_split
 from twinbud.data.table import read_cells, split_word
-from twinbud.errors import TwinbudError, explained_writes, first_few
+from twinbud.errors import TwinbudError, first_few
+from twinbud.files import write_text
 from twinbud.seeds import numpy_stream
 
 Parts = dict[SplitName, tuple[int, ...]]
@@ -113,6 +115,21 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
     )
 
 
+def check_split_file(catalog: Catalog, config: DataConfig) -> None:
+    """Refuse, before anything is decoded, a `config.split` that will not do.
+
+    Raises:
+        TwinbudError: It cannot be read, or does not fit the data; the latter is known now unless images may yet be
+            left out as broken.
+    """
+    if config.split is None:
+        return
+    if config.skip_broken:
+        read_split(config.split)
+    else:
+        _with_split_file(catalog, config.split)
+
+
 def fingerprint(catalog: Catalog, digests: Sequence[str], split: Split) -> str:
     """A SHA-256 of the images in their order, their labels and what each is used for; paths do not count."""
     use = dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, "val") | dict.fromkeys(split.test, "test")
@@ -126,12 +143,13 @@ def write_split(path: Path, catalog: Catalog, split: Split, digests: Sequence[st
     parts: Parts = {"train": split.train, "val": split.val, "test": split.test}
     part_of = {index: name for name, indices in parts.items() for index in indices}
     labelled = set(split.labelled)
-    with explained_writes(path), path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(SPLIT_COLUMNS)
-        for index, row in enumerate(catalog.rows):
-            use = (part_of[index], int(index in labelled))
-            writer.writerow((row.path, row.label, row.patient_id or "", *use, digests[index]))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SPLIT_COLUMNS)
+    for index, row in enumerate(catalog.rows):
+        use = (part_of[index], int(index in labelled))
+        writer.writerow((row.path, row.label, row.patient_id or "", *use, digests[index]))
+    write_text(path, text.getvalue())
 
 
 def read_split(path: Path) -> tuple[SplitRow, ...]:

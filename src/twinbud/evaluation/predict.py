@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from twinbud.data.augment import Normalisation
+from twinbud.data.pixels import PixelRows
+from twinbud.data.supply import supply
 
 
 @torch.inference_mode()
 def predict_probabilities(
     model: nn.Module,
-    images_NCSS: torch.Tensor,
+    images_NCSS: torch.Tensor | PixelRows,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -22,7 +24,7 @@ def predict_probabilities(
 
     Args:
         model: Classifier; its mode is restored afterwards.
-        images_NCSS: uint8 pixels (N, 3, S, S), not augmented.
+        images_NCSS: uint8 pixels (N, C, S, S) of one channel or three, not augmented, on any device.
         mean: The network's normalisation.
         std: The network's normalisation.
         batch_size: Images at once; it changes nothing but the speed.
@@ -34,6 +36,7 @@ def predict_probabilities(
     was_training = model.training
     model.eval()
     normalise = Normalisation.on(device, mean, std)
-    logits = [model(normalise(batch.to(device))).double().cpu() for batch in images_NCSS.split(batch_size)]
+    order = torch.arange(len(images_NCSS)).split(batch_size)
+    logits = [model(normalise(batch)).double().cpu() for batch in supply(images_NCSS, order, device)]
     model.train(was_training)
     return torch.cat(logits).softmax(dim=1).numpy()

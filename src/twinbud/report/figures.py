@@ -30,7 +30,7 @@ INK = "#010203"
 COLOURS = ("#1A80BB", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)))
 PIXELS_PER_INCH = 96
-_STYLE: Any = {
+STYLE: Any = {
     "svg.hashsalt": "twinbud",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -75,14 +75,15 @@ def accuracy_curves(histories: Histories) -> str:
     return _curves(lines, "accuracy")
 
 
-def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str], *, name: str = "confusion") -> str:
     """Counts and the share of each row (truth); blue where right, orange where wrong.
 
     Args:
         matrix: K x K counts, rows the truth, columns the prediction.
         classes: K names, shortened in the figure beyond 24 letters.
+        name: Prefix of its ids; figures of one page need different ones.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         num_classes, cell = len(classes), 0.86 if len(classes) <= 6 else 0.62 if len(classes) <= 10 else 0.48
         names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
         longest = max(map(len, names))
@@ -106,7 +107,7 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[s
         axes.set_xlabel("prediction")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return _svg(figure, "confusion", "Confusion matrix: rows are the truth, columns the prediction", smallest)
+        return as_svg(figure, name, "Confusion matrix: rows are the truth, columns the prediction", smallest)
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +116,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
     Args:
         bins: Rows with low, high, count, confidence and accuracy, as `evaluate` gives them.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 4.0))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         figure.subplots_adjust(left=0.16, right=0.95, bottom=0.12, top=0.97, hspace=0.12)
@@ -143,7 +144,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
             axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         figure.align_ylabels()
-        return _svg(figure, "reliability", "Accuracy against confidence, and a histogram of confidence")
+        return as_svg(figure, "reliability", "Accuracy against confidence, and a histogram of confidence")
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -162,7 +163,7 @@ class _Line(NamedTuple):
 
 def _curves(lines: Sequence[_Line], what: Literal["loss", "accuracy"]) -> str:
     shown = [line for line in lines if line.values]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.0))
         axes = figure.add_axes((0.11, 0.15, 0.86, 0.68))
         for line in shown:
@@ -185,7 +186,7 @@ def _curves(lines: Sequence[_Line], what: Literal["loss", "accuracy"]) -> str:
         if shown:
             columns = 3 if sum(len(line.label) for line in shown) < 34 else 2
             axes.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=columns, columnspacing=1.2)
-        return _svg(figure, what, f"Training {what} for each epoch")
+        return as_svg(figure, what, f"Training {what} for each epoch")
 
 
 def _cell(axes: Axes, row: int, column: int, count: int, total: int, *, large: bool) -> None:
@@ -200,7 +201,7 @@ def _cell(axes: Axes, row: int, column: int, count: int, total: int, *, large: b
         axes.text(column + 0.5, row + 0.75, f"{share:.0%}", ha="center", va="center", alpha=0.8, size=size - 2.5)
 
 
-def _svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -> str:
+def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -> str:
     """The figure as an `<svg>` element: no size in points, ids of its own, no date, no foreign metadata.
 
     Args:

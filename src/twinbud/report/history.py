@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from twinbud.errors import explained_writes
+from twinbud.errors import TwinbudError, explained_writes
 from twinbud.training.checkpoint import EpochRecord
+
+_CURVES = ("loss", "loss_ce", "loss_skd", "accuracy", "test_accuracy", "learning_rate", "seconds")
 
 
 class HistoryWriter:
@@ -20,29 +26,66 @@ class HistoryWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         self.folder = folder
-        self.events = SummaryWriter(str(folder))
         self.file = (folder / "history.csv").open("w", encoding="utf-8", newline="")
+        self.events = EventFile(folder)
         self.rows = csv.DictWriter(self.file, [field.name for field in fields(EpochRecord)])
         self.rows.writeheader()
 
     def __call__(self, record: EpochRecord) -> None:
-        """Add one epoch."""
+        """Add one epoch.
+
+        Raises:
+            TwinbudError: The disk is full, or the run folder has gone.
+        """
+        if not self.folder.is_dir():  # the open file would take the row all the same, and nobody would ever read it
+            raise TwinbudError("the run folder", got="none (was it moved or removed?)", where=str(self.folder))
         row = asdict(record)
         with explained_writes(self.folder):
             self.rows.writerow(row)
             self.file.flush()
-            for name in ("loss", "loss_ce", "loss_skd", "accuracy", "test_accuracy", "learning_rate", "seconds"):
-                if row[name] is not None:
-                    part = "test" if name.startswith("test") else "train"
-                    self.events.add_scalar(f"{part}/{name.removeprefix('test_')}", row[name], record.epoch)
+            parts = {name: "test" if name.startswith("test") else "train" for name in _CURVES if row[name] is not None}
+            self.events.write(
+                {f"{part}/{name.removeprefix('test_')}": row[name] for name, part in parts.items()}, record.epoch
+            )
 
     def close(self) -> None:
         """Flush and close both files."""
         self.file.close()
         self.events.close()
+
+
+class EventFile:
+    """A file of scalars for TensorBoard, written at once and by the caller's own thread.
+
+    ``torch.utils.tensorboard`` writes from a thread, where a full disk or a vanished folder ends in a traceback that
+    nobody can catch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.event: Any = event_pb2  # generated modules, whose contents no type checker sees
+        self.summary: Any = summary_pb2
+        now = time.time()
+        self.file = (folder / f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}").open("wb")
+        self.records = RecordWriter(self.file)
+        self._add(self.event.Event(wall_time=now, file_version="brain.Event:2"))
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        """Add one point to each curve."""
+        values = [self.summary.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        summary = self.summary.Summary(value=values)
+        self._add(self.event.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def _add(self, event: Any) -> None:
+        self.records.write(event.SerializeToString())
+        self.file.flush()
 
 
 @contextmanager
@@ -55,4 +98,5 @@ def history_writer(folder: Path, records: Iterable[EpochRecord] = ()) -> Iterato
     try:
         yield writer
     finally:
-        writer.close()
+        with explained_writes(folder):
+            writer.close()

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from twinbud.files import write_text
+from twinbud.progress import duration
 from twinbud.report import figures
 
 LARGEST_PICTURE = 320
@@ -193,18 +194,6 @@ def percent(share: float | None, decimals: int = 1) -> str:
 def number(value: float | None, decimals: int = 3) -> str:
     """A number with its decimals, or a dash where undefined."""
     return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    """``48 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _setting(value: Any) -> str:

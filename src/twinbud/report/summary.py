@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twinbud.config import RunConfig
 from twinbud.data.pixels import Pixels
 from twinbud.data.rows import Catalog
 from twinbud.data.split import Split
 from twinbud.errors import first_few
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.selected import Selection
+from twinbud.models.selection import SelectionPlan
 from twinbud.report.page import Example, Mistake, RunSummary, Width
 from twinbud.settings import settings_of
 from twinbud.training.loop import History
+
+if TYPE_CHECKING:
+    from twinbud.pipeline import Job
 
 METHODS = {
     "dual": "dual-model weight selection and self-knowledge distillation",
@@ -42,21 +45,14 @@ _MAX_MISTAKES = 12
 
 
 def summarise(
-    config: RunConfig,
-    catalog: Catalog,
-    pixels: Pixels,
-    split: Split,
-    selection: Selection | None,
-    history: History,
-    predictions: Predictions,
-    metrics: dict[str, Any],
-    environment: dict[str, Any],
+    job: Job, history: History, predictions: Predictions, metrics: dict[str, Any], environment: dict[str, Any]
 ) -> RunSummary:
     """Gather everything the report shows of one run."""
-    place = {catalog.rows[row].path: row for row in split.test}
+    catalog, pixels = job.catalog, job.pixels
+    place = {catalog.rows[row].path: row for row in job.split.test}
     return RunSummary(
-        title=f"{config.model.method} on {_short(config.data.data)}",
-        facts=_facts(config, catalog, split, selection, metrics, environment),
+        title=f"{job.config.model.method} on {_short(job.config.data.data)}",
+        facts=_facts(job, metrics, environment),
         metrics=metrics,
         history=[asdict(record) for record in history.epochs],
         mistakes=[
@@ -69,37 +65,30 @@ def summarise(
             )
             for i in predictions.most_confident_mistakes(_MAX_MISTAKES)
         ],
-        examples=[_example(catalog, pixels, split, name) for name in catalog.classes[:8]],
-        selection=_widths(selection),
-        notes=[*split.notes, *_ignored(catalog), *_best_epoch(metrics)],
-        settings=settings_of(config),
+        examples=[_example(catalog, pixels, job.split, name) for name in catalog.classes[:8]],
+        selection=_widths(job.origin.selection),
+        notes=[*job.split.notes, *_ignored(catalog), *_best_epoch(metrics)],
+        settings=settings_of(job.config),
         environment=environment,
     )
 
 
-def _facts(
-    config: RunConfig,
-    catalog: Catalog,
-    split: Split,
-    selection: Selection | None,
-    metrics: dict[str, Any],
-    environment: dict[str, Any],
-) -> dict[str, str]:
-    training = config.training
-    teacher = selection.teacher if selection else "none (random initialisation)"
+def _facts(job: Job, metrics: dict[str, Any], environment: dict[str, Any]) -> dict[str, str]:
+    model, training, split = job.config.model, job.config.training, job.split
+    selection = job.origin.selection
     facts = {
-        "Method": METHODS[config.model.method],
+        "Method": METHODS[model.method],
         "Self-distillation": DISTILLATIONS[training.distillation],
-        "S′": AUXILIARIES[config.model.auxiliary],
-        "Teacher": teacher,
-        "Student": config.model.student,
-        "Rule": f"{config.model.rule}, {config.model.attention}" if selection else "–",
+        "S′": AUXILIARIES[model.auxiliary],
+        "Teacher": selection.teacher if selection else "none (random initialisation)",
+        "Student": model.student,
+        "Rule": _rule(selection.plan) if selection else "–",
         "Labelled images": f"{len(split.labelled):,} of {len(split.train):,} in the training part",
-        "Test images": f"{len(split.test):,}, never seen in training",
-        "Classes": ", ".join(catalog.classes),
+        "Test images": f"{len(split.test):,}, {_seen(job)}",
+        "Classes": ", ".join(job.catalog.classes),
         "Image size": f"{training.image_size} × {training.image_size} pixels",
         "Training": f"{metrics['epochs']} epochs, {metrics['num_steps']:,} steps of {training.batch_size}",
-        "Seeds": f"sampling {training.seed}, split {config.data.split_seed}",
+        "Seeds": f"sampling {training.seed}, split {job.config.data.split_seed}",
         "Precision": f"{environment['precision']} ({environment['precision_reason']})",
         "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
         "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}",
@@ -107,6 +96,19 @@ def _facts(
         "Peak memory": f"{metrics['peak_memory_mib']:,.0f} MiB",
     }
     return {name: text for name, text in facts.items() if text != "–"}
+
+
+def _rule(plan: SelectionPlan) -> str:
+    seed = f" (seed {plan.seed})" if plan.rule.startswith("random") else ""
+    return f"{plan.rule}{seed}, {plan.attention}{', roles swapped' if plan.swap_roles else ''}"
+
+
+def _seen(job: Job) -> str:
+    """Whether training saw any of the test images, which a split that was given or asked for can bring about."""
+    digests = job.pixels.digests
+    trained = {digests[row] for row in job.split.labelled}
+    seen = sum(digests[row] in trained for row in job.split.test)
+    return f"{seen:,} of them identical to images it was trained on" if seen else "never seen in training"
 
 
 def _labels(predictions: Predictions) -> Any:

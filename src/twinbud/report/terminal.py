@@ -15,7 +15,8 @@ from twinbud.data.rows import IgnoredFile
 from twinbud.evaluation.predictions import Predictions, prediction_rows
 from twinbud.models.selected import Selection
 from twinbud.models.selection import SelectionPlan
-from twinbud.report.page import METRIC_WORDS, duration, number, percent
+from twinbud.progress import duration
+from twinbud.report.page import METRIC_WORDS, number, percent
 
 if TYPE_CHECKING:
     from twinbud.apply import Evaluation

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,14 @@ class CheckpointFolder:
         ):
             raise ValueError(f"{_POSITION} holds no position")
         return Checkpoint(position=Position(**position, sums=sums, records=records), tensors=load(tensors))
+
+
+def saved_identity(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint in ``folder`` whose position is whole says of its run; empty without one."""
+    for path in CheckpointFolder(folder, {})._saved():
+        with suppress(*_DAMAGE):
+            return dict(_unsealed(read_bytes(path / _POSITION, MAX_TEXT_BYTES))["identity"])
+    return {}
 
 
 def _sealed(content: dict[str, Any]) -> bytes:

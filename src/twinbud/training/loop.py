@@ -6,13 +6,15 @@ Shape legend: N samples, B batch, C channels (3), S image side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from twinbud.config import TrainingConfig
 from twinbud.data.augment import Normalisation, Views, draw_views, see
+from twinbud.data.pixels import PixelRows
+from twinbud.data.supply import supply
 from twinbud.models.twins import Twins
 from twinbud.progress import Advance, Progress, SilentProgress, duration
 from twinbud.seeds import numpy_stream, stream_seed
@@ -48,16 +50,17 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """What S learns from, all on the device it trains on.
+    """What S learns from.
 
     Attributes:
-        images_NCSS: uint8 pixels.
-        labels_N: int64 class indices.
+        images_NCSS: uint8 pixels, one channel or three: on the device that S trains on or, where they do not fit
+            there, elsewhere.
+        labels_N: int64 class indices, on the device that S trains on.
         mean: Normalisation of the network's input, one number a channel, for pixels in [0, 1].
         std: Normalisation of the network's input.
     """
 
-    images_NCSS: torch.Tensor
+    images_NCSS: torch.Tensor | PixelRows
     labels_N: torch.Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -67,8 +70,8 @@ class LabelledImages:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
-        return self.images_NCSS.device
+        """Where S trains on them."""
+        return self.labels_N.device
 
 
 def fit(
@@ -91,7 +94,7 @@ def fit(
 
     Args:
         twins: S and S′, on the device to train on.
-        data: The labelled images, on the same device.
+        data: The labelled images.
         config: Resolved settings (``temperature`` a number).
         bf16: Whether the networks compute in bf16 autocast.
         compilation: Whether the networks are compiled, and the step recorded.
@@ -175,10 +178,10 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
 
 def batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
-) -> Iterator[torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """The order of samples in one epoch, a pure function of (seed, epoch), a batch at a time."""
     order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
-    return iter(order.to(device).split(batch_size))
+    return order.to(device).split(batch_size)
 
 
 class _Training:
@@ -225,13 +228,13 @@ class _Training:
         start = time.perf_counter() - begun.seconds
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
         views = views.to(data.device)
-        partners_N = self._partners(epoch)
         sums = EpochSums(data.device, begun.sums, has_skd=self.step.targets.are_soft)
-        order = batches(len(data), config.batch_size, config.seed, epoch, data.device)
-        for batch, rows in enumerate(order, start=1):
-            if batch <= begun.batch:
-                continue
-            self._step(rows, views, partners_N, sums)
+        order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
+        if self.step.targets.need_partners:
+            order = self._with_partners(order, epoch)
+        images = supply(data.images_NCSS, order, data.device)
+        for batch, (rows, pixels) in enumerate(zip(order, images, strict=True), start=begun.batch + 1):
+            self._step(rows, pixels, views, sums)
             self.watch.stepped(self.step.num_steps, epoch, sums)
             if self.keeper.stopping:
                 self.position = replace(
@@ -262,21 +265,20 @@ class _Training:
             final=config.final_learning_rate,
         )
 
-    def _partners(self, epoch: int) -> torch.Tensor | None:
-        """For each sample another of its class, where the variant asks for one."""
-        if not self.step.targets.need_partners:
-            return None
-        return draw_partners(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
+    def _with_partners(self, order: Sequence[torch.Tensor], epoch: int) -> tuple[torch.Tensor, ...]:
+        """Each batch of rows, followed by as many partners of theirs."""
+        data = self.data
+        partners_N = draw_partners(data.labels_N.cpu(), self.config.seed, epoch).to(data.device)
+        return tuple(torch.cat([rows, partners_N[rows]]) for rows in order)
 
-    def _step(self, rows: torch.Tensor, views: Views, partners_N: torch.Tensor | None, sums: EpochSums) -> None:
+    def _step(self, rows: torch.Tensor, pixels: torch.Tensor, views: Views, sums: EpochSums) -> None:
+        """One step on the images of ``rows``, which end with the partners where the variant asks for them."""
         torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
-        images_BCSS = self._seen(rows, views)
-        partners_BCSS = None if partners_N is None else self._seen(partners_N[rows], views)
+        parts = 2 if self.step.targets.need_partners else 1
+        images_BCSS, *partners = self.normalise(see(pixels, views[rows])).chunk(parts)
+        rows_B = rows[: len(images_BCSS)]
         rate = self._rate(self.step.num_steps)
-        sums.add(self.step(images_BCSS, self.data.labels_N[rows], rate, rows, partners_BCSS), len(rows))
-
-    def _seen(self, rows: torch.Tensor, views: Views) -> torch.Tensor:
-        return self.normalise(see(self.data.images_NCSS[rows], views[rows]))
+        sums.add(self.step(images_BCSS, self.data.labels_N[rows_B], rate, rows_B, *partners), len(rows_B))
 
 
 class _Watch:

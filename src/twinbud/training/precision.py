@@ -45,10 +45,18 @@ def choose_device(requested: Device) -> torch.device:
     return torch.device(requested)
 
 
-def choose_precision(requested: Precision, device: torch.device) -> PrecisionChoice:
-    """float32 or bf16 autocast; ``auto`` takes bf16 where this machine multiplies matrices faster in it."""
+def choose_precision(requested: Precision, device: torch.device, so_far: str | None = None) -> PrecisionChoice:
+    """float32 or bf16 autocast; ``auto`` takes bf16 where this machine multiplies matrices faster in it.
+
+    Args:
+        requested: The setting.
+        device: Where training runs.
+        so_far: What a run that goes on was computed in: ``auto`` keeps it, since a second measurement may disagree.
+    """
     if requested != "auto":
         return PrecisionChoice(requested == "bf16", "asked for")
+    if so_far in ("float32", "bf16"):
+        return PrecisionChoice(so_far == "bf16", "as before the run was stopped")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return PrecisionChoice(native, f"the GPU {'has' if native else 'lacks'} bf16 units")

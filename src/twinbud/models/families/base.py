@@ -22,11 +22,13 @@ class Family(ABC):
         name: What users call it.
         temperature: τ of equations 1-3 in the paper's runs (section 4.1).
         drop_path: Stochastic depth of the weight-selection recipe.
+        memory_format: How its weights lie in memory while it is trained.
     """
 
     name: ClassVar[str]
     temperature: ClassVar[float]
     drop_path: ClassVar[float]
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
 
     @abstractmethod
     def owns(self, model: TimmModel) -> bool:

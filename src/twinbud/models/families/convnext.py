@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
@@ -23,6 +24,7 @@ class ConvNeXtFamily(Family):
     name: ClassVar[str] = "ConvNeXt"
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.1
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
 
     def owns(self, model: TimmModel) -> bool:
         """timm's ConvNeXt, both versions."""
@@ -36,9 +38,11 @@ class ConvNeXtFamily(Family):
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
         """Half of every stage's width."""
         dims = [stage.blocks[0].conv_dw.out_channels for stage in model.stages]
-        own_depths = tuple(len(stage.blocks) for stage in model.stages)
-        depths = PAIR_DEPTHS.get(architecture.partition(".")[0], own_depths)
-        return {"dims": [width // 2 for width in dims], "depths": list(depths)} | self.form_arguments(model)
+        own_depths = [len(stage.blocks) for stage in model.stages]
+        pair_depths = PAIR_DEPTHS.get(architecture.partition(".")[0], own_depths)
+        # a teacher that was saved with fewer blocks than its name says has no more to give
+        depths = [min(pair) for pair in zip(pair_depths, own_depths, strict=True)]
+        return {"dims": [width // 2 for width in dims], "depths": depths} | self.form_arguments(model)
 
     def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
         """timm's smaller ConvNeXts write their MLPs as 1×1 convolutions; a student must share the teacher's form."""

@@ -1,0 +1,85 @@
+"""What a pair's teacher and student are made of, and how many numbers they hold (Table 1); nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from twinbud.models.blueprint import design_student, outline
+from twinbud.models.families.base import TimmModel
+from twinbud.models.teacher import count_parameters, read_teacher_card
+from twinbud.study.paper import paper_numbers
+from twinbud.study.recipe import Recipe
+
+NUM_CLASSES = 4
+"""Of the classifiers that are counted along: those of the paper's chest and brain sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A network in the terms of the paper's Table 1.
+
+    Attributes:
+        pair: The pair's name in the recipe.
+        role: "teacher" or "student".
+        name: timm's name.
+        depth, width, heads: Blocks, channels and attention heads, a number a stage.
+        num_parameters: With a classifier of NUM_CLASSES classes.
+        paper: The paper's number of parameters, in its words.
+        agrees: Whether depth, width and heads are the paper's; None where it has no such network.
+    """
+
+    pair: str
+    role: str
+    name: str
+    depth: str
+    width: str
+    heads: str
+    num_parameters: int
+    paper: str | None
+    agrees: bool | None
+
+
+def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
+    """Teacher and student of every pair that the recipe lists, built without a single number.
+
+    Raises:
+        TwinbudError: An unknown name, or a student of another family.
+    """
+    found = []
+    for name in recipe.architectures:
+        pair = recipe.pairs[name]
+        card = read_teacher_card(pair.teacher)
+        design = design_student(card, pair.student)
+        teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": NUM_CLASSES})
+        student = outline(design.architecture, pair.student, **design.model_args | {"num_classes": NUM_CLASSES})
+        found += [
+            _describe(name, "teacher", card.architecture, teacher),
+            _describe(name, "student", design.architecture if pair.student != "half" else f"half of {name}", student),
+        ]
+    return tuple(found)
+
+
+def _describe(pair: str, role: str, name: str, model: TimmModel) -> Architecture:
+    depth, width, heads = _shape(model)
+    theirs: dict[str, Any] | None = paper_numbers()["architectures"].get(name)
+    return Architecture(
+        pair=pair,
+        role=role,
+        name=name,
+        depth=depth,
+        width=width,
+        heads=heads,
+        num_parameters=count_parameters(model),
+        paper=theirs["parameters"] if theirs else None,
+        agrees=(depth, width, heads) == (theirs["depth"], theirs["width"], theirs["heads"]) if theirs else None,
+    )
+
+
+def _shape(model: TimmModel) -> tuple[str, str, str]:
+    """Depth, width and heads; stage by stage where there are stages."""
+    if hasattr(model, "stages"):
+        stages = list(model.stages)
+        widths = [stage.blocks[0].conv_dw.out_channels for stage in stages]
+        return " / ".join(str(len(stage.blocks)) for stage in stages), " / ".join(map(str, widths)), "–"
+    return str(len(model.blocks)), str(model.embed_dim), str(model.blocks[0].attn.num_heads)

@@ -1,0 +1,102 @@
+"""How long runs will take: their steps, times what a step was measured to take on this machine.
+
+A finished run of the same shape tells it; where there is none, a few steps are taken on blank images, with random
+weights, since time does not depend on what the numbers are.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from twinbud.config import RunConfig, resolve
+from twinbud.models.blueprint import design_student
+from twinbud.models.teacher import read_teacher_card
+from twinbud.models.twins import Twins, build_baseline
+from twinbud.progress import Progress
+from twinbud.study.grid import PlannedRun, checked_config
+from twinbud.training.loop import LabelledImages, fit
+from twinbud.training.precision import choose_device, choose_precision
+
+_NUM_STEPS = 6
+_TEST_SHARE = 1 / 3
+"""What predicting an image takes of what training on it takes: a forward pass of the forward and two backward ones."""
+_SHAPE = (
+    "teacher", "student", "method", "auxiliary", "distillation", "image_size", "batch_size", "threads", "precision"
+)  # fmt: skip
+"""The settings that decide how long a step takes."""
+
+
+class Estimate:
+    """Seconds a run, from records where possible.
+
+    Args:
+        records: Finished runs, made on whatever machine.
+        progress: Where to say that steps are being measured.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]], progress: Progress) -> None:
+        self.progress = progress
+        self.measured: dict[tuple[Any, ...], list[float]] = {}
+        for record in records:
+            cost = record["cost"]
+            key = _shape(checked_config({**record["settings"], "data": "phantom"}))
+            self.measured.setdefault(key, []).append(cost["train_seconds"] / max(1, cost["num_steps"]))
+
+    def seconds(self, run: PlannedRun) -> float:
+        """Training and the test pass; opening and reporting are left out.
+
+        Raises:
+            TwinbudError: The run's student cannot be built.
+        """
+        config = checked_config(run.settings)
+        key = _shape(config)
+        if key not in self.measured:
+            self.progress.note(f"measuring {_NUM_STEPS} steps: {run.settings['student']}, {config.model.method}")
+            self.measured[key] = [measure_step(config)]
+        step = statistics.median(self.measured[key])
+        return step * (run.num_steps + _TEST_SHARE * run.num_test / config.training.batch_size)
+
+
+def measure_step(config: RunConfig) -> float:
+    """Median seconds of a training step after the first; of the second phase, where there are two."""
+    training = config.training
+    design = design_student(read_teacher_card(config.model.teacher or ""), config.model.student)
+    device = choose_device(training.device)
+    torch.set_num_threads(training.threads or torch.get_num_threads())
+
+    def student(seed: int) -> Any:
+        twins = build_baseline(design, "timm", image_size=training.image_size, num_classes=4, seed=seed)
+        return twins.student.to(device)
+
+    is_trained_beforehand = training.num_phases == 2
+    has_auxiliary = config.auxiliary != "none" or is_trained_beforehand
+    size = training.image_size
+    data = LabelledImages(
+        images_NCSS=torch.zeros((training.batch_size, 3, size, size), dtype=torch.uint8, device=device),
+        labels_N=torch.arange(training.batch_size, device=device) % 4,
+        mean=design.mean,
+        std=design.std,
+    )
+    family = design.family
+    short = resolve(
+        replace(training, epochs=_NUM_STEPS, min_steps=0, evaluate_every=None),
+        temperature=family.temperature,
+        drop_path=family.drop_path,
+    )
+    twins = Twins(
+        student=student(0),
+        auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
+        frozen=config.auxiliary == "frozen" or is_trained_beforehand,
+    )
+    history = fit(twins, data, short, bf16=choose_precision(training.precision, device).bf16)
+    return statistics.median(record.seconds for record in history.epochs[1:])
+
+
+def _shape(config: RunConfig) -> tuple[Any, ...]:
+    values = {**vars(config.model), **vars(config.training)}
+    return tuple(values[name] for name in _SHAPE)

@@ -1,0 +1,60 @@
+"""The tables and figures of a recipe as one HTML file that opens offline, in the look of a run's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import twinbud.report
+from twinbud.study.architectures import NUM_CLASSES, Architecture
+from twinbud.study.figures import draw
+from twinbud.study.recipe import Recipe
+from twinbud.study.tables import Section, Tables
+from twinbud.study.wording import accuracy_table, architecture_table, cost_table, section_notes, tables_notes
+
+
+def tables_page(tables: Tables) -> str:
+    """The page of a recipe with runs."""
+    sections = [_section(section, f"section-{place}") for place, section in enumerate(tables.sections)]
+    done = sum(row.num_done for section in tables.sections for row in section.rows)
+    asked = sum(len(row.runs) for section in tables.sections for row in section.rows)
+    return _render(tables.recipe.title, f"{done:,} of {asked:,} runs", sections, tables_notes(tables))
+
+
+def architectures_page(recipe: Recipe, architectures: Sequence[Architecture]) -> str:
+    """The page of a recipe that only lists architectures."""
+    table = architecture_table(architectures, NUM_CLASSES)
+    section = {"title": "Architectures", "facts": "", "tables": [("", table)], "notes": [], "figures": []}
+    return _render(recipe.title, f"{len(architectures)} networks, nothing trained", [section], [])
+
+
+def _section(section: Section, name: str) -> dict[str, Any]:
+    tables = [("", accuracy_table(section))]
+    if not section.is_sweep:
+        tables.append(("Time and memory", cost_table(section)))
+    return {
+        "title": section.title,
+        "facts": f"{section.num_images:,} images: {', '.join(section.classes)}" if section.classes else "",
+        "tables": tables,
+        "notes": section_notes(section),
+        "figures": draw(section, name),
+    }
+
+
+def _render(title: str, subtitle: str, sections: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
+    folders = [Path(__file__).parent, Path(str(twinbud.report.__file__)).parent]
+    environment = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["drawn"] = Markup  # Matplotlib has escaped every text in it
+    template = environment.get_template("tables.html.jinja")
+    return template.render(title=title, subtitle=subtitle, sections=sections, notes=notes)

@@ -1,0 +1,103 @@
+"""The paper's own numbers, and in what our runs differ from those that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+_CLOSE_COUNT = 0.01
+"""Sets whose numbers of images differ by no more than this share are taken for the same set."""
+
+
+@cache
+def paper_numbers() -> Mapping[str, Any]:
+    """``paper-tables.json``, transcribed from arXiv 2508.20461."""
+    return json.loads(files("twinbud.study").joinpath("paper-tables.json").read_text(encoding="utf-8"))
+
+
+def paper_pairs() -> tuple[str, ...]:
+    """Names of the paper's teacher-student pairs."""
+    return tuple(paper_numbers()["pairs"])
+
+
+def paper_tables() -> tuple[str, ...]:
+    """Names of the paper's tables of accuracy and cost."""
+    return (*paper_numbers()["accuracy"], *paper_numbers()["cost"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What decides whether a number of ours and one of the paper's may be compared.
+
+    Attributes:
+        data: The set's name.
+        classes: Its classes.
+        num_images: Its images.
+        teacher, student: As the recipe spells them.
+        paper_pair: The paper's pair that ours stands for.
+        settings: Those of the run, by name, ``temperature`` resolved.
+        epochs: Epochs trained.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    num_images: int
+    teacher: str
+    student: str
+    paper_pair: str
+    settings: Mapping[str, Any]
+    epochs: int
+
+
+def paper_accuracy(table: str, data: str, pair: str, label: str, fraction: float) -> tuple[float, float] | None:
+    """The paper's mean and standard deviation over five samplings, or None where it has none."""
+    cell = _cell("accuracy", table, data, pair, label, fraction)
+    return (float(cell[0]), float(cell[1])) if cell else None
+
+
+def paper_cost(table: str, data: str, pair: str, label: str, fraction: float) -> Mapping[str, float] | None:
+    """The paper's ``peak_memory_mib`` and ``train_seconds`` on one RTX A6000, or None where it has none."""
+    return _cell("cost", table, data, pair, label, fraction)
+
+
+def _cell(kind: str, table: str, data: str, pair: str, label: str, fraction: float) -> Any:
+    cell: Any = paper_numbers()[kind]
+    for key in (table, data, pair, label, f"{100 * fraction:g}%"):
+        cell = cell.get(key)
+        if cell is None:
+            return None
+    return cell
+
+
+def differences(ours: Circumstances) -> dict[str, str]:
+    """In what our runs differ from the paper's: a word for the head of the column, and what it is.
+
+    The paper fixes the classes, the pair, 224 pixels, 300 epochs, α, β and τ; of the rest it says nothing.
+    """
+    paper = paper_numbers()
+    theirs, pair, settings = paper["datasets"].get(ours.data), paper["pairs"][ours.paper_pair], paper["settings"]
+    found: dict[str, str] = {}
+    if theirs and sorted(map(_plain, theirs["classes"])) != sorted(map(_plain, ours.classes)):
+        found["classes"] = f"{', '.join(ours.classes)} instead of {', '.join(theirs['classes'])}"
+    if theirs and abs(ours.num_images - theirs["images"]) > _CLOSE_COUNT * theirs["images"]:
+        found["images"] = f"{ours.num_images:,} instead of {theirs['images']:,}"
+    if (ours.teacher, ours.student) != (pair["teacher"], pair["student"]):
+        found["pair"] = f"{ours.teacher} → {ours.student} instead of {pair['teacher']} → {pair['student']}"
+    if ours.settings["image_size"] != settings["image_size"]:
+        found["image size"] = f"{ours.settings['image_size']} instead of {settings['image_size']} pixels"
+    if ours.epochs != settings["epochs"]:
+        found["epochs"] = f"{ours.epochs} instead of {settings['epochs']}"
+    expected = {"alpha": settings["alpha"], "beta": settings["beta"]}
+    expected["temperature"] = settings["temperature"][ours.paper_pair]
+    for name, value in expected.items():
+        if ours.settings[name] != value:
+            found[name] = f"{ours.settings[name]:g} instead of {value:g}"
+    return found
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

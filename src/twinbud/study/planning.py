@@ -1,0 +1,139 @@
+"""From the cells of a recipe to runs that can be carried out: where the images lie, and who each run is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twinbud.config import DataConfig, RunConfig
+from twinbud.data.catalog import read_catalog
+from twinbud.data.rows import Catalog
+from twinbud.data.split import make_split
+from twinbud.errors import TwinbudError, first_few, unknown_choice
+from twinbud.models.blueprint import design_student
+from twinbud.models.families.base import Family
+from twinbud.models.teacher import read_teacher_card
+from twinbud.pipeline import decode_images
+from twinbud.progress import Progress
+from twinbud.study.grid import Cell, PlannedRun, checked_config
+from twinbud.study.identity import describe_run, identity_of, images_fingerprint, teacher_fingerprint
+from twinbud.training.loop import plan_steps
+
+
+def read_places(words: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
+    """Where the images of each named set lie, from ``NAME=PATH``; ``phantom`` needs none.
+
+    Raises:
+        TwinbudError: No NAME=PATH, a name that no run has, or a set without a place.
+    """
+    names = list(dict.fromkeys(cell.data for cell in cells))
+    places = {"phantom": "phantom"}
+    for word in words:
+        name, equals, place = word.partition("=")
+        if not equals or not place:
+            raise TwinbudError("NAME=PATH", got=f"'{word}'", where="--data", fix=f"Write --data {names[0]}=PATH")
+        if name not in names:
+            raise unknown_choice("--data", name, names)
+        places[name] = place
+    if missing := [name for name in names if name not in places]:
+        known = [name for name in names if name in places]
+        fix = f"Give {' '.join(f'--data {name}=PATH' for name in missing)}"
+        if known:
+            fix += f", or leave them out with --only data={','.join(known)}"
+        raise TwinbudError(
+            "a place for every set of images", got=f"none for {first_few(missing)}", where="--data", fix=fix
+        )
+    return {name: places[name] for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """What is known of a named set once its images have been decoded; the pixels are let go.
+
+    Attributes:
+        catalog: Its images.
+        digests: Of each image, the SHA-256 of its decoded pixels.
+        fingerprint: That of the whole.
+    """
+
+    catalog: Catalog
+    digests: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """As the runs folder keeps it."""
+        return {
+            "fingerprint": self.fingerprint,
+            "num_images": len(self.digests),
+            "classes": list(self.catalog.classes),
+        }
+
+
+def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
+    """Decode a set of images and say what it is.
+
+    Raises:
+        TwinbudError: See ``read_catalog`` and ``load_pixels``.
+    """
+    catalog, pixels = decode_images(read_catalog(config.data), config, progress)
+    return ImageSet(catalog=catalog, digests=pixels.digests, fingerprint=images_fingerprint(catalog, pixels.digests))
+
+
+def plan_runs(
+    cells: Iterable[Cell], places: Mapping[str, str], progress: Progress
+) -> tuple[tuple[PlannedRun, ...], dict[str, ImageSet]]:
+    """The runs to carry out, in order, and what each name of a set stands for.
+
+    Raises:
+        TwinbudError: Images, a teacher or a student that cannot be used.
+    """
+    planner = _Planner(progress)
+    runs = tuple(planner.plan(cell, places[cell.data]) for cell in cells)
+    return runs, planner.sets
+
+
+class _Planner:
+    """Remembers what the runs of a study share."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.sets: dict[str, ImageSet] = {}
+        self.teachers: dict[str, str] = {}
+        self.families: dict[tuple[str, str], Family] = {}
+        self.sizes: dict[tuple[str, DataConfig], tuple[int, int]] = {}
+
+    def plan(self, cell: Cell, place: str) -> PlannedRun:
+        settings = {**cell.settings, "data": place}
+        config = checked_config(settings)
+        facts = self._facts(cell.data, config)
+        num_labelled, num_test = self._sizes(cell.data, config.data)
+        return PlannedRun(
+            identity=identity_of(facts),
+            facts=facts,
+            coordinates=cell.coordinates,
+            settings=settings,
+            num_steps=config.training.num_phases * plan_steps(config.training, num_labelled).num_steps,
+            num_test=num_test,
+            is_default=cell.default is not None
+            and facts == self._facts(cell.data, checked_config({**cell.default, "data": place})),
+        )
+
+    def _facts(self, name: str, config: RunConfig) -> dict[str, Any]:
+        teacher, student = config.model.teacher or "", config.model.student
+        if (teacher, student) not in self.families:  # before any image is decoded: a mistake here is found at once
+            self.families[teacher, student] = design_student(read_teacher_card(teacher), student).family
+            self.teachers[teacher] = teacher_fingerprint(teacher)
+        if name not in self.sets:
+            self.progress.note(f"reading {name}: {config.data.data}")
+            self.sets[name] = open_image_set(config, self.progress)
+        images, family = self.sets[name].fingerprint, self.families[teacher, student]
+        return describe_run(config, images=images, teacher=self.teachers[teacher], family=family)
+
+    def _sizes(self, name: str, data: DataConfig) -> tuple[int, int]:
+        """Labelled images and test images; every sampling has as many."""
+        if (name, data) not in self.sizes:
+            split = make_split(self.sets[name].catalog, self.sets[name].digests, data, seed=0)
+            self.sizes[name, data] = len(split.labelled), len(split.test)
+        return self.sizes[name, data]

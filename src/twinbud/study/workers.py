@@ -1,0 +1,266 @@
+"""The processes of a study: each has its share of the machine, is watched, and is replaced if it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any
+
+from twinbud.errors import Stopped, TwinbudError
+from twinbud.study.worker import Assignment, Message, is_settled, work
+
+_LOOK_SECONDS = 0.25
+_MOST_INTERRUPTIONS = 3
+"""A run that its process did not survive so often has failed: it may need more memory than there is."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """How far a study has come, for whoever watches.
+
+    Attributes:
+        total: Runs asked for.
+        done: Runs with a record, also such as other processes made.
+        failed: Runs that have failed since it began.
+        interrupted: How often a run's process ended under it.
+        running: Of each run in progress here, its steps so far and what it last said.
+        seconds_left: An estimate, or None before there is one.
+        line: What has just happened, or an empty text.
+    """
+
+    total: int
+    done: int = 0
+    failed: int = 0
+    interrupted: int = 0
+    running: dict[str, tuple[int, str]] = field(default_factory=dict)
+    seconds_left: float | None = None
+    line: str = ""
+
+
+Watch = Callable[[Standing], None]
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: SpawnProcess
+    reports: Connection
+    run: str = ""
+    is_open: bool = True
+
+
+class Workers:
+    """Does the runs of an assignment with several processes.
+
+    Args:
+        assignment: What each worker gets, its cores aside.
+        shares: The cores of each worker; empty for any. As many workers as there are shares.
+        watch: Told of everything that happens, a few times a second.
+    """
+
+    def __init__(self, assignment: Assignment, shares: tuple[tuple[int, ...], ...], watch: Watch) -> None:
+        self.assignment, self.shares, self.watch = assignment, shares, watch
+        self.runs = {run.identity: run for run in assignment.runs}
+        self.standing = Standing(total=len(self.runs))
+        self.interruptions: Counter[str] = Counter()
+        self.unsettled = list(self.runs)
+        self.stopping = False
+        self.clock = _Clock(self.runs)
+
+    def run(self) -> Standing:
+        """Work until every run is done or has failed.
+
+        Raises:
+            Stopped: The system asked for a stop; runs in progress were saved.
+            TwinbudError: Workers end before they have taken a run.
+        """
+        workers: dict[int, _Worker] = {}
+        with self._listening(workers):
+            for place in range(len(self.shares)):
+                workers[place] = self._start(place)
+            try:
+                while workers:
+                    self._look(workers)
+                    self._tell()
+            finally:
+                for worker in workers.values():
+                    worker.process.kill()
+        if self.stopping:
+            raise Stopped(
+                f"stopped with {self.standing.done} of {self.standing.total} runs done; "
+                "the same command goes on from there"
+            )
+        return self.standing
+
+    def _start(self, place: int) -> _Worker:
+        context = get_context("spawn")  # a fork would inherit the locks of torch's thread pools
+        ours, theirs = context.Pipe()
+        assignment = replace(self.assignment, cores=self.shares[place])
+        process = context.Process(target=work, args=(assignment, theirs), name=f"twinbud-{place}", daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _look(self, workers: dict[int, _Worker]) -> None:
+        """Hear what the workers say, and see who has ended."""
+        heard = {worker.reports: worker for worker in workers.values() if worker.is_open}
+        ended: dict[Any, int] = {worker.process.sentinel: place for place, worker in workers.items()}
+        for ready in connection.wait([*heard, *ended], timeout=_LOOK_SECONDS):
+            if ready in heard:
+                self._hear(heard[ready])  # type: ignore[index]
+            elif not workers[ended[ready]].is_open:
+                self._bury(workers, ended[ready])
+
+    def _hear(self, worker: _Worker) -> None:
+        """One message; the end of the pipe comes after the last one, whatever the worker died of."""
+        try:
+            message: Message = worker.reports.recv()
+        except (EOFError, OSError):
+            worker.is_open = False
+            return
+        standing = self.standing
+        if message.kind in ("started", "stepped"):
+            worker.run = message.identity
+            standing.running[message.identity] = message.num_steps, message.text
+            self.clock.step(message)
+        elif message.kind in ("done", "failed"):
+            self.clock.step(message)
+            standing.running.pop(message.identity, None)
+            standing.line = f"{self.runs[message.identity].label}: {message.text}"
+            worker.run = ""
+
+    def _bury(self, workers: dict[int, _Worker], place: int) -> None:
+        """A worker has ended: well, since nothing was left to take or a stop was asked for, or badly."""
+        worker = workers.pop(place)
+        worker.process.join()
+        worker.reports.close()
+        self.standing.running.pop(worker.run, None)
+        if worker.process.exitcode == 0 or self.stopping:
+            return
+        ending = f"its process ended with {_ending(worker.process.exitcode)}"
+        if not worker.run:
+            raise TwinbudError("a worker that takes runs", got=ending, where="twinbud study", fix="Try --workers 1")
+        self.interruptions[worker.run] += 1
+        self.standing.interrupted += 1
+        self.standing.line = f"{self.runs[worker.run].label}: {ending}; another worker takes over"
+        if self.interruptions[worker.run] >= _MOST_INTERRUPTIONS:
+            reason = f"{ending}, {_MOST_INTERRUPTIONS} times; there may be too little memory"
+            self.assignment.folder.fail(worker.run, reason)
+            self.standing.line = f"{self.runs[worker.run].label}: {reason}"
+        self._count()
+        if self.unsettled:
+            workers[place] = self._start(place)
+
+    def _count(self) -> None:
+        """Look which runs are done or have failed, here or in another process."""
+        folder, failures = self.assignment.folder, self.assignment.failures
+        for identity in [identity for identity in self.unsettled if is_settled(folder, identity, failures)]:
+            self.unsettled.remove(identity)
+            self.standing.done += folder.is_done(identity)
+            self.standing.failed += not folder.is_done(identity)
+
+    def _tell(self) -> None:
+        self._count()
+        self.standing.seconds_left = self.clock.seconds_left(self.unsettled)
+        self.watch(self.standing)
+        self.standing.line = ""
+
+    @contextmanager
+    def _listening(self, workers: dict[int, _Worker]) -> Iterator[None]:
+        """While this lasts, the first signal asks all workers to save and stop, and the second ends everything."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            self.stopping = True
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            for worker in list(workers.values()):
+                with suppress(OSError):
+                    worker.reports.send("stop")  # a signal that comes as a run ends would be lost on it
+                    worker.process.terminate()
+
+        for number in _SIGNALS:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Clock:
+    """How long the rest will take, from the steps taken so far."""
+
+    def __init__(self, runs: dict[str, Any]) -> None:
+        self.steps = {identity: run.num_steps for identity, run in runs.items()}
+        self.begun: dict[str, int] = {}
+        self.reached: dict[str, int] = {}
+        self.start = 0.0
+
+    def step(self, message: Message) -> None:
+        if message.kind == "stepped" and message.num_steps:
+            self.start = self.start or time.monotonic()
+            self.begun.setdefault(message.identity, message.num_steps)  # a resumed run begins late
+            # a second phase counts from one again
+            self.reached[message.identity] = max(message.num_steps, self.reached.get(message.identity, 0))
+        elif message.kind == "done" and message.identity in self.begun:
+            self.reached[message.identity] = message.num_steps
+
+    def seconds_left(self, unsettled: list[str]) -> float | None:
+        """None before a rate is known."""
+        taken = sum(self.reached[identity] - self.begun[identity] for identity in self.begun)
+        if taken == 0:
+            return None
+        left = sum(self.steps[identity] - self.reached.get(identity, 0) for identity in unsettled)
+        return left * (time.monotonic() - self.start) / taken
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def share_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tuple[tuple[int, ...], ...]:
+    """The cores of each worker: as many as its run has threads, none of them shared.
+
+    Args:
+        num_workers: How many; None for as many as the cores carry, and one on a GPU.
+        threads: Threads of a run, which the recipe fixes.
+        on_gpu: Whether runs train on a GPU, where workers may be more than the cores carry.
+
+    Raises:
+        TwinbudError: More workers than the cores carry: their threads would wait for one another.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    most = max(1, len(cores) // threads)
+    count = (1 if on_gpu else most) if num_workers is None else num_workers
+    if count < 1:
+        raise TwinbudError("at least one worker", got=str(count), where="--workers")
+    if count > most:
+        if on_gpu:
+            return ((),) * count
+        raise TwinbudError(
+            f"at most {most} workers ({len(cores)} cores, {threads} threads a run)",
+            got=str(count),
+            where="--workers",
+            fix="Runs that share cores slow each other down more than they gain",
+        )
+    if threads > len(cores):
+        return ((),)
+    return tuple(tuple(cores[place * threads : (place + 1) * threads]) for place in range(count))

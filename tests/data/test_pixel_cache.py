@@ -1,0 +1,189 @@
+"""Decoded images are kept under their file's contents, whole or not at all, and for their owner alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twinbud.data import pixels as pixels_module
+from twinbud.data.decode import BrokenImageError, decode
+from twinbud.data.pixel_cache import PixelCache, SmallImage
+from twinbud.data.pixels import Pixels, StoredImage, load_images
+
+SIZE = 16
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Grey and coloured images by turns."""
+    generator = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, file in enumerate(files):
+        shape = (20, 30, 3) if number % 2 else (20, 30)
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(file)
+    return files
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> PixelCache:
+    return PixelCache(tmp_path / "cache", SIZE)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images that were really decoded."""
+    names: list[str] = []
+
+    def counting(source: Path | bytes, *, name: str, max_megapixels: float) -> np.ndarray:
+        names.append(Path(name).name)
+        return decode(source, name=name, max_megapixels=max_megapixels)
+
+    monkeypatch.setattr(pixels_module, "decode", counting)
+    return names
+
+
+def load(files: list[Path], cache: PixelCache | None, max_megapixels: float = 1) -> Pixels:
+    return load_images(files, image_size=SIZE, max_megapixels=max_megapixels, skip_broken=False, cache=cache)[0]
+
+
+def entries(cache: PixelCache) -> list[Path]:
+    return sorted(path for path in cache.folder.rglob("*") if path.is_file())
+
+
+def test_a_second_run_decodes_nothing_and_gets_the_same(
+    files: list[Path], cache: PixelCache, decoded: list[str]
+) -> None:
+    plain, first = load(files, None), load(files, cache)
+    decoded.clear()
+    second = load(files, cache)
+    assert decoded == []
+    assert plain.digests == first.digests == second.digests
+    assert [len(image) for image in second.channels if isinstance(image, torch.Tensor)] == [1, 3, 1, 3, 1, 3]
+    assert torch.equal(plain.tensor(range(6)), second.tensor(range(6)))
+
+
+def test_a_renamed_file_is_known_and_a_changed_one_is_not(
+    files: list[Path], cache: PixelCache, decoded: list[str]
+) -> None:
+    load(files, cache)
+    files[0] = files[0].rename(files[0].with_name("moved.png"))
+    files[1].write_bytes(files[2].read_bytes())
+    Image.new("L", (8, 8), 7).save(files[3])
+    decoded.clear()
+    assert int(load(files, cache).tensor([3])[0, 0, 0, 0]) == 7
+    assert decoded == ["3.png"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:40] + b"x" + data[41:]]
+)
+def test_a_damaged_entry_is_decoded_again_and_mended(
+    files: list[Path], cache: PixelCache, decoded: list[str], damage: Callable[[bytes], bytes]
+) -> None:
+    expected = load(files, cache)
+    entry = entries(cache)[0]
+    whole = entry.read_bytes()
+    entry.write_bytes(damage(whole))
+    decoded.clear()
+    assert torch.equal(load(files, cache).tensor(range(6)), expected.tensor(range(6)))
+    assert len(decoded) == 1
+    assert entry.read_bytes() == whole
+
+
+def test_the_limit_of_size_holds_for_known_images_too(files: list[Path], cache: PixelCache) -> None:
+    load(files, cache)
+    with pytest.raises(BrokenImageError, match=r"6 of 6 that cannot be used"):
+        load(files, cache, max_megapixels=0.0005)
+
+
+def test_sizes_do_not_share_entries(files: list[Path], cache: PixelCache, tmp_path: Path) -> None:
+    load(files, cache)
+    other = PixelCache(tmp_path / "cache", 8)
+    assert load_images(files, image_size=8, max_megapixels=1, skip_broken=False, cache=other)[0].image_size == 8
+    assert len(entries(cache)) == len(entries(other)) == 6
+
+
+def test_entries_are_for_their_owner_alone(files: list[Path], cache: PixelCache) -> None:
+    load(files, cache)
+    assert {path.stat().st_mode & 0o077 for path in entries(cache)} == {0}
+    assert {path.parent.stat().st_mode & 0o077 for path in entries(cache)} == {0}
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing_and_says_so(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    cache = PixelCache(tmp_path / "taken", SIZE)
+    assert len(load(files, cache)) == 6
+    assert cache.trouble is not None
+    assert cache.trouble.endswith("(Not a directory)")
+
+
+def test_two_processes_share_the_folder(files: list[Path], cache: PixelCache) -> None:
+    program = (
+        "import sys; from pathlib import Path; from twinbud.data.pixel_cache import PixelCache; "
+        "from twinbud.data.pixels import load_images; folder, *files = map(Path, sys.argv[1:]); "
+        f"[load_images(files, image_size={SIZE}, max_megapixels=1, skip_broken=False, "
+        f"cache=PixelCache(folder, {SIZE})) for _ in range(20)]"
+    )
+    command = [sys.executable, "-c", program, str(cache.folder.parent), *map(str, files)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert len(entries(cache)) == 6
+    assert torch.equal(load(files, cache).tensor(range(6)), load(files, None).tensor(range(6)))
+
+
+@pytest.fixture
+def stored(files: list[Path], cache: PixelCache, monkeypatch: pytest.MonkeyPatch) -> Pixels:
+    """A set for which there is no room in memory."""
+    monkeypatch.setattr(pixels_module, "available_bytes", lambda device: 0)
+    return load(files, cache)
+
+
+def test_a_set_too_large_for_memory_stays_on_the_disk(files: list[Path], stored: Pixels) -> None:
+    assert all(isinstance(image, StoredImage) for image in stored.channels)
+    rows = stored.rows([5, 0, 2])
+    assert isinstance(rows.fitting(torch.device("cpu")), type(rows))
+    expected = load(files, None).tensor([2, 5])
+    assert torch.equal(rows[torch.tensor([2, 0])], expected)
+    assert stored.rows([0, 2])[torch.tensor([1])].shape == (1, 1, SIZE, SIZE)
+
+
+def test_a_file_that_vanishes_during_the_run_does_no_harm_while_its_entry_stands(
+    files: list[Path], cache: PixelCache, stored: Pixels
+) -> None:
+    expected = load(files, None).tensor(range(6))
+    for file in files[:3]:
+        file.unlink()
+    assert torch.equal(stored.tensor(range(6)), expected)
+    for entry in entries(cache):
+        entry.unlink()
+    assert torch.equal(stored.tensor([3, 4, 5]), expected[3:])  # decoded again
+    with pytest.raises(BrokenImageError, match=r"0\.png: .* got no file"):
+        stored.tensor([0])
+
+
+def test_a_file_that_changes_during_the_run_is_not_mistaken_for_itself(
+    files: list[Path], cache: PixelCache, stored: Pixels
+) -> None:
+    for entry in entries(cache):
+        entry.unlink()
+    files[0].write_bytes(files[2].read_bytes())
+    with pytest.raises(BrokenImageError, match=r"0\.png: expected the pixels it had at the start, got others"):
+        stored.tensor([0])
+
+
+def test_what_is_saved_is_what_is_loaded(cache: PixelCache) -> None:
+    channels = torch.arange(3 * SIZE * SIZE).view(3, SIZE, SIZE).to(torch.uint8)
+    image = SmallImage(entry="ab" * 32, channels=channels, digest="cd" * 32, num_pixels=12345)
+    cache.save(image)
+    found = cache.load(image.entry)
+    assert found is not None
+    assert (found.digest, found.num_pixels) == (image.digest, image.num_pixels)
+    assert torch.equal(found.channels, channels)
+    assert cache.load("ef" * 32) is None

@@ -1,0 +1,106 @@
+"""Who a run is: what changes its numbers changes its identity, and nothing else does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import save_vit_teacher
+from twinbud.config import RunConfig
+from twinbud.data.rows import Catalog, ImageRow
+from twinbud.errors import TwinbudError
+from twinbud.models.families.vit import ViTFamily
+from twinbud.settings import run_config
+from twinbud.study.identity import (
+    TRAINING_VERSION,
+    describe_run,
+    identity_of,
+    images_fingerprint,
+    teacher_fingerprint,
+)
+
+GIVEN = {"teacher": "dinov2-small", "threads": 1, "precision": "float32", "data": "here"}
+
+
+def identity(images: str = "images", teacher: str = "teacher", **changes: Any) -> str:
+    config: RunConfig = run_config({**GIVEN, **changes}, output=Path("anywhere"))
+    return identity_of(describe_run(config, images=images, teacher=teacher, family=ViTFamily()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": "there"},
+        {"device": "cpu"},
+        {"evaluate_every": 3},
+        {"skip_broken": True},
+        {"label_column": "class"},
+        {"temperature": 4.0},
+        {"drop_path": 0.0},
+        {"profile": "quick", "image_size": 224, "epochs": 300, "min_steps": 0, "learning_rate": 1.25e-4,
+         "warmup": 1 / 6, "clip_norm": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_where_and_how_a_run_is_told_does_not_change_who_it_is(changes: dict[str, Any]) -> None:
+    assert identity(**changes) == identity()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1}, {"fraction": 0.5}, {"method": "selection"}, {"learning_rate": 1e-3}, {"temperature": 3.0},
+        {"threads": 2}, {"precision": "bf16"}, {"rule": "random"}, {"swap_roles": True}, {"split_seed": 1},
+        {"split_duplicates": True}, {"student": "vit_tiny_patch16_224"}, {"profile": "quick"},
+        {"images": "others"}, {"teacher_": "another"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_changes_numbers_changes_who_it_is(changes: dict[str, Any]) -> None:
+    changes = {("teacher" if name == "teacher_" else name): value for name, value in changes.items()}
+    assert identity(**changes) != identity()
+
+
+def catalog() -> Catalog:
+    rows = tuple(ImageRow(path=f"{n}.png", file=Path(f"{n}.png"), label="ab"[n % 2]) for n in range(4))
+    return Catalog(source="here", rows=rows, classes=("a", "b"))
+
+
+def test_images_are_known_by_pixels_labels_patients_and_order_not_by_paths() -> None:
+    digests, here = ("p", "q", "r", "s"), catalog()
+    print_ = images_fingerprint(here, digests)
+    moved = replace(here, source="there", rows=tuple(replace(r, path=f"x/{r.path}", file=Path("y")) for r in here.rows))
+    assert images_fingerprint(moved, digests) == print_
+    relabelled = replace(here, rows=(replace(here.rows[0], label="b"), *here.rows[1:]))
+    with_patient = replace(here, rows=(replace(here.rows[0], patient_id="7"), *here.rows[1:]))
+    divided = replace(here, rows=(replace(here.rows[0], split="test"), *here.rows[1:]))
+    for other in (relabelled, with_patient, divided):
+        assert images_fingerprint(other, digests) != print_
+    assert images_fingerprint(here, ("p", "q", "s", "r")) != print_
+
+
+def test_a_teacher_in_files_is_known_by_what_is_in_them(tmp_path: Path) -> None:
+    first, again = save_vit_teacher(tmp_path / "first"), save_vit_teacher(tmp_path / "again")
+    other = save_vit_teacher(tmp_path / "other", seed=1)
+    assert teacher_fingerprint(first) == teacher_fingerprint(again)
+    assert teacher_fingerprint(first) != teacher_fingerprint(other)
+    file = f"vit_tiny_patch16_224@{tmp_path}/first/model.safetensors"
+    assert teacher_fingerprint(file).startswith("vit_tiny_patch16_224@sha256:")
+    assert str(tmp_path) not in teacher_fingerprint(first) + teacher_fingerprint(file)
+    assert teacher_fingerprint("dinov2-small") == "dinov2-small"
+    with pytest.raises(TwinbudError, match="expected the teacher's files, got no such file"):
+        teacher_fingerprint("vit_tiny_patch16_224@none.safetensors")
+
+
+def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
+    """Records of an earlier version are made anew; whoever changes numbers on purpose comes by here."""
+    golden = json.loads((Path(__file__).parents[1] / "training" / "golden_losses.json").read_text())
+    cases = ("vit dual", "vit selection", "convnext dual", "convnext selection")
+    losses = [[f"{step['loss']:.4f}" for step in golden[case]] for case in cases]
+    checksum = hashlib.sha256(json.dumps(losses).encode()).hexdigest()[:16]
+    assert {TRAINING_VERSION: checksum} == {1: "2654c1d7059daf86"}

@@ -1,0 +1,72 @@
+"""The paper's numbers as it prints them, and in what our runs differ from its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from twinbud.study.paper import Circumstances, differences, paper_accuracy, paper_cost
+
+VIT, CONVNEXT = "vit_small -> vit_tiny", "convnext_tiny -> convnext_femto"
+BRAIN = ("glioma", "meningioma", "notumor", "pituitary")
+THEIRS = Circumstances(
+    data="brain-mri",
+    classes=BRAIN,
+    num_images=7020,
+    teacher="vit_small_patch16_224.augreg_in21k",
+    student="vit_tiny_patch16_224",
+    paper_pair=VIT,
+    settings={"image_size": 224, "alpha": 0.6, "beta": 0.9, "temperature": 4.0},
+    epochs=300,
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        (("tables 2-4", "chest-xray", VIT, "Ours", 0.01), (0.750, 0.012)),
+        (("tables 2-4", "lung-ct", CONVNEXT, "CM4", 0.1), (0.868, 0.005)),
+        (("tables 2-4", "brain-mri", CONVNEXT, "CM1", 0.05), (0.766, 0.017)),
+        (("table 5", "lung-ct", CONVNEXT, "Ours_Swap", 0.01), (0.787, 0.013)),
+        (("table 6", "brain-mri", VIT, "Ours (CS-KD)", 0.05), (0.792, 0.012)),
+        (("table 7", "brain-mri", VIT, "Ours (random w/o consistency)", 0.05), (0.771, 0.028)),
+        (("table 6", "brain-mri", CONVNEXT, "CM1", 0.05), None),
+        (("tables 2-4", "brain-mri", VIT, "Ours", 0.2), None),
+    ],
+)
+def test_numbers_are_those_the_paper_prints(place: Any, number: tuple[float, float] | None) -> None:
+    assert paper_accuracy(*place) == number
+
+
+def test_costs_are_those_the_paper_prints() -> None:
+    cost = paper_cost("table 8", "brain-mri", VIT, "CM1", 0.01)
+    assert cost == {"peak_memory_mib": 2378, "train_seconds": 670}
+
+
+def test_the_papers_own_circumstances_differ_in_nothing() -> None:
+    assert differences(THEIRS) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "said"),
+    [
+        ({"classes": BRAIN[:3]}, ["classes"], "glioma, meningioma, notumor instead of glioma"),
+        ({"num_images": 1124}, ["images"], "1,124 instead of 7,023"),
+        ({"teacher": "dinov2-small", "student": "half"}, ["pair"], "dinov2-small → half instead of vit_small"),
+        ({"epochs": 40}, ["epochs"], "40 instead of 300"),
+        ({"settings": {**THEIRS.settings, "image_size": 112}}, ["image size"], "112 instead of 224 pixels"),
+        ({"settings": {**THEIRS.settings, "alpha": 0.2, "beta": 0.5}}, ["alpha", "beta"], "0.2 instead of 0.6"),
+        ({"paper_pair": CONVNEXT}, ["pair", "temperature"], "4 instead of 3"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_difference_is_named_and_told(changes: dict[str, Any], words: list[str], said: str) -> None:
+    found = differences(replace(THEIRS, **changes))
+    assert list(found) == words
+    assert said in "; ".join(found.values())
+
+
+def test_a_set_that_the_paper_has_not_differs_in_nothing_it_says() -> None:
+    assert differences(replace(THEIRS, data="phantom", classes=("a", "b"), num_images=800)) == {}

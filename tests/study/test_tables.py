@@ -1,0 +1,257 @@
+"""Tables: what stands in a row, what is compared with what, and what is said of what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies import make_up_records, recipe_content, save_recipe
+from twinbud.errors import TwinbudError
+from twinbud.study.recipe import Recipe, read_recipe
+from twinbud.study.records import RunsFolder
+from twinbud.study.statistics import paired_difference, spread
+from twinbud.study.tables import Row, Tables
+from twinbud.study.write import collect, write_tables
+
+BRAIN = {"num_images": 7020, "classes": ["glioma", "meningioma", "notumor", "pituitary"]}
+ACCURACY = {"dual": 0.75, "selection": 0.7, "timm": 0.6}
+VIT = {
+    "teacher": "vit_small_patch16_224.augreg_in21k",
+    "student": "vit_tiny_patch16_224",
+    "paper": "vit_small -> vit_tiny",
+}
+PAPER = {"table": "tables 2-4", "methods": {"dual": "Ours", "selection": "CM1", "timm": "CM2"}}
+
+
+def recipe_of(folder: Path, **changes: Any) -> Recipe:
+    """The paper's ViT pair on brain-mri at 5 %, three methods, five samplings."""
+    content = recipe_content(
+        "–",
+        pairs={"vit": VIT},
+        grid={"data": ["brain-mri"], "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05], "sampling": 5},
+        settings={"threads": 1, "precision": "float32"},
+        paper=PAPER,
+    )
+    return read_recipe(save_recipe(folder / "small.yaml", {**content, **changes}))
+
+
+def tables_of(folder: Path, recipe: Recipe | None = None, **made_up: Any) -> Tables:
+    recipe = recipe or recipe_of(folder)
+    runs = RunsFolder(folder / "runs")
+    make_up_records(recipe, runs, **{"images": {"brain-mri": BRAIN}, "accuracy": ACCURACY, **made_up})
+    return collect(recipe, runs)
+
+
+def rows_of(tables: Tables) -> dict[str, Row]:
+    (section,) = tables.sections
+    return {row.coordinates["method"]: row for row in section.rows}
+
+
+def accuracies(row: Row) -> dict[int, float]:
+    return {s: run.record["metrics"]["accuracy"] for s, run in row.runs.items() if run.record is not None}
+
+
+def test_a_row_is_the_mean_of_its_samplings_and_the_paired_difference_to_the_baseline(tmp_path: Path) -> None:
+    rows = rows_of(tables_of(tmp_path))
+    for method, row in rows.items():
+        assert row.measures["accuracy"] == spread(list(accuracies(row).values()))
+        expected = paired_difference(accuracies(row), accuracies(rows["selection"]))
+        assert row.difference == (None if method == "selection" else expected)
+        assert row.is_baseline == (method == "selection")
+    assert rows["dual"].difference is not None
+    assert rows["dual"].difference.verdict == "higher"
+    assert rows["timm"].difference is not None
+    assert rows["timm"].difference.verdict == "lower"
+
+
+def test_the_papers_number_stands_beside_where_the_circumstances_are_its_own(tmp_path: Path) -> None:
+    (section,) = tables_of(tmp_path).sections
+    assert section.paper_head == "paper"
+    assert [row.paper for row in section.rows] == [(0.774, 0.019), (0.766, 0.014), (0.741, 0.010)]
+
+
+@pytest.mark.parametrize(
+    ("made_up", "head"),
+    [
+        ({"profile": "quick"}, "paper (different: image size, epochs)"),
+        ({"images": {"brain-mri": {**BRAIN, "classes": ["no tumor", "tumor"]}}}, "paper (different: classes)"),
+        ({"images": {"brain-mri": {**BRAIN, "num_images": 800}}}, "paper (different: images)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_papers_column_says_in_what_its_runs_differ(made_up: dict[str, Any], head: str, tmp_path: Path) -> None:
+    (section,) = tables_of(tmp_path, **made_up).sections
+    assert section.paper_head == head
+    write_tables(tmp_path / "small.yaml", tmp_path / "runs")
+    assert f"| {head} |" in (tmp_path / "runs" / "tables" / "small.md").read_text()
+
+
+def test_another_pair_is_named_and_a_pair_that_stands_for_none_has_no_column(tmp_path: Path) -> None:
+    other = {"vit": {"teacher": "dinov2-small", "student": "half", "paper": VIT["paper"]}}
+    (section,) = tables_of(tmp_path, recipe_of(tmp_path, pairs=other)).sections
+    assert section.paper_head == "paper (different: pair)"
+    (tmp_path / "none").mkdir()
+    alone = {"vit": {"teacher": "dinov2-small", "student": "half"}}
+    (section,) = tables_of(tmp_path / "none", recipe_of(tmp_path / "none", pairs=alone)).sections
+    assert section.paper_head is None
+
+
+def test_missing_and_failed_runs_are_counted_and_their_reasons_told(tmp_path: Path) -> None:
+    tables = tables_of(tmp_path, missing=[("dual", 3)], failed=[("dual", 4), ("selection", 0)])
+    rows = rows_of(tables)
+    assert rows["dual"].samplings == "3 of 5, 1 failed"
+    assert rows["timm"].samplings == "5"
+    assert rows["dual"].difference is not None
+    assert (rows["dual"].difference.count, rows["dual"].difference.verdict) == (2, None)
+    assert tables.failures == {"step 3: expected a finite loss, got nan.": 2}
+    write_tables(tmp_path / "small.yaml", tmp_path / "runs")
+    text = (tmp_path / "runs" / "tables" / "small.md").read_text()
+    assert "- Failed (2): step 3: expected a finite loss, got nan." in text
+    assert ", 2 pairs | – | 3 of 5, 1 failed |" in text
+
+
+def test_fewer_than_five_samplings_have_no_verdict_and_one_has_no_deviation(tmp_path: Path) -> None:
+    for number, expected in ((4, r"\| \+0\.\d{3} \(.+ to .+\) \| – \| 4 \|"), (1, r"\| 0\.\d{3} \| .0\.\d{3} \| – \|")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        recipe = recipe_of(folder)
+        grid = {axis: list(values) for axis, values in recipe.grid.items()} | {"sampling": number}
+        tables = tables_of(folder, recipe_of(folder, grid=grid))
+        assert all(row.difference is None or row.difference.verdict is None for row in rows_of(tables).values())
+        write_tables(folder / "small.yaml", folder / "runs")
+        assert re.search(expected, (folder / "runs" / "tables" / "small.md").read_text())
+
+
+def sweep_tables(folder: Path) -> Tables:
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["dual"], "fraction": [0.05, 0.1], "sampling": 5}
+    sweeps = {"alpha": [0.2, 0.6], "temperature": [1, 4]}
+    recipe = recipe_of(folder, grid=grid, sweeps=sweeps, baseline={}, paper={})
+    return tables_of(folder, recipe)
+
+
+def test_a_sweep_is_compared_with_its_default_which_all_sweeps_share(tmp_path: Path) -> None:
+    tables = sweep_tables(tmp_path)
+    assert [section.coordinates["sweep"] for section in tables.sections] == ["alpha", "temperature"]
+    defaults = []
+    for section in tables.sections:
+        for row in section.rows:
+            assert row.is_baseline == (row.coordinates["value"] in (0.6, 4))
+            assert (row.difference is None) == row.is_baseline
+        defaults.append([accuracies(row) for row in section.rows if row.is_baseline])
+    assert defaults[0] == defaults[1], "one run is the default of both"
+    assert len(list((tmp_path / "runs" / "records").iterdir())) == 3 * 2 * 5
+
+
+def test_pairs_can_be_compared_with_one_of_them(tmp_path: Path) -> None:
+    grid = {"data": ["brain-mri"], "pair": ["vit", "big"], "method": ["dual"], "fraction": [0.05], "sampling": 5}
+    pairs = {"vit": VIT, "big": {**VIT, "teacher": "vit_base_patch16_224.augreg_in21k"}}
+    recipe = recipe_of(tmp_path, grid=grid, pairs=pairs, baseline={"pair": "vit"})
+    (section,) = tables_of(tmp_path, recipe).sections
+    assert [(row.coordinates["pair"], row.is_baseline) for row in section.rows] == [("vit", True), ("big", False)]
+    assert section.baseline == "vit"
+
+
+def test_the_files_hold_what_the_table_says(tmp_path: Path) -> None:
+    tables = tables_of(tmp_path, failed=[("timm", 2)])
+    paths = write_tables(tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out")
+    assert [path.name for path in paths] == ["small.md", "small.csv", "small.json", "small.html"]
+    rows = rows_of(tables)
+    read = list(csv.DictReader(io.StringIO((tmp_path / "out" / "small.csv").read_text())))
+    assert [row["method"] for row in read] == list(rows)
+    for row in read:
+        measured = rows[row["method"]].measures["accuracy"]
+        assert measured is not None
+        assert float(row["accuracy"]) == measured.mean
+    assert (read[2]["samplings"], read[2]["missing"], read[2]["failed"]) == ("4", "1", "1")
+    content = json.loads((tmp_path / "out" / "small.json").read_text())
+    found, _, third = content["sections"][0]["rows"]
+    assert {int(s): run["metrics"]["accuracy"] for s, run in found["samplings"].items()} == accuracies(rows["dual"])
+    assert third["samplings"]["2"] == {"missing": "step 3: expected a finite loss, got nan."}
+    text = (tmp_path / "out" / "small.md").read_text()
+    assert "The intervals are over samplings, one split" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table[:5]}) == 1
+
+
+def test_a_page_opens_offline_with_every_figure_once(tmp_path: Path) -> None:
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05, 0.1], "sampling": 5}
+    tables_of(tmp_path, recipe_of(tmp_path, grid=grid, title="<b>&"))
+    (tmp_path / "sweep").mkdir()
+    sweep_tables(tmp_path / "sweep")
+    for folder, titles in (
+        (tmp_path, ("Accuracy against labels", "Confusion: 10\u00a0% · dual", "Time and memory")),
+        (tmp_path / "sweep", ("Accuracy against alpha", "Accuracy against temperature")),
+    ):
+        write_tables(folder / "small.yaml", folder / "runs")
+        page = (folder / "runs" / "tables" / "small.html").read_text()
+        assert not re.search(r"""(src|href)\s*=\s*["'](?!#|data:)""", page.replace('xlink:href="#', 'href="#'))
+        ids = re.findall(r'\bid="([^"]+)"', page)
+        assert len(ids) == len(set(ids))
+        assert page.count("<svg") == len(titles)
+        for title in titles:
+            assert f"<h3>{title}</h3>" in page
+        assert "<b>&</" not in page
+
+
+def test_architectures_are_the_papers(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "paper" / "table1.yaml"
+    write_tables(recipe, tmp_path / "none", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "table1.json").read_text())
+    found = {(one["pair"], one["role"]): one for one in content["architectures"]}
+    for pair, role, millions in (
+        ("vit", "teacher", 21.67),
+        ("vit", "student", 5.53),
+        ("convnext", "teacher", 27.82),
+        ("convnext", "student", 4.83),
+    ):
+        assert found[pair, role]["agrees"] is True
+        assert found[pair, role]["num_parameters"] / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_tables_before_any_run_is_done_are_told_in_one_line(tmp_path: Path) -> None:
+    recipe, folder = recipe_of(tmp_path), RunsFolder(tmp_path / "runs")
+    with pytest.raises(TwinbudError, match="expected the runs folder of 'twinbud study', got no such folder"):
+        collect(recipe, folder)
+    folder.create()
+    with pytest.raises(TwinbudError, match=r"expected a finished run, got none of small\. Run: twinbud study small"):
+        collect(recipe, folder)
+    everything = [(method, sampling) for method in ACCURACY for sampling in range(5)]
+    with pytest.raises(TwinbudError, match=r"expected a finished run, got none of 15\."):
+        tables_of(tmp_path, missing=everything)
+
+
+def test_tables_of_a_recipe_that_has_changed_are_refused(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    with pytest.raises(TwinbudError, match="small: expected the recipe that the runs were asked for with"):
+        collect(
+            recipe_of(tmp_path, settings={"threads": 1, "precision": "float32", "epochs": 3}),
+            RunsFolder(tmp_path / "runs"),
+        )
+    path = tmp_path / "small.yaml"
+    recipe_of(tmp_path)
+    path.write_text(f"# only a comment\n{path.read_text()}")
+    assert collect(read_recipe(path), RunsFolder(tmp_path / "runs")).sections
+
+
+def test_a_corrupt_record_is_missing_and_named_and_one_of_other_images_is_refused(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    recipe, folder = recipe_of(tmp_path), RunsFolder(tmp_path / "runs")
+    first, *_ = sorted((folder.path / "records").iterdir())
+    text = first.read_text()
+    first.write_text(text[:-9])
+    tables = collect(recipe, folder)
+    assert sum(row.num_done for row in rows_of(tables).values()) == 14
+    assert tables.notes == (
+        f"{first}: a file that cannot be read, counted as missing; the next study makes it anew",
+    )  # fmt: skip
+    first.write_text(text)
+    marker = folder.path / "study.json"
+    marker.write_text(marker.read_text().replace("fingerprint of brain-mri", "fingerprint of others"))
+    with pytest.raises(TwinbudError, match="expected a record made with the images that its folder names"):
+        collect(recipe, folder)
