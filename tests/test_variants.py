@@ -15,7 +15,9 @@ import yaml
 from command import refusal, train, trained
 from command import twinbud as command
 from twinbud.config import Distillation
+from twinbud.materials import origin_key
 from twinbud.settings import numeric_settings, run_config
+from twinbud.study.estimate import measure_step
 from twinbud.training.step import TrainingStep
 
 VARIANTS = [variant for variant in get_args(Distillation) if variant != "skd"]
@@ -144,6 +146,26 @@ def test_an_auxiliary_is_built_only_where_it_is_used(
 ) -> None:
     settings = {"data": "phantom", "teacher": "dinov2-small"} | model | training
     assert run_config(settings, output=tmp_path).auxiliary == built
+
+
+def test_runs_of_one_process_do_not_share_an_auxiliary_that_only_one_of_them_has(tmp_path: Path) -> None:
+    settings = {"data": "phantom", "teacher": "dinov2-small"}
+    keys = [
+        origin_key(run_config(settings | {"distillation": variant}, output=tmp_path))
+        for variant in ("skd", "cs-kd", "tf-kd-reg")
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("distillation", VARIANTS)
+def test_a_study_can_tell_how_long_a_variant_takes(shared_teacher: str, tmp_path: Path, distillation: str) -> None:
+    settings = {
+        "data": "phantom", "teacher": shared_teacher, "image_size": 28, "batch_size": 4, "distillation": distillation,
+        "precision": "float32",
+    }  # fmt: skip
+    config = run_config(settings, output=tmp_path)
+    assert measure_step(config) > 0
+    assert config.training.num_phases == (2 if distillation == "tf-kd-self" else 1)
 
 
 def test_both_phases_of_tf_kd_self_are_counted(

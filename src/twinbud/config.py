@@ -31,6 +31,7 @@ Auto = Literal["auto"]
 
 MAX_IMAGE_SIZE = 4096
 """Pixels a side; no classifier takes larger images, and who asks for more asks for memory."""
+
 _APART_FROM_TEACHER: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
 """Variants whose targets come from a trained copy of S or from a formula: the teacher gives them no S′."""
 
@@ -146,6 +147,11 @@ class TrainingConfig(_Settings):
     evaluate_every: int | None = _doc(None, "Also test S every N epochs; the last epoch stays the result.")
     device: Device = _doc("auto", "Where to train; auto: the GPU if there is one.")
     threads: int | None = _doc(None, "CPU threads; none: PyTorch's choice.")
+
+    @property
+    def num_phases(self) -> int:
+        """How often the planned steps are taken: twice where S′ is trained beforehand."""
+        return 2 if self.distillation == "tf-kd-self" else 1
 
     def _check(self) -> None:
         _require(1 <= self.image_size <= MAX_IMAGE_SIZE, "image_size", f"1 to {MAX_IMAGE_SIZE} pixels", self.image_size)

@@ -130,7 +130,9 @@ def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
 
 def precision_so_far(config: RunConfig) -> str | None:
     """What a run that goes on was computed in, if it left a checkpoint."""
-    return saved_identity(config.output / CHECKPOINTS).get("precision") if config.resume else None
+    folder = config.output / CHECKPOINTS
+    identity = (saved_identity(folder) or saved_identity(folder / BEFOREHAND)) if config.resume else {}
+    return identity.get("precision")
 
 
 def describe(job: Job, folder: Path) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
         std=design.std,
     )
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
-    train_student = fit_in_two_phases if job.config.training.distillation == "tf-kd-self" else fit
+    train_student = fit_in_two_phases if job.config.training.num_phases == 2 else fit
     with keeper.listening(), history_writer(folder, keeper.records) as record:
         return train_student(
             job.twins,
@@ -187,7 +189,7 @@ def open_keeper(job: Job, progress: Progress) -> Keeper:
         "initial weights": job.origin.fingerprint(),
     }
     folder, seconds, beforehand = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds, None
-    if job.config.training.distillation == "tf-kd-self":
+    if job.config.training.num_phases == 2:
         first = CheckpointFolder(folder / BEFOREHAND, identity)
         found = newest_checkpoint(first, job.config, progress, "training S′ beforehand")
         beforehand = Keeper(first, found, seconds, keeps_last=True)

@@ -81,7 +81,7 @@ def _foreign(folder: Path) -> list[str]:
 
 def _ways_on(folder: Path) -> str:
     """What to do about an unfinished run."""
-    if any((folder / CHECKPOINTS).glob("step-*")):
+    if any((folder / CHECKPOINTS).rglob("step-*")):
         return "Go on with it with --resume, or train it anew with --force"
     return "Train it again with --force"
 

@@ -11,7 +11,6 @@ import pytest
 
 from studies import recipe_content, save_recipe
 from twinbud.errors import TwinbudError
-from twinbud.settings import setting_names
 from twinbud.study.grid import plan_cells, read_choices
 from twinbud.study.recipe import Recipe, read_recipe
 
@@ -20,7 +19,6 @@ NUM_RUNS = {
     "tables-2-4": 450, "table5": 270, "figure6": 270, "table6": 315, "table7": 180, "table8": 6, "controls": 75,
     "teacher-capacity": 90,
 }  # fmt: skip
-WAITING_FOR = {"table6": "distillation", "controls": "auxiliary"}
 
 
 def small(tmp_path: Path, **changes: Any) -> Recipe:
@@ -29,8 +27,6 @@ def small(tmp_path: Path, **changes: Any) -> Recipe:
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_every_recipe_of_the_paper_is_one_and_asks_for_as_many_runs_as_it_should(path: Path) -> None:
-    if WAITING_FOR.get(path.stem, "data") not in setting_names():
-        pytest.skip(f"there is no setting {WAITING_FOR[path.stem]} yet")
     recipe = read_recipe(path)
     if path.stem == "table1":
         assert recipe.architectures == ("vit", "convnext", "dinov2")
@@ -41,8 +37,6 @@ def test_every_recipe_of_the_paper_is_one_and_asks_for_as_many_runs_as_it_should
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_no_recipe_of_the_paper_has_a_random_teacher(path: Path) -> None:
-    if WAITING_FOR.get(path.stem, "data") not in setting_names():
-        pytest.skip(f"there is no setting {WAITING_FOR[path.stem]} yet")
     for pair in read_recipe(path).pairs.values():
         assert pair.teacher == "dinov2-small" or "." in pair.teacher, "a tag names the weights"
         assert "local-dir:" not in pair.teacher

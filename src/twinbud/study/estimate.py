@@ -25,7 +25,7 @@ from twinbud.training.precision import choose_device, choose_precision
 _NUM_STEPS = 6
 _TEST_SHARE = 1 / 3
 """What predicting an image takes of what training on it takes: a forward pass of the forward and two backward ones."""
-_SHAPE = ("teacher", "student", "image_size", "batch_size", "threads", "precision")
+_SHAPE = ("teacher", "student", "distillation", "image_size", "batch_size", "threads", "precision")
 """The settings that decide how long a step takes, besides whether there is an S′."""
 
 
@@ -61,7 +61,7 @@ class Estimate:
 
 
 def measure_step(config: RunConfig) -> float:
-    """Median seconds of a training step after the first."""
+    """Median seconds of a training step after the first; of the second phase, where there are two."""
     training = config.training
     design = design_student(read_teacher_card(config.model.teacher or ""), config.model.student)
     device = choose_device(training.device)
@@ -71,7 +71,8 @@ def measure_step(config: RunConfig) -> float:
         twins = build_baseline(design, "timm", image_size=training.image_size, num_classes=4, seed=seed)
         return twins.student.to(device)
 
-    auxiliary = student(1).eval().requires_grad_(False) if config.model.method == "dual" else None
+    is_trained_beforehand = training.num_phases == 2
+    has_auxiliary = config.auxiliary != "none" or is_trained_beforehand
     size = training.image_size
     data = LabelledImages(
         images_NCSS=torch.zeros((training.batch_size, 3, size, size), dtype=torch.uint8, device=device),
@@ -85,11 +86,15 @@ def measure_step(config: RunConfig) -> float:
         temperature=family.temperature,
         drop_path=family.drop_path,
     )
-    twins = Twins(student=student(0), auxiliary=auxiliary)
+    twins = Twins(
+        student=student(0),
+        auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
+        frozen=config.auxiliary == "frozen" or is_trained_beforehand,
+    )
     history = fit(twins, data, short, bf16=choose_precision(training.precision, device).bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
 
 
 def _shape(config: RunConfig) -> tuple[Any, ...]:
     values = {**vars(config.model), **vars(config.training)}
-    return config.model.method == "dual", *(values[name] for name in _SHAPE)
+    return config.auxiliary == "none", *(values[name] for name in _SHAPE)

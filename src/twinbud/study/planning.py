@@ -114,7 +114,7 @@ class _Planner:
             facts=facts,
             coordinates=cell.coordinates,
             settings=settings,
-            num_steps=plan_steps(config.training, num_labelled).num_steps,
+            num_steps=config.training.num_phases * plan_steps(config.training, num_labelled).num_steps,
             num_test=num_test,
             is_default=cell.default is not None
             and facts == self._facts(cell.data, checked_config({**cell.default, "data": place})),

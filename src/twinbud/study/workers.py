@@ -243,7 +243,8 @@ class _Clock:
         if message.kind == "stepped" and message.num_steps:
             self.start = self.start or time.monotonic()
             self.begun.setdefault(message.identity, message.num_steps)  # a resumed run begins late
-            self.reached[message.identity] = message.num_steps
+            # a second phase counts from one again
+            self.reached[message.identity] = max(message.num_steps, self.reached.get(message.identity, 0))
         elif message.kind == "done" and message.identity in self.begun:
             self.reached[message.identity] = message.num_steps
 
