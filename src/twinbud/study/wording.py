@@ -140,7 +140,8 @@ def _difference(row: Row) -> str:
     text, interval = _signed(row.difference.mean), row.difference.interval
     if interval is not None:
         text += f" ({_signed(interval[0])} to {_signed(interval[1])})"
-    return text if row.difference.count == row.num_done else f"{text}, {row.difference.count} pairs"
+    count = row.difference.count
+    return text if count == row.num_done else f"{text}, {count} pair{'s' if count != 1 else ''}"
 
 
 def _verdict(row: Row) -> str:
