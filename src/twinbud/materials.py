@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, cast
 
 from twinbud.config import RunConfig
@@ -17,8 +18,12 @@ _KEPT: dict[Kind, int] = {"catalog": 1, "images": 1, "origin": 8}
 """How many of each are kept: a set of images may fill a gigabyte, the weights of a small student do not."""
 
 
+_TRIED_AGAIN_SECONDS = 60.0
+"""A hub that does not answer costs its timeout this often, and not once a run."""
+
+
 class Materials:
-    """Remembers what was opened, and what could not be, for the next run that asks for the same."""
+    """Remembers what was opened and, for a minute, what could not be, for the next run that asks for the same."""
 
     def __init__(self) -> None:
         self.made: dict[Kind, OrderedDict[Hashable, object]] = {kind: OrderedDict() for kind in _KEPT}
@@ -32,21 +37,32 @@ class Materials:
             make: Opens it; what it returns must not be changed by those who share it.
 
         Raises:
-            TwinbudError: ``make`` raised it, now or when it was first called.
+            TwinbudError: ``make`` raised it, now or less than a minute ago.
         """
         kept = self.made[kind]
+        trouble = kept.get(key)
+        if isinstance(trouble, _Trouble) and time.monotonic() - trouble.when > _TRIED_AGAIN_SECONDS:
+            del kept[key]
         if key not in kept:
             while len(kept) >= _KEPT[kind]:
                 kept.popitem(last=False)  # before its successor is opened, so that both never fill the memory
             try:
                 kept[key] = make()
             except TwinbudError as error:
-                kept[key] = error
+                kept[key] = _Trouble(error, time.monotonic())
         kept.move_to_end(key)
         found = kept[key]
-        if isinstance(found, TwinbudError):
-            raise found
+        if isinstance(found, _Trouble):
+            raise found.error
         return cast(Made, found)
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """What could not be opened, and when that was tried."""
+
+    error: TwinbudError
+    when: float
 
 
 def source_key(config: RunConfig) -> Hashable:

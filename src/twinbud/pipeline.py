@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,14 @@ class Job:
 def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
     """Read and divide the images, open the teacher, build the twins; cheap mistakes are found first."""
     device = choose_device(config.training.device)
-    listed = materials.once("catalog", source_key(config), lambda: read_catalog(config.data))
+    listed = list_images(config, materials)
     check_split_file(listed, config.data)
     origin = materials.once("origin", origin_key(config), lambda: open_origin(config))
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    catalog, pixels = materials.once("images", images_key(config), lambda: decode_images(listed, config, progress))
+    catalog, pixels = open_images(config, progress, materials)
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
+    gc.collect()  # the networks of an earlier run hang in cycles, and would count as memory of this one
     family = origin.design.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     return Job(
@@ -125,6 +127,18 @@ def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
         device=device,
         precision=choose_precision(training.precision, device, so_far=precision_so_far(config)),
         compilation=choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps),
+    )
+
+
+def list_images(config: RunConfig, materials: Materials) -> Catalog:
+    """The images of the run's source, not opened yet."""
+    return materials.once("catalog", source_key(config), lambda: read_catalog(config.data))
+
+
+def open_images(config: RunConfig, progress: Progress, materials: Materials) -> tuple[Catalog, Pixels]:
+    """The images that can be read, and their pixels."""
+    return materials.once(
+        "images", images_key(config), lambda: decode_images(list_images(config, materials), config, progress)
     )
 
 

@@ -167,6 +167,16 @@ def stage_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     return kind(**{name: read_value(name, settings[name], hints[name]) for name in hints if name in settings})
 
 
+def read_setting(name: str, value: Any) -> Any:
+    """A setting's value as its type, whatever the stage.
+
+    Raises:
+        TwinbudError: See ``read_value``.
+    """
+    hints = [hints[name] for kind in STAGES.values() if name in (hints := get_type_hints(kind))]
+    return read_value(name, value, hints[0])
+
+
 def read_value(name: str, value: Any, hint: Any) -> Any:
     """``value``, or what its word says, as the type ``hint``; a choice is checked by the stage itself.
 

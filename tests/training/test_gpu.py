@@ -32,7 +32,11 @@ def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig 
     data = LabelledImages(
         images_NCSS=images.to(device), labels_N=(torch.arange(10) % 3).to(device), mean=(0.5,) * 3, std=(0.25,) * 3
     )
-    pair = [random_model("vit_tiny_patch16_224", seed, num_classes=3, **VIT).to(device) for seed in (0, 1)]
+    drop = 0.0 if config.drop_path == "auto" else config.drop_path
+    pair = [
+        random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=drop, **VIT).to(device)
+        for seed in (0, 1)
+    ]
     twins = Twins(student=pair[0], auxiliary=pair[1])
     return twins, fit(twins, data, config, compilation=compilation)
 
@@ -49,7 +53,7 @@ def test_a_gpu_computes_what_a_cpu_computes(distillation: Distillation) -> None:
 @pytest.mark.parametrize("distillation", VARIANTS)
 def test_a_recorded_step_does_what_an_ordinary_one_does(distillation: Distillation) -> None:
     """Two shapes of batch, more epochs than ordinary calls, warm-up and drop path: all replayed, nothing lost."""
-    config = replace(SETTINGS, epochs=8, learning_rate=1e-3, warmup=0.5, distillation=distillation)
+    config = replace(SETTINGS, epochs=8, learning_rate=1e-3, warmup=0.5, drop_path=0.1, distillation=distillation)
     (plain, history), (recorded, again) = train("cuda", config=config), train("cuda", RECORDED, config)
     assert [record.loss for record in again.epochs] == pytest.approx([r.loss for r in history.epochs], rel=1e-4)
     for ours, theirs in ((recorded.student, plain.student), (recorded.auxiliary, plain.auxiliary)):

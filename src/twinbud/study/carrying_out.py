@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from twinbud.config import RunConfig
+from twinbud.errors import TwinbudError
 from twinbud.files import read_json
 from twinbud.materials import Materials
-from twinbud.pipeline import train
+from twinbud.pipeline import open_images, train
 from twinbud.progress import Progress
 from twinbud.run_folder import MARKER, METRICS
 from twinbud.settings import run_config
 from twinbud.study.grid import PlannedRun
+from twinbud.study.identity import images_fingerprint, teacher_fingerprint
 from twinbud.study.records import RunsFolder
+from twinbud.training.checkpoint import OtherRunError
 
 _MEASURES = (
     "accuracy", "balanced_accuracy", "auroc_macro", "f1_macro", "mcc", "ece", "brier", "confusion_matrix", "per_class",
@@ -34,6 +39,7 @@ def carry_out(
     *,
     num_workers: int = 1,
     keep_model: bool = False,
+    pixel_cache: bool = True,
 ) -> str:
     """Do a claimed run to its end, from its last checkpoint if there is one, and record it.
 
@@ -46,6 +52,7 @@ def carry_out(
         progress: Where to report.
         num_workers: How many runs share the machine, for the record.
         keep_model: Whether the run folder keeps the trained model.
+        pixel_cache: Whether decoded images are kept for other processes.
 
     Returns:
         One line on how it went.
@@ -55,15 +62,53 @@ def carry_out(
         Stopped: The system asked for a stop.
     """
     place = folder.work(run.identity)
-    if not _has_finished(folder, run):
-        config = run_config(run.settings, output=place, resume=True)
-        train(config, progress, materials=materials)
+    record = _finished(run, place, num_workers)
+    if record is None:
+        config = run_config(run.settings, output=place, resume=True, pixel_cache=pixel_cache)
+        _require_same_material(run, config, materials, progress)
+        try:
+            train(config, progress, materials=materials)
+        except OtherRunError:  # begun on another kind of machine, where steps are computed otherwise
+            shutil.rmtree(place)
+            train(config, progress, materials=materials)
+        record = _finished(run, place, num_workers)
+        assert record is not None, "a run that has ended has its results"
     if not keep_model:
         shutil.rmtree(place / _MODEL, ignore_errors=True)
-    metrics, environment = read_json(place / METRICS), read_json(place / "environment.json")
-    record = make_record(run, metrics, environment | {"num_workers": num_workers})
     folder.write(run.identity, record)
-    return f"accuracy {metrics['accuracy']:.3f}"
+    return f"accuracy {record['metrics']['accuracy']:.3f}"
+
+
+def _finished(run: PlannedRun, place: Path, num_workers: int) -> dict[str, Any] | None:
+    """The record of a run that has ended; None, and nothing left of it, where its results cannot be read."""
+    if (place / MARKER).exists() or not (place / METRICS).exists():
+        return None
+    try:
+        environment = read_json(place / "environment.json") | {"num_workers": num_workers}
+        return make_record(run, read_json(place / METRICS), environment)
+    except (OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(place)
+        return None
+
+
+def _require_same_material(run: PlannedRun, config: RunConfig, materials: Materials, progress: Progress) -> None:
+    """Refuse images and teachers that are not those the run was planned with.
+
+    Raises:
+        TwinbudError: They have changed since the study began.
+    """
+    catalog, pixels = open_images(config, progress, materials)
+    for what, found, planned in (
+        ("images", images_fingerprint(catalog, pixels.digests), run.facts["images"]),
+        ("teacher", teacher_fingerprint(config.model.teacher or ""), run.facts["teacher"]),
+    ):
+        if found != planned:
+            raise TwinbudError(
+                f"the {what} that the study began with",
+                got="others",
+                where=config.data.data if what == "images" else str(config.model.teacher),
+                fix="Put them back, or give the command again",
+            )
 
 
 def make_record(run: PlannedRun, metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,10 +124,5 @@ def make_record(run: PlannedRun, metrics: Mapping[str, Any], environment: Mappin
         "classes": list(metrics["per_class"]),
         "metrics": {name: metrics[name] for name in _MEASURES},
         "cost": {name: metrics[name] for name in _COST},
-        "environment": {name: value for name, value in environment.items() if name != "commit"},
+        "environment": dict(environment),
     }
-
-
-def _has_finished(folder: RunsFolder, run: PlannedRun) -> bool:
-    place = folder.work(run.identity)
-    return (place / METRICS).exists() and not (place / MARKER).exists()

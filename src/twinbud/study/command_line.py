@@ -22,6 +22,8 @@ def study_options(parser: ArgumentParser) -> None:
     text = "Do these runs only, such as fraction=0.05 or sampling=0,1,2. Can be given several times."
     parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=text)
     parser.add_argument("--keep-models", action="store_true", help="Keep the trained model of every run.")
+    text = "Keep no decoded images in the cache folder; each worker then decodes them for itself."
+    parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
     parser.add_argument("--dry-run", action="store_true", help="Only say what would be run, and how long it takes.")
 
 
@@ -50,6 +52,7 @@ def study(chosen: Namespace) -> None:
         profile=chosen.profile,
         num_workers=chosen.workers,
         keep_models=chosen.keep_models,
+        pixel_cache=chosen.pixel_cache,
     )
     progress = TerminalProgress()
     planned = plan_study(order, progress)

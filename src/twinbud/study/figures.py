@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -107,13 +108,18 @@ def _by_labels(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         )
 
 
+def _words_last(value: Any) -> tuple[bool, Any]:
+    """Orders numbers before words such as ``auto``."""
+    return (False, value) if isinstance(value, int | float) else (True, str(value))
+
+
 def _sweep(section: Section, rows: Sequence[Row], name: str) -> Drawing:
     """A curve a fraction, its range shaded, and the accuracy of the default dashed, as in the paper's Fig. 6."""
     setting = str(section.coordinates["sweep"])
-    values = sorted({row.coordinates["value"] for row in rows})
+    values = sorted({row.coordinates["value"] for row in rows}, key=_words_last)
     lines: dict[str, dict[int, Row]] = {}
     for row in rows:
-        others = [axis for axis in section.axes if axis not in ("value", "method")]
+        others = [axis for axis in section.axes if axis != "value"]
         label = " · ".join(axis_value(axis, row.coordinates) for axis in others) or str(row.coordinates["method"])
         lines.setdefault(label, {})[values.index(row.coordinates["value"])] = row
     with matplotlib.rc_context(STYLE):

@@ -12,7 +12,7 @@ import yaml
 
 from twinbud.config import PROFILES, Profile, RunConfig
 from twinbud.errors import TwinbudError, unknown_choice
-from twinbud.settings import run_config
+from twinbud.settings import read_setting, run_config
 from twinbud.study.recipe import AXES, Recipe
 
 _OUTERMOST = ("data", "pair", "fraction", "sampling", "method")
@@ -137,7 +137,7 @@ def plan_cells(
     if profile is not None and profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
     choices = choices or {}
-    axes = {axis: tuple(choices.get(axis, values)) for axis, values in recipe.grid.items()}
+    axes = {axis: _typed(axis, choices.get(axis, values)) for axis, values in recipe.grid.items()}
     cells = [
         Cell(
             coordinates=coordinates | step,
@@ -177,8 +177,15 @@ def _steps(recipe: Recipe, choices: Mapping[str, Sequence[Any]]) -> list[dict[st
         {"sweep": name, "value": value}
         for name, values in recipe.sweeps.items()
         if name in choices.get("sweep", recipe.sweeps)
-        for value in choices.get(name, values)
+        for value in _typed(name, choices.get(name, values))
     ]
+
+
+def _typed(axis: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    """The values of an axis as the setting's type, each once: YAML reads 1e-2 as text."""
+    if axis in ("data", "pair", "method", "sampling"):
+        return tuple(values)
+    return tuple(dict.fromkeys(read_setting(axis, value) for value in values))
 
 
 def _settings(

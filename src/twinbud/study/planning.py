@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twinbud.config import DataConfig, RunConfig
@@ -82,14 +82,14 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
 
 
 def plan_runs(
-    cells: Iterable[Cell], places: Mapping[str, str], progress: Progress
+    cells: Iterable[Cell], places: Mapping[str, str], progress: Progress, *, pixel_cache: bool = True
 ) -> tuple[tuple[PlannedRun, ...], dict[str, ImageSet]]:
     """The runs to carry out, in order, and what each name of a set stands for.
 
     Raises:
         TwinbudError: Images, a teacher or a student that cannot be used.
     """
-    planner = _Planner(progress)
+    planner = _Planner(progress, pixel_cache)
     runs = tuple(planner.plan(cell, places[cell.data]) for cell in cells)
     return runs, planner.sets
 
@@ -97,8 +97,8 @@ def plan_runs(
 class _Planner:
     """Remembers what the runs of a study share."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, pixel_cache: bool) -> None:
+        self.progress, self.pixel_cache = progress, pixel_cache
         self.sets: dict[str, ImageSet] = {}
         self.teachers: dict[str, str] = {}
         self.families: dict[tuple[str, str], Family] = {}
@@ -127,7 +127,7 @@ class _Planner:
             self.teachers[teacher] = teacher_fingerprint(teacher)
         if name not in self.sets:
             self.progress.note(f"reading {name}: {config.data.data}")
-            self.sets[name] = open_image_set(config, self.progress)
+            self.sets[name] = open_image_set(replace(config, pixel_cache=self.pixel_cache), self.progress)
         images, family = self.sets[name].fingerprint, self.families[teacher, student]
         return describe_run(config, images=images, teacher=self.teachers[teacher], family=family)
 

@@ -17,8 +17,12 @@ from twinbud.study.paper import paper_pairs, paper_tables
 
 AXES = ("data", "pair", "method", "fraction", "sampling")
 """What every grid says; any setting may be a further axis."""
+SHARED = frozenset({"image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels"})
+"""Settings that decide what a set of images is, and so are the same for all runs."""
 RESERVED = frozenset({"data", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"})
 """Settings that the axes, the command line or the machine decide."""
+_UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates"})
+"""Axes along which the labelled images differ, so that nothing on them can be compared image by image."""
 _KEYS = ("title", "profile", "pairs", "methods", "grid", "sweeps", "settings", "baseline", "paper", "architectures")
 
 
@@ -160,12 +164,12 @@ class _Reading:
         for name, given in self.section("methods").items():
             where = f"{self.path}: methods.{name}"
             methods[str(name)] = _mapping(given, where)
-            _known(methods[str(name)], _free_settings(), where)
+            _known(methods[str(name)], _varied_settings(), where)
         return methods
 
     def grid(self) -> Mapping[str, tuple[Any, ...]]:
         given = self.section("grid")
-        _known(given, (*AXES, *_free_settings()), f"{self.path}: grid")
+        _known(given, (*AXES, *_varied_settings()), f"{self.path}: grid")
         values = {axis: self.values(f"grid.{axis}", given[axis]) for axis in given}
         if "sampling" in given and isinstance(given["sampling"], int):
             values["sampling"] = list(range(given["sampling"]))
@@ -176,7 +180,7 @@ class _Reading:
 
     def sweeps(self) -> Mapping[str, tuple[Any, ...]]:
         given = self.section("sweeps")
-        _known(given, _free_settings(), f"{self.path}: sweeps")
+        _known(given, _varied_settings(), f"{self.path}: sweeps")
         return {name: tuple(self.values(f"sweeps.{name}", values)) for name, values in given.items()}
 
     def settings(self) -> Mapping[str, Any]:
@@ -213,7 +217,7 @@ def _check(recipe: Recipe, path: str) -> None:
     _named(recipe.grid["pair"], recipe.pairs, f"{path}: grid.pair")
     _named(recipe.grid["method"], recipe.known_methods, f"{path}: grid.method")
     for axis, value in recipe.baseline.items():
-        _named([axis], recipe.grid, f"{path}: baseline")
+        _named([axis], [axis for axis in recipe.grid if axis not in _UNPAIRED], f"{path}: baseline")
         _named([value], recipe.grid[axis], f"{path}: baseline.{axis}")
     for name in ("threads", "precision"):
         if recipe.settings.get(name) in (None, "auto", "none"):
@@ -233,6 +237,11 @@ def _named(names: Iterable[Any], valid: Collection[Any], where: str) -> None:
 
 def _free_settings() -> tuple[str, ...]:
     return tuple(name for name in setting_names() if name not in RESERVED)
+
+
+def _varied_settings() -> tuple[str, ...]:
+    """Those in which the runs of a recipe may differ."""
+    return tuple(name for name in _free_settings() if name not in SHARED)
 
 
 def _known(given: Mapping[str, Any], valid: tuple[str, ...], where: str) -> None:

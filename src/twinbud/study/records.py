@@ -29,6 +29,8 @@ from twinbud.study.identity import canonical, identity_of
 
 FORMAT = 1
 MARKER = "study.json"
+TABLES = "tables"
+"""Where ``twinbud tables`` writes if it is not told otherwise."""
 _ASKED = ("identity", "profile", "coordinates", "is_default")
 _FOLDERS = ("plans", "records", "failures", "claims", "work", "set-aside")
 
@@ -54,7 +56,7 @@ class RunsFolder:
         """
         if self.path.is_dir():
             held = {path.name for path in self.path.iterdir() if path.suffix != ".draft"}
-            if begun or held - set(_FOLDERS):
+            if begun or held - {*_FOLDERS, TABLES}:
                 self._manifest()
         elif begun or self.path.exists():
             got = "a file" if self.path.exists() else "no such folder"

@@ -32,6 +32,7 @@ class Order:
         profile: Instead of the recipe's own.
         num_workers: Runs at once; None for as many as the cores carry, and one on a GPU.
         keep_models: Whether finished runs keep their trained models.
+        pixel_cache: Whether decoded images are kept in the cache folder, for all workers.
     """
 
     recipe: Path
@@ -41,6 +42,7 @@ class Order:
     profile: Profile | None = None
     num_workers: int | None = None
     keep_models: bool = False
+    pixel_cache: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def plan_study(order: Order, progress: Progress | None = None) -> Study:
     training = checked_config(cells[0].settings).training
     on_gpu = choose_device(training.device).type == "cuda"
     shares = share_cores(order.num_workers, training.threads or 1, on_gpu=on_gpu)
-    runs, sets = plan_runs(cells, places, progress)
+    runs, sets = plan_runs(cells, places, progress, pixel_cache=order.pixel_cache)
     described = {name: images.description for name, images in sets.items()}
     folder.check_images(described)
     return as_it_stands(Study(recipe=recipe, folder=folder, runs=runs, sets=described, shares=shares))
@@ -143,6 +145,7 @@ def carry_out_study(
             threads=checked_config(study.missing[0].settings).training.threads or 1,
             num_workers=len(study.shares),
             keep_models=order.keep_models,
+            pixel_cache=order.pixel_cache,
         )
         Workers(assignment, study.shares[: len(study.missing)], watch).run()
     return as_it_stands(study)

@@ -126,6 +126,8 @@ class Section:
         """What the paper's column is called; it says in what ours differ."""
         if self.differs is None:
             return None
+        if not any(row.num_done for row in self.rows):
+            return "paper (no run yet)"
         return f"paper (different: {', '.join(self.differs)})" if self.differs else "paper"
 
 

@@ -48,6 +48,7 @@ class Assignment:
         threads: Threads of the thread pools.
         num_workers: How many share the machine, for the record.
         keep_models: Whether the run folders keep their trained models.
+        pixel_cache: Whether decoded images are kept for other processes.
     """
 
     folder: RunsFolder
@@ -57,6 +58,7 @@ class Assignment:
     threads: int
     num_workers: int
     keep_models: bool
+    pixel_cache: bool = True
 
 
 def work(assignment: Assignment, reports: Connection) -> None:
@@ -141,6 +143,7 @@ def _take(assignment: Assignment, run: PlannedRun, materials: Materials, tell: _
                 _Reports(tell, run.identity),
                 num_workers=assignment.num_workers,
                 keep_model=assignment.keep_models,
+                pixel_cache=assignment.pixel_cache,
             )
         except Stopped:
             raise

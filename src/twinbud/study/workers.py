@@ -280,9 +280,9 @@ def share_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tuple
     count = (1 if on_gpu else most) if num_workers is None else num_workers
     if count < 1:
         raise TwinbudError("at least one worker", got=str(count), where="--workers")
+    if on_gpu:  # a run on it has threads that decode, fetch and wait besides
+        return ((),) * count
     if count > most:
-        if on_gpu:
-            return ((),) * count
         raise TwinbudError(
             f"at most {most} workers ({len(cores)} cores, {threads} threads a run)",
             got=str(count),

@@ -13,10 +13,11 @@ from twinbud.errors import TwinbudError, explained_writes
 from twinbud.files import write_text
 from twinbud.run_folder import write_json
 from twinbud.study.architectures import list_architectures
+from twinbud.study.identity import TRAINING_VERSION
 from twinbud.study.markdown import architectures_markdown, tables_markdown
 from twinbud.study.page import architectures_page, tables_page
 from twinbud.study.recipe import Recipe, read_recipe
-from twinbud.study.records import CorruptRecordError, RunsFolder
+from twinbud.study.records import TABLES, CorruptRecordError, RunsFolder
 from twinbud.study.tables import Asked, Row, Section, Tables, make_tables
 
 
@@ -32,7 +33,7 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
         TwinbudError: A recipe or a runs folder that cannot be used, or no finished run of the recipe.
     """
     recipe = read_recipe(recipe_path)
-    folder = output or runs / "tables"
+    folder = output or runs / TABLES
     if recipe.architectures:
         architectures = list_architectures(recipe)
         markdown, page = architectures_markdown(recipe, architectures), architectures_page(recipe, architectures)
@@ -78,6 +79,9 @@ def collect(recipe: Recipe, folder: RunsFolder) -> Tables:
             record = _record_on(folder, identity, images[run["coordinates"]["data"]])
         except CorruptRecordError as error:
             notes.append(f"{error.where}: {error.got}, counted as missing; the next study makes it anew")
+        if record is not None and record["facts"]["training_version"] != TRAINING_VERSION:
+            notes.append("runs of an earlier version of the training are counted as missing; the study makes them anew")
+            record = None
         failure = folder.failure(identity) if record is None else None
         asked.append(
             Asked(
@@ -88,10 +92,31 @@ def collect(recipe: Recipe, folder: RunsFolder) -> Tables:
                 reason=failure[1] if failure else None,
             )
         )
+    _require_one_teacher_a_pair(asked, folder)
     if not any(run.record for run in asked):
         got = f"none of {len(asked)}"
         raise TwinbudError("a finished run", got=got, where=str(folder.path), fix=command)
     return make_tables(recipe, asked, images, dict.fromkeys(notes))
+
+
+def _require_one_teacher_a_pair(asked: Sequence[Asked], folder: RunsFolder) -> None:
+    """Refuse to compare runs from two teachers of one name.
+
+    Raises:
+        TwinbudError: The weights of a pair's teacher have changed between its runs.
+    """
+    teachers: dict[Any, str] = {}
+    for run in asked:
+        if run.record is None:
+            continue
+        pair, teacher = run.coordinates["pair"], run.record["facts"]["teacher"]
+        if teachers.setdefault(pair, teacher) != teacher:
+            raise TwinbudError(
+                "one teacher for all runs of a pair",
+                got=f"two for {pair} (its file has changed)",
+                where=str(folder.path),
+                fix="Run the whole study again, or in another --runs",
+            )
 
 
 def _record_on(folder: RunsFolder, identity: str, images: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -62,6 +63,7 @@ def fit_in_two_phases(
         progress=progress,
         label="training S′ beforehand",
     )
+    gc.collect()  # the moments of the first phase
     history = fit(
         Twins(student=twins.student, auxiliary=trained.requires_grad_(False), frozen=True),
         data,

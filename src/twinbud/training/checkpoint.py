@@ -79,6 +79,10 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
 
 
+class OtherRunError(TwinbudError):
+    """A checkpoint that was made with other settings, images or weights."""
+
+
 class CheckpointFolder:
     """Where a run keeps its last two checkpoints.
 
@@ -137,7 +141,7 @@ class CheckpointFolder:
         names = {*identity, *self.identity}
         other = sorted(name for name in names if identity.get(name) != self.identity.get(name))
         if other:
-            raise TwinbudError(
+            raise OtherRunError(
                 "the settings and images that the checkpoint was made with",
                 got=f"other ones ({first_few(other)})",
                 where=str(folder),

@@ -72,6 +72,7 @@ def choose_compilation(requested: Compile, device: torch.device, num_steps: int)
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """``function`` through ``torch.compile``, for one shape of its arguments; random draws are those of eager mode."""
+    torch.compiler.reset()  # what earlier runs of this process compiled counts against a limit, and then nothing is
     made = torch.compile(function, dynamic=False, options={"fallback_random": True})
     return cast("Callable[P, R]", made)
 

@@ -52,7 +52,8 @@ class Recording(Generic[R]):
         arguments = tuple(tensor.clone() for tensor in tensors)
         graph = torch.cuda.CUDAGraph()
         pool = next((other.graph.pool() for other in self.recorded.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
+        # a thread may be fetching the next batch meanwhile, which is no part of the recording
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = self.function(*arguments)
         return _Recorded(graph, arguments, result)
 
