@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can say: the gpu-marked tests, then the rows of gpu_rows.py, as text and JSON.
+# What only a machine with a GPU can say: the gpu-marked tests, the rows of gpu_rows.py, as text and JSON, and
+# Tables 2-4 of the paper at its own size on one set.
 #
 #   benchmarks/gpu.sh SELECTED DATA             SELECTED from `twinbud select`, DATA a folder of class folders
 #   benchmarks/gpu.sh --dry-run SELECTED DATA   the same stages, tiny, on the CPU (also: DEVICE=cpu)
+#
+# The tables need TEACHER, as --teacher spells it; without a hub and wheels, vit_small_patch14_dinov2@FILE.safetensors.
+# FRACTIONS (0.05,0.01,0.1) are done in their order, as far as the time reaches; a second call goes on.
 #
 # Runs from a checkout, without installation and without a network. Results go to $OUT (./gpu-results). Each stage has
 # its own time limit, and a stage that fails or runs over does not stop the next; the exit status counts the failures.
@@ -27,6 +31,8 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
 export TWINBUD_CACHE="${TWINBUD_CACHE:-$OUT/cache}"
 
+TEACHER=${TEACHER:-}
+FRACTIONS=${FRACTIONS:-0.05,0.01,0.1}
 rows=(--device "$DEVICE" --results "$OUT")
 if [ "$DEVICE" = cpu ]; then
     rows+=(--images 32 --test-images 24 --epochs 2 --image-size 56 --repeats 1)
@@ -46,20 +52,40 @@ stage() { # NAME SECONDS COMMAND...: its output to $OUT/NAME.txt, its status and
     tail -n 20 "$OUT/$name.txt"
 }
 
+paper_tables() {
+    local recipe=$OUT/tables-2-4.yaml fraction only=()
+    cp recipes/paper/tables-2-4.yaml "$recipe"
+    sed -i "s#teacher: dinov2-small#teacher: $TEACHER#" "$recipe"
+    if [ "$DEVICE" = cpu ]; then
+        sed -i 's#^settings: {#settings: {image_size: 56, epochs: 1, #' "$recipe"
+        only=(--only method=dual,selection --only sampling=0)
+    fi
+    for fraction in ${FRACTIONS//,/ }; do
+        "$PYTHON" -m twinbud study "$recipe" --data "brain-mri=$DATA" --runs "$OUT/runs" --only data=brain-mri \
+            --only pair=dinov2 --only "fraction=$fraction" "${only[@]}" || return
+        "$PYTHON" -m twinbud tables "$recipe" --runs "$OUT/runs" --output "$OUT/tables" || return
+    done
+}
+
 environment() {
     date -u +%FT%TZ
     git rev-parse HEAD 2>/dev/null || echo "no git"
     nvidia-smi 2>/dev/null || echo "no nvidia-smi"
     "$PYTHON" -c 'import sys, timm, torch; print(sys.version); print("torch", torch.__version__, torch.version.cuda, "timm", timm.__version__); print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no CUDA device")'
 }
-export -f environment
-export PYTHON
+export -f environment paper_tables
+export PYTHON OUT DATA DEVICE TEACHER FRACTIONS
 
 : >"$OUT/stages.txt"
 stage environment 120 bash -c environment
 # no:cacheprovider: the checkout may be read-only
 stage tests 300 "$PYTHON" -m pytest -m gpu -p no:cacheprovider
 stage rows 900 "$PYTHON" benchmarks/gpu_rows.py "$SELECTED" "$DATA" "${rows[@]}"
+if [ -n "$TEACHER" ]; then
+    stage tables 1500 bash -c paper_tables
+else
+    echo "no TEACHER: the paper's tables are left out"
+fi
 
 printf '\n%s stage(s) failed; everything is in %s\n' "$failures" "$OUT"
 exit "$failures"
