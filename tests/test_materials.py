@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_what_was_opened_is_kept_and_the_oldest_makes_room() -> None:
     assert opened[3:] == ["a", "b"]
 
 
-def test_what_cannot_be_opened_is_tried_once_a_process() -> None:
+def test_what_cannot_be_opened_is_tried_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     materials, tries = Materials(), []
 
     def fail() -> None:
@@ -41,6 +42,11 @@ def test_what_cannot_be_opened_is_tried_once_a_process() -> None:
         with pytest.raises(TwinbudError, match="expected a teacher, got none"):
             materials.once("origin", "x", fail)
     assert len(tries) == 1
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    with pytest.raises(TwinbudError, match="expected a teacher, got none"):
+        materials.once("origin", "x", fail)
+    assert len(tries) == 2
 
 
 def test_runs_that_share_their_materials_open_them_once_and_end_alike(

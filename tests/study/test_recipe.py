@@ -61,6 +61,18 @@ def test_settings_come_from_the_profile_the_recipe_the_method_and_the_axes_in_th
     assert cell.settings["image_size"] == 28
 
 
+def test_values_are_read_as_their_settings_whatever_yaml_takes_them_for(tmp_path: Path) -> None:
+    """YAML reads 1e-2 as text; two spellings of one number are one value."""
+    grid = {**recipe_content("–")["grid"], "fraction": ["1e-2", 0.01, 1], "sampling": 1, "method": ["dual"]}
+    cells = plan_cells(small(tmp_path, grid=grid))
+    assert [cell.settings["fraction"] for cell in cells] == [0.01, 1.0]
+    swept = plan_cells(small(tmp_path, sweeps={"temperature": ["2", "auto"]}))
+    assert {cell.settings["temperature"] for cell in swept} == {2.0, "auto"}
+    grid["fraction"] = ["half"]
+    with pytest.raises(TwinbudError, match="--fraction: expected a number, got 'half'"):
+        plan_cells(small(tmp_path, grid=grid))
+
+
 def test_a_sweep_varies_one_setting_at_a_time(tmp_path: Path) -> None:
     sweeps = {"alpha": [0.2, 0.6], "beta": [0.5]}
     grid = recipe_content("x")["grid"] | {"method": ["dual"], "sampling": 1}
@@ -128,6 +140,10 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
         (put("auto", "settings", "precision"), ("settings.precision: expected a fixed value", "got auto.")),
         (put({"x": {"rul": "random"}}, "methods"), ("methods.x: expected one of", "Did you mean 'rule'?")),
         (put({"method": "timm"}, "baseline"), ("baseline.method: expected one of dual, selection, got 'timm'.",)),
+        (put({"fraction": 1.0}, "baseline"), ("small.yaml: baseline: expected one of pair, method", "got 'fraction'")),
+        (put({"data": "shades"}, "baseline"), ("small.yaml: baseline: expected one of pair, method", "got 'data'")),
+        (put(["subject"], "grid", "patient_column"), ("small.yaml: grid: expected one of", "got 'patient_column'")),
+        (put({"x": {"skip_broken": True}}, "methods"), ("methods.x: expected one of", "got 'skip_broken'")),
         (put({"student": "half"}, "pairs", "tiny"), ("pairs.tiny: expected a teacher, got none.",)),
         (put("vit", "pairs", "tiny", "paper"), ("pairs.tiny.paper: expected one of vit_small -> vit_tiny",)),
         (put({"table": "table 9"}, "paper"), ("paper.table: expected one of tables 2-4", "got 'table 9'")),

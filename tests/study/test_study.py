@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from PIL import Image
 
 from builders import save_images
 from command import Answer, twinbud
 from studies import SETTINGS, comparable, recipe_content, save_material, save_recipe, study_process, workers_of
 from twinbud.study.recipe import read_recipe
 from twinbud.study.records import RunsFolder
+from twinbud.study.run import Order, carry_out_study, plan_study
 from twinbud.study.write import collect
+from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
 
 class Small(NamedTuple):
@@ -189,6 +193,42 @@ def test_a_corrupt_record_is_made_again_and_a_lost_one_is_taken_from_its_run(sma
     assert f"{damaged}: one that was changed; set aside as {runs}/set-aside/{damaged.stem}-" in answer.err
     assert [path.stat().st_mtime_ns == then for path, then in zip(histories, before, strict=True)] == [False, True]
     require_same(runs, small.runs)
+
+
+def test_a_run_whose_results_are_damaged_is_done_again(small: Small, tmp_path: Path) -> None:
+    """As after a power cut between the run and its record."""
+    runs = Path(shutil.copytree(small.runs, tmp_path / "runs"))
+    record = next((runs / "records").iterdir())
+    record.unlink()
+    (runs / "work" / record.stem / "metrics.json").write_text("")
+    small.finish(runs)
+    require_same(runs, small.runs)
+
+
+def test_a_run_begun_where_steps_are_computed_otherwise_is_begun_anew(small: Small, tmp_path: Path) -> None:
+    """On a GPU, or with a compiler: the checkpoint does not fit, the record is the same all the same."""
+    runs = Path(shutil.copytree(small.runs, tmp_path / "runs"))
+    record = next((runs / "records").iterdir())
+    record.unlink()
+    work = runs / "work" / record.stem
+    shutil.rmtree(work)
+    checkpoint = Checkpoint(position=START, tensors={"x": torch.zeros(1)})
+    CheckpointFolder(work / "checkpoints", {"compile": "graphs"}).save(checkpoint)
+    (work / "UNFINISHED").write_text("")
+    small.finish(runs)
+    require_same(runs, small.runs)
+
+
+def test_images_that_change_while_a_study_lasts_are_not_recorded_as_the_old_ones(small: Small, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(small.images, tmp_path / "images"))
+    order = Order(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=1)
+    study = plan_study(order)
+    first = next(path for path in sorted(images.rglob("*.png")))
+    Image.new("L", (32, 32), 7).save(first)
+    done = carry_out_study(order, study)
+    assert not done.done
+    ((_, reason), *_) = done.failures.values()
+    assert reason.startswith(f"{images}: expected the images that the study began with, got others.")
 
 
 def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from studies import make_up_records, recipe_content, save_recipe
 from twinbud.errors import TwinbudError
+from twinbud.study import identity, write
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.records import RunsFolder
 from twinbud.study.statistics import paired_difference, spread
@@ -20,6 +21,7 @@ from twinbud.study.tables import Row, Tables
 from twinbud.study.write import collect, write_tables
 
 BRAIN = {"num_images": 7020, "classes": ["glioma", "meningioma", "notumor", "pituitary"]}
+TABLE_1 = Path(__file__).parents[2] / "recipes" / "paper" / "table1.yaml"
 ACCURACY = {"dual": 0.75, "selection": 0.7, "timm": 0.6}
 VIT = {
     "teacher": "vit_small_patch16_224.augreg_in21k",
@@ -200,7 +202,7 @@ def test_a_page_opens_offline_with_every_figure_once(tmp_path: Path) -> None:
 
 
 def test_architectures_are_the_papers(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[2] / "recipes" / "paper" / "table1.yaml"
+    recipe = TABLE_1
     write_tables(recipe, tmp_path / "none", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "table1.json").read_text())
     found = {(one["pair"], one["role"]): one for one in content["architectures"]}
@@ -255,3 +257,46 @@ def test_a_corrupt_record_is_missing_and_named_and_one_of_other_images_is_refuse
     marker.write_text(marker.read_text().replace("fingerprint of brain-mri", "fingerprint of others"))
     with pytest.raises(TwinbudError, match="expected a record made with the images that its folder names"):
         collect(recipe, folder)
+
+
+def test_runs_of_an_earlier_training_version_are_missing_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the paired difference would cross versions."""
+    tables_of(tmp_path)
+    monkeypatch.setattr(write, "TRAINING_VERSION", identity.TRAINING_VERSION + 1)
+    with pytest.raises(TwinbudError, match=r"expected a finished run, got none of 15\."):
+        collect(recipe_of(tmp_path), RunsFolder(tmp_path / "runs"))
+
+
+def test_two_teachers_of_one_name_are_not_compared(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    folder = RunsFolder(tmp_path / "runs")
+    plan = folder.read_plan("small")
+    assert plan is not None
+    record = folder.read(plan["runs"][0]["identity"])
+    record["facts"]["teacher"] = "sha256:others"
+    name = identity.identity_of(record["facts"])
+    folder.write(name, record)
+    path = folder.path / "plans" / "small.json"
+    path.write_text(path.read_text().replace(plan["runs"][0]["identity"], name))
+    with pytest.raises(TwinbudError, match=r"expected one teacher for all runs of a pair, got two for vit"):
+        collect(recipe_of(tmp_path), folder)
+
+
+def test_the_papers_column_does_not_claim_to_match_while_nothing_is_done(tmp_path: Path) -> None:
+    sets, runs = ["brain-mri", "lung-ct"], RunsFolder(tmp_path / "runs")
+    grid = {"data": sets, "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05], "sampling": 5}
+    recipe = recipe_of(tmp_path, grid=grid)
+    images = {"brain-mri": BRAIN, "lung-ct": {"num_images": 4597, "classes": ["a", "b"]}}
+    make_up_records(recipe, runs, images=images, accuracy=ACCURACY)
+    for path in (runs.path / "records").iterdir():
+        if json.loads(path.read_text())["record"]["classes"] == ["a", "b"]:
+            path.unlink()
+    heads = {section.coordinates["data"]: section.paper_head for section in collect(recipe, runs).sections}
+    assert heads["lung-ct"] == "paper (no run yet)"
+
+
+def test_architectures_in_the_default_place_do_not_spoil_the_runs_folder(tmp_path: Path) -> None:
+    write_tables(TABLE_1, tmp_path / "runs")
+    RunsFolder(tmp_path / "runs").create()
