@@ -21,6 +21,7 @@ from builders import save_images, save_vit_teacher
 from command import SMALL, refusal, train, trained
 from command import twinbud as command
 from twinbud import pipeline
+from twinbud.data import pixels
 from twinbud.memory import PeakMemory
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.loop import History, LabelledImages, fit
@@ -429,3 +430,17 @@ def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     check = "import sys; print(*{'torch', 'timm', 'numpy', 'matplotlib', 'pandas'} & sys.modules.keys())"
     answer = subprocess.run([sys.executable, "-c", f"{code}; {check}"], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == ""
+
+
+def test_decoded_images_are_kept_for_the_next_run_unless_that_is_declined(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path / "cache"))
+    first = trained(shared_images, shared_teacher, tmp_path / "first", "--no-pixel-cache")
+    assert not (tmp_path / "cache").exists()
+    second = trained(shared_images, shared_teacher, tmp_path / "second")
+    assert sum(path.is_file() for path in (tmp_path / "cache" / "pixels").rglob("*")) == 30
+    monkeypatch.setattr(pixels, "decode", None)  # nothing is decoded any more
+    third = trained(shared_images, shared_teacher, tmp_path / "third")
+    predictions = [(run / "predictions.csv").read_bytes() for run in (first, second, third)]
+    assert predictions[0] == predictions[1] == predictions[2]
