@@ -64,13 +64,13 @@ def test_settings_come_from_the_profile_the_recipe_the_method_and_the_axes_in_th
 def test_values_are_read_as_their_settings_whatever_yaml_takes_them_for(tmp_path: Path) -> None:
     """YAML reads 1e-2 as text; two spellings of one number are one value."""
     grid = {**recipe_content("–")["grid"], "fraction": ["1e-2", 0.01, 1], "sampling": 1, "method": ["dual"]}
-    cells = plan_cells(small(tmp_path, grid=grid))
+    cells = plan_cells(small(tmp_path, grid=grid, baseline=None))
     assert [cell.settings["fraction"] for cell in cells] == [0.01, 1.0]
     swept = plan_cells(small(tmp_path, sweeps={"temperature": ["2", "auto"]}))
     assert {cell.settings["temperature"] for cell in swept} == {2.0, "auto"}
     grid["fraction"] = ["half"]
     with pytest.raises(TwinbudError, match="--fraction: expected a number, got 'half'"):
-        plan_cells(small(tmp_path, grid=grid))
+        plan_cells(small(tmp_path, grid=grid, baseline=None))
 
 
 def test_a_sweep_varies_one_setting_at_a_time(tmp_path: Path) -> None:
