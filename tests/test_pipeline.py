@@ -444,3 +444,12 @@ def test_decoded_images_are_kept_for_the_next_run_unless_that_is_declined(
     third = trained(shared_images, shared_teacher, tmp_path / "third")
     predictions = [(run / "predictions.csv").read_bytes() for run in (first, second, third)]
     assert predictions[0] == predictions[1] == predictions[2]
+
+
+def test_a_run_leaves_the_process_as_many_threads_as_it_had(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    run = trained(shared_images, shared_teacher, tmp_path / "run", "--threads", before + 1)
+    assert read_json(run / "environment.json")["threads"] == before + 1
+    assert torch.get_num_threads() == before

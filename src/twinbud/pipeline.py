@@ -46,7 +46,7 @@ from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_iden
 from twinbud.training.compilation import Compilation, choose_compilation
 from twinbud.training.keeper import Keeper
 from twinbud.training.loop import History, LabelledImages, fit, plan_steps
-from twinbud.training.precision import PrecisionChoice, choose_device, choose_precision
+from twinbud.training.precision import PrecisionChoice, choose_device, choose_precision, limited_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +77,16 @@ def train(config: RunConfig, progress: Progress | None = None, *, materials: Mat
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
-    job = prepare(config, progress, materials or Materials())
-    keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
-    with started_run(config.output, force=config.force, resume=config.resume) as folder:
-        environment = describe(job, folder)
-        memory = PeakMemory(job.device)
-        history = learn(job, folder, keeper, progress)
-        metrics = cost_of(history, memory, num_train=len(job.split.labelled))
-        run = measure(job, folder, history, metrics, environment)
-        deliver(job, run)
+    with limited_threads(config.training.threads):
+        job = prepare(config, progress, materials or Materials())
+        keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
+        with started_run(config.output, force=config.force, resume=config.resume) as folder:
+            environment = describe(job, folder)
+            memory = PeakMemory(job.device)
+            history = learn(job, folder, keeper, progress)
+            metrics = cost_of(history, memory, num_train=len(job.split.labelled))
+            run = measure(job, folder, history, metrics, environment)
+            deliver(job, run)
     return run
 
 
@@ -110,8 +111,6 @@ def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
     listed = list_images(config, materials)
     check_split_file(listed, config.data)
     origin = materials.once("origin", origin_key(config), lambda: open_origin(config))
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
     catalog, pixels = open_images(config, progress, materials)
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
     gc.collect()  # the networks of an earlier run hang in cycles, and would count as memory of this one

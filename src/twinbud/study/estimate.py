@@ -20,7 +20,7 @@ from twinbud.models.twins import Twins, build_baseline
 from twinbud.progress import Progress
 from twinbud.study.grid import PlannedRun, checked_config
 from twinbud.training.loop import LabelledImages, fit
-from twinbud.training.precision import choose_device, choose_precision
+from twinbud.training.precision import choose_device, choose_precision, limited_threads
 
 _NUM_STEPS = 6
 _TEST_SHARE = 1 / 3
@@ -65,7 +65,6 @@ def measure_step(config: RunConfig) -> float:
     training = config.training
     design = design_student(read_teacher_card(config.model.teacher or ""), config.model.student)
     device = choose_device(training.device)
-    torch.set_num_threads(training.threads or torch.get_num_threads())
 
     def student(seed: int) -> Any:
         twins = build_baseline(design, "timm", image_size=training.image_size, num_classes=4, seed=seed)
@@ -91,7 +90,8 @@ def measure_step(config: RunConfig) -> float:
         auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
         frozen=config.auxiliary == "frozen" or is_trained_beforehand,
     )
-    history = fit(twins, data, short, bf16=choose_precision(training.precision, device).bf16)
+    with limited_threads(training.threads):
+        history = fit(twins, data, short, bf16=choose_precision(training.precision, device).bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
 
 

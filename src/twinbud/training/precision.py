@@ -45,6 +45,18 @@ def choose_device(requested: Device) -> torch.device:
     return torch.device(requested)
 
 
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Compute with that many CPU threads for as long as this lasts; None: with as many as before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def choose_precision(requested: Precision, device: torch.device, so_far: str | None = None) -> PrecisionChoice:
     """float32 or bf16 autocast; ``auto`` takes bf16 where this machine multiplies matrices faster in it.
 
