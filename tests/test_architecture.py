@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "twinbud"
 FILES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "seeds", "cache", "files", "memory", "progress", "environment"),
+    ("config", "seeds", "cache", "files", "memory", "progress", "environment", "stopping"),
     ("settings", "run_folder", "materials"),
     ("data", "models"),
     ("evaluation",),

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from twinbud.errors import Stopped, TwinbudError
 from twinbud.materials import Materials
 from twinbud.progress import Advance
+from twinbud.stopping import SIGNALS
 from twinbud.study.grid import PlannedRun
 from twinbud.study.records import RunsFolder
 
@@ -92,7 +93,7 @@ def _settle_in(assignment: Assignment) -> None:
     """Take the share of the machine, and be deaf to the terminal: the study passes a stop on, once."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)
     if assignment.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, assignment.cores)

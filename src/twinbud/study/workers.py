@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from types import FrameType
 from typing import Any
 
 from twinbud.errors import Stopped, TwinbudError
+from twinbud.stopping import listening
 from twinbud.study.worker import Assignment, Message, is_settled, work
 
 _LOOK_SECONDS = 0.25
 _MOST_INTERRUPTIONS = 3
 """A run that its process did not survive so often has failed: it may need more memory than there is."""
 _PATIENCE_SECONDS = 30.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(kw_only=True)
@@ -87,7 +85,7 @@ class Workers:
             TwinbudError: Workers end before they have taken a run.
         """
         workers: dict[int, _Worker] = {}
-        with self._listening():
+        with listening(self._ask_to_stop):  # workers save and stop
             for place in range(len(self.shares)):
                 workers[place] = self._start(place)
             try:
@@ -188,27 +186,8 @@ class Workers:
         self.watch(self.standing)
         self.standing.line = ""
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """While this lasts, the first signal asks all workers to save and stop, and the second ends everything."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            self.stopping = True
-            for each in _SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-
-        for number in _SIGNALS:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self) -> None:
+        self.stopping = True
 
 
 def _ask_to_stop(workers: Iterable[_Worker]) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from twinbud.errors import Stopped
+from twinbud.stopping import listening
 from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, EpochRecord
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Keeper:
@@ -71,27 +67,6 @@ class Keeper:
         if self.beforehand is not None:
             self.beforehand.ask_to_stop()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While this lasts, SIGINT and SIGTERM ask for a stop after the step in progress; a second one ends at once.
-
-        The handler only sets a flag. Outside the main thread nothing is caught.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            self.ask_to_stop()
-            for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-
-        for number in SIGNALS:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def listening(self) -> AbstractContextManager[None]:
+        """While this lasts, SIGINT and SIGTERM ask for a stop after the step in progress."""
+        return listening(self.ask_to_stop)
