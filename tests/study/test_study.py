@@ -231,6 +231,22 @@ def test_images_that_change_while_a_study_lasts_are_not_recorded_as_the_old_ones
     assert reason.startswith(f"{images}: expected the images that the study began with, got others.")
 
 
+def test_a_broken_image_is_named_with_what_a_recipe_can_do_about_it(small: Small, tmp_path: Path) -> None:
+    """``study`` has no --skip-broken: it is a setting of the recipe."""
+    images = Path(shutil.copytree(small.images, tmp_path / "images"))
+    (images / "dark" / "000.png").write_bytes(b"")
+    line = refused(small, "--data", f"shades={images}", "--runs", tmp_path / "runs")
+    assert line.startswith("twinbud: dark/000.png: expected a readable PNG")
+    assert line.endswith("write skip_broken: true under settings: in the recipe to leave it out.")
+    assert "--skip-broken" not in line
+
+
+def refused(small: Small, *words: object) -> str:
+    answer = twinbud("study", small.recipe, *words)
+    assert answer.code == 2
+    return answer.err.splitlines()[-1]
+
+
 def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp_path: Path) -> None:
     runs = Path(shutil.copytree(small.runs, tmp_path / "runs"))
     others = save_images(tmp_path / "others", {"dark": 10, "grey": 10, "light": 10}, seed=1)

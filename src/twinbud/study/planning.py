@@ -8,6 +8,7 @@ from typing import Any
 
 from twinbud.config import DataConfig, RunConfig
 from twinbud.data.catalog import read_catalog
+from twinbud.data.decode import BrokenImageError
 from twinbud.data.rows import Catalog
 from twinbud.data.split import make_split
 from twinbud.errors import TwinbudError, first_few, unknown_choice
@@ -77,7 +78,13 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
     Raises:
         TwinbudError: See ``read_catalog`` and ``load_pixels``.
     """
-    catalog, pixels = decode_images(read_catalog(config.data), config, progress)
+    try:
+        catalog, pixels = decode_images(read_catalog(config.data), config, progress)
+    except BrokenImageError as error:
+        fix = (
+            "Mend or remove it, or write skip_broken: true under settings: in the recipe to leave it out"
+        )
+        raise TwinbudError(error.expected, got=error.got, where=error.where, fix=fix) from error
     return ImageSet(catalog=catalog, digests=pixels.digests, fingerprint=images_fingerprint(catalog, pixels.digests))
 
 

@@ -263,7 +263,7 @@ def share_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tuple
         return ((),) * count
     if count > most:
         raise TwinbudError(
-            f"at most {most} workers ({len(cores)} cores, {threads} threads a run)",
+            f"at most {most} workers ({len(cores)} cores, {threads} for each run)",
             got=str(count),
             where="--workers",
             fix="Runs that share cores slow each other down more than they gain",
