@@ -81,9 +81,7 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
     try:
         catalog, pixels = decode_images(read_catalog(config.data), config, progress)
     except BrokenImageError as error:
-        fix = (
-            "Mend or remove it, or write skip_broken: true under settings: in the recipe to leave it out"
-        )
+        fix = "Mend or remove it, or write skip_broken: true under settings: in the recipe to leave it out"
         raise TwinbudError(error.expected, got=error.got, where=error.where, fix=fix) from error
     return ImageSet(catalog=catalog, digests=pixels.digests, fingerprint=images_fingerprint(catalog, pixels.digests))
 
