@@ -24,7 +24,8 @@ from twinbud import pipeline
 from twinbud.data import pixels
 from twinbud.memory import PeakMemory
 from twinbud.training.checkpoint import EpochRecord
-from twinbud.training.loop import History, LabelledImages, fit
+from twinbud.training.epochs import History
+from twinbud.training.loop import LabelledImages, fit
 
 METHODS = ("dual", "selection", "timm", "xavier", "kaiming")
 METRICS = {

@@ -25,6 +25,9 @@ Precision = Literal["auto", "float32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 CrossEntropyTemperature = Literal["one", "tau"]
 LayerScale = Literal["one", "timm"]
+Recover = Literal["none", "labelled", "unlabelled"]
+RecoverTarget = Literal["own", "all"]
+Refit = Literal["on", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Profile = Literal["paper", "quick"]
 Auto = Literal["auto"]
@@ -78,6 +81,9 @@ class DataConfig(_Settings):
     split_column: str = _doc("split", "CSV column with train, val or test.")
     split: Path | None = _doc(None, "split.csv of an earlier run, to be used again.")
     split_seed: int = _doc(0, "Seed of the 80/20 split.")
+    develop: bool = _doc(
+        False, "Keep the test part closed: divide the training part again, 80/20, and measure on that fifth."
+    )
     split_duplicates: bool = _doc(False, "Let identical images fall on both sides (the plain random split).")
     fraction: float = _doc(1.0, "Share of the training part whose labels are used, in (0, 1].")
     subset: Subset = _doc("stratified", "How that share is drawn: at least one a class, or plainly.")
@@ -173,6 +179,36 @@ class TrainingConfig(_Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecoveryConfig(_Settings):
+    """What S and S′ get back of the teacher between selection and training, without labels."""
+
+    recover: Recover = _doc(
+        "none", "Images it sees: none (no recovery), the labelled ones, or all of the training part without labels."
+    )
+    recover_refit: Refit = _doc("on", "Fit each layer to the teacher by least squares first.")
+    recover_views: int = _doc(4, "Views of each image that least squares sees.")
+    recover_epochs: int = _doc(100, "Passes over the images to match the teacher's final tokens; 0: none.")
+    recover_batch_size: int = _doc(64, "Images a step.")
+    recover_learning_rate: float = _doc(5e-4, "Peak, at batch 32; scaled linearly with the batch size.")
+    recover_target: RecoverTarget = _doc(
+        "all", "Match the student's own channels, or all of the teacher's through a linear map that is thrown away."
+    )
+    recover_blocks: bool = _doc(False, "Also match the residual stream after each block.")
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the images, none where nothing is recovered."""
+        return 0 if self.recover == "none" else self.recover_epochs
+
+    def _check(self) -> None:
+        _require(self.recover_epochs >= 0, "recover_epochs", "a whole number of at least 0", self.recover_epochs)
+        for name in ("recover_batch_size", "recover_views"):
+            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+        rate = self.recover_learning_rate
+        _require(rate >= 0, "recover_learning_rate", "a number of at least 0", rate)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: its data, its models, its training, and where its results go.
 
@@ -180,6 +216,7 @@ class RunConfig:
         data: Which images.
         model: Which networks.
         training: How S is trained.
+        recovery: What happens between the two.
         output: The run folder.
         force: Replace an earlier run there.
         resume: Go on with an unfinished run there.
@@ -189,13 +226,14 @@ class RunConfig:
             contradict them.
 
     Raises:
-        TwinbudError: Method, S′ and distillation contradict each other.
+        TwinbudError: Method, S′, distillation and recovery contradict each other.
     """
 
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
     output: Path
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     force: bool = False
     resume: bool = False
     checkpoint_seconds: float = 60.0
@@ -217,6 +255,17 @@ class RunConfig:
         elif distillation in _APART_FROM_TEACHER:
             reason = f"with --distillation {distillation}, whose targets do not start from the teacher"
             _require(auxiliary == "other", "auxiliary", f"other {reason}", auxiliary)
+        recover = self.recovery.recover
+        if recover != "none":
+            inherits = method in ("dual", "selection")
+            _require(inherits, "recover", f"none with --method {method}, which inherits nothing", recover)
+            rule = self.model.rule
+            lacks_teacher = self.model.teacher is None
+            _require(
+                not lacks_teacher, "recover", "none with --selected alone: add the --teacher it was cut out of", recover
+            )
+            reason = "with --rule random-inconsistent, which leaves no channel of the teacher whole"
+            _require(rule != "random-inconsistent", "recover", f"none {reason}", recover)
 
     @property
     def auxiliary(self) -> Auxiliary:

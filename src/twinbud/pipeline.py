@@ -15,7 +15,7 @@ from twinbud.data.catalog import read_catalog
 from twinbud.data.pixel_cache import PixelCache
 from twinbud.data.pixels import Pixels, load_pixels
 from twinbud.data.rows import Catalog, write_left_out
-from twinbud.data.split import Split, check_split_file, fingerprint, make_split, write_split
+from twinbud.data.split import Split, check_split_file, make_split, write_split
 from twinbud.environment import describe_environment
 from twinbud.errors import explained_writes
 from twinbud.evaluation.metrics import evaluate
@@ -25,27 +25,29 @@ from twinbud.materials import Materials, images_key, origin_key, source_key
 from twinbud.memory import PeakMemory
 from twinbud.models.bundle import save_bundle
 from twinbud.models.origin import Origin, open_origin
+from twinbud.models.teacher import TeacherCard, read_teacher_card
 from twinbud.models.twins import Twins
+from twinbud.phases import open_keeper, precision_so_far
 from twinbud.progress import Progress, SilentProgress
+from twinbud.recovery.stage import UnlabelledImages, recover
 from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report
 from twinbud.report.summary import summarise
 from twinbud.run_folder import (
-    BEFOREHAND,
-    CHECKPOINTS,
     METRICS,
+    RECOVERED,
     require_run_output,
     started_run,
     write_json,
     write_settings,
 )
-from twinbud.settings import numeric_settings, settings_of, with_absolute_paths
+from twinbud.settings import settings_of, with_absolute_paths
 from twinbud.training.beforehand import fit_in_two_phases
-from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
 from twinbud.training.compilation import Compilation, choose_compilation
+from twinbud.training.epochs import History, plan_steps
 from twinbud.training.keeper import Keeper
-from twinbud.training.loop import History, LabelledImages, fit, plan_steps
+from twinbud.training.loop import LabelledImages, fit
 from twinbud.training.precision import PrecisionChoice, choose_device, choose_precision, limited_threads
 
 
@@ -82,9 +84,11 @@ def train(config: RunConfig, progress: Progress | None = None, *, materials: Mat
         keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is
         with started_run(config.output, force=config.force, resume=config.resume) as folder:
             environment = describe(job, folder)
-            memory = PeakMemory(job.device)
-            history = learn(job, folder, keeper, progress)
-            metrics = cost_of(history, memory, num_train=len(job.split.labelled))
+            with keeper.listening():
+                recovered = regain(job, folder, keeper, progress)
+                memory = PeakMemory(job.device)
+                history = learn(job, folder, keeper, progress)
+            metrics = cost_of(history, memory, num_train=len(job.split.labelled)) | recovered
             run = measure(job, folder, history, metrics, environment)
             deliver(job, run)
     return run
@@ -99,6 +103,8 @@ class Job:
     pixels: Pixels
     split: Split
     origin: Origin
+    teacher: TeacherCard | None
+    """To recover from, if that is asked for."""
     twins: Twins
     device: torch.device
     precision: PrecisionChoice
@@ -110,6 +116,7 @@ def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
     device = choose_device(config.training.device)
     listed = list_images(config, materials)
     check_split_file(listed, config.data)
+    teacher = read_teacher_card(config.model.teacher or "") if config.recovery.recover != "none" else None
     origin = materials.once("origin", origin_key(config), lambda: open_origin(config))
     catalog, pixels = open_images(config, progress, materials)
     split = make_split(catalog, pixels.digests, config.data, seed=config.training.seed)
@@ -122,6 +129,7 @@ def prepare(config: RunConfig, progress: Progress, materials: Materials) -> Job:
         pixels=pixels,
         split=split,
         origin=origin,
+        teacher=teacher,
         twins=origin.build(training, num_classes=len(catalog.classes), device=device),
         device=device,
         precision=choose_precision(training.precision, device, so_far=precision_so_far(config)),
@@ -139,13 +147,6 @@ def open_images(config: RunConfig, progress: Progress, materials: Materials) -> 
     return materials.once(
         "images", images_key(config), lambda: decode_images(list_images(config, materials), config, progress)
     )
-
-
-def precision_so_far(config: RunConfig) -> str | None:
-    """What a run that goes on was computed in, if it left a checkpoint."""
-    folder = config.output / CHECKPOINTS
-    identity = (saved_identity(folder) or saved_identity(folder / BEFOREHAND)) if config.resume else {}
-    return identity.get("precision")
 
 
 def describe(job: Job, folder: Path) -> dict[str, Any]:
@@ -167,6 +168,38 @@ def describe(job: Job, folder: Path) -> dict[str, Any]:
     return environment
 
 
+def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> dict[str, Any]:
+    """Recover S and S′ from the teacher, if that is asked for, and say what it took; no test image is seen."""
+    recovery, split, design = job.config.recovery, job.split, job.origin.design
+    if recovery.recover == "none":
+        return {}
+    assert job.origin.selection is not None
+    assert job.teacher is not None
+    rows = split.labelled if recovery.recover == "labelled" else split.train
+    memory = PeakMemory(job.device)
+    found = recover(
+        job.twins,
+        job.origin.selection,
+        job.teacher,
+        UnlabelledImages(
+            images_NCSS=job.pixels.rows(rows).fitting(job.device), mean=design.mean, std=design.std, device=job.device
+        ),
+        recovery,
+        job.config.training,
+        bf16=job.precision.bf16,
+        keeper=keeper,
+        progress=progress,
+    )
+    write_json(folder / RECOVERED, {twin: recovered.to_json() for twin, recovered in found.items()})
+    gc.collect()  # the teacher, before training begins
+    return {
+        "recover_num_images": len(rows),
+        "recover_num_passes": sum(recovered.history.num_images for recovered in found.values()),
+        "recover_seconds": sum(recovered.seconds for recovered in found.values()),
+        "recover_peak_memory_mib": memory.mib,
+    }
+
+
 def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History:
     """Train S on the labelled images, from the last checkpoint if the run is resumed."""
     design = job.origin.design
@@ -178,7 +211,7 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
     )
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
     train_student = fit_in_two_phases if job.config.training.num_phases == 2 else fit
-    with keeper.listening(), history_writer(folder, keeper.records) as record:
+    with history_writer(folder, keeper.records) as record:
         return train_student(
             job.twins,
             data,
@@ -191,36 +224,6 @@ def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History
             progress=progress,
             label=f"training {job.config.model.method}",
         )
-
-
-def open_keeper(job: Job, progress: Progress) -> Keeper:
-    """Where the run's checkpoints are, of both phases if it has two, with the newest whole ones if it is resumed."""
-    identity = numeric_settings(job.config) | {
-        "precision": job.precision.name,
-        "compile": job.compilation.name,
-        "images": fingerprint(job.catalog, job.pixels.digests, job.split),
-        "initial weights": job.origin.fingerprint(),
-    }
-    folder, seconds, beforehand = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds, None
-    if job.config.training.num_phases == 2:
-        first = CheckpointFolder(folder / BEFOREHAND, identity)
-        found = newest_checkpoint(first, job.config, progress, "training S′ beforehand")
-        beforehand = Keeper(first, found, seconds, keeps_last=True)
-    checkpoints = CheckpointFolder(folder, identity)
-    return Keeper(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, beforehand=beforehand)
-
-
-def newest_checkpoint(
-    checkpoints: CheckpointFolder, config: RunConfig, progress: Progress, phase: str = "training S"
-) -> Checkpoint | None:
-    """What a phase of a resumed run goes on from, if there is anything; other runs begin anew."""
-    if not config.resume:
-        return None
-    found, complaints = checkpoints.latest()
-    place = f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start"
-    for text in (*complaints, f"{phase}: {place}"):
-        progress.note(text)
-    return found
 
 
 def measure(job: Job, folder: Path, history: History, metrics: dict[str, Any], environment: dict[str, Any]) -> Run:

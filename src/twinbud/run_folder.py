@@ -19,18 +19,21 @@ MARKER = "UNFINISHED"
 """Stands in a run folder until everything else does; it says why, if the run failed."""
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+RECOVERED = "recovery.json"
 CHECKPOINTS = "checkpoints"
 """Stands in an unfinished run; ``--resume`` goes on from what is in it."""
 BEFOREHAND = "beforehand"
-"""Stands among the checkpoints, with those of an earlier phase of training."""
+RECOVERY = {"main": "recovery-student", "auxiliary": "recovery-auxiliary"}
+"""Earlier phases, which have folders of their own among the checkpoints."""
+PHASES = (BEFOREHAND, *RECOVERY.values())
 _FILES = {
     ".": (
         MARKER, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json", "environment.json",
-        "history.csv", "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
+        "history.csv", RECOVERED, "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
-    CHECKPOINTS: ("step-*", ".step-*.draft", BEFOREHAND),
-    f"{CHECKPOINTS}/{BEFOREHAND}": ("step-*", ".step-*.draft"),
+    CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),
+    **{f"{CHECKPOINTS}/{phase}": ("step-*", ".step-*.draft") for phase in PHASES},
 }  # fmt: skip
 """All that a run leaves, by folder; nothing else is ever replaced."""
 

@@ -22,6 +22,7 @@ Stream = Literal[
     "augmentation",
     "drop-path",
     "partner",
+    "recovery",
     "bootstrap",
     "phantom",
 ]

@@ -8,16 +8,29 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from twinbud.config import PROFILES, DataConfig, ModelConfig, RunConfig, TrainingConfig, teacher_place
+from twinbud.config import (
+    PROFILES,
+    DataConfig,
+    ModelConfig,
+    RecoveryConfig,
+    RunConfig,
+    TrainingConfig,
+    teacher_place,
+)
 from twinbud.errors import TwinbudError, unknown_choice
 from twinbud.files import read_yaml
 
-Stage = type[DataConfig] | type[ModelConfig] | type[TrainingConfig]
-Config = TypeVar("Config", DataConfig, ModelConfig, TrainingConfig)
+Stage = type[DataConfig] | type[ModelConfig] | type[RecoveryConfig] | type[TrainingConfig]
+Config = TypeVar("Config", DataConfig, ModelConfig, RecoveryConfig, TrainingConfig)
 
 ORIGIN = ("teacher", "student", "rule", "attention", "swap_roles")
 """The settings that the plan of ``selected`` holds."""
-STAGES: dict[str, Stage] = {"data": DataConfig, "model": ModelConfig, "training": TrainingConfig}
+STAGES: dict[str, Stage] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "recovery": RecoveryConfig,
+    "training": TrainingConfig,
+}
 
 _WORDS = {
     int: "a whole number",
@@ -147,6 +160,7 @@ def run_config(
     return RunConfig(
         data=stage_config(DataConfig, given),
         model=stage_config(ModelConfig, given),
+        recovery=stage_config(RecoveryConfig, given),
         training=stage_config(TrainingConfig, given),
         output=output,
         force=force,

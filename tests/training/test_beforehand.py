@@ -17,11 +17,13 @@ from twinbud.config import TrainingConfig
 from twinbud.errors import Stopped
 from twinbud.models.twins import Twins
 from twinbud.progress import Advance, SilentProgress
+from twinbud.run_folder import BEFOREHAND
 from twinbud.training import beforehand
 from twinbud.training.beforehand import fit_in_two_phases
 from twinbud.training.checkpoint import CheckpointFolder, EpochRecord
+from twinbud.training.epochs import History
 from twinbud.training.keeper import Keeper
-from twinbud.training.loop import History, LabelledImages, fit
+from twinbud.training.loop import LabelledImages, fit
 from twinbud.training.step import TrainingStep
 
 SETTINGS = TrainingConfig(
@@ -50,7 +52,7 @@ def keepers(folder: Path, every_seconds: float = 60.0) -> Keeper:
     """As a run opens them, each phase with what it finds."""
     first, second = CheckpointFolder(folder / "beforehand", {}), CheckpointFolder(folder, {})
     before = Keeper(first, first.latest()[0], every_seconds, keeps_last=True)
-    return Keeper(second, second.latest()[0], every_seconds, beforehand=before)
+    return Keeper(second, second.latest()[0], every_seconds, earlier={BEFOREHAND: before})
 
 
 def stop_after(steps: int, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +140,15 @@ def test_a_run_stopped_after_any_step_of_either_phase_ends_as_if_it_had_not_been
 
 def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) -> None:
     keeper = keepers(tmp_path)
-    assert keeper.beforehand is not None
-    save = keeper.beforehand.folder.save  # pyright: ignore[reportOptionalMemberAccess]
+    folder = keeper.earlier(BEFOREHAND).folder
+    assert folder is not None
+    save = folder.save
 
     def asked_meanwhile(checkpoint: Any) -> None:
         save(checkpoint)
         keeper.ask_to_stop()
 
-    keeper.beforehand.folder.save = asked_meanwhile  # pyright: ignore[reportOptionalMemberAccess]
+    folder.save = asked_meanwhile
     with pytest.raises(Stopped, match="after step 1;"):
         train(keeper)
     assert same(train(keepers(tmp_path))[0], train()[0])

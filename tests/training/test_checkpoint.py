@@ -16,8 +16,9 @@ from twinbud.config import Distillation, TrainingConfig
 from twinbud.errors import Stopped, TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.checkpoint import CheckpointFolder
+from twinbud.training.epochs import History
 from twinbud.training.keeper import Keeper
-from twinbud.training.loop import History, LabelledImages, fit
+from twinbud.training.loop import LabelledImages, fit
 
 SETTINGS = TrainingConfig(image_size=28, epochs=3, batch_size=4, temperature=4.0, drop_path=0.1, precision="float32")
 NUM_STEPS = 9

@@ -14,7 +14,8 @@ from twinbud.config import TrainingConfig
 from twinbud.data.augment import Normalisation, draw_views, see
 from twinbud.data.pixels import Pixels
 from twinbud.models.twins import Twins
-from twinbud.training.loop import LabelledImages, batches, fit, objective, plan_steps
+from twinbud.training.epochs import batches, plan_steps
+from twinbud.training.loop import LabelledImages, fit, objective
 from twinbud.training.precision import suitable_attention
 
 SETTINGS: dict[str, Any] = {

@@ -113,7 +113,7 @@ def test_the_update_reaches_neither_twin_and_the_error_names_the_step(
 ) -> None:
     pair = twins()
     step = TrainingStep(pair, OBJECTIVE, weight_decay=0.05)
-    step.deferred = deferred
+    step.optimiser.deferred = deferred
     step(*batch(), 1e-3)
     inject(pair, value, monkeypatch)
     before = held(step.tensors())

@@ -14,7 +14,8 @@ from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.ema import follow
 from twinbud.training.losses import total_loss
-from twinbud.training.step import Objective, TrainingStep, parameter_groups
+from twinbud.training.optimiser import parameter_groups
+from twinbud.training.step import Objective, TrainingStep
 
 OBJECTIVE: dict[str, Any] = {
     "alpha": 0.6, "beta": 0.9, "temperature": 4.0, "ce_temperature": 1.0, "clip_norm": None, "bf16": False,
@@ -146,7 +147,7 @@ def test_a_step_that_does_not_wait_for_the_device_updates_nothing_and_tells_late
     pair = twins()
     assert pair.auxiliary is not None
     step = TrainingStep(pair, Objective(**OBJECTIVE), weight_decay=0.05, steps_per_epoch=3)
-    step.deferred = True
+    step.optimiser.deferred = True
     images, labels = batch()
     step(images, labels, 1e-3)
     step.check()
@@ -171,7 +172,7 @@ def test_waiting_for_the_device_or_not_gives_the_same_weights(bf16: bool) -> Non
         pair = twins()
         assert pair.auxiliary is not None
         step = TrainingStep(pair, Objective(**{**OBJECTIVE, "bf16": bf16}), weight_decay=0.05)
-        step.deferred = deferred
+        step.optimiser.deferred = deferred
         for _ in range(3):
             step(*batch(), 1e-3)
         results.append((state(pair.student), state(pair.auxiliary)))
@@ -183,9 +184,9 @@ def test_weight_decay_spares_vectors_tokens_and_positions() -> None:
     model = small_vit(0)
     decayed, plain = parameter_groups(model, 0.05)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    spared = {names[id(p)] for p in plain["params"]}  # type: ignore[attr-defined]
+    spared = {names[id(p)] for p in plain["params"]}
     assert {"cls_token", "pos_embed", "norm.bias", "blocks.0.attn.qkv.bias"} <= spared
     assert plain["weight_decay"] == 0.0
     assert decayed["weight_decay"] == 0.05
     assert "blocks.0.attn.qkv.weight" not in spared
-    assert len(spared) + len(decayed["params"]) == len(names)  # type: ignore[arg-type]
+    assert len(spared) + len(decayed["params"]) == len(names)

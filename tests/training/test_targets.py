@@ -117,7 +117,7 @@ def test_each_variants_loss_is_the_references_for_three_epochs(distillation: Dis
     """S moves far at each step, so that what is remembered differs from what S would say now."""
     twins, reference = lookups(distillation), Reference(distillation)
     step = step_of(twins, distillation)
-    step.deferred = deferred
+    step.optimiser.deferred = deferred
     for rows in (rows for epoch in EPOCHS for rows in epoch):
         student, auxiliary = twins.student.logits.tolist(), twins.auxiliary and twins.auxiliary.logits.tolist()
         assert take(step, rows) == pytest.approx(reference.loss(student, auxiliary, rows), abs=1e-12)
@@ -223,7 +223,7 @@ def test_a_step_that_is_not_finite_leaves_every_memory_as_it_was(
 ) -> None:
     twins = lookups(distillation)
     step = step_of(twins, distillation)
-    step.deferred = deferred
+    step.optimiser.deferred = deferred
     take(step, [0, 1, 2])
     getattr(twins, where).logits.data[[0, 3]] = math.nan  # a sample and its partner
     before = {name: tensor.clone() for name, tensor in step.tensors().items()}

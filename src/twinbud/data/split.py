@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Split:
     val: tuple[int, ...]
     """Reported, never trained on; only a given split has it."""
     test: tuple[int, ...]
+    closed: tuple[int, ...]
+    """The test part that nobody looks at while settings are being chosen (`develop`); else empty."""
     labelled: tuple[int, ...]
     """The part of `train` whose labels are used (`fraction`)."""
     duplicate_groups: int
@@ -65,7 +68,7 @@ class SplitRow:
     image_path: str
     label: str
     patient_id: str | None
-    split: SplitName
+    split: SplitName | Literal["closed"]
     labelled: bool
     digest: str | None = None
     """SHA-256 of the image's decoded pixels, where the file has it."""
@@ -94,6 +97,14 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
         parts, notes = _given_parts(catalog, groups, config.split_seed)
     else:
         parts, notes = _divide(catalog, groups, range(len(catalog.rows)), config.split_seed), []
+    closed: tuple[int, ...] = ()
+    if config.develop:
+        closed, val = parts["test"], parts["val"]
+        parts = _divide(catalog, groups, parts["train"], config.split_seed)
+        parts["val"] = val
+        notes.append(
+            f"developing: measured on a fifth of the training part; the test part ({len(closed)}) stays closed"
+        )
     copies = [indices for indices in _by(digests).values() if len(indices) > 1]
     conflicting = sum(len({catalog.rows[index].label for index in indices}) > 1 for indices in copies)
     notes = [
@@ -105,6 +116,7 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
+        closed=closed,
         labelled=_labelled(catalog, parts["train"], config, seed),
         duplicate_groups=len(copies),
         duplicate_images=sum(len(indices) - 1 for indices in copies),
@@ -133,14 +145,14 @@ def check_split_file(catalog: Catalog, config: DataConfig) -> None:
 def fingerprint(catalog: Catalog, digests: Sequence[str], split: Split) -> str:
     """A SHA-256 of the images in their order, their labels and what each is used for; paths do not count."""
     use = dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, "val") | dict.fromkeys(split.test, "test")
-    use |= dict.fromkeys(split.labelled, "labelled")
+    use |= dict.fromkeys(split.closed, "closed") | dict.fromkeys(split.labelled, "labelled")
     lines = [f"{digests[i]} {row.label} {use[i]}" for i, row in enumerate(catalog.rows)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def write_split(path: Path, catalog: Catalog, split: Split, digests: Sequence[str]) -> None:
     """Save a split as a CSV with the columns of SPLIT_COLUMNS, one image a row, by path."""
-    parts: Parts = {"train": split.train, "val": split.val, "test": split.test}
+    parts = {"train": split.train, "val": split.val, "test": split.test, "closed": split.closed}
     part_of = {index: name for name, indices in parts.items() for index in indices}
     labelled = set(split.labelled)
     text = io.StringIO(newline="")
@@ -162,7 +174,8 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
     for line, cells in read_cells(path, ("image_path", "label", "split"), rename="Give the split.csv of a run"):
         where = f"{path}, row {line}"
         name = cells["image_path"]
-        split = split_word(cells["split"], f"{where}, 'split'")
+        word = cells["split"]
+        split = "closed" if word == "closed" else split_word(word, f"{where}, 'split'")
         if split is None:
             raise TwinbudError("train, val or test", got="a blank", where=f"{where}, 'split'", fix="Fill it in")
         if name in rows:
@@ -211,7 +224,16 @@ def _divide(catalog: Catalog, groups: np.ndarray, indices: Sequence[int], split_
 
 def _with_split_file(catalog: Catalog, path: Path) -> Catalog:
     """The catalog with the parts that a split.csv gives its rows, matched by path."""
-    given = {row.image_path: row.split for row in read_split(path)}
+    given: dict[str, SplitName] = {}
+    for row in read_split(path):
+        if row.split == "closed":
+            raise TwinbudError(
+                "train, val or test for every image",
+                got="'closed', from a run with --develop",
+                where=f"--split {path}",
+                fix="Give the split.csv of a run without it, and --develop again if need be",
+            )
+        given[row.image_path] = row.split
     known = {row.path for row in catalog.rows}
     absent = [name for name in given if name not in known]
     extra = [row.path for row in catalog.rows if row.path not in given]
@@ -254,7 +276,7 @@ def _patient_notes(catalog: Catalog) -> list[str]:
 
 def _duplicate_notes(copies: list[list[int]], parts: Parts, conflicting: int, *, together: bool) -> list[str]:
     part_of = {index: name for name, indices in parts.items() for index in indices}
-    torn = sum(len({part_of[index] for index in indices}) > 1 for indices in copies)
+    torn = sum(len({part_of.get(index, "closed") for index in indices}) > 1 for indices in copies)
     extra = sum(len(indices) - 1 for indices in copies)
     if not copies:
         return ["0 groups of identical images found"]

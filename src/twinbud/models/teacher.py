@@ -24,7 +24,7 @@ from twinbud.config import teacher_place
 from twinbud.errors import TwinbudError, first_few, unknown_choice
 from twinbud.files import read_json
 from twinbud.models import dinov2
-from twinbud.models.families.base import State, TimmModel
+from twinbud.models.families.base import Family, State, TimmModel
 from twinbud.models.saved import read_architecture, read_model_args, read_normalisation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -105,6 +105,21 @@ def open_teacher(card: TeacherCard) -> Teacher:
         )
     model.load_state_dict(state)
     return Teacher(card=card, model=model.float().eval().requires_grad_(False))
+
+
+def open_teacher_at(card: TeacherCard, family: Family, image_size: int) -> TimmModel:
+    """The teacher as it takes images of ``image_size`` pixels a side: frozen, float32, in evaluation mode.
+
+    Raises:
+        TwinbudError: See ``open_teacher``, and ``Family.image_arguments``.
+    """
+    teacher = open_teacher(card).model
+    arguments = family.image_arguments(teacher, image_size, card.name)
+    if arguments:
+        state = teacher.state_dict()
+        teacher.set_input_size(**arguments)
+        teacher.load_state_dict(family.fit_positions(state, teacher))
+    return teacher.requires_grad_(False)
 
 
 def read_safetensors(path: Path) -> State:

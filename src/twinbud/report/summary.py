@@ -14,7 +14,7 @@ from twinbud.models.selected import Selection
 from twinbud.models.selection import SelectionPlan
 from twinbud.report.page import Example, Mistake, RunSummary, Width
 from twinbud.settings import settings_of
-from twinbud.training.loop import History
+from twinbud.training.epochs import History
 
 if TYPE_CHECKING:
     from twinbud.pipeline import Job

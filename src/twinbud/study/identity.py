@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinbud.config import RunConfig, resolve
+from twinbud.config import RecoveryConfig, RunConfig, resolve
 from twinbud.errors import TwinbudError
 from twinbud.settings import numeric_settings
 
@@ -28,6 +28,10 @@ TRAINING_VERSION = 1
 _NAMES = frozenset({"profile", "image_column", "label_column", "patient_column", "split_column", "teacher"})
 """Settings that only say where other facts come from."""
 
+_BEFORE = {"recover": "none", "develop": False}
+"""Settings that came later, at the value that stands for what was done before there was a choice."""
+_RECOVERY = frozenset(setting.name for setting in fields(RecoveryConfig)) - {"recover"}
+
 
 def describe_run(config: RunConfig, *, images: str, teacher: str, family: Family) -> dict[str, Any]:
     """All that a run's numbers depend on, as plain JSON.
@@ -40,12 +44,15 @@ def describe_run(config: RunConfig, *, images: str, teacher: str, family: Family
     """
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     settings = numeric_settings(replace(config, training=training))
+    unread = _NAMES | {name for name, value in _BEFORE.items() if settings[name] == value}
+    if config.recovery.recover == "none":
+        unread |= _RECOVERY
     return {
         "training_version": TRAINING_VERSION,
         "images": images,
         "teacher": teacher,
         "threads": training.threads,
-        "settings": {name: value for name, value in sorted(settings.items()) if name not in _NAMES},
+        "settings": {name: value for name, value in sorted(settings.items()) if name not in unread},
     }
 
 

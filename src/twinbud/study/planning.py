@@ -19,7 +19,7 @@ from twinbud.pipeline import decode_images
 from twinbud.progress import Progress
 from twinbud.study.grid import Cell, PlannedRun, checked_config
 from twinbud.study.identity import describe_run, identity_of, images_fingerprint, teacher_fingerprint
-from twinbud.training.loop import plan_steps
+from twinbud.training.epochs import plan_steps
 
 
 def read_places(words: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:

@@ -10,10 +10,12 @@ from dataclasses import replace
 from twinbud.config import TrainingConfig
 from twinbud.models.twins import Twins
 from twinbud.progress import Progress
+from twinbud.run_folder import BEFOREHAND
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.compilation import EAGER, Compilation
+from twinbud.training.epochs import History
 from twinbud.training.keeper import Keeper
-from twinbud.training.loop import History, LabelledImages, fit
+from twinbud.training.loop import LabelledImages, fit
 
 
 def fit_in_two_phases(
@@ -41,7 +43,7 @@ def fit_in_two_phases(
         compilation: For each phase.
         on_epoch: Called with each epoch's record in the second phase.
         test_accuracy: Tests S, in the second phase.
-        keeper: Keeps the second phase, and its ``beforehand`` the first.
+        keeper: Keeps the second phase, and the first as its earlier one, ``BEFOREHAND``.
         progress: Where to show a bar for each phase.
         label: What to call the second bar.
 
@@ -59,7 +61,7 @@ def fit_in_two_phases(
         replace(config, distillation="skd"),  # which without S′ is L_ce
         bf16=bf16,
         compilation=compilation,
-        keeper=keeper.beforehand,
+        keeper=keeper.earlier(BEFOREHAND),
         progress=progress,
         label="training S′ beforehand",
     )

@@ -34,15 +34,16 @@ class EpochRecord:
     """One row of the history; losses and accuracy are means over the epoch's images, before each update.
 
     ``loss_skd`` is the divergence from the soft targets of any variant, before its weight; None without such targets.
+    Recovery, which has no labels, has a loss alone.
     """
 
     epoch: int
     step: int
     learning_rate: float
     loss: float
-    loss_ce: float
-    loss_skd: float | None
-    accuracy: float
+    loss_ce: float | None = None
+    loss_skd: float | None = None
+    accuracy: float | None = None
     seconds: float
     test_accuracy: float | None = None
 

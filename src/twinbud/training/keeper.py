@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 from twinbud.errors import Stopped
@@ -19,7 +19,7 @@ class Keeper:
         found: The checkpoint to go on from, or None.
         every_seconds: How much work a crash may cost at most, epochs aside.
         keeps_last: Whether to save after the last epoch too, for a phase that others follow.
-        beforehand: Keeps the phase before this one, and stops when this one is asked to.
+        earlier: Keeps each phase before this one, by name; they stop when this one is asked to.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class Keeper:
         every_seconds: float = 60.0,
         *,
         keeps_last: bool = False,
-        beforehand: Keeper | None = None,
+        earlier: Mapping[str, Keeper] | None = None,
     ) -> None:
         self.folder, self.found, self.every_seconds = folder, found, every_seconds
-        self.keeps_last, self.beforehand = keeps_last, beforehand
+        self.keeps_last, self.phases = keeps_last, dict(earlier or {})
         self.stopping = False
         self.saved_at = time.monotonic()
 
@@ -61,11 +61,15 @@ class Keeper:
         self.folder.save(checkpoint())
         raise Stopped(f"stopped after step {num_steps}; the same command with --resume goes on from there")
 
+    def earlier(self, phase: str) -> Keeper:
+        """The keeper of an earlier phase; one that keeps nothing where there is none."""
+        return self.phases.get(phase) or Keeper()
+
     def ask_to_stop(self) -> None:
         """Stop after the step in progress, whichever phase it is of."""
         self.stopping = True
-        if self.beforehand is not None:
-            self.beforehand.ask_to_stop()
+        for phase in self.phases.values():
+            phase.ask_to_stop()
 
     def listening(self) -> AbstractContextManager[None]:
         """While this lasts, SIGINT and SIGTERM ask for a stop after the step in progress."""

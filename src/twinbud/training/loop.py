@@ -1,51 +1,29 @@
-"""The training loop: epochs, the order of samples, their views, and what was measured on the way.
+"""The training loop: S learns from labelled images, epoch by epoch, and S′ follows.
 
 Shape legend: N samples, B batch, C channels (3), S image side.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from twinbud.config import TrainingConfig
-from twinbud.data.augment import Normalisation, Views, draw_views, see
+from twinbud.data.augment import Views
 from twinbud.data.pixels import PixelRows
-from twinbud.data.supply import supply
 from twinbud.models.twins import Twins
-from twinbud.progress import Advance, Progress, SilentProgress, duration
-from twinbud.seeds import numpy_stream, stream_seed
-from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
+from twinbud.progress import Progress, SilentProgress
+from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.compilation import EAGER, Compilation
+from twinbud.training.epochs import Epochs, History, plan_steps, untouched_chance
 from twinbud.training.keeper import Keeper
 from twinbud.training.partners import draw_partners
 from twinbud.training.precision import suitable_attention
-from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
 from twinbud.training.step import Objective, TrainingStep
 from twinbud.training.sums import EpochSums
-
-_ESTIMATE_AFTER = 10
-_SHOW_EVERY_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What training did.
-
-    Attributes:
-        epochs: One record an epoch.
-        num_steps: Optimiser steps taken.
-        num_images: Images seen, counting each once an epoch.
-        train_seconds: Wall time of the epochs, test passes left out.
-    """
-
-    epochs: tuple[EpochRecord, ...]
-    num_steps: int
-    num_images: int
-    train_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,47 +97,21 @@ def fit(
         compilation=compilation,
         batch_size=config.batch_size,
     )
-    devices = [data.device] if data.device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=devices),
+        untouched_chance(data.device),
         suitable_attention((twins.student, twins.auxiliary), data.device, bf16=bf16),
         progress.bar(label, plan.num_steps) as advance,
     ):
-        watch = _Watch(progress, advance, plan, label)
-        training = _Training(step, data, config, plan, watch, keeper or Keeper())
-        for record in training.epochs():
+        training = _Training(
+            step, data, config, keeper=keeper or Keeper(), progress=progress, label=label, advance=advance
+        )
+        for record in training.run():
             if test_accuracy and config.evaluate_every and record.epoch % config.evaluate_every == 0:
                 training.records[-1] = replace(record, test_accuracy=test_accuracy())
             on_epoch(training.records[-1])
             training.keep()
     twins.student.eval()
-    return History(
-        epochs=tuple(training.records),
-        num_steps=step.num_steps,
-        num_images=plan.epochs * len(data),
-        train_seconds=sum(record.seconds for record in training.records),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """How many epochs and steps a number of samples makes; the last, short batch of an epoch is kept."""
-
-    epochs: int
-    steps_per_epoch: int
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps in all."""
-        return self.epochs * self.steps_per_epoch
-
-
-def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
-    """The steps that ``config`` asks for on ``num_samples`` labelled images."""
-    steps_per_epoch = -(-num_samples // config.batch_size)
-    return StepPlan(
-        epochs=planned_epochs(config.epochs, config.min_steps, steps_per_epoch), steps_per_epoch=steps_per_epoch
-    )
+    return training.history()
 
 
 def objective(config: TrainingConfig, bf16: bool) -> Objective:
@@ -176,135 +128,34 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
     )
 
 
-def batches(
-    num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
-) -> tuple[torch.Tensor, ...]:
-    """The order of samples in one epoch, a pure function of (seed, epoch), a batch at a time."""
-    order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
-    return order.to(device).split(batch_size)
+_Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Sample numbers, images and, where the variant asks for it, for each sample another of its class."""
 
 
-class _Training:
-    """The run in progress: takes epochs one by one, from wherever a checkpoint says."""
+class _Training(Epochs[_Batch, EpochSums]):
+    """Epochs on labelled images."""
 
-    def __init__(
-        self,
-        step: TrainingStep,
-        data: LabelledImages,
-        config: TrainingConfig,
-        plan: StepPlan,
-        watch: _Watch,
-        keeper: Keeper,
-    ) -> None:
-        self.step, self.data, self.config, self.plan = step, data, config, plan
-        self.watch, self.keeper = watch, keeper
-        self.normalise = Normalisation.on(data.device, data.mean, data.std)
-        self.position = START
-        checkpoint = keeper.found
-        if checkpoint is not None:
-            self.position = checkpoint.position
-            step.restore(checkpoint.tensors, self.position.num_steps)
-        self.records = list(self.position.records)
+    step: TrainingStep
+    data: LabelledImages
 
-    def epochs(self) -> Iterator[EpochRecord]:
-        """Take the epochs that are missing; each is in ``records`` when it is yielded."""
-        for epoch in range(self.position.epoch, self.plan.epochs + 1):
-            self.step.twins.student.train()
-            self.records.append(self._epoch(epoch))
-            self.position = replace(START, num_steps=self.step.num_steps, epoch=epoch + 1, records=tuple(self.records))
-            yield self.records[-1]
+    def begin(self) -> None:
+        """S in training mode, after whatever a test pass has made of it."""
+        self.step.twins.student.train()
 
-    def keep(self) -> None:
-        """Save a checkpoint after an epoch, if one is due."""
-        self.position = replace(self.position, records=tuple(self.records))
-        self.keeper.keep(self._checkpoint, self.step.num_steps, is_last=self.position.epoch > self.plan.epochs)
+    def open_sums(self, state: tuple[float, ...]) -> EpochSums:
+        """Losses and right answers."""
+        return EpochSums(self.data.device, state, has_skd=self.step.targets.are_soft)
 
-    def _checkpoint(self) -> Checkpoint:
-        self.step.check()
-        return Checkpoint(position=self.position, tensors=self.step.tensors())
+    def batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[_Batch]:
+        """See Epochs."""
+        partners: Iterable[torch.Tensor | None] = itertools.repeat(None, len(order))
+        if self.step.targets.need_partners:
+            partners_N = draw_partners(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
+            partners = self.seen([partners_N[rows] for rows in order], views)
+        yield from zip(order, self.seen(order, views), partners, strict=True)
 
-    def _epoch(self, epoch: int) -> EpochRecord:
-        data, config, begun = self.data, self.config, self.position
-        start = time.perf_counter() - begun.seconds
-        views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
-        views = views.to(data.device)
-        sums = EpochSums(data.device, begun.sums, has_skd=self.step.targets.are_soft)
-        order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
-        supplies = zip(order, self._seen(order, views), self._partners_seen(order, views, epoch), strict=True)
-        for batch, (rows, images_BCSS, partners_BCSS) in enumerate(supplies, start=begun.batch + 1):
-            self._step(rows, images_BCSS, partners_BCSS, sums)
-            self.watch.stepped(self.step.num_steps, epoch, sums)
-            if self.keeper.stopping:
-                self.position = replace(
-                    begun,
-                    num_steps=self.step.num_steps,
-                    batch=batch,
-                    sums=sums.state(),
-                    seconds=time.perf_counter() - start,
-                )
-                self.keeper.stop(self._checkpoint, self.step.num_steps)
-        self.step.check()
-        means = sums.means()  # waits for the device, so the clock is read after it
-        return EpochRecord(
-            epoch=epoch,
-            step=self.step.num_steps,
-            learning_rate=self._rate(self.step.num_steps - 1),
-            **means,
-            seconds=time.perf_counter() - start,
-        )
-
-    def _rate(self, step: int) -> float:
-        config = self.config
-        return learning_rate_at(
-            step,
-            num_steps=self.plan.num_steps,
-            warmup=config.warmup,
-            peak=peak_learning_rate(config.learning_rate, config.batch_size),
-            final=config.final_learning_rate,
-        )
-
-    def _seen(self, order: Sequence[torch.Tensor], views: Views) -> Iterator[torch.Tensor]:
-        """The batches of an epoch, as the networks see them."""
-        data = self.data
-        for rows, pixels_BCSS in zip(order, supply(data.images_NCSS, order, data.device), strict=True):
-            yield self.normalise(see(pixels_BCSS, views[rows]))
-
-    def _partners_seen(
-        self, order: Sequence[torch.Tensor], views: Views, epoch: int
-    ) -> Iterator[torch.Tensor] | list[None]:
-        """For each sample another of its class, where the variant asks for one."""
-        if not self.step.targets.need_partners:
-            return [None] * len(order)
-        partners_N = draw_partners(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
-        return self._seen([partners_N[rows] for rows in order], views)
-
-    def _step(
-        self, rows: torch.Tensor, images_BCSS: torch.Tensor, partners_BCSS: torch.Tensor | None, sums: EpochSums
-    ) -> None:
-        torch.manual_seed(stream_seed("drop-path", self.config.seed, self.step.num_steps))
-        rate = self._rate(self.step.num_steps)
-        sums.add(self.step(images_BCSS, self.data.labels_N[rows], rate, rows, partners_BCSS), len(rows))
-
-
-class _Watch:
-    """Shows loss, accuracy and time left once a second, and says after ten steps how long the whole will take."""
-
-    def __init__(self, progress: Progress, advance: Advance, plan: StepPlan, label: str) -> None:
-        self.progress, self.advance, self.plan, self.label = progress, advance, plan, label
-        self.start = self.last_shown = time.perf_counter()
-        self.count = 0
-
-    def stepped(self, done: int, epoch: int, sums: EpochSums) -> None:
-        now = time.perf_counter()
-        self.count += 1
-        if self.count == 1:
-            self.start = now  # the first step also pays for warming up
-        if self.count == _ESTIMATE_AFTER + 1 and self.plan.num_steps > 2 * _ESTIMATE_AFTER:
-            each = (now - self.start) / _ESTIMATE_AFTER
-            whole = duration(each * self.plan.num_steps)
-            self.progress.note(f"{self.label}: {self.plan.num_steps} steps of {each:.2f} s, about {whole} in all")
-        if now - self.last_shown >= _SHOW_EVERY_SECONDS or done == self.plan.num_steps:
-            self.last_shown = now
-            means = sums.means()
-            text = f"epoch {epoch}/{self.plan.epochs} · loss {means['loss']:.3f} · accuracy {means['accuracy']:.0%}"
-            self.advance(done, text)
+    def take(self, batch: _Batch, learning_rate: float, sums: EpochSums) -> None:
+        """See Epochs."""
+        rows_B, images_BCSS, partners_BCSS = batch
+        labels_B = self.data.labels_N[rows_B]
+        sums.add(self.step(images_BCSS, labels_B, learning_rate, rows_B, partners_BCSS), len(rows_B))

@@ -5,23 +5,19 @@ Shape legend: B batch, C channels, S image side, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from twinbud.config import Distillation
-from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.compilation import EAGER, Compilation, compiled
 from twinbud.training.ema import follow
 from twinbud.training.graphs import Recording
 from twinbud.training.losses import Losses, total_loss
+from twinbud.training.optimiser import Optimiser, part
 from twinbud.training.targets import Batch, open_targets
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +81,12 @@ class TrainingStep:
         self.targets = open_targets(
             objective.distillation, twins, temperature=objective.temperature, num_samples=num_samples
         )
-        self.parameters = [p for p in twins.student.parameters() if p.requires_grad]
-        device = self.parameters[0].device
-        self.deferred = device.type == "cuda"
-        # a recorded step reads its number and its learning rate from the device
-        self.number = torch.zeros((), device=device)
-        self.bad_step = torch.zeros(3, device=device)
-        self.optimiser = torch.optim.AdamW(
-            parameter_groups(twins.student, weight_decay),
-            lr=torch.zeros((), device=device) if self.deferred else 0.0,
-            fused=True,
-            capturable=self.deferred,
+        self.optimiser = Optimiser(
+            {"student": twins.student},
+            weight_decay=weight_decay,
+            clip_norm=objective.clip_norm,
+            steps_per_epoch=steps_per_epoch,
         )
-        self.num_steps = 0
         self.batch_size = batch_size
         self.compiled_losses = compiled(self._losses) if compilation.inductor else None
         self.update: Callable[..., StepResult] = Recording(self._update) if compilation.graphs else self._update
@@ -125,71 +114,50 @@ class TrainingStep:
             TwinbudError: The loss or its gradient is not finite; neither S nor S′ has been updated. On a GPU the
                 step does not wait to know: the update does not happen, and ``check`` raises.
         """
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(learning_rate)
-            else:
-                group["lr"] = learning_rate
+        self.optimiser.set_rate(learning_rate)
         is_first_epoch = self.steps_per_epoch is None or self.num_steps < self.steps_per_epoch
         with torch.no_grad(), self._autocast():
             inputs = self.targets.inputs(Batch(images_BCSS, rows_B, partners_BCSS, is_first_epoch))
         result = self.update(images_BCSS, labels_B, *inputs)
-        self.num_steps += 1
+        self.optimiser.num_steps += 1
         return result
 
     def _update(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, *inputs: torch.Tensor) -> StepResult:
         """The step as the device takes it; on a GPU nothing in here waits for it, so that it can be recorded."""
-        self.number += 1
         compute = self.compiled_losses if len(labels_B) == self.batch_size else None
         losses, student_BK, outputs_BK = (compute or self._losses)(images_BCSS, labels_B, *inputs)
-        self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        sound = self._watch(losses.total.detach(), norm)
-        if self.objective.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.objective.clip_norm, norm)
-        # fused AdamW leaves parameters and moments alone where this is 1, without the host's knowing
-        self.optimiser.found_inf = None if sound is None else (~sound).float()  # type: ignore[attr-defined]
-        self.optimiser.step()
+        sound = self.optimiser.step(losses.total)
         if self.twins.auxiliary is not None and not self.twins.frozen:
             follow(self.twins.auxiliary, self.twins.student, self.objective.beta, sound)
         self.targets.remember(student_BK, outputs_BK, labels_B, inputs, sound)
         return StepResult(losses.detached(), (student_BK.argmax(dim=1) == labels_B).sum())
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken so far."""
+        return self.optimiser.num_steps
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """S, S′, what the targets remember and AdamW's moments, by name.
 
         All that the next step depends on, but for ``num_steps``.
         """
-        named = {f"student.{name}": value for name, value in self.twins.student.state_dict().items()}
+        named = self.optimiser.tensors()
         if self.twins.auxiliary is not None:
             named |= {f"auxiliary.{name}": value for name, value in self.twins.auxiliary.state_dict().items()}
-        named |= {f"targets.{name}": value for name, value in self.targets.state.items()}
-        for name, parameter in self.twins.student.named_parameters():
-            for moment in _MOMENTS:
-                if parameter in self.optimiser.state:
-                    named[f"{moment}.{name}"] = self.optimiser.state[parameter][moment]
-        return named
+        return named | {f"targets.{name}": value for name, value in self.targets.state.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """Go back to where ``tensors`` and ``num_steps`` were taken."""
-
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-        self.twins.student.load_state_dict(part("student."))
+        self.optimiser.restore(tensors, num_steps)
         if self.twins.auxiliary is not None:
-            self.twins.auxiliary.load_state_dict(part("auxiliary."))
-        for name, value in part("targets.").items():
+            self.twins.auxiliary.load_state_dict(part(tensors, "auxiliary."))
+        for name, value in part(tensors, "targets.").items():
             self.targets.state[name].copy_(value)
-        moments = {moment: part(f"{moment}.") for moment in _MOMENTS}
-        for name, parameter in self.twins.student.named_parameters():
-            if name in moments[_MOMENTS[0]]:
-                # in the parameter's own layout, which the fused optimiser takes for granted
-                state = {moment: torch.empty_like(parameter).copy_(moments[moment][name]) for moment in _MOMENTS}
-                self.optimiser.state[parameter] = state | {"step": torch.tensor(float(num_steps)).to(parameter.device)}
-        self.num_steps = num_steps
-        self.number.fill_(num_steps)
+
+    def check(self) -> None:
+        """See ``Optimiser.check``."""
+        self.optimiser.check()
 
     def _losses(
         self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, *inputs: torch.Tensor
@@ -213,50 +181,4 @@ class TrainingStep:
         return losses, student_BK.detach(), outputs_BK
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.number.device.type, torch.bfloat16, enabled=self.objective.bf16)
-
-    def _watch(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor | None:
-        """Whether this step and all before it are finite: as a flag that stays on the GPU, or known at once on a CPU.
-
-        From the first step that is not, nothing is updated any more; ``check`` then tells.
-        """
-        finite = torch.isfinite(loss) & torch.isfinite(gradient_norm) & (self.bad_step[0] == 0)
-        here = torch.stack([self.number, loss.float(), gradient_norm.float()])
-        self.bad_step.copy_(torch.where(finite | (self.bad_step[0] > 0), self.bad_step, here))
-        if self.deferred:
-            return finite
-        self.check()
-        return None
-
-    def check(self) -> None:
-        """Wait for the device and refuse to go on after a step that was not finite.
-
-        Raises:
-            TwinbudError: There was one; S and S′ are as they were before it.
-        """
-        step, loss, gradient_norm = self.bad_step.tolist()
-        if not step:
-            return
-        raise TwinbudError(
-            f"a finite {'gradient' if math.isfinite(loss) else 'loss'}",
-            got=f"loss {loss:g}, gradient norm {gradient_norm:g}",
-            where=self._place(int(step)),
-            fix="S and S′ are as they were before it; lower --learning-rate or set --clip-norm 1",
-        )
-
-    def _place(self, step: int) -> str:
-        if self.steps_per_epoch is None:
-            return f"step {step}"
-        epoch, batch = divmod(step - 1, self.steps_per_epoch)
-        return f"step {step} (epoch {epoch + 1}, batch {batch + 1})"
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """AdamW's two groups: no decay on 1-D parameters (norms, biases, LayerScale) and timm's ``no_weight_decay()``."""
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [name for name, p in trained if p.dim() <= 1 or name in exempt]
-    return [
-        {"params": [p for name, p in trained if name not in plain], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if name in plain], "weight_decay": 0.0},
-    ]
+        return torch.autocast(self.optimiser.device.type, torch.bfloat16, enabled=self.objective.bf16)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from twinbud.config import Attention
 from twinbud.models.widths import TensorSpec
@@ -13,6 +15,24 @@ from twinbud.models.widths import TensorSpec
 State = dict[str, torch.Tensor]
 TimmModel = Any
 """An nn.Module of timm's, whose parts (``blocks``, ``stages``) are reached by name, which nn.Module does not type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMap:
+    """A linear layer inside a block, or a convolution that mixes channels, and where its output goes.
+
+    Attributes:
+        name: The layer's, inside its block.
+        begins: For a layer that writes into the residual stream, the part of the block whose input is the stream
+            before; None for one whose output is used inside the block.
+        ends: The part whose input is the stream after, or None where that is the block's output.
+        scale: LayerScale between the layer and the stream, by its name inside the block.
+    """
+
+    name: str
+    begins: str | None = None
+    ends: str | None = None
+    scale: str | None = None
 
 
 class Family(ABC):
@@ -81,3 +101,31 @@ class Family(ABC):
         """Resample the position embedding, if there is one, to the grid of ``model``."""
         del model
         return state
+
+    @abstractmethod
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """The residual stream that enters the first block."""
+
+    @abstractmethod
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """All that turns one residual stream into the next, by name and in order."""
+
+    @abstractmethod
+    def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
+        """For each block of the student those of the teacher that it stands for, the one it was cut out of first."""
+
+    @abstractmethod
+    def stream_width(self, block: str) -> str:
+        """The name of the width that the stream after ``block`` has."""
+
+    @abstractmethod
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """The layers of a block that mix channels, in the order in which they are computed."""
+
+    @abstractmethod
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """A residual stream as (B, L, D): L positions of D channels."""
+
+    @abstractmethod
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """What the classifier is given: the stream after the last block, normalised as the model does."""

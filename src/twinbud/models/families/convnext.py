@@ -11,7 +11,7 @@ from torch import nn
 
 from twinbud.config import Attention
 from twinbud.errors import TwinbudError
-from twinbud.models.families.base import Family, TimmModel
+from twinbud.models.families.base import Family, LinearMap, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"convnext_tiny": (2, 2, 6, 2)}
@@ -54,6 +54,49 @@ class ConvNeXtFamily(Family):
         if image_size < 32:
             raise TwinbudError("an image size of at least 32", got=f"{image_size}", where=where)
         return {}
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W): what the stem makes of the images."""
+        return model.stem(images_BCSS)
+
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """Each stage's downsampling, where it has one, and its blocks."""
+        found: dict[str, nn.Module] = {}
+        for number, stage in enumerate(model.stages):
+            if not isinstance(stage.downsample, nn.Identity):
+                found[f"stages.{number}.downsample"] = stage.downsample
+            found |= {f"stages.{number}.blocks.{place}": block for place, block in enumerate(stage.blocks)}
+        return found
+
+    def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
+        """One for one; the last block of a shallower stage stands for the rest of the teacher's stage too."""
+        ours, theirs = list(self.blocks(student)), list(self.blocks(teacher))
+        is_last = [i + 1 == len(ours) or ours[i + 1].endswith("downsample") for i in range(len(ours))]
+        spans: dict[str, list[str]] = {}
+        for name, last in zip(ours, is_last, strict=True):
+            start = theirs.index(name)
+            rest = [other for other in theirs[start:] if other.split(".")[1] == name.split(".")[1]]
+            spans[name] = rest if last else [name]
+        return spans
+
+    def stream_width(self, block: str) -> str:
+        """That of the block's stage."""
+        return _stage(block.split(".")[1]).width
+
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """Both layers of a block's MLP, or a downsampling's convolution; depthwise kernels mix no channels."""
+        if isinstance(block, nn.Sequential):
+            return (LinearMap(name="1"),)
+        scale = "gamma" if block.gamma is not None else None
+        return (LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", begins="conv_dw", scale=scale))
+
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W) to (B, H·W, D)."""
+        return stream.flatten(2).transpose(1, 2)
+
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """The last stage's map; the norm comes after pooling, in the head."""
+        return model.norm_pre(stream)
 
 
 def _stage(number: str | int) -> Axis:

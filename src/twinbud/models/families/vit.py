@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from twinbud.config import Attention
 from twinbud.errors import TwinbudError
-from twinbud.models.families.base import Family, State, TimmModel
+from twinbud.models.families.base import Family, LinearMap, State, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 RESIDUAL = Axis("residual")
@@ -105,6 +107,42 @@ class ViTFamily(Family):
             antialias=False,
         )
         return {**state, "pos_embed": grid}
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """(B, L, D): patches and prefix tokens with their positions."""
+        return model.norm_pre(model._pos_embed(model.patch_embed(images_BCSS)))
+
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """See Family.blocks."""
+        return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
+
+    def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
+        """One for one; a shallower student's last block stands for the rest of the teacher too."""
+        ours, theirs = list(self.blocks(student)), list(self.blocks(teacher))
+        return {name: [name] for name in ours[:-1]} | {ours[-1]: theirs[len(ours) - 1 :]}
+
+    def stream_width(self, block: str) -> str:
+        """The same everywhere."""
+        del block
+        return RESIDUAL.width
+
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """Queries, keys and values; the attention's projection; both layers of the MLP."""
+        scales = [f"{name}.gamma" if hasattr(block.get_submodule(name), "gamma") else None for name in ("ls1", "ls2")]
+        return (
+            LinearMap(name="attn.qkv"),
+            LinearMap(name="attn.proj", begins="norm1", ends="norm2", scale=scales[0]),
+            LinearMap(name="mlp.fc1"),
+            LinearMap(name="mlp.fc2", begins="norm2", scale=scales[1]),
+        )
+
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """As it is."""
+        return stream
+
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """The final norm; of models that pool first, whose norm comes later, the stream as it is."""
+        return model.norm(stream)
 
 
 def _num_prefix_positions(model: TimmModel) -> int:

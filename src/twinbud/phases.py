@@ -1,0 +1,63 @@
+"""The phases of a run, each with checkpoints of its own, and where each of them goes on after a stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twinbud.config import RunConfig
+from twinbud.data.split import fingerprint
+from twinbud.progress import Progress
+from twinbud.recovery.stage import NAMES, students_to_recover
+from twinbud.run_folder import BEFOREHAND, CHECKPOINTS, PHASES, RECOVERY
+from twinbud.settings import numeric_settings
+from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
+from twinbud.training.keeper import Keeper
+
+if TYPE_CHECKING:
+    from twinbud.pipeline import Job
+
+
+def open_keeper(job: Job, progress: Progress) -> Keeper:
+    """Where the run's checkpoints are, of every phase, with the newest whole ones if it is resumed."""
+    identity = numeric_settings(job.config) | {
+        "precision": job.precision.name,
+        "compile": job.compilation.name,
+        "images": fingerprint(job.catalog, job.pixels.digests, job.split),
+        "initial weights": job.origin.fingerprint(),
+    }
+    folder, seconds = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds
+    phases = {}
+    if job.config.recovery.num_epochs and job.origin.selection:
+        phases = {
+            RECOVERY[twin]: f"recovery of {NAMES[twin]}"
+            for twin in students_to_recover(job.twins, job.origin.selection)
+        }
+    if job.config.training.num_phases == 2:
+        phases[BEFOREHAND] = "training S′ beforehand"
+    earlier = {}
+    for phase, text in phases.items():
+        checkpoints = CheckpointFolder(folder / phase, identity)
+        found = newest_checkpoint(checkpoints, job.config, progress, text)
+        earlier[phase] = Keeper(checkpoints, found, seconds, keeps_last=True)
+    checkpoints = CheckpointFolder(folder, identity)
+    return Keeper(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, earlier=earlier)
+
+
+def newest_checkpoint(
+    checkpoints: CheckpointFolder, config: RunConfig, progress: Progress, phase: str = "training S"
+) -> Checkpoint | None:
+    """What a phase of a resumed run goes on from, if there is anything; other runs begin anew."""
+    if not config.resume:
+        return None
+    found, complaints = checkpoints.latest()
+    place = f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start"
+    for text in (*complaints, f"{phase}: {place}"):
+        progress.note(text)
+    return found
+
+
+def precision_so_far(config: RunConfig) -> str | None:
+    """What a run that goes on was computed in, if it left a checkpoint."""
+    folder = config.output / CHECKPOINTS
+    phases = (folder, *(folder / phase for phase in PHASES)) if config.resume else ()
+    return next((identity["precision"] for phase in phases if (identity := saved_identity(phase))), None)

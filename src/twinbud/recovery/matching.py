@@ -1,0 +1,162 @@
+"""One step of recovery: a student learns to say what its frozen teacher says of an image, without its label.
+
+Shape legend: B batch, C channels, S image side, L positions, D channels of a residual stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twinbud.config import RecoverTarget
+from twinbud.recovery.counterparts import Counterparts
+from twinbud.training.optimiser import Optimiser
+
+
+class Matching(nn.Module):
+    """How far a student's final tokens are from its teacher's: smooth L1 between them, each layer-normalised.
+
+    Args:
+        counterparts: The student and its teacher, which are not part of this module.
+        target: ``all``: a linear map of the student's tokens, learned beside it and thrown away, against all of the
+            teacher's channels; ``own``: the student's tokens themselves against the channels that it was cut out at.
+        blocks: Whether the residual stream after every block is matched too, always at the student's own channels.
+    """
+
+    def __init__(self, counterparts: Counterparts, *, target: RecoverTarget, blocks: bool) -> None:
+        super().__init__()
+        names = [pair.name for pair in counterparts.blocks]
+        own = [counterparts.stream_channels(name) for name in names]
+        self.channels: list[torch.Tensor | None] = [*(own if blocks else []), own[-1] if target == "own" else None]
+        self.blocks = blocks
+        self.map: nn.Linear | None = None
+        if target == "all":
+            width = counterparts.plan.widths[counterparts.family.stream_width(names[-1])]
+            self.map = nn.Linear(width.student, width.teacher, device=counterparts.device)
+            with torch.no_grad():  # starts where the student's channels are the teacher's
+                self.map.weight.zero_()
+                self.map.bias.zero_()
+                self.map.weight[own[-1], torch.arange(width.student, device=counterparts.device)] = 1.0
+        self.tokens = counterparts.family.tokens
+
+    def wanted(self, streams: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What the student is to say, from the teacher's streams: (B, L, D) each."""
+        places = streams if self.blocks else streams[-1:]
+        pairs = zip(map(self.tokens, places), self.channels, strict=True)
+        return [normalised(tokens if channels is None else tokens[..., channels]) for tokens, channels in pairs]
+
+    def forward(self, streams: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
+        """The loss: the mean over places and their elements; that of all blocks counts as much as that of the end."""
+        places = [normalised(self.tokens(stream)) for stream in (streams if self.blocks else streams[-1:])]
+        if self.map is not None:
+            places[-1] = self.map(places[-1]).float()
+        *inner, end = [F.smooth_l1_loss(said, target) for said, target in zip(places, wanted, strict=True)]
+        return end + torch.stack(inner).mean() if inner else end
+
+
+def normalised(tokens: torch.Tensor) -> torch.Tensor:
+    """Each position to mean 0 and variance 1 over its channels, float32."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+
+
+class RecoveryStep:
+    """Carries a student, the map and the optimiser from one step to the next.
+
+    Args:
+        counterparts: The student, which is changed, and its frozen teacher.
+        matching: The loss.
+        fits: What least squares did before, to be kept with the rest.
+        weight_decay: AdamW's.
+        clip_norm: Largest gradient norm, or None.
+        bf16: Whether the networks compute in bf16 autocast.
+        steps_per_epoch: Lets errors name epoch and batch.
+    """
+
+    def __init__(
+        self,
+        counterparts: Counterparts,
+        matching: Matching,
+        *,
+        fits: torch.Tensor,
+        weight_decay: float,
+        clip_norm: float | None,
+        bf16: bool,
+        steps_per_epoch: int,
+    ) -> None:
+        self.counterparts, self.matching, self.fits, self.bf16 = counterparts, matching, fits, bf16
+        networks: dict[str, nn.Module] = {"student": counterparts.student}
+        if matching.map is not None:
+            networks["map"] = matching.map
+        self.optimiser = Optimiser(
+            networks, weight_decay=weight_decay, clip_norm=clip_norm, steps_per_epoch=steps_per_epoch
+        )
+
+    def __call__(self, images_BCSS: torch.Tensor, learning_rate: float) -> torch.Tensor:
+        """Take one step.
+
+        Args:
+            images_BCSS: Normalised float32 images, one view that student and teacher share.
+            learning_rate: Of this step.
+
+        Returns:
+            The loss before the update, on the device.
+
+        Raises:
+            TwinbudError: See ``Optimiser.step``.
+        """
+        optimiser, counterparts = self.optimiser, self.counterparts
+        optimiser.set_rate(learning_rate)
+        with torch.autocast(optimiser.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                wanted = self.matching.wanted(list(counterparts.teacher_streams(images_BCSS)))
+            loss = self.matching(list(counterparts.student_streams(images_BCSS)), wanted)
+        optimiser.step(loss)
+        optimiser.num_steps += 1
+        return loss.detach()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken so far."""
+        return self.optimiser.num_steps
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See ``Optimiser.tensors``."""
+        return self.optimiser.tensors() | {"fits": self.fits}
+
+    def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+        """See ``Optimiser.restore``."""
+        self.fits = tensors["fits"]
+        self.optimiser.restore(tensors, num_steps)
+
+    def check(self) -> None:
+        """See ``Optimiser.check``."""
+        self.optimiser.check()
+
+
+class LossSums:
+    """The sum of an epoch's losses, kept on the device.
+
+    Args:
+        device: Where the steps are taken.
+        state: What ``state`` gave in the middle of this epoch; empty at its start.
+    """
+
+    def __init__(self, device: torch.device, state: tuple[float, ...]) -> None:
+        total, self.count = state or (0.0, 0)
+        self.total = torch.tensor(total, dtype=torch.float64, device=device)
+
+    def state(self) -> tuple[float, ...]:
+        """What a checkpoint needs to go on from here."""
+        return (self.total.item(), self.count)
+
+    def add(self, loss: torch.Tensor, size: int) -> None:
+        """Count a step of ``size`` images."""
+        self.total += loss.double() * size
+        self.count += size
+
+    def means(self) -> dict[str, Any]:
+        """The mean over the images so far, as an ``EpochRecord`` names it."""
+        return {"loss": self.total.item() / self.count}

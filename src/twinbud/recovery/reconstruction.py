@@ -1,0 +1,224 @@
+"""Reconstruction: every linear layer of a student fitted to the teacher by least squares, without a gradient.
+
+Selection keeps a weight where both its ends are kept, and drops all that came from the channels that are not: each
+layer's sums lack half of their terms. But the plan says which of the teacher's channels each of the student's stands
+for, and the kept inputs tell much of the dropped ones. So, layer by layer and in order, what the layer is given in the
+student as it stands is regressed on what the teacher has at the same channels; a layer that writes into the residual
+stream also makes up for what the blocks before it have missed. That is the reconstruction of He, Zhang and Sun,
+"Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, whose prior here is the selected weight.
+
+Shape legend: B batch, C channels, S image side, L positions, D channels of a stream, I inputs of a layer, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twinbud.models.families.base import LinearMap, TimmModel
+from twinbud.recovery.counterparts import BlockPair, Counterparts, through
+
+RIDGE = 0.01
+"""How strongly the fit is held to the selected weight, as a share of the mean square of the layer's inputs."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a layer's outputs agree with the teacher's, as shares of their variance that are explained."""
+
+    layer: str
+    before: float
+    after: float
+
+
+@torch.no_grad()
+def reconstruct(
+    counterparts: Counterparts,
+    batches: Sequence[torch.Tensor],
+    *,
+    bf16: bool = False,
+    ridge: float = RIDGE,
+    on_layer: Callable[[int], None] = lambda done: None,
+) -> list[Fit]:
+    """Fit the layers of a student that mix channels to its teacher, in place.
+
+    The residual streams of all images are held at once, and what the teacher says inside one block.
+
+    Args:
+        counterparts: The student, which is changed, and its teacher.
+        batches: Normalised float32 images (B, C, S, S), on their device.
+        bf16: Whether the networks compute in bf16 autocast.
+        ridge: Above 0: the more, the closer to the selected weights.
+        on_layer: Told how many layers are fitted.
+
+    Returns:
+        Each layer's fit, in order.
+    """
+    family, fits = counterparts.family, []
+    autocast = torch.autocast(counterparts.device.type, torch.bfloat16, enabled=bf16)
+    with autocast:
+        ours = [family.embed(counterparts.student, images) for images in batches]
+        theirs = [family.embed(counterparts.teacher, images) for images in batches]
+    for pair in counterparts.blocks:
+        linears = family.linear_maps(pair.student)
+        for linear in linears:
+            fold_scale(pair.student, linear)
+        with autocast:
+            lessons = [_teach(counterparts, pair, linears, stream) for stream in theirs]
+        for linear in linears:
+            layer = pair.student.get_submodule(linear.name)
+            equations = NormalEquations(layer)
+            for stream, lesson in zip(ours, lessons, strict=True):
+                with autocast, captured(pair.student) as student:
+                    pair.student(stream)
+                targets = lesson.wanted[linear.name]
+                if linear.begins is not None:
+                    targets = targets - family.tokens(student[linear.begins].given)
+                equations.add(input_rows(layer, student[linear.name].given), targets)
+            before, after = equations.solve(layer, ridge)
+            fits.append(Fit(f"{pair.name}.{linear.name}", before, after))
+            on_layer(len(fits))
+        with autocast:
+            ours = [pair.student(stream) for stream in ours]
+        theirs = [lesson.end for lesson in lessons]
+    return fits
+
+
+class _Lesson(NamedTuple):
+    """What the teacher makes of a residual stream: for each layer what the student's should put out, and the end."""
+
+    wanted: dict[str, torch.Tensor]
+    end: torch.Tensor
+
+
+def _teach(counterparts: Counterparts, pair: BlockPair, linears: Sequence[LinearMap], stream: torch.Tensor) -> _Lesson:
+    """Targets (B, L, O) of a block's layers; of those that write into the residual stream, the stream after."""
+    first, *rest = pair.teacher
+    with captured(first) as teacher:
+        end = first(stream)
+    end = through(tuple(rest), end)
+    wanted: dict[str, torch.Tensor] = {}
+    for linear in linears:
+        if linear.begins is None:
+            made = by_position(first.get_submodule(linear.name), teacher[linear.name].made)
+            wanted[linear.name] = made[..., counterparts.output_channels(f"{pair.name}.{linear.name}")]
+        else:
+            after = teacher[linear.ends].given if linear.ends else end
+            wanted[linear.name] = counterparts.family.tokens(after)[..., counterparts.stream_channels(pair.name)]
+    return _Lesson(wanted, end)
+
+
+class NormalEquations:
+    """Least squares for one layer: products of a batch in float32, their sums in float64.
+
+    Args:
+        layer: A linear layer, or a convolution whose patches do not overlap.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        inputs, outputs = matrix(layer).shape
+        like = {"dtype": torch.float64, "device": next(layer.parameters()).device}
+        self.gram = torch.zeros(inputs, inputs, **like)
+        self.cross = torch.zeros(inputs, outputs, **like)
+        self.power = torch.zeros(outputs, **like)
+        self.mean = torch.zeros(outputs, **like)
+        self.count = 0
+
+    def add(self, inputs_RI: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count R rows: what the layer is given, and what it should put out."""
+        rows, wanted = inputs_RI.float(), targets.flatten(0, -2).float()
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)[:, : len(self.gram)]
+        self.gram += rows.T @ rows
+        self.cross += rows.T @ wanted
+        self.power += wanted.double().square().sum(dim=0)
+        self.mean += wanted.double().sum(dim=0)
+        self.count += len(rows)
+
+    def solve(self, layer: nn.Module, ridge: float) -> tuple[float, float]:
+        """Put the best weights and bias into the layer.
+
+        Args:
+            layer: The one whose inputs were counted.
+            ridge: Weight of the distance from what the layer holds, in units of the inputs' mean square.
+
+        Returns:
+            The share of the targets' variance that the layer explains, before and after.
+        """
+        start = matrix(layer).double()
+        strength = ridge * self.gram.diagonal().mean()
+        damped = self.gram + strength * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
+        found = start + torch.linalg.solve(damped, self.cross - self.gram @ start)
+        explained = self._explained(start), self._explained(found)
+        put_matrix(layer, found)
+        return explained
+
+    def _explained(self, weights_IO: torch.Tensor) -> float:
+        error = (
+            self.power - 2 * (weights_IO * self.cross).sum(dim=0) + (weights_IO * (self.gram @ weights_IO)).sum(dim=0)
+        )
+        variance = self.power - self.mean.square() / self.count
+        return float(1 - error.sum() / variance.sum())
+
+
+def matrix(layer: TimmModel) -> torch.Tensor:
+    """(I, O) weights of a layer as rows are multiplied with them; with a bias, the last input is 1."""
+    weights = layer.weight.flatten(1).T
+    return weights if layer.bias is None else torch.cat([weights, layer.bias[None]])
+
+
+def put_matrix(layer: TimmModel, weights_IO: torch.Tensor) -> None:
+    """The reverse of ``matrix``."""
+    if layer.bias is not None:
+        layer.bias.copy_(weights_IO[-1])
+        weights_IO = weights_IO[:-1]
+    layer.weight.copy_(weights_IO.T.reshape(layer.weight.shape))
+
+
+def input_rows(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """(R, I): what a layer multiplies, one row a position."""
+    if isinstance(layer, nn.Conv2d):
+        patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        return patches.transpose(1, 2).flatten(0, 1)
+    return inputs.flatten(0, -2)
+
+
+def by_position(layer: nn.Module, outputs: torch.Tensor) -> torch.Tensor:
+    """A layer's outputs as (B, L, O)."""
+    return outputs.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else outputs.flatten(1, -2)
+
+
+def fold_scale(block: TimmModel, linear: LinearMap) -> None:
+    """Multiply LayerScale into the layer before it and set it to 1: the same function, fitted on one scale."""
+    if linear.scale is None:
+        return
+    layer, scale = block.get_submodule(linear.name), block.get_parameter(linear.scale)
+    put_matrix(layer, matrix(layer) * scale)
+    scale.fill_(1.0)
+
+
+class Flow(NamedTuple):
+    """What a module was given and what it made of it."""
+
+    given: torch.Tensor
+    made: torch.Tensor
+
+
+@contextmanager
+def captured(block: nn.Module) -> Iterator[dict[str, Flow]]:
+    """What passes through each part of a block while this lasts, by the part's name."""
+    found: dict[str, Flow] = {}
+    hooks = [
+        part.register_forward_hook(lambda _, given, made, name=name: found.__setitem__(name, Flow(given[0], made)))
+        for name, part in block.named_modules()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

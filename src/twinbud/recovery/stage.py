@@ -1,0 +1,305 @@
+"""The stage: the teacher is opened, S and S′ get back what they can of it, and it is let go before training.
+
+Shape legend: N samples, B batch, C channels, S image side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from twinbud.config import RecoveryConfig, TrainingConfig
+from twinbud.data.augment import Normalisation, Views, draw_views, see
+from twinbud.data.pixels import PixelRows
+from twinbud.models.families.base import TimmModel
+from twinbud.models.selected import Selection
+from twinbud.models.selection import Twin
+from twinbud.models.teacher import TeacherCard, open_teacher_at
+from twinbud.models.twins import Twins
+from twinbud.progress import Progress, SilentProgress
+from twinbud.recovery.counterparts import Counterparts
+from twinbud.recovery.matching import LossSums, Matching, RecoveryStep
+from twinbud.recovery.reconstruction import Fit, reconstruct
+from twinbud.run_folder import RECOVERY
+from twinbud.seeds import stream_seed
+from twinbud.training.checkpoint import EpochRecord
+from twinbud.training.epochs import Epochs, History, plan_steps, untouched_chance
+from twinbud.training.keeper import Keeper
+from twinbud.training.optimiser import part
+from twinbud.training.precision import suitable_attention
+
+NAMES: dict[Twin, str] = {"main": "S", "auxiliary": "S′"}
+_BATCH = 64
+_MOST_POSITIONS = 2**16
+"""How many positions of how many images least squares looks at; more tell it nothing new and fill the memory."""
+_WARMUP, _CLIP_NORM = 0.1, 1.0
+_CURVE = ("epoch", "step", "learning_rate", "loss", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledImages:
+    """What recovery sees.
+
+    Attributes:
+        images_NCSS: uint8 pixels, one channel or three: on ``device`` or, where they do not fit there, elsewhere.
+        mean: Normalisation of the teacher's input, one number a channel, for pixels in [0, 1].
+        std: Normalisation of the teacher's input.
+        device: Where S trains.
+    """
+
+    images_NCSS: torch.Tensor | PixelRows
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.images_NCSS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What recovery did for S or S′.
+
+    Attributes:
+        fits: Of each layer that least squares fitted; empty where that was left out.
+        history: The epochs that followed, without test passes.
+        seconds: Wall time of both, this process's part of it.
+    """
+
+    fits: Sequence[Fit] = ()
+    history: History
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``recovery.json`` holds it."""
+        epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
+        return {"layers": [asdict(fit) for fit in self.fits], "epochs": epochs, "seconds": self.seconds}
+
+
+def recover(
+    twins: Twins,
+    selection: Selection,
+    card: TeacherCard,
+    images: UnlabelledImages,
+    config: RecoveryConfig,
+    training: TrainingConfig,
+    *,
+    bf16: bool = False,
+    keeper: Keeper | None = None,
+    on_epoch: Callable[[Twin, EpochRecord], None] = lambda twin, record: None,
+    progress: Progress | None = None,
+) -> dict[Twin, Recovered]:
+    """Bring S and, where there is one, S′ nearer to what the teacher makes of the images, in place and without labels.
+
+    Args:
+        twins: S and S′ as they were selected, on the device to train on; an S′ that is a copy of S stays one.
+        selection: What was cut where.
+        card: The teacher that it was cut out of.
+        images: What both may see.
+        config: Settings of the stage.
+        training: Image size, views, weight decay and seed.
+        bf16: Whether the networks compute in bf16 autocast.
+        keeper: Its earlier phases, ``RECOVERY``, keep those of S and S′.
+        on_epoch: Called with each epoch's record.
+        progress: Where to show bars.
+
+    Returns:
+        What was done, for S ("main") and S′ ("auxiliary").
+
+    Raises:
+        TwinbudError: The teacher cannot be opened, or a loss that is not finite.
+        Stopped: The keeper was told to stop; the run can be resumed.
+    """
+    keeper, progress = keeper or Keeper(), progress or SilentProgress()
+    lender = _Lender(card, selection, training.image_size, images.device)
+    found: dict[Twin, Recovered] = {}
+    for twin, student in students_to_recover(twins, selection).items():
+        stage = _Stage(twin, student, lender, images, config, training, bf16, keeper.earlier(RECOVERY[twin]), progress)
+        found[twin] = stage.run(on_epoch)
+    if twins.auxiliary is not None and "auxiliary" not in found:
+        twins.auxiliary.load_state_dict(twins.student.state_dict())
+    return found
+
+
+def students_to_recover(twins: Twins, selection: Selection) -> dict[Twin, TimmModel]:
+    """S, and S′ where there is one that is not a copy of S."""
+    students: dict[Twin, TimmModel] = {"main": twins.student}
+    if twins.auxiliary is not None and selection.auxiliary is not None:
+        students["auxiliary"] = twins.auxiliary
+    return students
+
+
+class _Lender:
+    """Opens the teacher when it is first needed, which after a resume may be never."""
+
+    def __init__(self, card: TeacherCard, selection: Selection, image_size: int, device: torch.device) -> None:
+        self.card, self.selection, self.image_size, self.device = card, selection, image_size, device
+        self.teacher: TimmModel | None = None
+
+    def beside(self, student: TimmModel, twin: Twin) -> Counterparts:
+        """A student beside the teacher."""
+        family = self.selection.blueprint.family
+        if self.teacher is None:
+            teacher = open_teacher_at(self.card, family, self.image_size)
+            self.teacher = teacher.to(self.device, memory_format=family.memory_format)
+        return Counterparts(student=student, teacher=self.teacher, family=family, plan=self.selection.plan, twin=twin)
+
+
+class _Stage:
+    """Recovery of one of the two."""
+
+    def __init__(
+        self,
+        twin: Twin,
+        student: TimmModel,
+        lender: _Lender,
+        images: UnlabelledImages,
+        config: RecoveryConfig,
+        training: TrainingConfig,
+        bf16: bool,
+        keeper: Keeper,
+        progress: Progress,
+    ) -> None:
+        self.twin: Twin = twin
+        self.student, self.lender, self.images = student, lender, images
+        self.config, self.bf16, self.keeper, self.progress = config, bf16, keeper, progress
+        self.label = f"recovering {NAMES[twin]}"
+        self.pace = replace(
+            training,
+            seed=stream_seed("recovery", training.seed, twin),
+            epochs=config.recover_epochs or 1,
+            min_steps=0,
+            batch_size=config.recover_batch_size,
+            learning_rate=config.recover_learning_rate,
+            warmup=_WARMUP,
+            clip_norm=_CLIP_NORM,
+        )
+        self.plan = plan_steps(self.pace, len(images))
+
+    def run(self, on_epoch: Callable[[Twin, EpochRecord], None]) -> Recovered:
+        """Least squares, then epochs, or what is missing of them."""
+        start, found = time.perf_counter(), self.keeper.found
+        if found is not None and found.position.epoch > self.plan.epochs:  # nothing is left to do
+            self.student.load_state_dict(part(found.tensors, "student."))
+            return self._recovered(found.tensors["fits"], found.position.records, start)
+        is_trained = any(parameter.requires_grad for parameter in self.student.parameters())
+        with ExitStack() as stack:
+            stack.enter_context(untouched_chance(self.images.device))
+            counterparts = self.lender.beside(self.student, self.twin)
+            networks = (self.student, counterparts.teacher)
+            stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
+            fits = torch.zeros(0, 2, dtype=torch.float64)
+            if self.config.recover_refit == "on" and found is None:
+                fits = self._reconstruct(counterparts)
+            step, records = self._step(counterparts, fits), ()
+            if self.config.recover_epochs:
+                records = self._match(step, on_epoch)
+        self.student.eval().requires_grad_(is_trained)
+        return self._recovered(step.fits, records, start)
+
+    def _recovered(self, fits: torch.Tensor, records: tuple[EpochRecord, ...], start: float) -> Recovered:
+        family = self.lender.selection.blueprint.family
+        names = [
+            f"{name}.{linear.name}"
+            for name, block in family.blocks(self.student).items()
+            for linear in family.linear_maps(block)
+        ]
+        return Recovered(
+            fits=tuple(Fit(name, *row) for name, row in zip(names, fits.tolist(), strict=False)),
+            history=History(
+                epochs=records,
+                num_steps=len(records) * self.plan.steps_per_epoch,
+                num_images=len(records) * len(self.images),
+                train_seconds=sum(record.seconds for record in records),
+            ),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _reconstruct(self, counterparts: Counterparts) -> torch.Tensor:
+        """(layers, 2) float64: the explained variance of each layer's outputs, before and after."""
+        self.student.eval()
+        family = counterparts.family
+        num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
+        with self.progress.bar(f"{self.label}: least squares", num_layers) as advance:
+            batches = list(self._views(counterparts))
+            fits = reconstruct(counterparts, batches, bf16=self.bf16, on_layer=advance)
+        return torch.tensor([[fit.before, fit.after] for fit in fits], dtype=torch.float64)
+
+    def _views(self, counterparts: Counterparts) -> Iterator[torch.Tensor]:
+        """Normalised batches: the images as they are, then as they are augmented, while there is room."""
+        images, pace = self.images, self.pace
+        normalise = Normalisation.on(images.device, images.mean, images.std)
+        left = _MOST_POSITIONS
+        for view in range(self.config.recover_views):
+            views = draw_views(pace.seed, -view, len(images), crop_scale=pace.crop_scale, flip=pace.flip)
+            views = views.to(images.device)
+            for rows in torch.randperm(len(images), generator=torch.Generator().manual_seed(pace.seed)).split(_BATCH):
+                pixels = images.images_NCSS[rows].to(images.device)
+                rows = rows.to(images.device)
+                batch = normalise(see(pixels, views[rows]) if view else pixels)
+                with torch.no_grad():
+                    positions = counterparts.family.tokens(
+                        counterparts.family.embed(counterparts.student, batch[:1])
+                    ).shape[1]
+                left -= positions * len(rows)
+                if left < 0:
+                    return
+                yield batch
+
+    def _step(self, counterparts: Counterparts, fits: torch.Tensor) -> RecoveryStep:
+        self.student.requires_grad_(True).train()
+        return RecoveryStep(
+            counterparts,
+            Matching(counterparts, target=self.config.recover_target, blocks=self.config.recover_blocks),
+            fits=fits,
+            weight_decay=self.pace.weight_decay,
+            clip_norm=self.pace.clip_norm,
+            bf16=self.bf16,
+            steps_per_epoch=self.plan.steps_per_epoch,
+        )
+
+    def _match(self, step: RecoveryStep, on_epoch: Callable[[Twin, EpochRecord], None]) -> tuple[EpochRecord, ...]:
+        with self.progress.bar(self.label, self.plan.num_steps) as advance:
+            epochs = _Recovering(
+                step,
+                self.images,
+                self.pace,
+                keeper=self.keeper,
+                progress=self.progress,
+                label=self.label,
+                advance=advance,
+            )
+            for record in epochs.run():
+                on_epoch(self.twin, record)
+                epochs.keep()
+        return tuple(epochs.records)
+
+
+class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossSums]):
+    """Epochs on images without labels."""
+
+    step: RecoveryStep
+
+    def begin(self) -> None:
+        """Nothing to do."""
+
+    def open_sums(self, state: tuple[float, ...]) -> LossSums:
+        """The loss alone."""
+        return LossSums(self.data.device, state)
+
+    def batches(
+        self, order: Sequence[torch.Tensor], views: Views, epoch: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Sample numbers and images."""
+        del epoch
+        yield from zip(order, self.seen(order, views), strict=True)
+
+    def take(self, batch: tuple[torch.Tensor, torch.Tensor], learning_rate: float, sums: LossSums) -> None:
+        """See Epochs."""
+        rows_B, images_BCSS = batch
+        sums.add(self.step(images_BCSS, learning_rate), len(rows_B))

@@ -1,0 +1,68 @@
+"""Small students beside the teachers that they were cut out of."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from builders import CONVNEXT, VIT, save_teacher
+from twinbud.models.selected import select
+from twinbud.models.selection import Twin
+from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.models.twins import build_twins
+from twinbud.recovery.counterparts import Counterparts
+
+TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", {"init_values": 0.5, **VIT}),
+    "plain vit": ("vit_tiny_patch16_224", VIT),
+    "convnext": ("convnext_tiny", {"depths": [2, 2, 3, 2], "dims": CONVNEXT["dims"]}),
+    "convolutions": ("convnext_tiny", {**CONVNEXT, "conv_mlp": True}),
+}
+
+
+def batches(size: int, seed: int = 0, count: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def beside(folder: Path, kind: str, twin: Twin = "main", student: str = "half", size: int = 0) -> Counterparts:
+    """A selected student and its teacher, as the stage puts them side by side."""
+    architecture, arguments = TEACHERS[kind]
+    card = read_teacher_card(save_teacher(folder / kind, architecture, **arguments))
+    selection = select(card, student)
+    size = size or image_size(kind)
+    twins = build_twins(selection, image_size=size, num_classes=2)
+    family = selection.blueprint.family
+    network = twins.student if twin == "main" else twins.auxiliary
+    assert network is not None
+    return Counterparts(
+        student=network.eval(),
+        teacher=open_teacher_at(card, family, size),
+        family=family,
+        plan=selection.plan,
+        twin=twin,
+    )
+
+
+def image_size(kind: str) -> int:
+    return 28 if "vit" in kind else 64
+
+
+def whole(folder: Path) -> Counterparts:
+    """A teacher beside a student that is all of it."""
+    pair = beside(folder, "plain vit")
+    widths = {
+        name: replace(width, student=width.teacher, main=tuple(range(width.teacher)))
+        for name, width in pair.plan.widths.items()
+    }
+    return Counterparts(
+        student=copy.deepcopy(pair.teacher).requires_grad_(True),
+        teacher=pair.teacher,
+        family=pair.family,
+        plan=replace(pair.plan, widths=widths),
+        twin="main",
+    )

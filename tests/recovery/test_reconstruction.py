@@ -1,0 +1,145 @@
+"""Least squares gives a student's layers back what the teacher says at the student's channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from builders import CONVNEXT, save_teacher
+from recovering import TEACHERS, batches, beside, image_size, whole
+from twinbud.models.selected import select
+from twinbud.models.selection import Twin
+from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.models.twins import build_twins
+from twinbud.recovery.counterparts import Counterparts
+from twinbud.recovery.reconstruction import (
+    NormalEquations,
+    fold_scale,
+    input_rows,
+    matrix,
+    put_matrix,
+    reconstruct,
+)
+
+
+def distance(pair: Counterparts, images: torch.Tensor) -> float:
+    """How far the stream after the last block is from the teacher's at the student's channels."""
+    with torch.no_grad():
+        *_, ours, _ = pair.student_streams(images)
+        *_, theirs, _ = pair.teacher_streams(images)
+    wanted = pair.family.tokens(theirs)[..., pair.stream_channels(pair.blocks[-1].name)]
+    return float((pair.family.tokens(ours) - wanted).square().mean() / wanted.var())
+
+
+@pytest.mark.parametrize("twin", ["main", "auxiliary"])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_reconstructed_student_is_nearer_to_its_teacher_also_on_images_it_has_not_seen(
+    kind: str, twin: Twin, tmp_path: Path
+) -> None:
+    pair = beside(tmp_path, kind, twin)
+    before = distance(pair, *batches(image_size(kind), seed=1, count=1))
+    fits = reconstruct(pair, batches(image_size(kind)))
+    assert distance(pair, *batches(image_size(kind), seed=1, count=1)) < 0.7 * before
+    assert all(fit.after >= fit.before - 1e-9 for fit in fits)
+
+
+def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: Path) -> None:
+    done: list[int] = []
+    fits = reconstruct(beside(tmp_path, "vit"), batches(28), on_layer=done.append)
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert [fit.layer for fit in fits] == [f"blocks.{number}.{part}" for number in range(2) for part in parts]
+    assert done == list(range(1, 9))
+    convnext = [fit.layer for fit in reconstruct(beside(tmp_path, "convnext"), batches(64))]
+    assert convnext[4:7] == ["stages.1.downsample.1", "stages.1.blocks.0.mlp.fc1", "stages.1.blocks.0.mlp.fc2"]
+    assert len(convnext) == 2 * 9 + 3
+
+
+def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(tmp_path: Path) -> None:
+    pair = whole(tmp_path)
+    start = {name: tensor.clone() for name, tensor in pair.student.state_dict().items()}
+    fits = reconstruct(pair, batches(28))
+    assert all(fit.before == pytest.approx(1, abs=1e-4) for fit in fits)
+    for name, tensor in pair.student.state_dict().items():
+        assert torch.allclose(tensor, start[name], atol=1e-4), name
+
+
+def test_the_fit_is_that_of_ridge_regression_towards_the_weights_before() -> None:
+    """Against NumPy's least squares on the same problem written out: rows of data above rows of the prior."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(6, 4)
+    inputs, targets = torch.randn(50, 6, generator=generator), torch.randn(50, 4, generator=generator)
+    start = matrix(layer).double().detach()
+    equations = NormalEquations(layer)
+    equations.add(inputs[:20], targets[:20])
+    equations.add(inputs[20:], targets[20:])
+    with torch.no_grad():
+        before, after = equations.solve(layer, ridge=0.3)
+    rows = np.concatenate([inputs.double().numpy(), np.ones((50, 1))], axis=1)
+    strength = 0.3 * np.square(rows).sum(axis=0).mean()
+    prior = np.sqrt(strength) * np.eye(7)
+    stacked, wanted = np.concatenate([rows, prior]), np.concatenate([targets.double().numpy(), prior @ start.numpy()])
+    expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+    np.testing.assert_allclose(matrix(layer).detach().numpy(), expected, atol=1e-6)
+
+    def explained(weights: np.ndarray) -> float:
+        return 1 - np.square(rows @ weights - targets.numpy()).sum() / (targets.numpy().var(axis=0) * 50).sum()
+
+    assert (before, after) == pytest.approx((explained(start.numpy()), explained(expected)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (2, 5, 6)),
+        (nn.Linear(6, 4, bias=False), (2, 3, 3, 6)),
+        (nn.Conv2d(6, 4, kernel_size=2, stride=2), (2, 6, 8, 8)),
+        (nn.Conv2d(6, 4, kernel_size=1), (2, 6, 3, 3)),
+    ],
+)
+def test_a_layer_is_a_matrix_on_the_rows_of_its_input(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    inputs = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    rows, weights = input_rows(layer, inputs), matrix(layer).clone()
+    if len(weights) > rows.shape[1]:
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    outputs = layer(inputs)
+    outputs = outputs.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else outputs
+    assert torch.allclose(rows @ weights, outputs.flatten(0, -2), atol=1e-5)
+    with torch.no_grad():
+        put_matrix(layer, 2 * weights)
+    assert torch.allclose(matrix(layer), 2 * weights)
+
+
+def test_folding_layer_scale_changes_nothing_that_a_block_computes(tmp_path: Path) -> None:
+    pair = beside(tmp_path, "vit")
+    stream = torch.randn(2, 17, 16, generator=torch.Generator().manual_seed(0))
+    block = pair.blocks[0].student
+    before = block(stream)
+    with torch.no_grad():
+        for linear in pair.family.linear_maps(block):
+            fold_scale(block, linear)
+    assert torch.equal(block.ls1.gamma, torch.ones(16))
+    assert torch.allclose(block(stream), before, atol=1e-5)
+
+
+def test_a_shallower_students_last_block_answers_for_the_rest_of_its_teacher(tmp_path: Path) -> None:
+    pair = beside(tmp_path, "convnext", student="half")
+    lengths = {block.name: len(block.teacher) for block in pair.blocks}
+    assert lengths["stages.2.blocks.2"] == 1
+    deep = save_teacher(tmp_path / "deep", "convnext_tiny", dims=CONVNEXT["dims"], depths=[3, 2, 9, 2])
+    card = read_teacher_card(deep)
+    selection = select(card)
+    student = build_twins(selection, image_size=64, num_classes=2).student
+    family = selection.blueprint.family
+    pair = Counterparts(
+        student=student, teacher=open_teacher_at(card, family, 64), family=family, plan=selection.plan, twin="main"
+    )
+    lengths = {block.name: len(block.teacher) for block in pair.blocks}
+    assert (lengths["stages.0.blocks.0"], lengths["stages.0.blocks.1"], lengths["stages.2.blocks.5"]) == (1, 2, 4)
+    assert sum(lengths.values()) == 3 + 16
+    with torch.no_grad():
+        *_, end, _ = pair.teacher_streams(batches(64)[0])
+        assert torch.allclose(end, pair.teacher.stages(pair.teacher.stem(batches(64)[0])), atol=1e-5)

@@ -1,0 +1,175 @@
+"""The stage between selection and training: what it may see, what it leaves, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import save_vit_teacher
+from twinbud.config import RecoveryConfig, TrainingConfig
+from twinbud.errors import Stopped
+from twinbud.models.selected import Selection, select
+from twinbud.models.teacher import read_teacher_card
+from twinbud.models.twins import Twins, build_twins
+from twinbud.recovery import stage
+from twinbud.recovery.matching import RecoveryStep
+from twinbud.recovery.stage import Recovered, UnlabelledImages, recover
+from twinbud.run_folder import RECOVERY
+from twinbud.training.checkpoint import CheckpointFolder
+from twinbud.training.keeper import Keeper
+
+SETTINGS = RecoveryConfig(recover="labelled", recover_epochs=2, recover_batch_size=4, recover_views=2)
+TRAINING = TrainingConfig(image_size=28, temperature=4.0, drop_path=0.0)
+STEPS_EACH = 6
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_vit_teacher(tmp_path_factory.mktemp("teacher") / "vit")
+
+
+def images(count: int = 10) -> UnlabelledImages:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    return UnlabelledImages(images_NCSS=pixels, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
+
+
+def start(teacher: str, **settings: Any) -> tuple[Twins, Selection]:
+    selection = select(read_teacher_card(teacher), twins=settings.get("auxiliary", "other") in ("other", "frozen"))
+    return build_twins(selection, image_size=28, num_classes=3, **settings), selection
+
+
+def recovered(teacher: str, keeper: Keeper | None = None, **settings: Any) -> tuple[Twins, dict[Any, Recovered]]:
+    twins, selection = start(teacher)
+    config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
+    return twins, recover(twins, selection, read_teacher_card(teacher), images(), config, TRAINING, keeper=keeper)
+
+
+def states(twins: Twins) -> list[dict[str, torch.Tensor]]:
+    assert twins.auxiliary is not None
+    return [twins.student.state_dict(), twins.auxiliary.state_dict()]
+
+
+def same(one: Twins, other: Twins) -> bool:
+    pairs = zip(states(one), states(other), strict=True)
+    return all(torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
+
+
+def keepers(folder: Path) -> Keeper:
+    """As a run opens them, each phase with what it finds."""
+    earlier = {}
+    for phase in RECOVERY.values():
+        checkpoints = CheckpointFolder(folder / phase, {})
+        earlier[phase] = Keeper(checkpoints, checkpoints.latest()[0], keeps_last=True)
+    return Keeper(earlier=earlier)
+
+
+def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> None:
+    before, _ = start(teacher)
+    twins, found = recovered(teacher)
+    for ours, theirs in zip(states(before), states(twins), strict=True):
+        changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
+        assert changed == {name for name in ours if not name.startswith("head")}
+    assert found.keys() == {"main", "auxiliary"}
+    assert all(len(part.fits) == 8 and len(part.history.epochs) == 2 for part in found.values())
+    assert twins.auxiliary is not None
+    assert not any(parameter.requires_grad for parameter in twins.auxiliary.parameters())
+    assert all(parameter.requires_grad for parameter in twins.student.parameters())
+
+
+def test_the_two_see_the_images_in_different_views(teacher: str) -> None:
+    _, found = recovered(teacher)
+    losses = [[record.loss for record in part.history.epochs] for part in found.values()]
+    assert losses[0] != losses[1]
+
+
+def test_recovery_is_the_same_each_time_and_leaves_chance_alone(teacher: str) -> None:
+    twins, selection = start(teacher)
+    before = torch.get_rng_state()
+    recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(twins, recovered(teacher)[0])
+
+
+def test_s_is_recovered_alike_with_and_without_an_auxiliary(teacher: str) -> None:
+    alone, selection = start(teacher, auxiliary="none")
+    recover(alone, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    both, _ = recovered(teacher)
+    assert all(torch.equal(t, both.student.state_dict()[n]) for n, t in alone.student.state_dict().items())
+
+
+def test_an_auxiliary_that_is_a_copy_of_s_stays_one(teacher: str) -> None:
+    twins, selection = start(teacher, auxiliary="copy")
+    found = recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    ours, theirs = states(twins)
+    assert found.keys() == {"main"}
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_least_squares_alone_takes_no_steps(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RecoveryStep, "__call__", lambda *_: pytest.fail("a step was taken"))
+    before, _ = start(teacher)
+    twins, found = recovered(teacher, recover_epochs=0)
+    assert not same(before, twins)
+    assert found["main"].history.num_steps == 0
+    assert all(fit.after > fit.before for fit in found["main"].fits)
+
+
+def test_without_least_squares_only_steps_change_it(teacher: str) -> None:
+    _, found = recovered(teacher, recover_refit="off")
+    assert found["main"].fits == ()
+    assert found["main"].history.num_steps == STEPS_EACH
+
+
+@pytest.mark.parametrize("steps", range(1, 2 * STEPS_EACH + 1))
+def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
+    steps: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, found = recovered(teacher)
+    keeper, taken = keepers(tmp_path), []
+    taking = RecoveryStep.__call__
+
+    def counted(self: RecoveryStep, *batch: Any) -> Any:
+        taken.append(1)
+        if len(taken) == steps:
+            keeper.ask_to_stop()
+        return taking(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryStep, "__call__", counted)
+        with pytest.raises(Stopped):
+            recovered(teacher, keeper)
+    resumed, again = recovered(teacher, keepers(tmp_path))
+    assert same(whole, resumed)
+    for twin, part in found.items():
+        assert again[twin].fits == part.fits
+        assert [record.loss for record in again[twin].history.epochs] == [r.loss for r in part.history.epochs]
+        assert again[twin].history.num_images == part.history.num_images
+
+
+def test_what_was_finished_before_a_stop_needs_no_teacher(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = recovered(teacher, keepers(tmp_path))
+    monkeypatch.setattr(stage, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
+    assert same(whole, recovered(teacher, keepers(tmp_path))[0])
+
+
+def test_least_squares_looks_at_no_more_positions_than_it_has_room_for(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def spy(counterparts: Any, batches: list[torch.Tensor], **settings: Any) -> list[Any]:
+        del counterparts, settings
+        seen.append(sum(map(len, batches)))
+        return []
+
+    monkeypatch.setattr(stage, "reconstruct", spy)
+    recovered(teacher, recover_epochs=0, recover_views=9)
+    monkeypatch.setattr(stage, "_MOST_POSITIONS", 17 * 25)  # 4 × 4 patches and a class token
+    recovered(teacher, recover_epochs=0, recover_views=9)
+    assert seen == [90, 90, 20, 20]
