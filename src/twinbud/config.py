@@ -260,10 +260,13 @@ class RunConfig:
             inherits = method in ("dual", "selection")
             _require(inherits, "recover", f"none with --method {method}, which inherits nothing", recover)
             rule = self.model.rule
-            lacks_teacher = self.model.teacher is None
-            _require(
-                not lacks_teacher, "recover", "none with --selected alone: add the --teacher it was cut out of", recover
-            )
+            if self.model.teacher is None:
+                raise TwinbudError(
+                    "a teacher to recover from",
+                    got="--selected alone",
+                    where="--recover",
+                    fix="Add the --teacher that it was cut out of, or --recover none",
+                )
             reason = "with --rule random-inconsistent, which leaves no channel of the teacher whole"
             _require(rule != "random-inconsistent", "recover", f"none {reason}", recover)
 

@@ -82,6 +82,7 @@ def _facts(job: Job, metrics: dict[str, Any], environment: dict[str, Any]) -> di
         "S′": AUXILIARIES[model.auxiliary],
         "Teacher": selection.teacher if selection else "none (random initialisation)",
         "Student": model.student,
+        "Recovery": _recovery(job, metrics),
         "Rule": _rule(selection.plan) if selection else "–",
         "Labelled images": f"{len(split.labelled):,} of {len(split.train):,} in the training part",
         "Test images": f"{len(split.test):,}, {_seen(job)}",
@@ -96,6 +97,17 @@ def _facts(job: Job, metrics: dict[str, Any], environment: dict[str, Any]) -> di
         "Peak memory": f"{metrics['peak_memory_mib']:,.0f} MiB",
     }
     return {name: text for name, text in facts.items() if text != "–"}
+
+
+def _recovery(job: Job, metrics: dict[str, Any]) -> str:
+    """Which images S and S′ were recovered on, how, and what it took."""
+    config = job.config.recovery
+    if config.recover == "none":
+        return "–"
+    which = "the labelled images" if config.recover == "labelled" else "the whole training part, without labels"
+    ways = ["least squares"] if config.recover_refit == "on" else []
+    ways += [f"{config.recover_epochs} epochs of the teacher's tokens"] if config.recover_epochs else []
+    return f"on {which}: {', '.join(ways) or 'nothing'}; {metrics['recover_seconds']:.0f} s"
 
 
 def _rule(plan: SelectionPlan) -> str:

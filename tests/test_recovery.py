@@ -1,0 +1,146 @@
+"""Recovery as a stage of a run: which images it may see, what it leaves behind, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from builders import save_teacher
+from command import SMALL, refusal, train, trained
+from command import twinbud as command
+from twinbud.recovery import stage
+
+RECOVER = ("--recover", "labelled", "--recover-epochs", 1, "--recover-batch-size", 8)
+MEAN, STD = 0.5, 0.2
+"""Of the small teachers' first channel."""
+
+
+def split_of(run: Path) -> list[dict[str, str]]:
+    with (run / "split.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def plain_images(folder: Path) -> Path:
+    """40 images, each of a grey value of its own that no crop and no mirror changes."""
+    for number in range(40):
+        path = folder / ("even" if number % 2 == 0 else "odd") / f"{5 * number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 5 * number).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("develop", [False, True])
+@pytest.mark.parametrize("recover", ["labelled", "unlabelled"])
+def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_test_part(
+    recover: str, develop: bool, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: set[str] = set()
+    opening = stage.open_teacher_at
+
+    def watched(*words: Any) -> Any:
+        teacher = opening(*words)
+        teacher.patch_embed.register_forward_pre_hook(
+            lambda _, given: shown.update(f"{round(255 * (STD * float(i[0, 0, 0]) + MEAN)):03d}" for i in given[0])
+        )
+        return teacher
+
+    monkeypatch.setattr(stage, "open_teacher_at", watched)
+    words = (*RECOVER, "--recover", recover, "--fraction", 0.3, *(["--develop"] if develop else []))
+    run = trained(plain_images(tmp_path / "data"), shared_teacher, tmp_path / "run", *words)
+    rows = split_of(run)
+    may_see = {
+        Path(row["image_path"]).stem
+        for row in rows
+        if (row["labelled"] == "1" if recover == "labelled" else row["split"] == "train")
+    }
+    assert shown == may_see
+    assert metrics_of(run)["recover_num_images"] == len(shown)
+    assert {row["split"] for row in rows} == ({"train", "test", "closed"} if develop else {"train", "test"})
+
+
+def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *RECOVER)
+    plain = trained(shared_images, shared_teacher, tmp_path / "plain")
+    assert weights(run) != weights(plain)
+    content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    assert content.keys() == {"main", "auxiliary"}
+    assert [epoch["epoch"] for epoch in content["main"]["epochs"]] == [1]
+    assert all(layer["after"] >= layer["before"] for layer in content["main"]["layers"])
+    metrics = metrics_of(run)
+    assert (metrics["recover_num_images"], metrics["recover_num_passes"]) == (24, 48)
+    assert metrics["recover_seconds"] > 0
+    assert metrics["num_steps"] == metrics_of(plain)["num_steps"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Recovery</dt>" in page
+    assert "<dt>Recovery</dt>" not in (plain / "report.html").read_text(encoding="utf-8")
+    answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert weights(run) == weights(tmp_path / "again")
+
+
+@pytest.mark.parametrize("auxiliary", ["other", "copy", "frozen", "none"])
+def test_recovery_goes_with_every_auxiliary(
+    auxiliary: str, shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *RECOVER, "--auxiliary", auxiliary)
+    twins = {"main", "auxiliary"} if auxiliary in ("other", "frozen") else {"main"}
+    assert json.loads((run / "recovery.json").read_text(encoding="utf-8")).keys() == twins
+
+
+def test_a_convnext_recovers_its_map(shared_images: Path, tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
+    size = ("--image-size", 64)
+    run = trained(shared_images, teacher, tmp_path / "run", *RECOVER, *size, "--recover-blocks")
+    layers = json.loads((run / "recovery.json").read_text(encoding="utf-8"))["main"]["layers"]
+    assert {"stages.1.downsample.1", "stages.3.blocks.1.mlp.fc2"} <= {layer["layer"] for layer in layers}
+
+
+def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    direct = trained(shared_images, shared_teacher, tmp_path / "direct", *RECOVER)
+    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
+    words = ("--data", shared_images, "--selected", tmp_path / "selected", "--teacher", shared_teacher, *SMALL)
+    answer = command("train", *words, *RECOVER, "--output", tmp_path / "carried")
+    assert answer.code == 0, answer.err
+    assert weights(direct) == weights(tmp_path / "carried")
+
+
+def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
+    words = ("--data", shared_images, "--selected", tmp_path / "selected", *SMALL, *RECOVER)
+    assert refusal(command("train", *words, "--output", tmp_path / "run")) == (
+        "error: --recover: expected a teacher to recover from, got --selected alone. "
+        "Add the --teacher that it was cut out of, or --recover none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("--method", "kaiming"), "--recover: expected none with --method kaiming, which inherits nothing"),
+        (("--rule", "random-inconsistent"), "--recover: expected none with --rule random-inconsistent"),
+        (("--recover-epochs", -1), "--recover-epochs: expected a whole number of at least 0"),
+        (("--recover-batch-size", 0), "--recover-batch-size: expected a whole number of at least 1"),
+        (("--recover", "all"), "--recover: expected one of none, labelled, unlabelled"),
+    ],
+)
+def test_what_cannot_recover_is_refused_before_anything_is_read(
+    words: tuple[object, ...], place: str, shared_teacher: str, tmp_path: Path
+) -> None:
+    assert place in refusal(train("nowhere", shared_teacher, tmp_path / "run", *RECOVER, *words))
