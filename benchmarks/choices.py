@@ -2,7 +2,7 @@
 
     python benchmarks/choices.py [--models vit,convnext] [--image-size 112] [--precision bf16] [--threads 1]
 
-Medians of `dual` steps of 32 random images, taken in turns in one process; the first compiled step is timed apart, since
+Medians of `dual` steps of 32 random images, in turns in one process; the first compiled step is timed apart, since
 `--compile auto` weighs it against what the others save. Nothing else should run on the machine. About four minutes.
 """
 

@@ -29,7 +29,7 @@ from twinbud.models.teacher import TeacherCard, read_teacher_card
 from twinbud.models.twins import Twins
 from twinbud.phases import open_keeper, precision_so_far
 from twinbud.progress import Progress, SilentProgress
-from twinbud.recovery.stage import UnlabelledImages, recover
+from twinbud.recovery.stage import RECOVERY_COST, Recovery, UnlabelledImages, recover
 from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report
@@ -88,7 +88,7 @@ def train(config: RunConfig, progress: Progress | None = None, *, materials: Mat
                 recovered = regain(job, folder, keeper, progress)
                 memory = PeakMemory(job.device)
                 history = learn(job, folder, keeper, progress)
-            metrics = cost_of(history, memory, num_train=len(job.split.labelled)) | recovered
+            metrics = cost_of(history, recovered, memory, num_train=len(job.split.labelled))
             run = measure(job, folder, history, metrics, environment)
             deliver(job, run)
     return run
@@ -168,11 +168,11 @@ def describe(job: Job, folder: Path) -> dict[str, Any]:
     return environment
 
 
-def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> dict[str, Any]:
-    """Recover S and S′ from the teacher, if that is asked for, and say what it took; no test image is seen."""
+def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> Recovery | None:
+    """Recover S and S′ from the teacher, if that is asked for; no test image is seen."""
     recovery, split, design = job.config.recovery, job.split, job.origin.design
     if recovery.recover == "none":
-        return {}
+        return None
     assert job.origin.selection is not None
     assert job.teacher is not None
     rows = split.labelled if recovery.recover == "labelled" else split.train
@@ -190,14 +190,9 @@ def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> dict[s
         keeper=keeper,
         progress=progress,
     )
-    write_json(folder / RECOVERED, {twin: recovered.to_json() for twin, recovered in found.items()})
+    write_json(folder / RECOVERED, found.to_json())
     gc.collect()  # the teacher, before training begins
-    return {
-        "recover_num_images": len(rows),
-        "recover_num_passes": sum(recovered.history.num_images for recovered in found.values()),
-        "recover_seconds": sum(recovered.seconds for recovered in found.values()),
-        "recover_peak_memory_mib": memory.mib,
-    }
+    return replace(found, peak_memory_mib=memory.mib)
 
 
 def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History:
@@ -295,15 +290,22 @@ def accuracy_of(predictions: Predictions) -> float:
     return float((predictions.predicted == predictions.labels).mean())
 
 
-def cost_of(history: History, memory: PeakMemory, *, num_train: int) -> dict[str, Any]:
-    """What training took, and the best of the test passes if any were asked for."""
+def cost_of(history: History, recovery: Recovery | None, memory: PeakMemory, *, num_train: int) -> dict[str, Any]:
+    """What training took, recovery counted in, and the best of the test passes if any were asked for."""
     tested = [record for record in history.epochs if record.test_accuracy is not None]
     best = max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)
-    return {
+    num_steps, num_images, seconds = history.num_steps, history.num_images, history.train_seconds
+    cost: dict[str, Any] = {}
+    if recovery is not None:
+        num_steps, num_images = num_steps + recovery.num_steps, num_images + recovery.num_passes
+        seconds += recovery.seconds
+        cost = {f"recover_{name}": getattr(recovery, name) for name in RECOVERY_COST}
+    return cost | {
         "num_train": num_train,
-        "num_steps": history.num_steps,
+        "num_steps": num_steps,
+        "num_passes": num_images,
         "epochs": len(history.epochs),
-        "train_seconds": history.train_seconds,
+        "train_seconds": seconds,
         "images_per_second": history.num_images / history.train_seconds,
         "peak_memory_mib": memory.mib,
         "memory_before_training_mib": memory.before_mib,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from builders import save_vit_teacher
 from twinbud.config import RecoveryConfig, TrainingConfig
 from twinbud.errors import Stopped
 from twinbud.models.selected import Selection, select
+from twinbud.models.selection import Twin
 from twinbud.models.teacher import read_teacher_card
 from twinbud.models.twins import Twins, build_twins
 from twinbud.recovery import stage
@@ -42,10 +44,11 @@ def start(teacher: str, **settings: Any) -> tuple[Twins, Selection]:
     return build_twins(selection, image_size=28, num_classes=3, **settings), selection
 
 
-def recovered(teacher: str, keeper: Keeper | None = None, **settings: Any) -> tuple[Twins, dict[Any, Recovered]]:
+def recovered(teacher: str, keeper: Keeper | None = None, **settings: Any) -> tuple[Twins, Mapping[Twin, Recovered]]:
     twins, selection = start(teacher)
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
-    return twins, recover(twins, selection, read_teacher_card(teacher), images(), config, TRAINING, keeper=keeper)
+    card = read_teacher_card(teacher)
+    return twins, recover(twins, selection, card, images(), config, TRAINING, keeper=keeper).students
 
 
 def states(twins: Twins) -> list[dict[str, torch.Tensor]]:
@@ -105,7 +108,7 @@ def test_an_auxiliary_that_is_a_copy_of_s_stays_one(teacher: str) -> None:
     twins, selection = start(teacher, auxiliary="copy")
     found = recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
     ours, theirs = states(twins)
-    assert found.keys() == {"main"}
+    assert found.students.keys() == {"main"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from twinbud.models.families.base import LinearMap, TimmModel
 from twinbud.recovery.counterparts import BlockPair, Counterparts, through
 
-RIDGE = 0.01
+RIDGE = 0.1
 """How strongly the fit is held to the selected weight, as a share of the mean square of the layer's inputs."""
 
 

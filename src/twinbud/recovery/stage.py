@@ -6,14 +6,14 @@ Shape legend: N samples, B batch, C channels, S image side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from twinbud.config import RecoveryConfig, TrainingConfig
+from twinbud.config import RecoveryConfig, RunConfig, TrainingConfig
 from twinbud.data.augment import Normalisation, Views, draw_views, see
 from twinbud.data.pixels import PixelRows
 from twinbud.models.families.base import TimmModel
@@ -81,6 +81,44 @@ class Recovered:
         return {"layers": [asdict(fit) for fit in self.fits], "epochs": epochs, "seconds": self.seconds}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What recovery did in all.
+
+    Attributes:
+        students: For S ("main") and, where it has a start of its own, S′ ("auxiliary").
+        num_images: How many images it saw.
+        peak_memory_mib: Of the process or the GPU, where it was measured.
+    """
+
+    students: Mapping[Twin, Recovered]
+    num_images: int
+    peak_memory_mib: float = 0.0
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps; least squares takes none."""
+        return sum(student.history.num_steps for student in self.students.values())
+
+    @property
+    def num_passes(self) -> int:
+        """Images that S or S′ learned from in steps, each counted once an epoch."""
+        return sum(student.history.num_images for student in self.students.values())
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of least squares and steps."""
+        return sum(student.seconds for student in self.students.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``recovery.json`` holds it."""
+        return {twin: student.to_json() for twin, student in self.students.items()}
+
+
+RECOVERY_COST = ("num_images", "num_steps", "num_passes", "seconds", "peak_memory_mib")
+"""What ``metrics.json`` says of a recovery, each behind ``recover_``."""
+
+
 def recover(
     twins: Twins,
     selection: Selection,
@@ -93,7 +131,7 @@ def recover(
     keeper: Keeper | None = None,
     on_epoch: Callable[[Twin, EpochRecord], None] = lambda twin, record: None,
     progress: Progress | None = None,
-) -> dict[Twin, Recovered]:
+) -> Recovery:
     """Bring S and, where there is one, S′ nearer to what the teacher makes of the images, in place and without labels.
 
     Args:
@@ -108,9 +146,6 @@ def recover(
         on_epoch: Called with each epoch's record.
         progress: Where to show bars.
 
-    Returns:
-        What was done, for S ("main") and S′ ("auxiliary").
-
     Raises:
         TwinbudError: The teacher cannot be opened, or a loss that is not finite.
         Stopped: The keeper was told to stop; the run can be resumed.
@@ -123,7 +158,7 @@ def recover(
         found[twin] = stage.run(on_epoch)
     if twins.auxiliary is not None and "auxiliary" not in found:
         twins.auxiliary.load_state_dict(twins.student.state_dict())
-    return found
+    return Recovery(students=found, num_images=len(images))
 
 
 def students_to_recover(twins: Twins, selection: Selection) -> dict[Twin, TimmModel]:
@@ -132,6 +167,28 @@ def students_to_recover(twins: Twins, selection: Selection) -> dict[Twin, TimmMo
     if twins.auxiliary is not None and selection.auxiliary is not None:
         students["auxiliary"] = twins.auxiliary
     return students
+
+
+def pace_of(config: RecoveryConfig, training: TrainingConfig, twin: Twin) -> TrainingConfig:
+    """Epochs, batches, learning rate and chance of recovery, in the words of training."""
+    return replace(
+        training,
+        seed=stream_seed("recovery", training.seed, twin),
+        epochs=max(1, config.num_epochs),
+        min_steps=0,
+        batch_size=config.recover_batch_size,
+        learning_rate=config.recover_learning_rate,
+        warmup=_WARMUP,
+        clip_norm=_CLIP_NORM,
+    )
+
+
+def num_recovery_steps(config: RunConfig, num_images: int) -> int:
+    """How many steps the recovery of S and, where it has a start of its own, S′ takes on ``num_images``."""
+    if not config.recovery.num_epochs:
+        return 0
+    num_students = 2 if config.auxiliary in ("other", "frozen") else 1
+    return num_students * plan_steps(pace_of(config.recovery, config.training, "main"), num_images).num_steps
 
 
 class _Lender:
@@ -169,16 +226,7 @@ class _Stage:
         self.student, self.lender, self.images = student, lender, images
         self.config, self.bf16, self.keeper, self.progress = config, bf16, keeper, progress
         self.label = f"recovering {NAMES[twin]}"
-        self.pace = replace(
-            training,
-            seed=stream_seed("recovery", training.seed, twin),
-            epochs=config.recover_epochs or 1,
-            min_steps=0,
-            batch_size=config.recover_batch_size,
-            learning_rate=config.recover_learning_rate,
-            warmup=_WARMUP,
-            clip_norm=_CLIP_NORM,
-        )
+        self.pace = pace_of(config, training, twin)
         self.plan = plan_steps(self.pace, len(images))
 
     def run(self, on_epoch: Callable[[Twin, EpochRecord], None]) -> Recovered:
@@ -197,7 +245,7 @@ class _Stage:
             if self.config.recover_refit == "on" and found is None:
                 fits = self._reconstruct(counterparts)
             step, records = self._step(counterparts, fits), ()
-            if self.config.recover_epochs:
+            if self.config.num_epochs:
                 records = self._match(step, on_epoch)
         self.student.eval().requires_grad_(is_trained)
         return self._recovered(step.fits, records, start)
@@ -225,7 +273,7 @@ class _Stage:
         self.student.eval()
         family = counterparts.family
         num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
-        with self.progress.bar(f"{self.label}: least squares", num_layers) as advance:
+        with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
             batches = list(self._views(counterparts))
             fits = reconstruct(counterparts, batches, bf16=self.bf16, on_layer=advance)
         return torch.tensor([[fit.before, fit.after] for fit in fits], dtype=torch.float64)

@@ -25,7 +25,7 @@ _MEASURES = (
     "num_test", "confidence_intervals",
 )  # fmt: skip
 _COST = (
-    "num_train", "num_steps", "epochs", "train_seconds", "images_per_second", "peak_memory_mib",
+    "num_train", "num_steps", "num_passes", "epochs", "train_seconds", "images_per_second", "peak_memory_mib",
     "memory_before_training_mib",
 )  # fmt: skip
 _MODEL = "model"

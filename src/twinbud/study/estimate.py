@@ -1,7 +1,8 @@
 """How long runs will take: their steps, times what a step was measured to take on this machine.
 
 A finished run of the same shape tells it; where there is none, a few steps are taken on blank images, with random
-weights, since time does not depend on what the numbers are.
+weights, since time does not depend on what the numbers are. A step of recovery then counts as one of training, though
+the teacher's pass makes it longer.
 """
 
 from __future__ import annotations
@@ -97,4 +98,5 @@ def measure_step(config: RunConfig) -> float:
 
 def _shape(config: RunConfig) -> tuple[Any, ...]:
     values = {**vars(config.model), **vars(config.training)}
-    return config.auxiliary == "none", *(values[name] for name in _SHAPE)
+    recovery = config.recovery if config.recovery.recover != "none" else None
+    return config.auxiliary == "none", recovery, *(values[name] for name in _SHAPE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from twinbud.config import DataConfig, RunConfig
 from twinbud.data.catalog import read_catalog
@@ -17,6 +17,7 @@ from twinbud.models.families.base import Family
 from twinbud.models.teacher import read_teacher_card
 from twinbud.pipeline import decode_images
 from twinbud.progress import Progress
+from twinbud.recovery.stage import num_recovery_steps
 from twinbud.study.grid import Cell, PlannedRun, checked_config
 from twinbud.study.identity import describe_run, identity_of, images_fingerprint, teacher_fingerprint
 from twinbud.training.epochs import plan_steps
@@ -99,6 +100,14 @@ def plan_runs(
     return runs, planner.sets
 
 
+class Sizes(NamedTuple):
+    """How many images are labelled, in the training part, and in the test part."""
+
+    labelled: int
+    train: int
+    test: int
+
+
 class _Planner:
     """Remembers what the runs of a study share."""
 
@@ -107,20 +116,20 @@ class _Planner:
         self.sets: dict[str, ImageSet] = {}
         self.teachers: dict[str, str] = {}
         self.families: dict[tuple[str, str], Family] = {}
-        self.sizes: dict[tuple[str, DataConfig], tuple[int, int]] = {}
+        self.sizes: dict[tuple[str, DataConfig], Sizes] = {}
 
     def plan(self, cell: Cell, place: str) -> PlannedRun:
         settings = {**cell.settings, "data": place}
         config = checked_config(settings)
         facts = self._facts(cell.data, config)
-        num_labelled, num_test = self._sizes(cell.data, config.data)
+        sizes = self._sizes(cell.data, config.data)
         return PlannedRun(
             identity=identity_of(facts),
             facts=facts,
             coordinates=cell.coordinates,
             settings=settings,
-            num_steps=config.training.num_phases * plan_steps(config.training, num_labelled).num_steps,
-            num_test=num_test,
+            num_steps=_num_steps(config, sizes),
+            num_test=sizes.test,
             is_default=cell.default is not None
             and facts == self._facts(cell.data, checked_config({**cell.default, "data": place})),
         )
@@ -136,9 +145,16 @@ class _Planner:
         images, family = self.sets[name].fingerprint, self.families[teacher, student]
         return describe_run(config, images=images, teacher=self.teachers[teacher], family=family)
 
-    def _sizes(self, name: str, data: DataConfig) -> tuple[int, int]:
-        """Labelled images and test images; every sampling has as many."""
+    def _sizes(self, name: str, data: DataConfig) -> Sizes:
+        """How many images each part has; every sampling has as many."""
         if (name, data) not in self.sizes:
             split = make_split(self.sets[name].catalog, self.sets[name].digests, data, seed=0)
-            self.sizes[name, data] = len(split.labelled), len(split.test)
+            self.sizes[name, data] = Sizes(len(split.labelled), len(split.train), len(split.test))
         return self.sizes[name, data]
+
+
+def _num_steps(config: RunConfig, sizes: Sizes) -> int:
+    """Of recovery and of every phase of training."""
+    seen = sizes.labelled if config.recovery.recover == "labelled" else sizes.train
+    training = config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
+    return num_recovery_steps(config, seen) + training

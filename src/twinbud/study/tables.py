@@ -12,7 +12,7 @@ from twinbud.study.recipe import Recipe
 from twinbud.study.statistics import Difference, Spread, paired_difference, spread
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc_macro")
-COSTS = ("train_seconds", "images_per_second", "peak_memory_mib", "num_steps", "num_train")
+COSTS = ("train_seconds", "images_per_second", "peak_memory_mib", "num_steps", "num_passes", "num_train")
 _OF_SECTION = ("data", "pair", "sweep")
 
 
@@ -98,6 +98,7 @@ class Section:
         num_images: Of the set.
         differs: In what the runs differ from the paper's; None where the paper's numbers do not stand beside.
         machines: Where and how the runs were made.
+        protocols: In what some runs saw or were measured on other images than the paper's would have been.
     """
 
     coordinates: Mapping[str, Any]
@@ -109,6 +110,7 @@ class Section:
     num_images: int
     differs: Mapping[str, str] | None
     machines: tuple[str, ...]
+    protocols: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -199,6 +201,7 @@ def _section(
         num_images=int(shown.get("num_images", 0)),
         differs=_differs(recipe, rows, images),
         machines=tuple(sorted({_machine(run.record) for run in asked if run.record is not None})),
+        protocols=_protocols(asked),
     )
 
 
@@ -264,7 +267,7 @@ def _beside(recipe: Recipe, coordinates: Mapping[str, Any]) -> tuple[str, str, s
 
 def _values(runs: Mapping[int, Asked], part: str, name: str) -> dict[int, float]:
     """A number of every finished sampling that has it."""
-    found = {sampling: run.record[part][name] for sampling, run in runs.items() if run.record is not None}
+    found = {sampling: run.record[part].get(name) for sampling, run in runs.items() if run.record is not None}
     return {sampling: float(value) for sampling, value in found.items() if value is not None}
 
 
@@ -303,6 +306,19 @@ def _circumstances(
         settings=record["facts"]["settings"],
         epochs=int(record["cost"]["epochs"]),
     )
+
+
+def _protocols(asked: Sequence[Asked]) -> tuple[str, ...]:
+    """In words, what must be known of the images that runs saw or were measured on."""
+    done = [(run.coordinates["method"], run.record["facts"]["settings"]) for run in asked if run.record is not None]
+    developing = any(settings.get("develop") for _, settings in done)
+    unlabelled = dict.fromkeys(method for method, settings in done if settings.get("recover") == "unlabelled")
+    words = []
+    if developing:
+        words.append("Measured on a fifth of the training part, while settings were chosen; the test part stays closed")
+    if unlabelled:
+        words.append(f"Another protocol: {', '.join(unlabelled)} saw the whole training part, without its labels")
+    return tuple(words)
 
 
 def _machine(record: Mapping[str, Any]) -> str:

@@ -58,13 +58,13 @@ def _accuracy_cells(section: Section, row: Row, *, compared: bool, beside: bool)
 def cost_table(section: Section) -> Table:
     """Time and memory of training, and the paper's."""
     beside = any(row.paper_cost for row in section.rows)
-    heads = (*_axes(section), "labelled images", "steps", "training", "images/s", "peak memory")
+    heads = (*_axes(section), "labelled images", "steps", "image passes", "training", "images/s", "peak memory")
     if beside:
         heads = (*heads, f"{section.paper_head}: training, RTX A6000", "memory")
     rows = []
     for row in section.rows:
         costs = row.costs
-        cells = [*_place(section, row), _mean(costs["num_train"], 0), _mean(costs["num_steps"], 0)]
+        cells = [*_place(section, row), *(_mean(costs[name], 0) for name in ("num_train", "num_steps", "num_passes"))]
         seconds = costs["train_seconds"]
         cells += [duration(seconds.mean) if seconds else "–", _mean(costs["images_per_second"], 0)]
         cells.append(f"{_mean(costs['peak_memory_mib'], 0)} MiB" if costs["peak_memory_mib"] else "–")
@@ -86,7 +86,7 @@ def plus_minus(value: Spread | None) -> str:
 
 def section_notes(section: Section) -> list[str]:
     """What to keep in mind of one table."""
-    notes = []
+    notes = [f"{protocol}." for protocol in section.protocols]
     if any(row.difference for row in section.rows):
         notes.append(
             "Differences are paired: the same labelled images, sampling by sampling. The intervals are over "

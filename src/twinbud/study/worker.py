@@ -162,6 +162,7 @@ class _Reports:
 
     def __init__(self, tell: _Teller, identity: str) -> None:
         self.tell, self.identity = tell, identity
+        self.num_steps = 0
 
     def note(self, text: str) -> None:
         """Dropped: with several runs at once nobody could tell whose line it is."""
@@ -169,14 +170,15 @@ class _Reports:
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """Pass on each step of training; other bars show as their label."""
-        del total
-        is_training = label.startswith("training")
+        """Pass on each step of recovery and training, counted through all phases; other bars show as their label."""
+        takes_steps = label.startswith(("recovering", "training"))
 
         def advance(done: int, text: str = "", /) -> None:
-            if is_training:
-                self.tell(Message("stepped", self.identity, text, done))
+            if takes_steps:
+                self.tell(Message("stepped", self.identity, text, self.num_steps + done))
 
-        if not is_training:
-            self.tell(Message("stepped", self.identity, label))
+        if not takes_steps:
+            self.tell(Message("stepped", self.identity, label, self.num_steps))
         yield advance
+        if takes_steps:
+            self.num_steps += total

@@ -222,8 +222,7 @@ class _Clock:
         if message.kind == "stepped" and message.num_steps:
             self.start = self.start or time.monotonic()
             self.begun.setdefault(message.identity, message.num_steps)  # a resumed run begins late
-            # a second phase counts from one again
-            self.reached[message.identity] = max(message.num_steps, self.reached.get(message.identity, 0))
+            self.reached[message.identity] = message.num_steps
         elif message.kind == "done" and message.identity in self.begun:
             self.reached[message.identity] = message.num_steps
 
