@@ -15,6 +15,7 @@ from twinbud.models.selection import Twin
 from twinbud.models.teacher import open_teacher_at, read_teacher_card
 from twinbud.models.twins import build_twins
 from twinbud.recovery.counterparts import Counterparts
+from twinbud.recovery.reconstruction import Lesson
 
 TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {"init_values": 0.5, **VIT}),
@@ -27,6 +28,11 @@ TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
 def batches(size: int, seed: int = 0, count: int = 2) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(8, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def lessons(size: int) -> list[Lesson]:
+    """Three batches, one of them held out."""
+    return [Lesson(batch, is_held_out=number == 0) for number, batch in enumerate(batches(size, count=3))]
 
 
 def beside(folder: Path, kind: str, twin: Twin = "main", student: str = "half", size: int = 0) -> Counterparts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_every_recipe_is_a_run_and_its_head_says_the_command(recipe: Path) -> No
 
 
 def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks(ROOT / "docs" / "python.md", "python")
+    example, recovery = blocks(ROOT / "docs" / "python.md", "python")
     replaced = {
         '"data/brain-mri"': repr(str(shared_images)),
         '"dinov2-small"': repr(shared_teacher),
@@ -65,8 +66,10 @@ def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsy
     for theirs, ours in replaced.items():
         assert theirs in example
         example = example.replace(theirs, ours)
-    exec(compile(example, "docs/python.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(example, "docs/python.md", "exec"), names)
     assert capsys.readouterr().out.startswith("accuracy 0.")
+    exec(compile(recovery, "docs/python.md", "exec"), names)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

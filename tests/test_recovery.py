@@ -80,7 +80,7 @@ def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
     content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
     assert content.keys() == {"main", "auxiliary"}
     assert [epoch["epoch"] for epoch in content["main"]["epochs"]] == [1]
-    assert all(layer["after"] >= layer["before"] for layer in content["main"]["layers"])
+    assert all(layer.keys() == {"layer", "before", "after", "ridge"} for layer in content["main"]["layers"])
     metrics = metrics_of(run)
     assert (metrics["recover_num_images"], metrics["recover_num_passes"]) == (24, 48)
     assert metrics["recover_seconds"] > 0
@@ -137,6 +137,10 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
         (("--rule", "random-inconsistent"), "--recover: expected none with --rule random-inconsistent"),
         (("--recover-epochs", -1), "--recover-epochs: expected a whole number of at least 0"),
         (("--recover-batch-size", 0), "--recover-batch-size: expected a whole number of at least 1"),
+        (
+            ("--recover-refit", "off", "--recover-epochs", 0),
+            "--recover-epochs: expected at least 1 with --recover-refit",
+        ),
         (("--recover", "all"), "--recover: expected one of none, labelled, unlabelled"),
     ],
 )

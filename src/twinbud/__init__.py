@@ -5,6 +5,7 @@ The stages as plain functions, in the order in which a run takes them:
 - ``read_catalog``, ``load_pixels``, ``make_split``: images come in (docs/data.md).
 - ``read_teacher_card``, ``select``: two different sub-networks are cut out of a teacher.
 - ``build_twins``, ``build_baseline``: S and S′, or a randomly initialised student.
+- ``recover``: S and S′ get back what being cut out of the teacher broke, without labels; beyond the paper.
 - ``fit``: S is trained while S′ gives it soft targets; ``fit_in_two_phases`` where S′ is trained first.
 - ``evaluate``: metrics with intervals.
 - ``train``, ``evaluate_run``, ``predict``: whole jobs, as the command line does them.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinbud.apply import evaluate_run, predict
-    from twinbud.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+    from twinbud.config import DataConfig, ModelConfig, RecoveryConfig, RunConfig, TrainingConfig
     from twinbud.data.catalog import read_catalog
     from twinbud.data.pixels import load_pixels
     from twinbud.data.split import make_split
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
     from twinbud.models.teacher import open_teacher, read_teacher_card
     from twinbud.models.twins import build_baseline, build_twins
     from twinbud.pipeline import train
+    from twinbud.recovery.stage import UnlabelledImages, recover
     from twinbud.settings import run_config
     from twinbud.training.beforehand import fit_in_two_phases
-    from twinbud.training.loop import fit
+    from twinbud.training.loop import LabelledImages, fit
 
 _HOMES = {
     "TwinbudError": "errors",
     "DataConfig": "config",
     "ModelConfig": "config",
+    "RecoveryConfig": "config",
     "TrainingConfig": "config",
     "RunConfig": "config",
     "run_config": "settings",
@@ -50,6 +53,9 @@ _HOMES = {
     "load_selection": "models.selected",
     "build_twins": "models.twins",
     "build_baseline": "models.twins",
+    "UnlabelledImages": "recovery.stage",
+    "recover": "recovery.stage",
+    "LabelledImages": "training.loop",
     "fit": "training.loop",
     "fit_in_two_phases": "training.beforehand",
     "evaluate": "evaluation.metrics",
@@ -61,10 +67,13 @@ _HOMES = {
 
 __all__ = [
     "DataConfig",
+    "LabelledImages",
     "ModelConfig",
+    "RecoveryConfig",
     "RunConfig",
     "TrainingConfig",
     "TwinbudError",
+    "UnlabelledImages",
     "build_baseline",
     "build_twins",
     "evaluate",
@@ -78,6 +87,7 @@ __all__ = [
     "predict",
     "read_catalog",
     "read_teacher_card",
+    "recover",
     "run_config",
     "save_selection",
     "select",

@@ -204,6 +204,8 @@ class RecoveryConfig(_Settings):
         _require(self.recover_epochs >= 0, "recover_epochs", "a whole number of at least 0", self.recover_epochs)
         for name in ("recover_batch_size", "recover_views"):
             _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+        idle = self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0
+        _require(not idle, "recover_epochs", "at least 1 with --recover-refit off, or nothing is recovered", 0)
         rate = self.recover_learning_rate
         _require(rate >= 0, "recover_learning_rate", "a number of at least 0", rate)
 

@@ -29,7 +29,8 @@ from twinbud.models.teacher import TeacherCard, read_teacher_card
 from twinbud.models.twins import Twins
 from twinbud.phases import open_keeper, precision_so_far
 from twinbud.progress import Progress, SilentProgress
-from twinbud.recovery.stage import RECOVERY_COST, Recovery, UnlabelledImages, recover
+from twinbud.recovery.outcome import RECOVERY_COST, Recovery
+from twinbud.recovery.stage import UnlabelledImages, recover
 from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report

@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 from builders import CONVNEXT, save_teacher
-from recovering import TEACHERS, batches, beside, image_size, whole
+from recovering import TEACHERS, batches, beside, image_size, lessons, whole
 from twinbud.models.selected import select
 from twinbud.models.selection import Twin
 from twinbud.models.teacher import open_teacher_at, read_teacher_card
 from twinbud.models.twins import build_twins
 from twinbud.recovery.counterparts import Counterparts
 from twinbud.recovery.reconstruction import (
+    RIDGES,
     NormalEquations,
+    fit,
     fold_scale,
     input_rows,
     matrix,
@@ -42,18 +44,18 @@ def test_a_reconstructed_student_is_nearer_to_its_teacher_also_on_images_it_has_
 ) -> None:
     pair = beside(tmp_path, kind, twin)
     before = distance(pair, *batches(image_size(kind), seed=1, count=1))
-    fits = reconstruct(pair, batches(image_size(kind)))
+    fits = reconstruct(pair, lessons(image_size(kind)))
     assert distance(pair, *batches(image_size(kind), seed=1, count=1)) < 0.7 * before
-    assert all(fit.after >= fit.before - 1e-9 for fit in fits)
+    assert sum(fit.after > fit.before for fit in fits) > 0.9 * len(fits)
 
 
 def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: Path) -> None:
     done: list[int] = []
-    fits = reconstruct(beside(tmp_path, "vit"), batches(28), on_layer=done.append)
+    fits = reconstruct(beside(tmp_path, "vit"), lessons(28), on_layer=done.append)
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert [fit.layer for fit in fits] == [f"blocks.{number}.{part}" for number in range(2) for part in parts]
     assert done == list(range(1, 9))
-    convnext = [fit.layer for fit in reconstruct(beside(tmp_path, "convnext"), batches(64))]
+    convnext = [fit.layer for fit in reconstruct(beside(tmp_path, "convnext"), lessons(64))]
     assert convnext[4:7] == ["stages.1.downsample.1", "stages.1.blocks.0.mlp.fc1", "stages.1.blocks.0.mlp.fc2"]
     assert len(convnext) == 2 * 9 + 3
 
@@ -61,34 +63,58 @@ def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: P
 def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(tmp_path: Path) -> None:
     pair = whole(tmp_path)
     start = {name: tensor.clone() for name, tensor in pair.student.state_dict().items()}
-    fits = reconstruct(pair, batches(28))
+    fits = reconstruct(pair, lessons(28))
     assert all(fit.before == pytest.approx(1, abs=1e-4) for fit in fits)
     for name, tensor in pair.student.state_dict().items():
         assert torch.allclose(tensor, start[name], atol=1e-4), name
 
 
-def test_the_fit_is_that_of_ridge_regression_towards_the_weights_before() -> None:
+def rows_of_data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 6, generator=generator)
+    return inputs, inputs @ torch.randn(6, 4, generator=torch.Generator().manual_seed(9)) + 0.1 * torch.randn(
+        count, 4, generator=generator
+    )
+
+
+def equations_of(layer: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> NormalEquations:
+    """Summed in two parts."""
+    equations, half = NormalEquations(layer), len(inputs) // 2
+    equations.add(inputs[:half], targets[:half])
+    equations.add(inputs[half:], targets[half:])
+    return equations
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.3])
+def test_the_solution_is_that_of_ridge_regression_towards_the_weights_before(ridge: float) -> None:
     """Against NumPy's least squares on the same problem written out: rows of data above rows of the prior."""
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(6, 4)
-    inputs, targets = torch.randn(50, 6, generator=generator), torch.randn(50, 4, generator=generator)
+    layer, (inputs, targets) = nn.Linear(6, 4), rows_of_data(50, seed=0)
     start = matrix(layer).double().detach()
-    equations = NormalEquations(layer)
-    equations.add(inputs[:20], targets[:20])
-    equations.add(inputs[20:], targets[20:])
-    with torch.no_grad():
-        before, after = equations.solve(layer, ridge=0.3)
     rows = np.concatenate([inputs.double().numpy(), np.ones((50, 1))], axis=1)
-    strength = 0.3 * np.square(rows).sum(axis=0).mean()
-    prior = np.sqrt(strength) * np.eye(7)
+    prior = np.sqrt(ridge * np.square(rows).sum(axis=0).mean()) * np.eye(7)
     stacked, wanted = np.concatenate([rows, prior]), np.concatenate([targets.double().numpy(), prior @ start.numpy()])
     expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
-    np.testing.assert_allclose(matrix(layer).detach().numpy(), expected, atol=1e-6)
+    equations = equations_of(layer, inputs, targets)
+    found = equations.solve(start, ridge)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    error = np.square(rows @ expected - targets.numpy()).sum()
+    explained = 1 - error / (targets.double().numpy().var(axis=0) * 50).sum()
+    assert equations.explained(found) == pytest.approx(explained, abs=1e-6)
 
-    def explained(weights: np.ndarray) -> float:
-        return 1 - np.square(rows @ weights - targets.numpy()).sum() / (targets.numpy().var(axis=0) * 50).sum()
 
-    assert (before, after) == pytest.approx((explained(start.numpy()), explained(expected)), abs=1e-6)
+def test_the_ridge_is_the_one_that_unseen_rows_ask_for_and_they_are_learned_from_in_the_end() -> None:
+    layer = nn.Linear(6, 4)
+    start = matrix(layer).double().detach()
+    few, many = rows_of_data(8, seed=1), rows_of_data(400, seed=2)
+    learned, held_out = equations_of(layer, *few), equations_of(layer, *many)
+    by_hand = {ridge: held_out.explained(learned.solve(start, ridge)) for ridge in RIDGES}
+    with torch.no_grad():
+        before, after, ridge = fit(layer, learned, held_out)
+    assert before == held_out.explained(start)
+    assert (ridge, after) == max(by_hand.items(), key=lambda pair: pair[1])
+    assert min(RIDGES) < ridge < max(RIDGES)
+    together = equations_of(layer, *(torch.cat(pair) for pair in zip(few, many, strict=True)))
+    assert torch.allclose(matrix(layer).double(), together.solve(start, ridge), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from twinbud.models.teacher import read_teacher_card
 from twinbud.models.twins import Twins, build_twins
 from twinbud.recovery import stage
 from twinbud.recovery.matching import RecoveryStep
-from twinbud.recovery.stage import Recovered, UnlabelledImages, recover
+from twinbud.recovery.outcome import Recovered
+from twinbud.recovery.reconstruction import Lesson
+from twinbud.recovery.stage import UnlabelledImages, recover
 from twinbud.run_folder import RECOVERY
 from twinbud.training.checkpoint import CheckpointFolder
 from twinbud.training.keeper import Keeper
@@ -118,7 +120,7 @@ def test_least_squares_alone_takes_no_steps(teacher: str, monkeypatch: pytest.Mo
     twins, found = recovered(teacher, recover_epochs=0)
     assert not same(before, twins)
     assert found["main"].history.num_steps == 0
-    assert all(fit.after > fit.before for fit in found["main"].fits)
+    assert all(fit.ridge > 0 for fit in found["main"].fits)
 
 
 def test_without_least_squares_only_steps_change_it(teacher: str) -> None:
@@ -166,13 +168,14 @@ def test_least_squares_looks_at_no_more_positions_than_it_has_room_for(
 ) -> None:
     seen: list[int] = []
 
-    def spy(counterparts: Any, batches: list[torch.Tensor], **settings: Any) -> list[Any]:
+    def spy(counterparts: Any, lessons: list[Lesson], **settings: Any) -> list[Any]:
         del counterparts, settings
-        seen.append(sum(map(len, batches)))
+        assert {lesson.is_held_out for lesson in lessons} == {False, True}
+        seen.append(sum(len(lesson.images_BCSS) for lesson in lessons))
         return []
 
     monkeypatch.setattr(stage, "reconstruct", spy)
     recovered(teacher, recover_epochs=0, recover_views=9)
     monkeypatch.setattr(stage, "_MOST_POSITIONS", 17 * 25)  # 4 × 4 patches and a class token
     recovered(teacher, recover_epochs=0, recover_views=9)
-    assert seen == [90, 90, 20, 20]
+    assert seen == [90, 90, 24, 24]

@@ -91,7 +91,11 @@ class RecoveryStep:
         if matching.map is not None:
             networks["map"] = matching.map
         self.optimiser = Optimiser(
-            networks, weight_decay=weight_decay, clip_norm=clip_norm, steps_per_epoch=steps_per_epoch
+            networks,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            steps_per_epoch=steps_per_epoch,
+            advice="lower --recover-learning-rate",
         )
 
     def __call__(self, images_BCSS: torch.Tensor, learning_rate: float) -> torch.Tensor:

@@ -5,13 +5,15 @@ layer's sums lack half of their terms. But the plan says which of the teacher's 
 for, and the kept inputs tell much of the dropped ones. So, layer by layer and in order, what the layer is given in the
 student as it stands is regressed on what the teacher has at the same channels; a layer that writes into the residual
 stream also makes up for what the blocks before it have missed. That is the reconstruction of He, Zhang and Sun,
-"Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, whose prior here is the selected weight.
+"Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017. Here the fit is held to the selected weights,
+as strongly as images that it has not seen ask for.
 
 Shape legend: B batch, C channels, S image side, L positions, D channels of a stream, I inputs of a layer, O outputs.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,29 +23,49 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from twinbud.errors import TwinbudError
 from twinbud.models.families.base import LinearMap, TimmModel
 from twinbud.recovery.counterparts import BlockPair, Counterparts, through
 
-RIDGE = 0.1
-"""How strongly the fit is held to the selected weight, as a share of the mean square of the layer's inputs."""
+RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 3))
+"""How strongly a fit may be held to the weights before, in shares of the mean square of the layer's inputs."""
+
+
+class Lesson(NamedTuple):
+    """A batch to learn from, or to choose the ridge by.
+
+    Attributes:
+        images_BCSS: Normalised float32 images, on the device of the student.
+        is_held_out: Whether only the ridge is chosen by them, before they are learned from too.
+    """
+
+    images_BCSS: torch.Tensor
+    is_held_out: bool
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a layer's outputs agree with the teacher's, as shares of their variance that are explained."""
+    """How well a layer's outputs agree with the teacher's on held-out images.
+
+    Attributes:
+        layer: Its name.
+        before: The share of their variance that is explained by the layer as it was.
+        after: The same of the layer fitted to the other images.
+        ridge: One of ``RIDGES``, the one that explains the most.
+    """
 
     layer: str
     before: float
     after: float
+    ridge: float
 
 
 @torch.no_grad()
 def reconstruct(
     counterparts: Counterparts,
-    batches: Sequence[torch.Tensor],
+    lessons: Sequence[Lesson],
     *,
     bf16: bool = False,
-    ridge: float = RIDGE,
     on_layer: Callable[[int], None] = lambda done: None,
 ) -> list[Fit]:
     """Fit the layers of a student that mix channels to its teacher, in place.
@@ -52,52 +74,78 @@ def reconstruct(
 
     Args:
         counterparts: The student, which is changed, and its teacher.
-        batches: Normalised float32 images (B, C, S, S), on their device.
+        lessons: The images; at least one batch is held out, and one is not.
         bf16: Whether the networks compute in bf16 autocast.
-        ridge: Above 0: the more, the closer to the selected weights.
         on_layer: Told how many layers are fitted.
 
     Returns:
         Each layer's fit, in order.
+
+    Raises:
+        TwinbudError: A feature of the teacher or the student is not finite.
     """
     family, fits = counterparts.family, []
     autocast = torch.autocast(counterparts.device.type, torch.bfloat16, enabled=bf16)
     with autocast:
-        ours = [family.embed(counterparts.student, images) for images in batches]
-        theirs = [family.embed(counterparts.teacher, images) for images in batches]
+        ours = [family.embed(counterparts.student, lesson.images_BCSS) for lesson in lessons]
+        theirs = [family.embed(counterparts.teacher, lesson.images_BCSS) for lesson in lessons]
     for pair in counterparts.blocks:
         linears = family.linear_maps(pair.student)
         for linear in linears:
             fold_scale(pair.student, linear)
         with autocast:
-            lessons = [_teach(counterparts, pair, linears, stream) for stream in theirs]
+            answers = [_ask(counterparts, pair, linears, stream) for stream in theirs]
         for linear in linears:
             layer = pair.student.get_submodule(linear.name)
-            equations = NormalEquations(layer)
-            for stream, lesson in zip(ours, lessons, strict=True):
+            equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
+            for lesson, stream, answer in zip(lessons, ours, answers, strict=True):
                 with autocast, captured(pair.student) as student:
                     pair.student(stream)
-                targets = lesson.wanted[linear.name]
+                wanted = answer.wanted[linear.name]
                 if linear.begins is not None:
-                    targets = targets - family.tokens(student[linear.begins].given)
-                equations.add(input_rows(layer, student[linear.name].given), targets)
-            before, after = equations.solve(layer, ridge)
-            fits.append(Fit(f"{pair.name}.{linear.name}", before, after))
+                    wanted = wanted - family.tokens(student[linear.begins].given)
+                equations[lesson.is_held_out].add(input_rows(layer, student[linear.name].given), wanted)
+            fits.append(Fit(f"{pair.name}.{linear.name}", *fit(layer, equations[False], equations[True])))
             on_layer(len(fits))
         with autocast:
             ours = [pair.student(stream) for stream in ours]
-        theirs = [lesson.end for lesson in lessons]
+        theirs = [answer.end for answer in answers]
     return fits
 
 
-class _Lesson(NamedTuple):
+def fit(layer: nn.Module, learned: NormalEquations, held_out: NormalEquations) -> tuple[float, float, float]:
+    """Put into a layer the weights that explain the most, and say what they explain of what they have not seen.
+
+    The ridge is chosen by the held-out rows; the weights are then fitted to all of them with it.
+
+    Returns:
+        What ``Fit`` says, the name aside.
+
+    Raises:
+        TwinbudError: A feature is not finite.
+    """
+    start = matrix(layer).double()
+    if not bool(torch.isfinite(learned.gram).all() & torch.isfinite(learned.cross).all()):
+        raise TwinbudError(
+            "finite features of teacher and student",
+            got="others",
+            where="--recover, least squares",
+            fix="Check the teacher's weights, or use --precision float32",
+        )
+    explained = {ridge: held_out.explained(learned.solve(start, ridge)) for ridge in RIDGES}
+    ridge = max(explained, key=explained.__getitem__)
+    put_matrix(layer, learned.with_rows_of(held_out).solve(start, ridge))
+    return held_out.explained(start), explained[ridge], ridge
+
+
+class _Answer(NamedTuple):
     """What the teacher makes of a residual stream: for each layer what the student's should put out, and the end."""
 
     wanted: dict[str, torch.Tensor]
     end: torch.Tensor
 
 
-def _teach(counterparts: Counterparts, pair: BlockPair, linears: Sequence[LinearMap], stream: torch.Tensor) -> _Lesson:
+def _ask(counterparts: Counterparts, pair: BlockPair, linears: Sequence[LinearMap], stream: torch.Tensor) -> _Answer:
     """Targets (B, L, O) of a block's layers; of those that write into the residual stream, the stream after."""
     first, *rest = pair.teacher
     with captured(first) as teacher:
@@ -111,7 +159,7 @@ def _teach(counterparts: Counterparts, pair: BlockPair, linears: Sequence[Linear
         else:
             after = teacher[linear.ends].given if linear.ends else end
             wanted[linear.name] = counterparts.family.tokens(after)[..., counterparts.stream_channels(pair.name)]
-    return _Lesson(wanted, end)
+    return _Answer(wanted, end)
 
 
 class NormalEquations:
@@ -140,28 +188,26 @@ class NormalEquations:
         self.mean += wanted.double().sum(dim=0)
         self.count += len(rows)
 
-    def solve(self, layer: nn.Module, ridge: float) -> tuple[float, float]:
-        """Put the best weights and bias into the layer.
+    def with_rows_of(self, other: NormalEquations) -> NormalEquations:
+        """The equations of both."""
+        both = copy.copy(self)
+        for name, value in vars(other).items():
+            setattr(both, name, getattr(self, name) + value)
+        return both
 
-        Args:
-            layer: The one whose inputs were counted.
-            ridge: Weight of the distance from what the layer holds, in units of the inputs' mean square.
+    def solve(self, start_IO: torch.Tensor, ridge: float) -> torch.Tensor:
+        """The (I, O) float64 weights of least squared error plus ridge times their squared distance from ``start_IO``.
 
-        Returns:
-            The share of the targets' variance that the layer explains, before and after.
+        ``ridge`` is in units of the inputs' mean square.
         """
-        start = matrix(layer).double()
-        strength = ridge * self.gram.diagonal().mean()
+        strength = ridge * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny
         damped = self.gram + strength * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
-        found = start + torch.linalg.solve(damped, self.cross - self.gram @ start)
-        explained = self._explained(start), self._explained(found)
-        put_matrix(layer, found)
-        return explained
+        return start_IO + torch.linalg.solve(damped, self.cross - self.gram @ start_IO)
 
-    def _explained(self, weights_IO: torch.Tensor) -> float:
-        error = (
-            self.power - 2 * (weights_IO * self.cross).sum(dim=0) + (weights_IO * (self.gram @ weights_IO)).sum(dim=0)
-        )
+    def explained(self, weights_IO: torch.Tensor) -> float:
+        """The share of the targets' variance that such weights explain; below 0 where they do worse than the mean."""
+        error = self.power - 2 * (weights_IO * self.cross).sum(dim=0)
+        error += (weights_IO * (self.gram @ weights_IO)).sum(dim=0)
         variance = self.power - self.mean.square() / self.count
         return float(1 - error.sum() / variance.sum())
 

@@ -6,10 +6,9 @@ Shape legend: N samples, B batch, C channels, S image side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,9 +23,10 @@ from twinbud.models.twins import Twins
 from twinbud.progress import Progress, SilentProgress
 from twinbud.recovery.counterparts import Counterparts
 from twinbud.recovery.matching import LossSums, Matching, RecoveryStep
-from twinbud.recovery.reconstruction import Fit, reconstruct
+from twinbud.recovery.outcome import Recovered, Recovery
+from twinbud.recovery.reconstruction import Fit, Lesson, reconstruct
 from twinbud.run_folder import RECOVERY
-from twinbud.seeds import stream_seed
+from twinbud.seeds import numpy_stream, stream_seed
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.epochs import Epochs, History, plan_steps, untouched_chance
 from twinbud.training.keeper import Keeper
@@ -34,11 +34,10 @@ from twinbud.training.optimiser import part
 from twinbud.training.precision import suitable_attention
 
 NAMES: dict[Twin, str] = {"main": "S", "auxiliary": "S′"}
-_BATCH = 64
+_BATCH, _FOLDS = 64, 5
 _MOST_POSITIONS = 2**16
 """How many positions of how many images least squares looks at; more tell it nothing new and fill the memory."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
-_CURVE = ("epoch", "step", "learning_rate", "loss", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,64 +58,6 @@ class UnlabelledImages:
 
     def __len__(self) -> int:
         return len(self.images_NCSS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recovered:
-    """What recovery did for S or S′.
-
-    Attributes:
-        fits: Of each layer that least squares fitted; empty where that was left out.
-        history: The epochs that followed, without test passes.
-        seconds: Wall time of both, this process's part of it.
-    """
-
-    fits: Sequence[Fit] = ()
-    history: History
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``recovery.json`` holds it."""
-        epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
-        return {"layers": [asdict(fit) for fit in self.fits], "epochs": epochs, "seconds": self.seconds}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """What recovery did in all.
-
-    Attributes:
-        students: For S ("main") and, where it has a start of its own, S′ ("auxiliary").
-        num_images: How many images it saw.
-        peak_memory_mib: Of the process or the GPU, where it was measured.
-    """
-
-    students: Mapping[Twin, Recovered]
-    num_images: int
-    peak_memory_mib: float = 0.0
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps; least squares takes none."""
-        return sum(student.history.num_steps for student in self.students.values())
-
-    @property
-    def num_passes(self) -> int:
-        """Images that S or S′ learned from in steps, each counted once an epoch."""
-        return sum(student.history.num_images for student in self.students.values())
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of least squares and steps."""
-        return sum(student.seconds for student in self.students.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``recovery.json`` holds it."""
-        return {twin: student.to_json() for twin, student in self.students.items()}
-
-
-RECOVERY_COST = ("num_images", "num_steps", "num_passes", "seconds", "peak_memory_mib")
-"""What ``metrics.json`` says of a recovery, each behind ``recover_``."""
 
 
 def recover(
@@ -241,7 +182,7 @@ class _Stage:
             counterparts = self.lender.beside(self.student, self.twin)
             networks = (self.student, counterparts.teacher)
             stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
-            fits = torch.zeros(0, 2, dtype=torch.float64)
+            fits = torch.zeros(0, 3, dtype=torch.float64)
             if self.config.recover_refit == "on" and found is None:
                 fits = self._reconstruct(counterparts)
             step, records = self._step(counterparts, fits), ()
@@ -268,36 +209,31 @@ class _Stage:
             seconds=time.perf_counter() - start,
         )
 
+    @torch.no_grad()
     def _reconstruct(self, counterparts: Counterparts) -> torch.Tensor:
-        """(layers, 2) float64: the explained variance of each layer's outputs, before and after."""
+        """(layers, 3) float64: what each layer's ``Fit`` says."""
         self.student.eval()
         family = counterparts.family
         num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
         with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
-            batches = list(self._views(counterparts))
-            fits = reconstruct(counterparts, batches, bf16=self.bf16, on_layer=advance)
-        return torch.tensor([[fit.before, fit.after] for fit in fits], dtype=torch.float64)
+            fits = reconstruct(counterparts, list(self._lessons(counterparts)), bf16=self.bf16, on_layer=advance)
+        return torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64)
 
-    def _views(self, counterparts: Counterparts) -> Iterator[torch.Tensor]:
-        """Normalised batches: the images as they are, then as they are augmented, while there is room."""
-        images, pace = self.images, self.pace
+    def _lessons(self, counterparts: Counterparts) -> Iterator[Lesson]:
+        """The images as they are, then as they are augmented, while there is room; every fifth batch is held out."""
+        images, pace, family = self.images, self.pace, counterparts.family
         normalise = Normalisation.on(images.device, images.mean, images.std)
+        order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(len(images)))
         left = _MOST_POSITIONS
         for view in range(self.config.recover_views):
             views = draw_views(pace.seed, -view, len(images), crop_scale=pace.crop_scale, flip=pace.flip)
-            views = views.to(images.device)
-            for rows in torch.randperm(len(images), generator=torch.Generator().manual_seed(pace.seed)).split(_BATCH):
+            for number, rows in enumerate(order.split(min(_BATCH, -(-len(images) // _FOLDS)))):
                 pixels = images.images_NCSS[rows].to(images.device)
-                rows = rows.to(images.device)
-                batch = normalise(see(pixels, views[rows]) if view else pixels)
-                with torch.no_grad():
-                    positions = counterparts.family.tokens(
-                        counterparts.family.embed(counterparts.student, batch[:1])
-                    ).shape[1]
-                left -= positions * len(rows)
-                if left < 0:
+                batch = normalise(see(pixels, views[rows].to(images.device)) if view else pixels)
+                left -= family.tokens(family.embed(counterparts.student, batch[:1])).shape[1] * len(rows)
+                if left < 0 and (view or number >= _FOLDS):
                     return
-                yield batch
+                yield Lesson(batch, is_held_out=number % _FOLDS == 0)
 
     def _step(self, counterparts: Counterparts, fits: torch.Tensor) -> RecoveryStep:
         self.student.requires_grad_(True).train()

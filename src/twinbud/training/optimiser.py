@@ -22,6 +22,7 @@ class Optimiser:
         weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
         clip_norm: Largest gradient norm, or None.
         steps_per_epoch: Lets errors name epoch and batch.
+        advice: What to do about a step that is not finite.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class Optimiser:
         weight_decay: float,
         clip_norm: float | None,
         steps_per_epoch: int | None = None,
+        advice: str = "lower --learning-rate or set --clip-norm 1",
     ) -> None:
+        self.advice = advice
         self.networks, self.clip_norm, self.steps_per_epoch = networks, clip_norm, steps_per_epoch
         self.parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
@@ -115,7 +118,7 @@ class Optimiser:
             f"a finite {'gradient' if math.isfinite(loss) else 'loss'}",
             got=f"loss {loss:g}, gradient norm {gradient_norm:g}",
             where=self._place(int(step)),
-            fix="S and S′ are as they were before it; lower --learning-rate or set --clip-norm 1",
+            fix=f"S and S′ are as they were before it; {self.advice}",
         )
 
     def _watch(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor | None:

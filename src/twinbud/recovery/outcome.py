@@ -1,0 +1,71 @@
+"""What recovery did and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from twinbud.models.selection import Twin
+from twinbud.recovery.reconstruction import Fit
+from twinbud.training.epochs import History
+
+_CURVE = ("epoch", "step", "learning_rate", "loss", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What recovery did for S or S′.
+
+    Attributes:
+        fits: Of each layer that least squares fitted; empty where that was left out.
+        history: The epochs that followed, without test passes.
+        seconds: Wall time of both, this process's part of it.
+    """
+
+    fits: Sequence[Fit] = ()
+    history: History
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``recovery.json`` holds it."""
+        epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
+        return {"layers": [asdict(fit) for fit in self.fits], "epochs": epochs, "seconds": self.seconds}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What recovery did in all.
+
+    Attributes:
+        students: For S ("main") and, where it has a start of its own, S′ ("auxiliary").
+        num_images: How many images it saw.
+        peak_memory_mib: Of the process or the GPU, where it was measured.
+    """
+
+    students: Mapping[Twin, Recovered]
+    num_images: int
+    peak_memory_mib: float = 0.0
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps; least squares takes none."""
+        return sum(student.history.num_steps for student in self.students.values())
+
+    @property
+    def num_passes(self) -> int:
+        """Images that S or S′ learned from in steps, each counted once an epoch."""
+        return sum(student.history.num_images for student in self.students.values())
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of least squares and steps."""
+        return sum(student.seconds for student in self.students.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``recovery.json`` holds it."""
+        return {twin: student.to_json() for twin, student in self.students.items()}
+
+
+RECOVERY_COST = ("num_images", "num_steps", "num_passes", "seconds", "peak_memory_mib")
+"""What ``metrics.json`` says of a recovery, each behind ``recover_``."""
