@@ -84,7 +84,8 @@ def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
     metrics = metrics_of(run)
     assert (metrics["recover_num_images"], metrics["recover_num_passes"]) == (24, 48)
     assert metrics["recover_seconds"] > 0
-    assert metrics["num_steps"] == metrics_of(plain)["num_steps"]
+    assert metrics["num_steps"] == metrics_of(plain)["num_steps"] + 2 * 3
+    assert metrics["num_passes"] == metrics_of(plain)["num_passes"] + 48
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<dt>Recovery</dt>" in page
     assert "<dt>Recovery</dt>" not in (plain / "report.html").read_text(encoding="utf-8")
@@ -125,8 +126,8 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
     assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
     words = ("--data", shared_images, "--selected", tmp_path / "selected", *SMALL, *RECOVER)
     assert refusal(command("train", *words, "--output", tmp_path / "run")) == (
-        "error: --recover: expected a teacher to recover from, got --selected alone. "
-        "Add the --teacher that it was cut out of, or --recover none"
+        "--recover: expected a teacher to recover from, got --selected alone. "
+        "Add the --teacher that it was cut out of, or --recover none."
     )
 
 

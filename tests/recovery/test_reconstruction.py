@@ -69,12 +69,11 @@ def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(tmp_path: Path) ->
         assert torch.allclose(tensor, start[name], atol=1e-4), name
 
 
-def rows_of_data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def rows_of_data(count: int, seed: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and what one linear map makes of them, the same for every seed, but for noise."""
+    generator, truth = (torch.Generator().manual_seed(number) for number in (seed, 99))
     inputs = torch.randn(count, 6, generator=generator)
-    return inputs, inputs @ torch.randn(6, 4, generator=torch.Generator().manual_seed(9)) + 0.1 * torch.randn(
-        count, 4, generator=generator
-    )
+    return inputs, inputs @ torch.randn(6, 4, generator=truth) + noise * torch.randn(count, 4, generator=generator)
 
 
 def equations_of(layer: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> NormalEquations:
@@ -104,8 +103,10 @@ def test_the_solution_is_that_of_ridge_regression_towards_the_weights_before(rid
 
 def test_the_ridge_is_the_one_that_unseen_rows_ask_for_and_they_are_learned_from_in_the_end() -> None:
     layer = nn.Linear(6, 4)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
     start = matrix(layer).double().detach()
-    few, many = rows_of_data(8, seed=1), rows_of_data(400, seed=2)
+    few, many = rows_of_data(8, seed=1, noise=1.0), rows_of_data(400, seed=2)
     learned, held_out = equations_of(layer, *few), equations_of(layer, *many)
     by_hand = {ridge: held_out.explained(learned.solve(start, ridge)) for ridge in RIDGES}
     with torch.no_grad():

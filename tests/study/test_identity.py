@@ -42,6 +42,7 @@ def identity(images: str = "images", teacher: str = "teacher", **changes: Any) -
         {"label_column": "class"},
         {"temperature": 4.0},
         {"drop_path": 0.0},
+        {"recover": "none", "recover_epochs": 7, "recover_refit": "off"},
         {"profile": "quick", "image_size": 224, "epochs": 300, "min_steps": 0, "learning_rate": 1.25e-4,
          "warmup": 1 / 6, "clip_norm": None},
     ],
@@ -57,7 +58,8 @@ def test_where_and_how_a_run_is_told_does_not_change_who_it_is(changes: dict[str
         {"seed": 1}, {"fraction": 0.5}, {"method": "selection"}, {"learning_rate": 1e-3}, {"temperature": 3.0},
         {"threads": 2}, {"precision": "bf16"}, {"rule": "random"}, {"swap_roles": True}, {"split_seed": 1},
         {"split_duplicates": True}, {"student": "vit_tiny_patch16_224"}, {"profile": "quick"},
-        {"images": "others"}, {"teacher_": "another"},
+        {"images": "others"}, {"teacher_": "another"}, {"develop": True}, {"recover": "labelled"},
+        {"recover": "unlabelled"},
     ],
     ids=str,
 )  # fmt: skip
@@ -104,3 +106,13 @@ def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     losses = [[f"{step['loss']:.4f}" for step in golden[case]] for case in cases]
     checksum = hashlib.sha256(json.dumps(losses).encode()).hexdigest()[:16]
     assert {TRAINING_VERSION: checksum} == {1: "2654c1d7059daf86"}
+
+
+@pytest.mark.parametrize("changes", [{"recover_epochs": 7}, {"recover_refit": "off"}, {"recover_target": "own"}])
+def test_settings_of_recovery_count_where_something_is_recovered(changes: dict[str, Any]) -> None:
+    assert identity(recover="labelled", **changes) != identity(recover="labelled")
+
+
+def test_a_run_without_what_came_later_is_who_it_was_before_there_was_a_choice() -> None:
+    """As commit 30eb12c knew it, before recovery and ``develop``: records of that time still count."""
+    assert identity() == "af7af235d3da68777441"

@@ -14,7 +14,9 @@ from twinbud.errors import TwinbudError
 from twinbud.study.grid import plan_cells, read_choices
 from twinbud.study.recipe import Recipe, read_recipe
 
-PAPER = sorted((Path(__file__).parents[2] / "recipes" / "paper").glob("*.yaml"))
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = sorted((RECIPES / "paper").glob("*.yaml"))
+BEYOND = sorted((RECIPES / "beyond").glob("*.yaml"))
 NUM_RUNS = {
     "tables-2-4": 450, "table5": 270, "figure6": 270, "table6": 315, "table7": 180, "table8": 6, "controls": 75,
     "teacher-capacity": 90,
@@ -35,8 +37,17 @@ def test_every_recipe_of_the_paper_is_one_and_asks_for_as_many_runs_as_it_should
     assert recipe.sweeps or recipe.baseline, "differences are to something"
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_no_recipe_of_the_paper_has_a_random_teacher(path: Path) -> None:
+@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
+def test_every_recipe_beyond_the_paper_is_one_in_all_of_its_methods(path: Path) -> None:
+    recipe = read_recipe(path)
+    cells = plan_cells(recipe, {"method": tuple(recipe.known_methods)})
+    assert {cell.coordinates["method"] for cell in cells} >= set(recipe.methods)
+    assert recipe.baseline
+    assert f"recipes/beyond/{path.name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [*PAPER, *BEYOND], ids=lambda path: path.stem)
+def test_no_recipe_has_a_random_teacher(path: Path) -> None:
     for pair in read_recipe(path).pairs.values():
         assert pair.teacher == "dinov2-small" or "." in pair.teacher, "a tag names the weights"
         assert "local-dir:" not in pair.teacher

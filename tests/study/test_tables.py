@@ -300,3 +300,24 @@ def test_the_papers_column_does_not_claim_to_match_while_nothing_is_done(tmp_pat
 def test_architectures_in_the_default_place_do_not_spoil_the_runs_folder(tmp_path: Path) -> None:
     write_tables(TABLE_1, tmp_path / "runs")
     RunsFolder(tmp_path / "runs").create()
+
+
+def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path) -> None:
+    (plain,) = tables_of(tmp_path / "plain", recipe_in(tmp_path / "plain")).sections
+    assert plain.protocols == ()
+    methods = {"more": {"method": "selection", "recover": "unlabelled"}}
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["selection", "more"], "fraction": [0.05], "sampling": 2}
+    settings = {"threads": 1, "precision": "float32", "develop": True}
+    recipe = recipe_in(tmp_path / "other", methods=methods, grid=grid, settings=settings, paper=None)
+    (section,) = tables_of(tmp_path / "other", recipe, accuracy={"selection": 0.7, "more": 0.8}).sections
+    assert section.protocols == (
+        "Measured on a fifth of the training part, while settings were chosen; the test part stays closed",
+        "Another protocol: more saw the whole training part, without its labels",
+    )
+    write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
+    assert "Another protocol: more saw" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
+
+
+def recipe_in(folder: Path, **changes: Any) -> Recipe:
+    folder.mkdir()
+    return recipe_of(folder, **changes)
