@@ -63,9 +63,9 @@ def row(job: Job, sampling: int) -> str:
     assert job.teacher is not None, "there is a teacher wherever something is recovered"
     assert job.origin.selection is not None
     design, training, recovery = job.origin.design, job.config.training, job.config.recovery
-    teacher = open_teacher_at(job.teacher, design.family, training.image_size)
+    teacher = open_teacher_at(job.teacher, design.family, training.image_size).to(job.device)
     before = [accuracy(job, teacher), accuracy(job, job.twins.student)]
-    rows = job.split.labelled if recovery.recover == "labelled" else job.split.train
+    rows = job.split.seen_by(recovery.recover)
     images = UnlabelledImages(
         images_NCSS=job.pixels.rows(rows).tensor(), mean=design.mean, std=design.std, device=job.device
     )
@@ -78,7 +78,7 @@ def row(job: Job, sampling: int) -> str:
 def accuracy(job: Job, network: Any) -> float:
     """Of the nearest neighbour."""
     labelled, unseen = (features(job, network, job.pixels.rows(rows)) for rows in (job.split.labelled, job.split.test))
-    nearest = (unseen @ labelled.T).argmax(dim=1)
+    nearest = (unseen @ labelled.T).argmax(dim=1).cpu()
     known, truth = (class_indices(job.catalog, rows) for rows in (job.split.labelled, job.split.test))
     return (known[nearest] == truth).float().mean().item()
 

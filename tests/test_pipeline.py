@@ -301,7 +301,7 @@ def test_the_best_test_pass_is_the_highest_and_of_equals_the_first() -> None:
     tested = {1: None, 2: 0.5, 3: None, 4: 0.75, 5: None, 6: 0.75, 7: 0.25}
     epochs = tuple(record(epoch, accuracy) for epoch, accuracy in tested.items())
     history = History(epochs=epochs, num_steps=7, num_images=70, train_seconds=7.0)
-    cost = pipeline.cost_of(history, PeakMemory(torch.device("cpu")), num_train=10)
+    cost = pipeline.cost_of(history, None, PeakMemory(torch.device("cpu")), num_train=10)
     assert (cost["best_test_epoch"], cost["best_test_accuracy"]) == (4, 0.75)
     assert (cost["num_train"], cost["epochs"], cost["images_per_second"]) == (10, 7, 10.0)
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from builders import save_teacher
+from builders import save_teacher, save_vit_teacher
 from command import SMALL, refusal, train, trained
 from command import twinbud as command
-from twinbud.recovery import stage
+from twinbud.models.teacher import open_teacher_at
+from twinbud.recovery import lender
 
 RECOVER = ("--recover", "labelled", "--recover-epochs", 1, "--recover-batch-size", 8)
 MEAN, STD = 0.5, 0.2
@@ -48,16 +49,15 @@ def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_te
     recover: str, develop: bool, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: set[str] = set()
-    opening = stage.open_teacher_at
 
     def watched(*words: Any) -> Any:
-        teacher = opening(*words)
+        teacher = open_teacher_at(*words)
         teacher.patch_embed.register_forward_pre_hook(
             lambda _, given: shown.update(f"{round(255 * (STD * float(i[0, 0, 0]) + MEAN)):03d}" for i in given[0])
         )
         return teacher
 
-    monkeypatch.setattr(stage, "open_teacher_at", watched)
+    monkeypatch.setattr(lender, "open_teacher_at", watched)
     words = (*RECOVER, "--recover", recover, "--fraction", 0.3, *(["--develop"] if develop else []))
     run = trained(plain_images(tmp_path / "data"), shared_teacher, tmp_path / "run", *words)
     rows = split_of(run)
@@ -66,6 +66,7 @@ def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_te
         for row in rows
         if (row["labelled"] == "1" if recover == "labelled" else row["split"] == "train")
     }
+    shown.remove("128")  # a blank, whose positions are counted; no image has this value
     assert shown == may_see
     assert metrics_of(run)["recover_num_images"] == len(shown)
     assert {row["split"] for row in rows} == ({"train", "test", "closed"} if develop else {"train", "test"})
@@ -120,6 +121,22 @@ def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
     answer = command("train", *words, *RECOVER, "--output", tmp_path / "carried")
     assert answer.code == 0, answer.err
     assert weights(direct) == weights(tmp_path / "carried")
+
+
+def test_a_selection_recovers_wherever_its_teacher_lies_now(shared_images: Path, tmp_path: Path) -> None:
+    teacher = save_vit_teacher(tmp_path / "then")
+    assert command("select", "--teacher", teacher, "--output", tmp_path / "selected").code == 0
+    (tmp_path / "then").rename(tmp_path / "now")
+    words = ("--selected", tmp_path / "selected", "--teacher", f"local-dir:{tmp_path / 'now'}", *SMALL, *RECOVER)
+    answer = command("train", "--data", shared_images, *words, "--output", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    answer = command("train", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert weights(tmp_path / "run") == weights(tmp_path / "again")
+    other = save_vit_teacher(tmp_path / "other", seed=1)
+    words = ("--selected", tmp_path / "selected", "--teacher", other, *SMALL, *RECOVER)
+    line = refusal(command("train", "--data", shared_images, *words, "--output", tmp_path / "refused"))
+    assert "expected the teacher that the weights were selected from, got another" in line
 
 
 def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class _Trouble:
 
 def source_key(config: RunConfig) -> Hashable:
     """All that decides which images are listed: the data settings, less how the images are divided."""
-    return replace(config.data, fraction=1.0, subset="stratified", split_seed=0, split_duplicates=False)
+    return replace(config.data, fraction=1.0, subset="stratified", split_seed=0, split_duplicates=False, develop=False)
 
 
 def images_key(config: RunConfig) -> Hashable:

@@ -8,7 +8,7 @@ from twinbud.config import RunConfig
 from twinbud.data.split import fingerprint
 from twinbud.progress import Progress
 from twinbud.recovery.stage import NAMES, students_to_recover
-from twinbud.run_folder import BEFOREHAND, CHECKPOINTS, PHASES, RECOVERY
+from twinbud.run_folder import BEFOREHAND, CHECKPOINTS, PHASES, RECOVERY_PHASES
 from twinbud.settings import numeric_settings
 from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
 from twinbud.training.keeper import Keeper
@@ -27,11 +27,8 @@ def open_keeper(job: Job, progress: Progress) -> Keeper:
     }
     folder, seconds = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds
     phases = {}
-    if job.config.recovery.num_epochs and job.origin.selection:
-        phases = {
-            RECOVERY[twin]: f"recovery of {NAMES[twin]}"
-            for twin in students_to_recover(job.twins, job.origin.selection)
-        }
+    if job.teacher is not None:
+        phases = {RECOVERY_PHASES[twin]: f"recovery of {NAMES[twin]}" for twin in students_to_recover(job.twins)}
     if job.config.training.num_phases == 2:
         phases[BEFOREHAND] = "training S′ beforehand"
     earlier = {}
@@ -40,7 +37,7 @@ def open_keeper(job: Job, progress: Progress) -> Keeper:
         found = newest_checkpoint(checkpoints, job.config, progress, text)
         earlier[phase] = Keeper(checkpoints, found, seconds, keeps_last=True)
     checkpoints = CheckpointFolder(folder, identity)
-    return Keeper(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, earlier=earlier)
+    return Keeper(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, phases=earlier)
 
 
 def newest_checkpoint(

@@ -37,7 +37,7 @@ from twinbud.report.page import RunSummary, write_report
 from twinbud.report.summary import summarise
 from twinbud.run_folder import (
     METRICS,
-    RECOVERED,
+    RECOVERY_FILE,
     require_run_output,
     started_run,
     write_json,
@@ -176,7 +176,7 @@ def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> Recove
         return None
     assert job.origin.selection is not None
     assert job.teacher is not None
-    rows = split.labelled if recovery.recover == "labelled" else split.train
+    rows = split.seen_by(recovery.recover)
     memory = PeakMemory(job.device)
     found = recover(
         job.twins,
@@ -191,8 +191,10 @@ def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> Recove
         keeper=keeper,
         progress=progress,
     )
-    write_json(folder / RECOVERED, found.to_json())
+    write_json(folder / RECOVERY_FILE, found.to_json())
     gc.collect()  # the teacher, before training begins
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()
     return replace(found, peak_memory_mib=memory.mib)
 
 
@@ -308,7 +310,7 @@ def cost_of(history: History, recovery: Recovery | None, memory: PeakMemory, *, 
         "epochs": len(history.epochs),
         "train_seconds": seconds,
         "images_per_second": history.num_images / history.train_seconds,
-        "peak_memory_mib": memory.mib,
+        "peak_memory_mib": max(memory.mib, recovery.peak_memory_mib if recovery else 0.0),
         "memory_before_training_mib": memory.before_mib,
         "best_test_epoch": best.epoch if best else None,
         "best_test_accuracy": best.test_accuracy if best else None,

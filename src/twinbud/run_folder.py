@@ -19,17 +19,17 @@ MARKER = "UNFINISHED"
 """Stands in a run folder until everything else does; it says why, if the run failed."""
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
-RECOVERED = "recovery.json"
+RECOVERY_FILE = "recovery.json"
 CHECKPOINTS = "checkpoints"
 """Stands in an unfinished run; ``--resume`` goes on from what is in it."""
 BEFOREHAND = "beforehand"
-RECOVERY = {"main": "recovery-student", "auxiliary": "recovery-auxiliary"}
+RECOVERY_PHASES = {"main": "recovery-student", "auxiliary": "recovery-auxiliary"}
 """Earlier phases, which have folders of their own among the checkpoints."""
-PHASES = (BEFOREHAND, *RECOVERY.values())
+PHASES = (BEFOREHAND, *RECOVERY_PHASES.values())
 _FILES = {
     ".": (
         MARKER, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json", "environment.json",
-        "history.csv", RECOVERED, "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
+        "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
     CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),

@@ -76,8 +76,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         ),
         model=replace(
             model,
-            # beside a selection it is a name: the teacher may have lain on another machine
-            teacher=_absolute_teacher(model.teacher) if model.teacher and not model.selected else model.teacher,
+            # beside a selection it is a name, since it may have lain on another machine, unless it is opened
+            teacher=_absolute_teacher(model.teacher)
+            if model.teacher and (not model.selected or config.recovery.recover != "none")
+            else model.teacher,
             selected=model.selected.absolute() if model.selected else None,
         ),
     )

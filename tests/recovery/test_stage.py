@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from builders import save_vit_teacher
+from builders import VIT, save_teacher, save_vit_teacher
 from twinbud.config import RecoveryConfig, TrainingConfig
-from twinbud.errors import Stopped
+from twinbud.errors import Stopped, TwinbudError
 from twinbud.models.selected import Selection, select
 from twinbud.models.selection import Twin
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import open_teacher_at, read_teacher_card
 from twinbud.models.twins import Twins, build_twins
-from twinbud.recovery import stage
+from twinbud.recovery import lender, reconstruction, stage
 from twinbud.recovery.matching import RecoveryStep
 from twinbud.recovery.outcome import Recovered
 from twinbud.recovery.reconstruction import Lesson
 from twinbud.recovery.stage import UnlabelledImages, recover
-from twinbud.run_folder import RECOVERY
+from twinbud.run_folder import RECOVERY_PHASES
 from twinbud.training.checkpoint import CheckpointFolder
 from twinbud.training.keeper import Keeper
 
@@ -42,7 +45,7 @@ def images(count: int = 10) -> UnlabelledImages:
 
 
 def start(teacher: str, **settings: Any) -> tuple[Twins, Selection]:
-    selection = select(read_teacher_card(teacher), twins=settings.get("auxiliary", "other") in ("other", "frozen"))
+    selection = select(read_teacher_card(teacher))
     return build_twins(selection, image_size=28, num_classes=3, **settings), selection
 
 
@@ -66,10 +69,10 @@ def same(one: Twins, other: Twins) -> bool:
 def keepers(folder: Path) -> Keeper:
     """As a run opens them, each phase with what it finds."""
     earlier = {}
-    for phase in RECOVERY.values():
+    for phase in RECOVERY_PHASES.values():
         checkpoints = CheckpointFolder(folder / phase, {})
         earlier[phase] = Keeper(checkpoints, checkpoints.latest()[0], keeps_last=True)
-    return Keeper(earlier=earlier)
+    return Keeper(phases=earlier)
 
 
 def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> None:
@@ -85,10 +88,86 @@ def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> N
     assert all(parameter.requires_grad for parameter in twins.student.parameters())
 
 
-def test_the_two_see_the_images_in_different_views(teacher: str) -> None:
-    _, found = recovered(teacher)
-    losses = [[record.loss for record in part.history.epochs] for part in found.values()]
-    assert losses[0] != losses[1]
+def test_the_two_see_the_images_in_different_views(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, list[torch.Tensor]] = {}
+    taking = RecoveryStep.__call__
+
+    def spy(self: RecoveryStep, images: torch.Tensor, *words: Any) -> Any:
+        seen.setdefault(id(self), []).append(images)
+        return taking(self, images, *words)
+
+    monkeypatch.setattr(RecoveryStep, "__call__", spy)
+    recovered(teacher)
+    ours, theirs = (torch.cat(batches) for batches in seen.values())
+    assert ours.shape == theirs.shape == (20, 3, 28, 28)
+    assert not any(torch.equal(one, other) for one in ours for other in theirs)
+
+
+def test_the_teacher_is_let_go_and_no_gradient_stays(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[weakref.ref[Any]] = []
+
+    def watched(*words: Any) -> Any:
+        network = open_teacher_at(*words)
+        opened.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(lender, "open_teacher_at", watched)
+    twins, _ = recovered(teacher)
+    gc.collect()
+    assert len(opened) == 1, "one for both"
+    assert opened[0]() is None
+    assert twins.auxiliary is not None
+    assert all(p.grad is None for network in (twins.student, twins.auxiliary) for p in network.parameters())
+
+
+def test_s_is_matched_without_drop_path(teacher: str) -> None:
+    plain, selection = start(teacher)
+    dropping, _ = start(teacher, drop_path=0.5)
+    for twins in (plain, dropping):
+        recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    assert same(plain, dropping)
+
+
+def test_a_teacher_that_s_was_not_cut_out_of_is_refused(teacher: str, tmp_path: Path) -> None:
+    twins, selection = start(teacher)
+    other = read_teacher_card(save_vit_teacher(tmp_path / "other", seed=1))
+    with pytest.raises(TwinbudError, match="expected the teacher that the weights were selected from, got another"):
+        recover(twins, selection, other, images(), SETTINGS, TRAINING)
+
+
+def test_a_student_with_other_patches_than_its_teachers_is_refused(tmp_path: Path) -> None:
+    wide = {**VIT, "embed_dim": 384, "num_heads": 6, "depth": 12}
+    card = read_teacher_card(save_teacher(tmp_path / "teacher", "vit_small_patch16_224", **wide | {"img_size": 32}))
+    selection = select(card, "vit_tiny_patch16_224")  # 16 pixels, where its teacher's patches have 7
+    twins = build_twins(selection, image_size=112, num_classes=2)
+    with pytest.raises(TwinbudError, match=r"at its teacher's 257 positions, got one that sees it at 50"):
+        recover(twins, selection, card, images(), SETTINGS, replace(TRAINING, image_size=112))
+
+
+def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = recovered(teacher)
+    keeper, fitting, fits = keepers(tmp_path), reconstruction.fit, []
+
+    def counted(*words: Any) -> Any:
+        fits.append(1)
+        if len(fits) == 3:
+            keeper.ask_to_stop()
+        return fitting(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction, "fit", counted)
+        with pytest.raises(Stopped, match="during least squares"):
+            recovered(teacher, keeper)
+    assert len(fits) == 3
+    assert same(whole, recovered(teacher, keepers(tmp_path))[0])
+
+
+@pytest.mark.parametrize("settings", [{"recover_epochs": 0}, {"recover_refit": "off"}], ids=str)
+def test_a_finished_part_is_not_done_again(settings: dict[str, Any], teacher: str, tmp_path: Path) -> None:
+    whole, found = recovered(teacher, keepers(tmp_path), **settings)
+    again, later = recovered(teacher, keepers(tmp_path), **settings)
+    assert same(whole, again)
+    assert later == found, "what it cost, too"
 
 
 def test_recovery_is_the_same_each_time_and_leaves_chance_alone(teacher: str) -> None:
@@ -159,7 +238,7 @@ def test_what_was_finished_before_a_stop_needs_no_teacher(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = recovered(teacher, keepers(tmp_path))
-    monkeypatch.setattr(stage, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
+    monkeypatch.setattr(lender, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
     assert same(whole, recovered(teacher, keepers(tmp_path))[0])
 
 
@@ -175,7 +254,7 @@ def test_least_squares_looks_at_no_more_positions_than_it_has_room_for(
         return []
 
     monkeypatch.setattr(stage, "reconstruct", spy)
-    recovered(teacher, recover_epochs=0, recover_views=9)
-    monkeypatch.setattr(stage, "_MOST_POSITIONS", 17 * 25)  # 4 × 4 patches and a class token
-    recovered(teacher, recover_epochs=0, recover_views=9)
-    assert seen == [90, 90, 24, 24]
+    for images_that_fit in (1000, 25, 7, 1):
+        monkeypatch.setattr(stage, "_MOST_NUMBERS", 17 * 32 * images_that_fit)  # 4 × 4 patches and a class token
+        recovered(teacher, recover_epochs=0, recover_views=9)
+    assert seen == [90, 90, 24, 24, 7, 7, 5, 5]

@@ -311,11 +311,11 @@ def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path
     recipe = recipe_in(tmp_path / "other", methods=methods, grid=grid, settings=settings, paper=None)
     (section,) = tables_of(tmp_path / "other", recipe, accuracy={"selection": 0.7, "more": 0.8}).sections
     assert section.protocols == (
-        "Measured on a fifth of the training part, while settings were chosen; the test part stays closed",
-        "Another protocol: more saw the whole training part, without its labels",
+        "All: measured on a fifth of the training part, while settings were chosen; the test part stays closed",
+        "more: another protocol: saw the whole training part, without its labels",
     )
     write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
-    assert "Another protocol: more saw" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
+    assert "more: another protocol: saw" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
 
 
 def recipe_in(folder: Path, **changes: Any) -> Recipe:

@@ -52,7 +52,7 @@ def keepers(folder: Path, every_seconds: float = 60.0) -> Keeper:
     """As a run opens them, each phase with what it finds."""
     first, second = CheckpointFolder(folder / "beforehand", {}), CheckpointFolder(folder, {})
     before = Keeper(first, first.latest()[0], every_seconds, keeps_last=True)
-    return Keeper(second, second.latest()[0], every_seconds, earlier={BEFOREHAND: before})
+    return Keeper(second, second.latest()[0], every_seconds, phases={BEFOREHAND: before})
 
 
 def stop_after(steps: int, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_a_run_stopped_after_any_step_of_either_phase_ends_as_if_it_had_not_been
 
 def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) -> None:
     keeper = keepers(tmp_path)
-    folder = keeper.earlier(BEFOREHAND).folder
+    folder = keeper.phase(BEFOREHAND).folder
     assert folder is not None
     save = folder.save
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from twinbud.config import DataConfig
+from twinbud.config import DataConfig, Recover
 from twinbud.data.catalog import Catalog, ImageRow, SplitName
 from twinbud.data.folds import choose_test_part, connected_groups
 from twinbud.data.rows import SPLIT_NAMES, check_given_split
@@ -59,6 +59,10 @@ class Split:
     """Whether the split came with the data or from a file."""
     notes: tuple[str, ...]
     """Plain sentences for the report."""
+
+    def seen_by(self, recover: Recover) -> tuple[int, ...]:
+        """The images that a run learns from, with their labels or, in recovery, without."""
+        return self.train if recover == "unlabelled" else self.labelled
 
 
 @dataclass(frozen=True, kw_only=True)

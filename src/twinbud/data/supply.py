@@ -29,7 +29,7 @@ def supply(
     Yields:
         (B, C, S, S) uint8 on the device.
     """
-    if isinstance(images_NCSS, torch.Tensor) and images_NCSS.device == device:
+    if isinstance(images_NCSS, torch.Tensor) and images_NCSS.device == torch.empty(0, device=device).device:
         for rows_B in order:
             yield images_NCSS[rows_B]
         return

@@ -77,7 +77,8 @@ def open_origin(config: RunConfig) -> Origin:
     inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
     if model.selected is not None:
         selection = load_selection(model.selected)
-        model = _as_planned(model, selection, config.given)
+        given = config.given if config.recovery.recover == "none" else config.given - {"teacher"}
+        model = _as_planned(model, selection, given, teacher=model.teacher if given != config.given else None)
         design = selection.blueprint
         design.timm_arguments(config.training.image_size)
         selection = selection if two_subsets else replace(selection, auxiliary=None)
@@ -99,13 +100,15 @@ def open_origin(config: RunConfig) -> Origin:
     return Origin(model=model, design=selection.blueprint, selection=selection, auxiliary=auxiliary)
 
 
-def _as_planned(model: ModelConfig, selection: Selection, given: Container[str]) -> ModelConfig:
-    """The settings as the plan has them.
+def _as_planned(
+    model: ModelConfig, selection: Selection, given: Container[str], *, teacher: str | None = None
+) -> ModelConfig:
+    """The settings as the plan has them, but for a teacher that is to be opened, which says where it lies now.
 
     Raises:
         TwinbudError: One that was given says otherwise.
     """
-    planned = selection.settings
+    planned = selection.settings | ({"teacher": teacher} if teacher else {})
     for setting in fields(model):
         said, value = getattr(model, setting.name), planned.get(setting.name)
         if setting.name not in planned or said == value or (said == setting.default and setting.name not in given):

@@ -26,11 +26,13 @@ class Twins:
         student: S.
         auxiliary: S′, or None where S learns without one.
         frozen: Whether S′ stays as it is instead of following S.
+        is_copy: Whether S′ starts as S does.
     """
 
     student: TimmModel
     auxiliary: TimmModel | None
     frozen: bool = False
+    is_copy: bool = False
 
 
 def build_twins(
@@ -67,7 +69,7 @@ def build_twins(
     if state is None or auxiliary == "none":
         return Twins(student=student, auxiliary=None)
     second = inherit(state, head, 0.0).eval().requires_grad_(False)
-    return Twins(student=student, auxiliary=second, frozen=auxiliary == "frozen")
+    return Twins(student=student, auxiliary=second, frozen=auxiliary == "frozen", is_copy=auxiliary == "copy")
 
 
 def build_baseline(

@@ -5,6 +5,8 @@ Shape legend: B batch, C channels, S image side, L positions, D channels of a re
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,19 +44,22 @@ class Matching(nn.Module):
                 self.map.weight[own[-1], torch.arange(width.student, device=counterparts.device)] = 1.0
         self.tokens = counterparts.family.tokens
 
-    def wanted(self, streams: list[torch.Tensor]) -> list[torch.Tensor]:
+    def wanted(self, streams: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """What the student is to say, from the teacher's streams: (B, L, D) each."""
-        places = streams if self.blocks else streams[-1:]
-        pairs = zip(map(self.tokens, places), self.channels, strict=True)
+        pairs = zip(map(self.tokens, self._places(streams)), self.channels, strict=True)
         return [normalised(tokens if channels is None else tokens[..., channels]) for tokens, channels in pairs]
 
-    def forward(self, streams: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
-        """The loss: the mean over places and their elements; that of all blocks counts as much as that of the end."""
-        places = [normalised(self.tokens(stream)) for stream in (streams if self.blocks else streams[-1:])]
+    def forward(self, streams: Iterable[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
+        """The loss: of the final tokens the mean over all elements, plus the mean of the same over the blocks."""
+        places = [normalised(self.tokens(stream)) for stream in self._places(streams)]
         if self.map is not None:
             places[-1] = self.map(places[-1]).float()
         *inner, end = [F.smooth_l1_loss(said, target) for said, target in zip(places, wanted, strict=True)]
         return end + torch.stack(inner).mean() if inner else end
+
+    def _places(self, streams: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+        """The streams that are looked at; the others are not held."""
+        return streams if self.blocks else deque(streams, maxlen=1)
 
 
 def normalised(tokens: torch.Tensor) -> torch.Tensor:
@@ -68,7 +73,8 @@ class RecoveryStep:
     Args:
         counterparts: The student, which is changed, and its frozen teacher.
         matching: The loss.
-        fits: What least squares did before, to be kept with the rest.
+        fits: (layers, 3) float64, what least squares did before, to be kept with the rest; empty if it did nothing.
+        fit_seconds: How long that took.
         weight_decay: AdamW's.
         clip_norm: Largest gradient norm, or None.
         bf16: Whether the networks compute in bf16 autocast.
@@ -81,12 +87,14 @@ class RecoveryStep:
         matching: Matching,
         *,
         fits: torch.Tensor,
+        fit_seconds: float = 0.0,
         weight_decay: float,
         clip_norm: float | None,
         bf16: bool,
         steps_per_epoch: int,
     ) -> None:
-        self.counterparts, self.matching, self.fits, self.bf16 = counterparts, matching, fits, bf16
+        self.counterparts, self.matching, self.bf16 = counterparts, matching, bf16
+        self.fits, self.fit_seconds = fits, torch.tensor(fit_seconds, dtype=torch.float64)
         networks: dict[str, nn.Module] = {"student": counterparts.student}
         if matching.map is not None:
             networks["map"] = matching.map
@@ -115,8 +123,8 @@ class RecoveryStep:
         optimiser.set_rate(learning_rate)
         with torch.autocast(optimiser.device.type, torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
-                wanted = self.matching.wanted(list(counterparts.teacher_streams(images_BCSS)))
-            loss = self.matching(list(counterparts.student_streams(images_BCSS)), wanted)
+                wanted = self.matching.wanted(counterparts.teacher_streams(images_BCSS))
+            loss = self.matching(counterparts.student_streams(images_BCSS), wanted)
         optimiser.step(loss)
         optimiser.num_steps += 1
         return loss.detach()
@@ -128,11 +136,11 @@ class RecoveryStep:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Optimiser.tensors``."""
-        return self.optimiser.tensors() | {"fits": self.fits}
+        return self.optimiser.tensors() | {"fits": self.fits, "fit_seconds": self.fit_seconds}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """See ``Optimiser.restore``."""
-        self.fits = tensors["fits"]
+        self.fits, self.fit_seconds = tensors["fits"], tensors["fit_seconds"]
         self.optimiser.restore(tensors, num_steps)
 
     def check(self) -> None:

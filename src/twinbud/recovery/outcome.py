@@ -20,7 +20,7 @@ class Recovered:
     Attributes:
         fits: Of each layer that least squares fitted; empty where that was left out.
         history: The epochs that followed, without test passes.
-        seconds: Wall time of both, this process's part of it.
+        seconds: Wall time of both.
     """
 
     fits: Sequence[Fit] = ()

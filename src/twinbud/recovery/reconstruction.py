@@ -14,7 +14,7 @@ Shape legend: B batch, C channels, S image side, L positions, D channels of a st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,8 +27,9 @@ from twinbud.errors import TwinbudError
 from twinbud.models.families.base import LinearMap, TimmModel
 from twinbud.recovery.counterparts import BlockPair, Counterparts, through
 
-RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 3))
-"""How strongly a fit may be held to the weights before, in shares of the mean square of the layer's inputs."""
+RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(2, -9, -1))
+"""How strongly a fit may be held to the weights before, in shares of the mean square of the layer's inputs; of equals
+the strongest is taken."""
 
 
 class Lesson(NamedTuple):
@@ -94,7 +95,8 @@ def reconstruct(
         for linear in linears:
             fold_scale(pair.student, linear)
         with autocast:
-            answers = [_ask(counterparts, pair, linears, stream) for stream in theirs]
+            channels = {linear.name: _channels(counterparts, pair, linear) for linear in linears}
+            answers = [_ask(counterparts, pair, linears, channels, stream) for stream in theirs]
         for linear in linears:
             layer = pair.student.get_submodule(linear.name)
             equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
@@ -125,7 +127,8 @@ def fit(layer: nn.Module, learned: NormalEquations, held_out: NormalEquations) -
         TwinbudError: A feature is not finite.
     """
     start = matrix(layer).double()
-    if not bool(torch.isfinite(learned.gram).all() & torch.isfinite(learned.cross).all()):
+    everything = learned.with_rows_of(held_out)
+    if not bool(torch.isfinite(everything.gram).all() & torch.isfinite(everything.power).all()):
         raise TwinbudError(
             "finite features of teacher and student",
             got="others",
@@ -134,7 +137,7 @@ def fit(layer: nn.Module, learned: NormalEquations, held_out: NormalEquations) -
         )
     explained = {ridge: held_out.explained(learned.solve(start, ridge)) for ridge in RIDGES}
     ridge = max(explained, key=explained.__getitem__)
-    put_matrix(layer, learned.with_rows_of(held_out).solve(start, ridge))
+    put_matrix(layer, everything.solve(start, ridge))
     return held_out.explained(start), explained[ridge], ridge
 
 
@@ -145,7 +148,20 @@ class _Answer(NamedTuple):
     end: torch.Tensor
 
 
-def _ask(counterparts: Counterparts, pair: BlockPair, linears: Sequence[LinearMap], stream: torch.Tensor) -> _Answer:
+def _channels(counterparts: Counterparts, pair: BlockPair, linear: LinearMap) -> torch.Tensor:
+    """Which of the teacher's channels a layer of the student puts out."""
+    if linear.begins is None:
+        return counterparts.output_channels(f"{pair.name}.{linear.name}")
+    return counterparts.stream_channels(pair.name)
+
+
+def _ask(
+    counterparts: Counterparts,
+    pair: BlockPair,
+    linears: Sequence[LinearMap],
+    channels: Mapping[str, torch.Tensor],
+    stream: torch.Tensor,
+) -> _Answer:
     """Targets (B, L, O) of a block's layers; of those that write into the residual stream, the stream after."""
     first, *rest = pair.teacher
     with captured(first) as teacher:
@@ -154,11 +170,10 @@ def _ask(counterparts: Counterparts, pair: BlockPair, linears: Sequence[LinearMa
     wanted: dict[str, torch.Tensor] = {}
     for linear in linears:
         if linear.begins is None:
-            made = by_position(first.get_submodule(linear.name), teacher[linear.name].made)
-            wanted[linear.name] = made[..., counterparts.output_channels(f"{pair.name}.{linear.name}")]
+            tokens = by_position(first.get_submodule(linear.name), teacher[linear.name].made)
         else:
-            after = teacher[linear.ends].given if linear.ends else end
-            wanted[linear.name] = counterparts.family.tokens(after)[..., counterparts.stream_channels(pair.name)]
+            tokens = counterparts.family.tokens(teacher[linear.ends].given if linear.ends else end)
+        wanted[linear.name] = tokens[..., channels[linear.name]]
     return _Answer(wanted, end)
 
 
@@ -175,7 +190,7 @@ class NormalEquations:
         self.gram = torch.zeros(inputs, inputs, **like)
         self.cross = torch.zeros(inputs, outputs, **like)
         self.power = torch.zeros(outputs, **like)
-        self.mean = torch.zeros(outputs, **like)
+        self.total = torch.zeros(outputs, **like)
         self.count = 0
 
     def add(self, inputs_RI: torch.Tensor, targets: torch.Tensor) -> None:
@@ -185,14 +200,15 @@ class NormalEquations:
         self.gram += rows.T @ rows
         self.cross += rows.T @ wanted
         self.power += wanted.double().square().sum(dim=0)
-        self.mean += wanted.double().sum(dim=0)
+        self.total += wanted.double().sum(dim=0)
         self.count += len(rows)
 
     def with_rows_of(self, other: NormalEquations) -> NormalEquations:
         """The equations of both."""
         both = copy.copy(self)
-        for name, value in vars(other).items():
-            setattr(both, name, getattr(self, name) + value)
+        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
+        both.power, both.total = self.power + other.power, self.total + other.total
+        both.count = self.count + other.count
         return both
 
     def solve(self, start_IO: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -205,11 +221,15 @@ class NormalEquations:
         return start_IO + torch.linalg.solve(damped, self.cross - self.gram @ start_IO)
 
     def explained(self, weights_IO: torch.Tensor) -> float:
-        """The share of the targets' variance that such weights explain; below 0 where they do worse than the mean."""
+        """The share of the targets' variance that such weights explain; below 0 where they do worse than the mean.
+
+        0 where the targets do not vary.
+        """
         error = self.power - 2 * (weights_IO * self.cross).sum(dim=0)
         error += (weights_IO * (self.gram @ weights_IO)).sum(dim=0)
-        variance = self.power - self.mean.square() / self.count
-        return float(1 - error.sum() / variance.sum())
+        variance = self.power - self.total.square() / self.count
+        whole = float(variance.sum())
+        return 1 - float(error.sum()) / whole if whole > 0 else 0.0
 
 
 def matrix(layer: TimmModel) -> torch.Tensor:

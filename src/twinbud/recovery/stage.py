@@ -6,7 +6,7 @@ Shape legend: N samples, B batch, C channels, S image side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -15,28 +15,31 @@ import torch
 from twinbud.config import RecoveryConfig, RunConfig, TrainingConfig
 from twinbud.data.augment import Normalisation, Views, draw_views, see
 from twinbud.data.pixels import PixelRows
+from twinbud.errors import Stopped, TwinbudError
 from twinbud.models.families.base import TimmModel
 from twinbud.models.selected import Selection
 from twinbud.models.selection import Twin
-from twinbud.models.teacher import TeacherCard, open_teacher_at
+from twinbud.models.teacher import TeacherCard
 from twinbud.models.twins import Twins
 from twinbud.progress import Progress, SilentProgress
 from twinbud.recovery.counterparts import Counterparts
+from twinbud.recovery.lender import Lender, num_numbers
 from twinbud.recovery.matching import LossSums, Matching, RecoveryStep
 from twinbud.recovery.outcome import Recovered, Recovery
 from twinbud.recovery.reconstruction import Fit, Lesson, reconstruct
-from twinbud.run_folder import RECOVERY
+from twinbud.run_folder import RECOVERY_PHASES
 from twinbud.seeds import numpy_stream, stream_seed
-from twinbud.training.checkpoint import EpochRecord
-from twinbud.training.epochs import Epochs, History, plan_steps, untouched_chance
+from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
+from twinbud.training.epochs import Epochs, History, StepPlan, plan_steps, untouched_chance
 from twinbud.training.keeper import Keeper
 from twinbud.training.optimiser import part
 from twinbud.training.precision import suitable_attention
 
 NAMES: dict[Twin, str] = {"main": "S", "auxiliary": "S′"}
 _BATCH, _FOLDS = 64, 5
-_MOST_POSITIONS = 2**16
-"""How many positions of how many images least squares looks at; more tell it nothing new and fill the memory."""
+_MOST_NUMBERS = 2**25
+"""How many numbers the teacher's first residual stream may have of all images that least squares looks at; with all
+that is held beside it, they take about five times as much memory as in float32."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
 
 
@@ -81,9 +84,9 @@ def recover(
         card: The teacher that it was cut out of.
         images: What both may see.
         config: Settings of the stage.
-        training: Image size, views, weight decay and seed.
+        training: Image size, views, weight decay, final learning rate and seed.
         bf16: Whether the networks compute in bf16 autocast.
-        keeper: Its earlier phases, ``RECOVERY``, keep those of S and S′.
+        keeper: Its phases ``RECOVERY_PHASES`` keep those of S and S′.
         on_epoch: Called with each epoch's record.
         progress: Where to show bars.
 
@@ -91,21 +94,33 @@ def recover(
         TwinbudError: The teacher cannot be opened, or a loss that is not finite.
         Stopped: The keeper was told to stop; the run can be resumed.
     """
+    if config.recover == "none":
+        raise TwinbudError("labelled or unlabelled", got="'none'", where="recover", fix="Leave the stage out instead")
     keeper, progress = keeper or Keeper(), progress or SilentProgress()
-    lender = _Lender(card, selection, training.image_size, images.device)
+    lender = Lender(card, selection, training.image_size, images.device)
     found: dict[Twin, Recovered] = {}
-    for twin, student in students_to_recover(twins, selection).items():
-        stage = _Stage(twin, student, lender, images, config, training, bf16, keeper.earlier(RECOVERY[twin]), progress)
+    for twin, student in students_to_recover(twins).items():
+        stage = _Stage(
+            twin=twin,
+            student=student,
+            lender=lender,
+            images=images,
+            config=config,
+            pace=pace_of(config, training, twin),
+            bf16=bf16,
+            keeper=keeper.phase(RECOVERY_PHASES[twin]),
+            progress=progress,
+        )
         found[twin] = stage.run(on_epoch)
-    if twins.auxiliary is not None and "auxiliary" not in found:
+    if twins.auxiliary is not None and twins.is_copy:
         twins.auxiliary.load_state_dict(twins.student.state_dict())
     return Recovery(students=found, num_images=len(images))
 
 
-def students_to_recover(twins: Twins, selection: Selection) -> dict[Twin, TimmModel]:
+def students_to_recover(twins: Twins) -> dict[Twin, TimmModel]:
     """S, and S′ where there is one that is not a copy of S."""
     students: dict[Twin, TimmModel] = {"main": twins.student}
-    if twins.auxiliary is not None and selection.auxiliary is not None:
+    if twins.auxiliary is not None and not twins.is_copy:
         students["auxiliary"] = twins.auxiliary
     return students
 
@@ -132,81 +147,70 @@ def num_recovery_steps(config: RunConfig, num_images: int) -> int:
     return num_students * plan_steps(pace_of(config.recovery, config.training, "main"), num_images).num_steps
 
 
-class _Lender:
-    """Opens the teacher when it is first needed, which after a resume may be never."""
-
-    def __init__(self, card: TeacherCard, selection: Selection, image_size: int, device: torch.device) -> None:
-        self.card, self.selection, self.image_size, self.device = card, selection, image_size, device
-        self.teacher: TimmModel | None = None
-
-    def beside(self, student: TimmModel, twin: Twin) -> Counterparts:
-        """A student beside the teacher."""
-        family = self.selection.blueprint.family
-        if self.teacher is None:
-            teacher = open_teacher_at(self.card, family, self.image_size)
-            self.teacher = teacher.to(self.device, memory_format=family.memory_format)
-        return Counterparts(student=student, teacher=self.teacher, family=family, plan=self.selection.plan, twin=twin)
-
-
+@dataclass(frozen=True, kw_only=True)
 class _Stage:
     """Recovery of one of the two."""
 
-    def __init__(
-        self,
-        twin: Twin,
-        student: TimmModel,
-        lender: _Lender,
-        images: UnlabelledImages,
-        config: RecoveryConfig,
-        training: TrainingConfig,
-        bf16: bool,
-        keeper: Keeper,
-        progress: Progress,
-    ) -> None:
-        self.twin: Twin = twin
-        self.student, self.lender, self.images = student, lender, images
-        self.config, self.bf16, self.keeper, self.progress = config, bf16, keeper, progress
-        self.label = f"recovering {NAMES[twin]}"
-        self.pace = pace_of(config, training, twin)
-        self.plan = plan_steps(self.pace, len(images))
+    twin: Twin
+    student: TimmModel
+    lender: Lender
+    images: UnlabelledImages
+    config: RecoveryConfig
+    pace: TrainingConfig
+    bf16: bool
+    keeper: Keeper
+    progress: Progress
+
+    @property
+    def plan(self) -> StepPlan:
+        """Its steps."""
+        return plan_steps(self.pace, len(self.images))
+
+    @property
+    def label(self) -> str:
+        """What its bar is called."""
+        return f"recovering {NAMES[self.twin]}"
 
     def run(self, on_epoch: Callable[[Twin, EpochRecord], None]) -> Recovered:
         """Least squares, then epochs, or what is missing of them."""
-        start, found = time.perf_counter(), self.keeper.found
-        if found is not None and found.position.epoch > self.plan.epochs:  # nothing is left to do
+        found = self.keeper.found
+        if found is not None and found.position.epoch > self.config.num_epochs:  # nothing is left to do
             self.student.load_state_dict(part(found.tensors, "student."))
-            return self._recovered(found.tensors["fits"], found.position.records, start)
+            return self._recovered(found.tensors, found.position.records)
         is_trained = any(parameter.requires_grad for parameter in self.student.parameters())
+        self.student.eval()  # without drop path, as S′ always is
         with ExitStack() as stack:
             stack.enter_context(untouched_chance(self.images.device))
             counterparts = self.lender.beside(self.student, self.twin)
             networks = (self.student, counterparts.teacher)
             stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
-            fits = torch.zeros(0, 3, dtype=torch.float64)
+            fits, start = torch.zeros(0, 3, dtype=torch.float64), time.perf_counter()
             if self.config.recover_refit == "on" and found is None:
                 fits = self._reconstruct(counterparts)
-            step, records = self._step(counterparts, fits), ()
-            if self.config.num_epochs:
-                records = self._match(step, on_epoch)
-        self.student.eval().requires_grad_(is_trained)
-        return self._recovered(step.fits, records, start)
+            step = self._step(counterparts, fits, time.perf_counter() - start)
+            if found is None:
+                self.keeper.save(Checkpoint(position=START, tensors=step.tensors()))
+            records = self._match(step, on_epoch) if self.config.num_epochs else ()
+        self.student.requires_grad_(is_trained).zero_grad(set_to_none=True)
+        return self._recovered(step.tensors(), records)
 
-    def _recovered(self, fits: torch.Tensor, records: tuple[EpochRecord, ...], start: float) -> Recovered:
+    def _recovered(self, tensors: Mapping[str, torch.Tensor], records: tuple[EpochRecord, ...]) -> Recovered:
         family = self.lender.selection.blueprint.family
         names = [
             f"{name}.{linear.name}"
             for name, block in family.blocks(self.student).items()
             for linear in family.linear_maps(block)
         ]
+        seconds = sum(record.seconds for record in records)
         return Recovered(
-            fits=tuple(Fit(name, *row) for name, row in zip(names, fits.tolist(), strict=False)),
+            fits=tuple(Fit(name, *row) for name, row in zip(names, tensors["fits"].tolist(), strict=False)),
             history=History(
                 epochs=records,
                 num_steps=len(records) * self.plan.steps_per_epoch,
                 num_images=len(records) * len(self.images),
-                train_seconds=sum(record.seconds for record in records),
+                train_seconds=seconds,
             ),
-            seconds=time.perf_counter() - start,
+            seconds=seconds + tensors["fit_seconds"].item(),
         )
 
     @torch.no_grad()
@@ -216,7 +220,13 @@ class _Stage:
         family = counterparts.family
         num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
         with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
-            fits = reconstruct(counterparts, list(self._lessons(counterparts)), bf16=self.bf16, on_layer=advance)
+
+            def fitted(done: int) -> None:
+                advance(done)
+                if self.keeper.stopping:
+                    raise Stopped("stopped during least squares; the same command with --resume begins them again")
+
+            fits = reconstruct(counterparts, list(self._lessons(counterparts)), bf16=self.bf16, on_layer=fitted)
         return torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64)
 
     def _lessons(self, counterparts: Counterparts) -> Iterator[Lesson]:
@@ -224,23 +234,26 @@ class _Stage:
         images, pace, family = self.images, self.pace, counterparts.family
         normalise = Normalisation.on(images.device, images.mean, images.std)
         order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(len(images)))
-        left = _MOST_POSITIONS
+        room = _MOST_NUMBERS // num_numbers(counterparts.teacher, family, pace.image_size)
+        size = max(1, min(_BATCH, -(-len(images) // _FOLDS), room // _FOLDS))
+        room = max(room, _FOLDS * size)
         for view in range(self.config.recover_views):
             views = draw_views(pace.seed, -view, len(images), crop_scale=pace.crop_scale, flip=pace.flip)
-            for number, rows in enumerate(order.split(min(_BATCH, -(-len(images) // _FOLDS)))):
+            for number, rows in enumerate(order.split(size)):
+                room -= len(rows)
+                if room < 0:
+                    return
                 pixels = images.images_NCSS[rows].to(images.device)
                 batch = normalise(see(pixels, views[rows].to(images.device)) if view else pixels)
-                left -= family.tokens(family.embed(counterparts.student, batch[:1])).shape[1] * len(rows)
-                if left < 0 and (view or number >= _FOLDS):
-                    return
                 yield Lesson(batch, is_held_out=number % _FOLDS == 0)
 
-    def _step(self, counterparts: Counterparts, fits: torch.Tensor) -> RecoveryStep:
-        self.student.requires_grad_(True).train()
+    def _step(self, counterparts: Counterparts, fits: torch.Tensor, fit_seconds: float) -> RecoveryStep:
+        self.student.requires_grad_(True)
         return RecoveryStep(
             counterparts,
             Matching(counterparts, target=self.config.recover_target, blocks=self.config.recover_blocks),
             fits=fits,
+            fit_seconds=fit_seconds,
             weight_decay=self.pace.weight_decay,
             clip_norm=self.pace.clip_norm,
             bf16=self.bf16,

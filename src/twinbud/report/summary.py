@@ -118,7 +118,7 @@ def _rule(plan: SelectionPlan) -> str:
 def _seen(job: Job) -> str:
     """Whether training saw any of the test images, which a split that was given or asked for can bring about."""
     digests = job.pixels.digests
-    trained = {digests[row] for row in job.split.labelled}
+    trained = {digests[row] for row in job.split.seen_by(job.config.recovery.recover)}
     seen = sum(digests[row] in trained for row in job.split.test)
     return f"{seen:,} of them identical to images it was trained on" if seen else "never seen in training"
 

@@ -91,6 +91,10 @@ def differences(ours: Circumstances) -> dict[str, str]:
         found["image size"] = f"{ours.settings['image_size']} instead of {settings['image_size']} pixels"
     if ours.epochs != settings["epochs"]:
         found["epochs"] = f"{ours.epochs} instead of {settings['epochs']}"
+    if ours.settings.get("develop"):
+        found["measured on"] = "a fifth of the training part"
+    if (recover := ours.settings.get("recover", "none")) != "none":
+        found["recovery"] = f"S has recovered on {recover} images"
     expected = {"alpha": settings["alpha"], "beta": settings["beta"]}
     expected["temperature"] = settings["temperature"][ours.paper_pair]
     for name, value in expected.items():

@@ -155,6 +155,6 @@ class _Planner:
 
 def _num_steps(config: RunConfig, sizes: Sizes) -> int:
     """Of recovery and of every phase of training."""
-    seen = sizes.labelled if config.recovery.recover == "labelled" else sizes.train
+    seen = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
     training = config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
     return num_recovery_steps(config, seen) + training

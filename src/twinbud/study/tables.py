@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinbud.study.paper import Circumstances, differences, paper_accuracy, paper_cost
+from twinbud.study.protocols import protocols
 from twinbud.study.recipe import Recipe
 from twinbud.study.statistics import Difference, Spread, paired_difference, spread
 
@@ -201,7 +202,7 @@ def _section(
         num_images=int(shown.get("num_images", 0)),
         differs=_differs(recipe, rows, images),
         machines=tuple(sorted({_machine(run.record) for run in asked if run.record is not None})),
-        protocols=_protocols(asked),
+        protocols=protocols(asked),
     )
 
 
@@ -306,19 +307,6 @@ def _circumstances(
         settings=record["facts"]["settings"],
         epochs=int(record["cost"]["epochs"]),
     )
-
-
-def _protocols(asked: Sequence[Asked]) -> tuple[str, ...]:
-    """In words, what must be known of the images that runs saw or were measured on."""
-    done = [(run.coordinates["method"], run.record["facts"]["settings"]) for run in asked if run.record is not None]
-    developing = any(settings.get("develop") for _, settings in done)
-    unlabelled = dict.fromkeys(method for method, settings in done if settings.get("recover") == "unlabelled")
-    words = []
-    if developing:
-        words.append("Measured on a fifth of the training part, while settings were chosen; the test part stays closed")
-    if unlabelled:
-        words.append(f"Another protocol: {', '.join(unlabelled)} saw the whole training part, without its labels")
-    return tuple(words)
 
 
 def _machine(record: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ def fit_in_two_phases(
         compilation: For each phase.
         on_epoch: Called with each epoch's record in the second phase.
         test_accuracy: Tests S, in the second phase.
-        keeper: Keeps the second phase, and the first as its earlier one, ``BEFOREHAND``.
+        keeper: Keeps the second phase, and the first as its phase ``BEFOREHAND``.
         progress: Where to show a bar for each phase.
         label: What to call the second bar.
 
@@ -61,7 +61,7 @@ def fit_in_two_phases(
         replace(config, distillation="skd"),  # which without S′ is L_ce
         bf16=bf16,
         compilation=compilation,
-        keeper=keeper.earlier(BEFOREHAND),
+        keeper=keeper.phase(BEFOREHAND),
         progress=progress,
         label="training S′ beforehand",
     )

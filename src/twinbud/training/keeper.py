@@ -19,7 +19,7 @@ class Keeper:
         found: The checkpoint to go on from, or None.
         every_seconds: How much work a crash may cost at most, epochs aside.
         keeps_last: Whether to save after the last epoch too, for a phase that others follow.
-        earlier: Keeps each phase before this one, by name; they stop when this one is asked to.
+        phases: Of each phase before this one, by name; they stop when this one is asked to.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class Keeper:
         every_seconds: float = 60.0,
         *,
         keeps_last: bool = False,
-        earlier: Mapping[str, Keeper] | None = None,
+        phases: Mapping[str, Keeper] | None = None,
     ) -> None:
         self.folder, self.found, self.every_seconds = folder, found, every_seconds
-        self.keeps_last, self.phases = keeps_last, dict(earlier or {})
+        self.keeps_last, self.phases = keeps_last, dict(phases or {})
         self.stopping = False
         self.saved_at = time.monotonic()
 
@@ -47,7 +47,12 @@ class Keeper:
             self.stop(checkpoint, num_steps)
         is_due = time.monotonic() - self.saved_at >= self.every_seconds or (is_last and self.keeps_last)
         if self.folder is not None and is_due:
-            self.folder.save(checkpoint())
+            self.save(checkpoint())
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Save now, if anything is kept."""
+        if self.folder is not None:
+            self.folder.save(checkpoint)
             self.saved_at = time.monotonic()
 
     def stop(self, checkpoint: Callable[[], Checkpoint], num_steps: int) -> None:
@@ -61,9 +66,9 @@ class Keeper:
         self.folder.save(checkpoint())
         raise Stopped(f"stopped after step {num_steps}; the same command with --resume goes on from there")
 
-    def earlier(self, phase: str) -> Keeper:
+    def phase(self, name: str) -> Keeper:
         """The keeper of an earlier phase; one that keeps nothing where there is none."""
-        return self.phases.get(phase) or Keeper()
+        return self.phases.get(name) or Keeper()
 
     def ask_to_stop(self) -> None:
         """Stop after the step in progress, whichever phase it is of."""

@@ -40,9 +40,9 @@ def choose_device(requested: Device) -> torch.device:
     """
     if requested == "cuda" and not torch.cuda.is_available():
         raise TwinbudError("a CUDA device", got="none", where="--device cuda", fix="Use --device cpu")
-    if requested == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(requested)
+    if requested == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # with its number, as tensors on it say it
 
 
 @contextmanager

@@ -128,4 +128,4 @@ class Family(ABC):
 
     @abstractmethod
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """What the classifier is given: the stream after the last block, normalised as the model does."""
+        """The final tokens: the stream after the last block, and after the norm if one comes before pooling."""

@@ -95,7 +95,7 @@ class ConvNeXtFamily(Family):
         return stream.flatten(2).transpose(1, 2)
 
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """The last stage's map; the norm comes after pooling, in the head."""
+        """The last stage's map; its norm comes after pooling."""
         return model.norm_pre(stream)
 
 

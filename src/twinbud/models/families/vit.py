@@ -127,7 +127,18 @@ class ViTFamily(Family):
         return RESIDUAL.width
 
     def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """Queries, keys and values; the attention's projection; both layers of the MLP."""
+        """Queries, keys and values; the attention's projection; both layers of the MLP.
+
+        Raises:
+            TwinbudError: A block that does not normalise before it attends.
+        """
+        if not hasattr(block, "ls1"):
+            raise TwinbudError(
+                "blocks that normalise first, as ViT's do",
+                got=type(block).__name__,
+                where="--recover",
+                fix="Choose another teacher, or --recover none",
+            )
         scales = [f"{name}.gamma" if hasattr(block.get_submodule(name), "gamma") else None for name in ("ls1", "ls2")]
         return (
             LinearMap(name="attn.qkv"),
@@ -141,7 +152,7 @@ class ViTFamily(Family):
         return stream
 
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """The final norm; of models that pool first, whose norm comes later, the stream as it is."""
+        """After the final norm; of models that pool first and normalise then, the stream as it is."""
         return model.norm(stream)
 
 
