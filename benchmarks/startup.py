@@ -1,0 +1,62 @@
+"""Where the time before the first step goes, with a warm cache.
+
+    python benchmarks/startup.py --data DATA/brain-mri [--teacher dinov2-small]
+
+Prints, after each part of what `twinbud train` does before it trains, the seconds that it took. Nothing else should run
+on the machine; give the command twice, so that the second finds the pixels in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Print what the part takes, in wall time and in processor time."""
+    wall, processor = time.perf_counter(), time.process_time()
+    yield
+    print(f"| {part} | {time.perf_counter() - wall:.2f} | {time.process_time() - processor:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", default="dinov2-small")
+    options = parser.parse_args()
+    print("| part | seconds | of a processor |\n|---|---|---|")
+    with timed("import torch"):
+        import torch
+    with timed("import timm"):
+        import timm  # noqa: F401
+    with timed("import the rest"):
+        from twinbud import pipeline
+        from twinbud.config import resolve
+        from twinbud.data.split import make_split
+        from twinbud.materials import Materials
+        from twinbud.models.origin import open_origin
+        from twinbud.progress import SilentProgress
+        from twinbud.settings import run_config
+    settings = {"data": options.data, "teacher": options.teacher, "fraction": 0.05, "profile": "quick"}
+    config, materials = run_config(settings, output=Path("-")), Materials()
+    with timed("list the images"):
+        pipeline.list_images(config, materials)
+    with timed("open the teacher and select"):
+        origin = open_origin(config)
+    with timed("read the images or their cached pixels"):
+        catalog, pixels = pipeline.open_images(config, SilentProgress(), materials)
+    with timed("divide"):
+        make_split(catalog, pixels.digests, config.data, seed=0)
+    with timed("build S and S′"):
+        family = origin.design.family
+        training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
+        origin.build(training, num_classes=len(catalog.classes), device=torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()
