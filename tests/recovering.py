@@ -20,6 +20,11 @@ from twinbud.recovery.reconstruction import Lesson
 TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {"init_values": 0.5, **VIT}),
     "plain vit": ("vit_tiny_patch16_224", VIT),
+    "distilled vit": ("deit_tiny_distilled_patch16_224", VIT),
+    "vit with registers": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 2}),
+    "vit with query norms": ("vit_tiny_patch16_224", {**VIT, "qk_norm": True}),
+    "pooled vit": ("vit_tiny_patch16_224", {**VIT, "global_pool": "avg", "class_token": False}),
+    "response norms": ("convnextv2_atto", CONVNEXT),
     "convnext": ("convnext_tiny", {"depths": [2, 2, 3, 2], "dims": CONVNEXT["dims"]}),
     "convolutions": ("convnext_tiny", {**CONVNEXT, "conv_mlp": True}),
 }
@@ -35,12 +40,12 @@ def lessons(size: int) -> list[Lesson]:
     return [Lesson(batch, is_held_out=number == 0) for number, batch in enumerate(batches(size, count=3))]
 
 
-def beside(folder: Path, kind: str, twin: Twin = "main", student: str = "half", size: int = 0) -> Counterparts:
+def beside(folder: Path, kind: str, twin: Twin = "main", **settings: Any) -> Counterparts:
     """A selected student and its teacher, as the stage puts them side by side."""
     architecture, arguments = TEACHERS[kind]
     card = read_teacher_card(save_teacher(folder / kind, architecture, **arguments))
-    selection = select(card, student)
-    size = size or image_size(kind)
+    selection = select(card, **settings)
+    size = image_size(kind)
     twins = build_twins(selection, image_size=size, num_classes=2)
     family = selection.blueprint.family
     network = twins.student if twin == "main" else twins.auxiliary

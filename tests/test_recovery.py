@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from command import SMALL, refusal, train, trained
 from command import twinbud as command
 from twinbud.models.teacher import open_teacher_at
 from twinbud.recovery import lender
+from twinbud.recovery.matching import RecoveryStep
+from twinbud.training.step import TrainingStep
 
 RECOVER = ("--recover", "labelled", "--recover-epochs", 1, "--recover-batch-size", 8)
 MEAN, STD = 0.5, 0.2
@@ -166,3 +170,63 @@ def test_what_cannot_recover_is_refused_before_anything_is_read(
     words: tuple[object, ...], place: str, shared_teacher: str, tmp_path: Path
 ) -> None:
     assert place in refusal(train("nowhere", shared_teacher, tmp_path / "run", *RECOVER, *words))
+
+
+@pytest.mark.parametrize("words", [(), ("--distillation", "tf-kd-self")], ids=["skd", "tf-kd-self"])
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_not_been(
+    step: int,
+    words: tuple[str, ...],
+    shared_images: Path,
+    shared_teacher: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By SIGTERM, at the first step, in the second epoch and, where S′ recovers too, in its part."""
+    words = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
+    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *words)
+    taking, taken = RecoveryStep.__call__, []
+
+    def signalled(self: RecoveryStep, *batch: Any) -> Any:
+        taken.append(1)
+        if len(taken) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taking(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryStep, "__call__", signalled)
+        stopped = train(shared_images, shared_teacher, tmp_path / "run", *words)
+    assert stopped.code == 75, stopped.err
+    folder = "recovery-student" if step <= 6 else "recovery-auxiliary"
+    assert any((tmp_path / "run" / "checkpoints" / folder).glob("step-*"))
+    resumed = train(shared_images, shared_teacher, tmp_path / "run", *words, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert f"recovery of S: going on after step {step}" in resumed.err
+    assert weights(whole) == weights(tmp_path / "run")
+    counts = ("num_steps", "num_passes", "recover_num_passes", "accuracy")
+    assert all(metrics_of(whole)[name] == metrics_of(tmp_path / "run")[name] for name in counts)
+
+
+def test_a_run_that_crashes_after_its_recovery_does_not_recover_again(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *RECOVER)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", lambda *_: struck_by_lightning())
+        with pytest.raises(RuntimeError, match="lightning"):
+            train(shared_images, shared_teacher, tmp_path / "run", *RECOVER)
+    monkeypatch.setattr(lender, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened again"))
+    resumed = train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert weights(whole) == weights(tmp_path / "run")
+    assert recovery_of(whole) == recovery_of(tmp_path / "run")
+
+
+def struck_by_lightning() -> None:
+    raise RuntimeError("lightning struck")
+
+
+def recovery_of(run: Path) -> list[Any]:
+    """What was done, times aside."""
+    content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    return [(student["layers"], [epoch["loss"] for epoch in student["epochs"]]) for student in content.values()]

@@ -340,3 +340,44 @@ def test_seven_thousand_images_are_split_in_seconds() -> None:
     split = split_of(catalog, digests)
     assert time.perf_counter() - start < 15  # measured: 0.8 s; a shared machine may be busy
     assert 1300 < len(split.test) < 1500
+
+
+@settings(max_examples=60, deadline=None)
+@given(split_seed=st.integers(0, 5), seed=st.integers(0, 5), given_split=st.booleans())
+def test_developing_divides_the_training_part_again_and_closes_the_test_part(
+    split_seed: int, seed: int, given_split: bool
+) -> None:
+    """Of 40 patients with two pictures each, some of them shared; the split is ours or comes with the data."""
+    labels = "aabb" * 20
+    patients = [number // 2 for number in range(80)]
+    splits = ["test" if number >= 60 else "train" for number in range(80)] if given_split else None
+    catalog = catalog_of(labels, patients, splits)
+    digests = [str(number % 53 if not given_split else number) for number in range(80)]
+    common: dict[str, Any] = {"split_seed": split_seed, "fraction": 0.5}
+    whole = split_of(catalog, digests, seed=seed, **common)
+    inner = split_of(catalog, digests, seed=seed, develop=True, **common)
+    assert inner.closed == whole.test
+    assert not whole.closed
+    assert sorted((*inner.train, *inner.test)) == sorted(whole.train)
+    assert set(inner.labelled) <= set(inner.train)
+    parts = [inner.train, inner.test, inner.closed]
+    for names in (patients, digests):
+        used = [{names[index] for index in part} for part in parts]
+        assert all(not one & other for one, other in itertools.combinations(used, 2))
+    assert any("stays closed" in note for note in inner.notes)
+
+
+def test_what_a_run_learns_from_depends_on_what_its_recovery_may_see() -> None:
+    split = split_of(catalog_of("ab" * 20), fraction=0.25)
+    assert split.seen_by("none") == split.seen_by("labelled") == split.labelled
+    assert split.seen_by("unlabelled") == split.train
+
+
+def test_a_split_file_with_a_closed_part_is_read_but_not_used_again(tmp_path: Path) -> None:
+    catalog = catalog_of("ab" * 20)
+    split = split_of(catalog, develop=True)
+    path = tmp_path / "split.csv"
+    write_split(path, catalog, split, unique(catalog))
+    assert {row.split for row in read_split(path)} == {"train", "test", "closed"}
+    with pytest.raises(TwinbudError, match="expected train, val or test for every image, got 'closed'"):
+        split_of(catalog, split=path)

@@ -25,7 +25,7 @@ def test_a_student_that_is_all_of_its_teacher_has_nothing_to_learn(
     assert matching(list(pair.student_streams(images)), wanted).item() == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["vit", "convnext"])
+@pytest.mark.parametrize("kind", ["vit", "distilled vit", "vit with registers", "pooled vit", "convnext"])
 def test_the_loss_is_smooth_l1_between_normalised_tokens(kind: str, tmp_path: Path) -> None:
     pair, images = beside(tmp_path, kind), batches(image_size(kind))[0]
     ours, theirs = pair.student.forward_features(images), pair.teacher.forward_features(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from twinbud.recovery.reconstruction import (
     RIDGES,
     NormalEquations,
     fit,
-    fold_scale,
     input_rows,
     matrix,
     put_matrix,
@@ -47,6 +47,16 @@ def test_a_reconstructed_student_is_nearer_to_its_teacher_also_on_images_it_has_
     fits = reconstruct(pair, lessons(image_size(kind)))
     assert distance(pair, *batches(image_size(kind), seed=1, count=1)) < 0.7 * before
     assert sum(fit.after > fit.before for fit in fits) > 0.9 * len(fits)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rule": "consecutive"}, {"rule": "random", "seed": 3}, {"attention": "heads"}, {"swap_roles": True}]
+)
+def test_it_does_so_whatever_was_selected(settings: dict[str, Any], tmp_path: Path) -> None:
+    pair, (unseen,) = beside(tmp_path, "vit", **settings), batches(28, seed=1, count=1)
+    before = distance(pair, unseen)
+    reconstruct(pair, lessons(28))
+    assert distance(pair, unseen) < 0.7 * before
 
 
 def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: Path) -> None:
@@ -140,20 +150,23 @@ def test_a_layer_is_a_matrix_on_the_rows_of_its_input(layer: nn.Module, shape: t
     assert torch.allclose(matrix(layer), 2 * weights)
 
 
-def test_folding_layer_scale_changes_nothing_that_a_block_computes(tmp_path: Path) -> None:
-    pair = beside(tmp_path, "vit")
-    stream = torch.randn(2, 17, 16, generator=torch.Generator().manual_seed(0))
-    block = pair.blocks[0].student
-    before = block(stream)
+def test_layer_scale_stays_as_it_is_and_is_made_up_for() -> None:
+    """The layer times the scale is the fit; where the scale is 0, the layer stays as it was."""
+    plain, scaled = nn.Linear(6, 4), nn.Linear(6, 4)
+    scale = torch.tensor([0.5, -2.0, 1.0, 0.0])
     with torch.no_grad():
-        for linear in pair.family.linear_maps(block):
-            fold_scale(block, linear)
-    assert torch.equal(block.ls1.gamma, torch.ones(16))
-    assert torch.allclose(block(stream), before, atol=1e-5)
+        put_matrix(plain, matrix(scaled) * scale)
+        before = matrix(scaled).clone()
+        data = rows_of_data(50, seed=0), rows_of_data(50, seed=1)
+        without = fit(plain, *(equations_of(plain, *rows) for rows in data))
+        within = fit(scaled, *(equations_of(scaled, *rows) for rows in data), scale)
+    assert within == pytest.approx(without)
+    assert torch.allclose(matrix(scaled)[:, :3] * scale[:3], matrix(plain)[:, :3], atol=1e-6)
+    assert torch.equal(matrix(scaled)[:, 3], before[:, 3])
 
 
 def test_a_shallower_students_last_block_answers_for_the_rest_of_its_teacher(tmp_path: Path) -> None:
-    pair = beside(tmp_path, "convnext", student="half")
+    pair = beside(tmp_path, "convnext")
     lengths = {block.name: len(block.teacher) for block in pair.blocks}
     assert lengths["stages.2.blocks.2"] == 1
     deep = save_teacher(tmp_path / "deep", "convnext_tiny", dims=CONVNEXT["dims"], depths=[3, 2, 9, 2])
@@ -170,3 +183,6 @@ def test_a_shallower_students_last_block_answers_for_the_rest_of_its_teacher(tmp
     with torch.no_grad():
         *_, end, _ = pair.teacher_streams(batches(64)[0])
         assert torch.allclose(end, pair.teacher.stages(pair.teacher.stem(batches(64)[0])), atol=1e-5)
+    before = distance(pair, batches(64)[0])
+    reconstruct(pair, lessons(64))
+    assert distance(pair, batches(64)[0]) < 0.7 * before

@@ -92,8 +92,6 @@ def reconstruct(
         theirs = [family.embed(counterparts.teacher, lesson.images_BCSS) for lesson in lessons]
     for pair in counterparts.blocks:
         linears = family.linear_maps(pair.student)
-        for linear in linears:
-            fold_scale(pair.student, linear)
         with autocast:
             channels = {linear.name: _channels(counterparts, pair, linear) for linear in linears}
             answers = [_ask(counterparts, pair, linears, channels, stream) for stream in theirs]
@@ -107,7 +105,8 @@ def reconstruct(
                 if linear.begins is not None:
                     wanted = wanted - family.tokens(student[linear.begins].given)
                 equations[lesson.is_held_out].add(input_rows(layer, student[linear.name].given), wanted)
-            fits.append(Fit(f"{pair.name}.{linear.name}", *fit(layer, equations[False], equations[True])))
+            scale = pair.student.get_parameter(linear.scale) if linear.scale else None
+            fits.append(Fit(f"{pair.name}.{linear.name}", *fit(layer, equations[False], equations[True], scale)))
             on_layer(len(fits))
         with autocast:
             ours = [pair.student(stream) for stream in ours]
@@ -115,10 +114,18 @@ def reconstruct(
     return fits
 
 
-def fit(layer: nn.Module, learned: NormalEquations, held_out: NormalEquations) -> tuple[float, float, float]:
+def fit(
+    layer: nn.Module, learned: NormalEquations, held_out: NormalEquations, scale: torch.Tensor | None = None
+) -> tuple[float, float, float]:
     """Put into a layer the weights that explain the most, and say what they explain of what they have not seen.
 
     The ridge is chosen by the held-out rows; the weights are then fitted to all of them with it.
+
+    Args:
+        layer: Changed in place.
+        learned: Its equations from the rows to learn from.
+        held_out: The same from the others.
+        scale: (O,) LayerScale after the layer, which stays as it is; outputs that it switches off keep their weights.
 
     Returns:
         What ``Fit`` says, the name aside.
@@ -126,7 +133,8 @@ def fit(layer: nn.Module, learned: NormalEquations, held_out: NormalEquations) -
     Raises:
         TwinbudError: A feature is not finite.
     """
-    start = matrix(layer).double()
+    factor = torch.ones_like(matrix(layer)[0]) if scale is None else scale
+    start = matrix(layer).double() * factor
     everything = learned.with_rows_of(held_out)
     if not bool(torch.isfinite(everything.gram).all() & torch.isfinite(everything.power).all()):
         raise TwinbudError(
@@ -137,7 +145,7 @@ def fit(layer: nn.Module, learned: NormalEquations, held_out: NormalEquations) -
         )
     explained = {ridge: held_out.explained(learned.solve(start, ridge)) for ridge in RIDGES}
     ridge = max(explained, key=explained.__getitem__)
-    put_matrix(layer, everything.solve(start, ridge))
+    put_matrix(layer, torch.where(factor == 0, matrix(layer), everything.solve(start, ridge) / factor))
     return held_out.explained(start), explained[ridge], ridge
 
 
@@ -257,15 +265,6 @@ def input_rows(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def by_position(layer: nn.Module, outputs: torch.Tensor) -> torch.Tensor:
     """A layer's outputs as (B, L, O)."""
     return outputs.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else outputs.flatten(1, -2)
-
-
-def fold_scale(block: TimmModel, linear: LinearMap) -> None:
-    """Multiply LayerScale into the layer before it and set it to 1: the same function, fitted on one scale."""
-    if linear.scale is None:
-        return
-    layer, scale = block.get_submodule(linear.name), block.get_parameter(linear.scale)
-    put_matrix(layer, matrix(layer) * scale)
-    scale.fill_(1.0)
 
 
 class Flow(NamedTuple):
