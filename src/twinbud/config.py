@@ -138,6 +138,7 @@ class TrainingConfig(_Settings):
     final_learning_rate: float = _doc(1e-6, "Where the cosine ends.")
     warmup: float = _doc(1 / 6, "Share of the steps in which the learning rate rises linearly.")
     weight_decay: float = _doc(0.05, "AdamW's, on parameters of two dimensions or more.")
+    layer_decay: float = _doc(1.0, "Factor of the learning rate from a layer to the one before it, in (0, 1].")
     clip_norm: float | None = _doc(None, "Largest gradient norm; none: no clipping.")
     distillation: Distillation = _doc("skd", "Soft targets of S: those of S′, or a variant (Table 6, docs/method.md).")
     alpha: float = _doc(0.6, "Weight of cross-entropy against self-distillation (eq. 5).")
@@ -170,6 +171,7 @@ class TrainingConfig(_Settings):
             _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
         for name in ("alpha", "beta", "flip", "warmup"):
             _require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
+        _require(0 < self.layer_decay <= 1, "layer_decay", "a factor in (0, 1]", self.layer_decay)
         _require(0 < self.crop_scale <= 1, "crop_scale", "a share in (0, 1]", self.crop_scale)
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a norm above 0", self.clip_norm)
         if self.temperature != "auto":

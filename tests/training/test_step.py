@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from builders import VIT, random_model
+from builders import CONVNEXT, VIT, random_model
 from twinbud.errors import TwinbudError
 from twinbud.models.twins import Twins
 from twinbud.training.ema import follow
 from twinbud.training.losses import total_loss
-from twinbud.training.optimiser import parameter_groups
+from twinbud.training.optimiser import Optimiser, layer_scales, parameter_groups
 from twinbud.training.step import Objective, TrainingStep
 
 OBJECTIVE: dict[str, Any] = {
@@ -182,7 +182,9 @@ def test_waiting_for_the_device_or_not_gives_the_same_weights(bf16: bool) -> Non
 
 def test_weight_decay_spares_vectors_tokens_and_positions() -> None:
     model = small_vit(0)
-    decayed, plain = parameter_groups(model, 0.05)
+    groups = parameter_groups(model, 0.05)
+    assert len(groups) == 2
+    decayed, plain = sorted(groups, key=lambda group: -group["weight_decay"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     spared = {names[id(p)] for p in plain["params"]}
     assert {"cls_token", "pos_embed", "norm.bias", "blocks.0.attn.qkv.bias"} <= spared
@@ -190,3 +192,32 @@ def test_weight_decay_spares_vectors_tokens_and_positions() -> None:
     assert decayed["weight_decay"] == 0.05
     assert "blocks.0.attn.qkv.weight" not in spared
     assert len(spared) + len(decayed["params"]) == len(names)
+
+
+@pytest.mark.parametrize(("architecture", "arguments"), [("vit_tiny_patch16_224", VIT), ("convnext_tiny", CONVNEXT)])
+def test_layer_decay_slows_each_layer_down_by_the_same_factor(architecture: str, arguments: dict[str, Any]) -> None:
+    model = random_model(architecture, 0, num_classes=3, **arguments)
+    scales = layer_scales(model, 0.5)
+    assert scales.keys() == dict(model.named_parameters()).keys()
+    if architecture == "convnext_tiny":
+        expected = {"stem.0.weight": 13, "stages.0.blocks.1.gamma": 11, "stages.1.downsample.1.weight": 10,
+                    "stages.3.blocks.1.mlp.fc2.bias": 1, "head.fc.weight": 0, "head.norm.bias": 0}  # fmt: skip
+    else:
+        expected = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.bias": 3, "blocks.0.attn.qkv.weight": 2,
+                    "blocks.1.mlp.fc2.bias": 1, "norm.weight": 0, "head.weight": 0}  # fmt: skip
+    assert {name: scales[name] for name in expected} == {name: 0.5**depth for name, depth in expected.items()}
+    assert layer_scales(model, 1.0) == {}
+    groups = parameter_groups(model, 0.05, scales)
+    assert sum(len(group["params"]) for group in groups) == len(scales)
+
+
+def test_each_group_takes_its_own_share_of_the_learning_rate() -> None:
+    """The first step of AdamW goes as far as the learning rate, wherever the gradient is not nearly zero."""
+    model = small_vit(0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    step = Optimiser({"student": model}, weight_decay=0.0, clip_norm=None, layer_decay=0.5)
+    step.set_rate(1e-3)
+    step.step(1e3 * model(torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))).square().sum())
+    moved = {name: (parameter - before[name]).abs().max().item() for name, parameter in model.named_parameters()}
+    for name, scale in {"head.weight": 1.0, "blocks.1.mlp.fc2.weight": 0.5, "cls_token": 0.125}.items():
+        assert moved[name] == pytest.approx(1e-3 * scale, rel=1e-2), name

@@ -28,7 +28,7 @@ TRAINING_VERSION = 1
 _NAMES = frozenset({"profile", "image_column", "label_column", "patient_column", "split_column", "teacher"})
 """Settings that only say where other facts come from."""
 
-_BEFORE = {"recover": "none", "develop": False}
+_BEFORE = {"recover": "none", "develop": False, "layer_decay": 1.0}
 """Settings that came later, at the value that stands for what was done before there was a choice."""
 _RECOVERY = frozenset(setting.name for setting in fields(RecoveryConfig)) - {"recover"}
 

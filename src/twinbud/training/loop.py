@@ -92,6 +92,7 @@ def fit(
         twins,
         objective(config, bf16),
         weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
         steps_per_epoch=plan.steps_per_epoch,
         num_samples=len(data),
         compilation=compilation,

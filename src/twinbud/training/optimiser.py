@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from twinbud.errors import TwinbudError
+from twinbud.models.families import family_of
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -22,6 +23,7 @@ class Optimiser:
         weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
         clip_norm: Largest gradient norm, or None.
         steps_per_epoch: Lets errors name epoch and batch.
+        layer_decay: Factor of the learning rate from a layer to the one before it; 1: the same for all.
         advice: What to do about a step that is not finite.
     """
 
@@ -32,6 +34,7 @@ class Optimiser:
         weight_decay: float,
         clip_norm: float | None,
         steps_per_epoch: int | None = None,
+        layer_decay: float = 1.0,
         advice: str = "lower --learning-rate or set --clip-norm 1",
     ) -> None:
         self.advice = advice
@@ -42,21 +45,22 @@ class Optimiser:
         # a recorded step reads its number and its learning rate from the device
         self.number = torch.zeros((), device=self.device)
         self.bad_step = torch.zeros(3, device=self.device)
-        self.adamw = torch.optim.AdamW(
-            [group for network in networks.values() for group in parameter_groups(network, weight_decay)],
-            lr=torch.zeros((), device=self.device) if self.deferred else 0.0,
-            fused=True,
-            capturable=self.deferred,
-        )
+        groups = [
+            group | {"lr": torch.zeros((), device=self.device) if self.deferred else 0.0}
+            for network in networks.values()
+            for group in parameter_groups(network, weight_decay, layer_scales(network, layer_decay))
+        ]
+        self.adamw = torch.optim.AdamW(groups, fused=True, capturable=self.deferred)
         self.num_steps = 0
 
     def set_rate(self, learning_rate: float) -> None:
         """The learning rate of the next step."""
         for group in self.adamw.param_groups:
+            rate = learning_rate * group["scale"]
             if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(learning_rate)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = learning_rate
+                group["lr"] = rate
 
     def step(self, loss: torch.Tensor) -> torch.Tensor | None:
         """Go down the gradient of ``loss``; on a GPU nothing in here waits for it, so that it can be recorded.
@@ -146,12 +150,40 @@ def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups: no decay on 1-D parameters (norms, biases, LayerScale) and timm's ``no_weight_decay()``."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """AdamW's groups: no decay on 1-D parameters (norms, biases, LayerScale) and timm's ``no_weight_decay()``.
+
+    Args:
+        model: What is trained.
+        weight_decay: Of the other parameters.
+        scales: Factor of each parameter's learning rate, by name; 1 for all where there is none.
+    """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [name for name, p in trained if p.dim() <= 1 or name in exempt]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (scales or {}).get(name, 1.0), parameter.dim() <= 1 or name in exempt
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": [p for name, p in trained if name not in plain], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if name in plain], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if is_exempt else weight_decay, "scale": scale}
+        for (scale, is_exempt), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of each parameter's learning rate: 1 after the last block, ``decay`` times as much from layer to layer.
+
+    As BEiT is fine-tuned (Bao et al., ICLR 2022): what comes before the first block is the first layer.
+    """
+    if decay == 1.0:
+        return {}
+    blocks = list(family_of(model, type(model).__name__).blocks(model))
+    scales: dict[str, float] = {}
+    depth = 0
+    for name, _ in model.named_parameters():  # in the order of the layers
+        inside = [place for place, block in enumerate(blocks, 1) if name.startswith(f"{block}.")]
+        depth = inside[0] if inside else len(blocks) + 1 if depth else 0
+        scales[name] = decay ** (len(blocks) + 1 - depth)
+    return scales

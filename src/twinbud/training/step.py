@@ -58,6 +58,7 @@ class TrainingStep:
         twins: S and, where there is one, S′, on the device they train on.
         objective: What is minimised.
         weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
+        layer_decay: See ``Optimiser``.
         steps_per_epoch: Lets errors name epoch and batch, and ``tf-kd`` know the first epoch.
         num_samples: How many samples there are, for ``tf-kd``.
         compilation: Whether the networks are compiled, and the whole step recorded as a CUDA graph.
@@ -70,6 +71,7 @@ class TrainingStep:
         objective: Objective,
         *,
         weight_decay: float,
+        layer_decay: float = 1.0,
         steps_per_epoch: int | None = None,
         num_samples: int | None = None,
         compilation: Compilation = EAGER,
@@ -84,6 +86,7 @@ class TrainingStep:
         self.optimiser = Optimiser(
             {"student": twins.student},
             weight_decay=weight_decay,
+            layer_decay=layer_decay,
             clip_norm=objective.clip_norm,
             steps_per_epoch=steps_per_epoch,
         )
