@@ -158,7 +158,7 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
         (put({"student": "half"}, "pairs", "tiny"), ("pairs.tiny: expected a teacher, got none.",)),
         (put("vit", "pairs", "tiny", "paper"), ("pairs.tiny.paper: expected one of vit_small -> vit_tiny",)),
         (put({"table": "table 9"}, "paper"), ("paper.table: expected one of tables 2-4", "got 'table 9'")),
-        (put("fast", "profile"), ("small.yaml: profile: expected one of paper, quick, got 'fast'.",)),
+        (put("fast", "profile"), ("small.yaml: profile: expected one of paper, quick, best, got 'fast'.",)),
         (put([3], "pairs"), ("small.yaml: pairs: expected NAME: VALUE, got something else.",)),
         (put({"alhpa": [1]}, "sweeps"), ("small.yaml: sweeps: expected one of", "Did you mean 'alpha'?")),
         (put(["tiny", "big"], "architectures"), ("architectures: expected one of tiny, got 'big'.",)),
