@@ -183,7 +183,9 @@ CASES: dict[str, Case] = {
         words=("--method", "duel"),
         said=("--method: expected one of dual, selection, timm, xavier, kaiming, got 'duel'", "Did you mean 'dual'?"),
     ),
-    "unknown profile": Case(words=("--profile", "fast"), said=("--profile: expected one of paper, quick, best, got 'fast'",)),
+    "unknown profile": Case(
+        words=("--profile", "fast"), said=("--profile: expected one of paper, quick, best, got 'fast'",)
+    ),
     "unknown setting": Case(
         words=("--learning-rat", "1"), said=("got '--learning-rat'. Did you mean '--learning-rate'?",)
     ),

@@ -183,8 +183,8 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By SIGTERM, at the first step, in the second epoch and, where S′ recovers too, in its part."""
-    words = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
-    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *words)
+    settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
+    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
     taking, taken = RecoveryStep.__call__, []
 
     def signalled(self: RecoveryStep, *batch: Any) -> Any:
@@ -195,11 +195,11 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
 
     with monkeypatch.context() as patch:
         patch.setattr(RecoveryStep, "__call__", signalled)
-        stopped = train(shared_images, shared_teacher, tmp_path / "run", *words)
+        stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
     folder = "recovery-student" if step <= 6 else "recovery-auxiliary"
     assert any((tmp_path / "run" / "checkpoints" / folder).glob("step-*"))
-    resumed = train(shared_images, shared_teacher, tmp_path / "run", *words, "--resume")
+    resumed = train(shared_images, shared_teacher, tmp_path / "run", *settings, "--resume")
     assert resumed.code == 0, resumed.err
     assert f"recovery of S: going on after step {step}" in resumed.err
     assert weights(whole) == weights(tmp_path / "run")

@@ -157,9 +157,9 @@ def test_layer_scale_stays_as_it_is_and_is_made_up_for() -> None:
     with torch.no_grad():
         put_matrix(plain, matrix(scaled) * scale)
         before = matrix(scaled).clone()
-        data = rows_of_data(50, seed=0), rows_of_data(50, seed=1)
-        without = fit(plain, *(equations_of(plain, *rows) for rows in data))
-        within = fit(scaled, *(equations_of(scaled, *rows) for rows in data), scale)
+        learned, held_out = (equations_of(plain, *rows_of_data(50, seed)) for seed in (0, 1))
+        without = fit(plain, learned, held_out)
+        within = fit(scaled, learned, held_out, scale)
     assert within == pytest.approx(without)
     assert torch.allclose(matrix(scaled)[:, :3] * scale[:3], matrix(plain)[:, :3], atol=1e-6)
     assert torch.equal(matrix(scaled)[:, 3], before[:, 3])

@@ -266,7 +266,10 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
         (("--data", "shades={images}", "--workers", 0), "--workers: expected at least one worker, got 0."),
         (("--data", "shades={images}", "--workers", 999), "--workers: expected at most "),
         (("--data", "shades={images}", "--workers", "many"), "twinbud study --help"),
-        (("--data", "shades={images}", "--profile", "fast"), "--profile: expected one of paper, quick, best, got 'fast'."),
+        (
+            ("--data", "shades={images}", "--profile", "fast"),
+            "--profile: expected one of paper, quick, best, got 'fast'.",
+        ),
         (("--data", "shades={images}", "--only", "x=1"), "--only: expected one of data, pair, method"),
         (("--data", "shades={images}", "--runs", "{images}"), "{images}: expected the runs folder of 'twinbud study'"),
         (("--wrokers", 2), "Did you mean '--workers'?"),
