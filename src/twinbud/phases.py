@@ -57,4 +57,4 @@ def precision_so_far(config: RunConfig) -> str | None:
     """What a run that goes on was computed in, if it left a checkpoint."""
     folder = config.output / CHECKPOINTS
     phases = (folder, *(folder / phase for phase in PHASES)) if config.resume else ()
-    return next((identity["precision"] for phase in phases if (identity := saved_identity(phase))), None)
+    return next((identity.get("precision") for phase in phases if (identity := saved_identity(phase))), None)

@@ -108,7 +108,9 @@ def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     assert {TRAINING_VERSION: checksum} == {1: "2654c1d7059daf86"}
 
 
-@pytest.mark.parametrize("changes", [{"recover_epochs": 7}, {"recover_refit": "off"}, {"recover_target": "own"}])
+@pytest.mark.parametrize(
+    "changes", [{"recover_epochs": 7}, {"recover_refit": "off", "recover_epochs": 1}, {"recover_target": "own"}]
+)
 def test_settings_of_recovery_count_where_something_is_recovered(changes: dict[str, Any]) -> None:
     assert identity(recover="labelled", **changes) != identity(recover="labelled")
 
