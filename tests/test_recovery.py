@@ -74,6 +74,9 @@ def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_te
     assert shown == may_see
     assert metrics_of(run)["recover_num_images"] == len(shown)
     assert {row["split"] for row in rows} == ({"train", "test", "closed"} if develop else {"train", "test"})
+    assert ("of the test part stay closed" in (run / "report.html").read_text(encoding="utf-8")) == develop
+    answer = command("evaluate", run)
+    assert ("fifth of the training part that the run held out" in answer.out + answer.err) == develop
 
 
 def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
@@ -93,6 +96,8 @@ def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
     assert metrics["num_passes"] == metrics_of(plain)["num_passes"] + 48
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<dt>Recovery</dt>" in page
+    steps = metrics["num_steps"] - metrics["recover_num_steps"]
+    assert f"<dd>1 epochs, {steps} steps of 8</dd>" in page
     assert "<dt>Recovery</dt>" not in (plain / "report.html").read_text(encoding="utf-8")
     answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
     assert answer.code == 0, answer.err

@@ -178,7 +178,11 @@ def _images(
         own, pixels = _decode(bundle, own_test_part(catalog, split), data, progress)
         changed = changed_images(own, pixels, split)
         if not changed:
-            return own, pixels, "Evaluated on the test part of the run's own split."
+            developing = any(row.split == "closed" for row in split)
+            part = (
+                "fifth of the training part that the run held out" if developing else "test part of the run's own split"
+            )
+            return own, pixels, f"Evaluated on the {part}."
         if not others:
             raise TwinbudError(
                 "the images that the run was tested on",

@@ -367,6 +367,11 @@ def test_developing_divides_the_training_part_again_and_closes_the_test_part(
     assert any("stays closed" in note for note in inner.notes)
 
 
+def test_a_class_that_cannot_be_divided_twice_is_told_of_develop() -> None:
+    with pytest.raises(TwinbudError, match=r"the 1 images of 'b' .* leave out --develop, which divides the training"):
+        split_of(catalog_of("a" * 10 + "bb"), develop=True)
+
+
 def test_what_a_run_learns_from_depends_on_what_its_recovery_may_see() -> None:
     split = split_of(catalog_of("ab" * 20), fraction=0.25)
     assert split.seen_by("none") == split.seen_by("labelled") == split.labelled

@@ -104,7 +104,8 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
     closed: tuple[int, ...] = ()
     if config.develop:
         closed, val = parts["test"], parts["val"]
-        parts = _divide(catalog, groups, parts["train"], config.split_seed)
+        way_out = "leave out --develop, which divides the training part once more"
+        parts = _divide(catalog, groups, parts["train"], config.split_seed, way_out=way_out)
         parts["val"] = val
         notes.append(
             f"developing: measured on a fifth of the training part; the test part ({len(closed)}) stays closed"
@@ -208,8 +209,10 @@ def _groups(rows: Sequence[ImageRow], digests: Sequence[str], *, keep_duplicates
     return connected_groups(patients, digests) if keep_duplicates_together else connected_groups(patients)
 
 
-def _divide(catalog: Catalog, groups: np.ndarray, indices: Sequence[int], split_seed: int) -> Parts:
-    """Divide some rows 80/20, each class on both sides and no group on both."""
+def _divide(
+    catalog: Catalog, groups: np.ndarray, indices: Sequence[int], split_seed: int, *, way_out: str = ""
+) -> Parts:
+    """Divide some rows 80/20, each class on both sides and no group on both; ``way_out`` ends the error's advice."""
     chosen = np.asarray(indices)
     labels = np.array([catalog.rows[index].label for index in indices])
     in_test = choose_test_part(labels, groups[chosen], split_seed)
@@ -221,7 +224,7 @@ def _divide(catalog: Catalog, groups: np.ndarray, indices: Sequence[int], split_
                 got=f"the {of_class.sum()} images of '{name}' in {len(set(groups[chosen][of_class]))} patient(s) or "
                 "set(s) of identical images, which cannot be divided so",
                 where=catalog.source,
-                fix="Add images of other patients, leave the class out, or give a split of your own",
+                fix=f"Add images of other patients, leave the class out, or {way_out or 'give a split of your own'}",
             )
     return {"train": tuple(chosen[~in_test].tolist()), "val": (), "test": tuple(chosen[in_test].tolist())}
 

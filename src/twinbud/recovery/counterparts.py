@@ -73,7 +73,7 @@ class Counterparts:
         return self._index(axis.positions(width.of(self.twin), width.teacher))
 
     def student_streams(self, images_BCSS: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The student's residual stream after each block, then what its classifier is given."""
+        """The student's residual stream after each block, then its final tokens."""
         stream = self.family.embed(self.student, images_BCSS)
         for block in self.blocks:
             stream = block.student(stream)

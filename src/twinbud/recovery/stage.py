@@ -6,7 +6,7 @@ Shape legend: N samples, B batch, C channels, S image side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -73,7 +73,6 @@ def recover(
     *,
     bf16: bool = False,
     keeper: Keeper | None = None,
-    on_epoch: Callable[[Twin, EpochRecord], None] = lambda twin, record: None,
     progress: Progress | None = None,
 ) -> Recovery:
     """Bring S and, where there is one, S′ nearer to what the teacher makes of the images, in place and without labels.
@@ -87,7 +86,6 @@ def recover(
         training: Image size, views, weight decay, final learning rate and seed.
         bf16: Whether the networks compute in bf16 autocast.
         keeper: Its phases ``RECOVERY_PHASES`` keep those of S and S′.
-        on_epoch: Called with each epoch's record.
         progress: Where to show bars.
 
     Raises:
@@ -111,7 +109,7 @@ def recover(
             keeper=keeper.phase(RECOVERY_PHASES[twin]),
             progress=progress,
         )
-        found[twin] = stage.run(on_epoch)
+        found[twin] = stage.run()
     if twins.auxiliary is not None and twins.is_copy:
         twins.auxiliary.load_state_dict(twins.student.state_dict())
     return Recovery(students=found, num_images=len(images))
@@ -171,7 +169,7 @@ class _Stage:
         """What its bar is called."""
         return f"recovering {NAMES[self.twin]}"
 
-    def run(self, on_epoch: Callable[[Twin, EpochRecord], None]) -> Recovered:
+    def run(self) -> Recovered:
         """Least squares, then epochs, or what is missing of them."""
         found = self.keeper.found
         if found is not None and found.position.epoch > self.config.num_epochs:  # nothing is left to do
@@ -190,7 +188,7 @@ class _Stage:
             step = self._step(counterparts, fits, time.perf_counter() - start)
             if found is None:
                 self.keeper.save(Checkpoint(position=START, tensors=step.tensors()))
-            records = self._match(step, on_epoch) if self.config.num_epochs else ()
+            records = self._match(step) if self.config.num_epochs else ()
         self.student.requires_grad_(is_trained).zero_grad(set_to_none=True)
         return self._recovered(step.tensors(), records)
 
@@ -216,7 +214,6 @@ class _Stage:
     @torch.no_grad()
     def _reconstruct(self, counterparts: Counterparts) -> torch.Tensor:
         """(layers, 3) float64: what each layer's ``Fit`` says."""
-        self.student.eval()
         family = counterparts.family
         num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
         with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
@@ -260,7 +257,7 @@ class _Stage:
             steps_per_epoch=self.plan.steps_per_epoch,
         )
 
-    def _match(self, step: RecoveryStep, on_epoch: Callable[[Twin, EpochRecord], None]) -> tuple[EpochRecord, ...]:
+    def _match(self, step: RecoveryStep) -> tuple[EpochRecord, ...]:
         with self.progress.bar(self.label, self.plan.num_steps) as advance:
             epochs = _Recovering(
                 step,
@@ -271,8 +268,7 @@ class _Stage:
                 label=self.label,
                 advance=advance,
             )
-            for record in epochs.run():
-                on_epoch(self.twin, record)
+            for _ in epochs.run():
                 epochs.keep()
         return tuple(epochs.records)
 

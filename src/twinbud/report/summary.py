@@ -85,10 +85,10 @@ def _facts(job: Job, metrics: dict[str, Any], environment: dict[str, Any]) -> di
         "Recovery": _recovery(job, metrics),
         "Rule": _rule(selection.plan) if selection else "–",
         "Labelled images": f"{len(split.labelled):,} of {len(split.train):,} in the training part",
-        "Test images": f"{len(split.test):,}, {_seen(job)}",
+        "Test images": f"{len(split.test):,}{_developing(split)}, {_seen(job)}",
         "Classes": ", ".join(job.catalog.classes),
         "Image size": f"{training.image_size} × {training.image_size} pixels",
-        "Training": f"{metrics['epochs']} epochs, {metrics['num_steps']:,} steps of {training.batch_size}",
+        "Training": f"{metrics['epochs']} epochs, {_num_training_steps(metrics):,} steps of {training.batch_size}",
         "Seeds": f"sampling {training.seed}, split {job.config.data.split_seed}",
         "Precision": f"{environment['precision']} ({environment['precision_reason']})",
         "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
@@ -108,6 +108,15 @@ def _recovery(job: Job, metrics: dict[str, Any]) -> str:
     ways = ["least squares"] if config.recover_refit == "on" else []
     ways += [f"{config.recover_epochs} epochs of the teacher's tokens"] if config.recover_epochs else []
     return f"on {which}: {', '.join(ways) or 'nothing'}; {metrics['recover_seconds']:.0f} s"
+
+
+def _num_training_steps(metrics: dict[str, Any]) -> int:
+    """Those with labels."""
+    return metrics["num_steps"] - metrics.get("recover_num_steps", 0)
+
+
+def _developing(split: Split) -> str:
+    return f" of the training part ({len(split.closed):,} of the test part stay closed)" if split.closed else ""
 
 
 def _rule(plan: SelectionPlan) -> str:
