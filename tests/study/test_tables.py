@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -162,7 +163,10 @@ def test_pairs_can_be_compared_with_one_of_them(tmp_path: Path) -> None:
 def test_the_files_hold_what_the_table_says(tmp_path: Path) -> None:
     tables = tables_of(tmp_path, failed=[("timm", 2)])
     paths = write_tables(tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out")
-    assert [path.name for path in paths] == ["small.md", "small.csv", "small.json", "small.html"]
+    assert [path.name for path in paths] == [
+        *("small.md", "small.csv", "small.json", "small.html"),
+        *("small.1.confusion-1.svg", "small.1.time-and-memory.svg"),
+    ]
     rows = rows_of(tables)
     read = list(csv.DictReader(io.StringIO((tmp_path / "out" / "small.csv").read_text())))
     assert [row["method"] for row in read] == list(rows)
@@ -199,6 +203,18 @@ def test_a_page_opens_offline_with_every_figure_once(tmp_path: Path) -> None:
         for title in titles:
             assert f"<h3>{title}</h3>" in page
         assert "<b>&</" not in page
+        assert len(list((folder / "runs" / "tables").glob("small.*.svg"))) == len(titles)
+
+
+def test_a_figure_is_a_file_that_stands_alone(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    *_, path = write_tables(tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out")
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert int(root.attrib["width"]) > int(root.attrib["height"]) > 0
+    style = root.find("{http://www.w3.org/2000/svg}style")
+    assert style is not None
+    assert "prefers-color-scheme:dark" in (style.text or "")
 
 
 def test_architectures_are_the_papers(tmp_path: Path) -> None:

@@ -227,3 +227,12 @@ def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -
     size = f"max-width:{width:.0f}px;min-width:{width * smallest:.0f}px"
     look = f"width:100%;{size};height:auto;stroke-linejoin:round"
     return f'{head} role="img" aria-label="{escape(description)}" style="{look}">{body}'
+
+
+def standing_alone(svg: str) -> str:
+    """The same figure as a file: ink and font no longer come from a page, but suit a light and a dark one."""
+    ink = "svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}"
+    head, body = svg.split(">", 1)
+    _, _, width, height = re.search(r'viewBox="([^"]*)"', head)[1].split()  # in points
+    pixels = f'width="{float(width) / 72 * PIXELS_PER_INCH:.0f}" height="{float(height) / 72 * PIXELS_PER_INCH:.0f}"'
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head} {pixels}><style>{ink}</style>{body}\n'

@@ -24,12 +24,14 @@ class Drawing:
     """A figure with what is said of it.
 
     Attributes:
+        name: Its own among the figures of a section, as a part of a file's name.
         title: Its heading.
         text: One or two sentences.
         svg: The figure.
         is_wide: Whether it takes the whole width of a page.
     """
 
+    name: str
     title: str
     text: str
     svg: str
@@ -50,7 +52,7 @@ def draw(section: Section, name: str) -> list[Drawing]:
         return drawings
     if len({row.coordinates["fraction"] for row in measured}) > 1:
         drawings.append(_by_labels(section, measured, name))
-    drawings += [_confusion(section, row, f"{name}-confusion-{place}") for place, row in enumerate(_shown(measured))]
+    drawings += [_confusion(section, row, name, place) for place, row in enumerate(_shown(measured))]
     if measured:
         drawings.append(_costs(section, measured, name))
     return drawings
@@ -66,13 +68,14 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
     return [row for row in at_most if row.coordinates["method"] == first]
 
 
-def _confusion(section: Section, row: Row, name: str) -> Drawing:
+def _confusion(section: Section, row: Row, name: str, place: int) -> Drawing:
     assert row.confusion is not None, "a measured row has a confusion matrix"
     samplings = f"{row.num_done} samplings added" if row.num_done > 1 else "one sampling"
     return Drawing(
+        name=f"confusion-{place + 1}",
         title=f"Confusion: {place_words(section, row)}",
         text=f"Rows are the truth, columns the answer; {samplings}, as counts and as shares of the row.",
-        svg=confusion_matrix_figure(row.confusion, section.classes, name=name),
+        svg=confusion_matrix_figure(row.confusion, section.classes, name=f"{name}-confusion-{place}"),
     )
 
 
@@ -102,6 +105,7 @@ def _by_labels(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         axes.set_xticks(range(len(fractions)), [axis_value("fraction", {"fraction": value}) for value in fractions])
         _finish(axes, "share of the labels used")
         return Drawing(
+            name="accuracy-by-labels",
             title="Accuracy against labels",
             text="Means over samplings, with their standard deviation.",
             svg=as_svg(figure, f"{name}-labels", "Test accuracy against the share of labels used"),
@@ -139,6 +143,7 @@ def _sweep(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         axes.set_xticks(range(len(values)), [axis_value("value", {"value": value}) for value in values])
         _finish(axes, setting.replace("_", " "))
         return Drawing(
+            name=f"accuracy-by-{setting.replace('_', '-')}",
             title=f"Accuracy against {setting.replace('_', ' ')}",
             text="Means over samplings; the band reaches from the lowest to the highest. Dashed: the default.",
             svg=as_svg(figure, f"{name}-sweep", f"Test accuracy against {setting}"),
@@ -165,6 +170,7 @@ def _costs(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         panels[0].set_yticks(range(len(rows)), labels)
         panels[0].invert_yaxis()
         return Drawing(
+            name="time-and-memory",
             title="Time and memory",
             text="Of training, means over samplings. On a CPU the memory is the whole process's.",
             svg=as_svg(figure, f"{name}-costs", "Training time and peak memory of each row", smallest=0.65),

@@ -11,15 +11,15 @@ from markupsafe import Markup
 
 import twinbud.report
 from twinbud.study.architectures import NUM_CLASSES, Architecture
-from twinbud.study.figures import draw
+from twinbud.study.figures import Drawing
 from twinbud.study.recipe import Recipe
 from twinbud.study.tables import Section, Tables
 from twinbud.study.wording import accuracy_table, architecture_table, cost_table, section_notes, tables_notes
 
 
-def tables_page(tables: Tables) -> str:
-    """The page of a recipe with runs."""
-    sections = [_section(section, f"section-{place}") for place, section in enumerate(tables.sections)]
+def tables_page(tables: Tables, figures: Sequence[Sequence[Drawing]]) -> str:
+    """The page of a recipe with runs, and with the figures of each section."""
+    sections = [_section(section, drawings) for section, drawings in zip(tables.sections, figures, strict=True)]
     done = sum(row.num_done for section in tables.sections for row in section.rows)
     asked = sum(len(row.runs) for section in tables.sections for row in section.rows)
     return _render(tables.recipe.title, f"{done:,} of {asked:,} runs", sections, tables_notes(tables))
@@ -32,7 +32,7 @@ def architectures_page(recipe: Recipe, architectures: Sequence[Architecture]) ->
     return _render(recipe.title, f"{len(architectures)} networks, nothing trained", [section], [])
 
 
-def _section(section: Section, name: str) -> dict[str, Any]:
+def _section(section: Section, figures: Sequence[Drawing]) -> dict[str, Any]:
     tables = [("", accuracy_table(section))]
     if not section.is_sweep:
         tables.append(("Time and memory", cost_table(section)))
@@ -41,7 +41,7 @@ def _section(section: Section, name: str) -> dict[str, Any]:
         "facts": f"{section.num_images:,} images: {', '.join(section.classes)}" if section.classes else "",
         "tables": tables,
         "notes": section_notes(section),
-        "figures": draw(section, name),
+        "figures": figures,
     }
 
 

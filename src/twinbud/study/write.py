@@ -11,8 +11,10 @@ from typing import Any
 
 from twinbud.errors import TwinbudError, explained_writes
 from twinbud.files import write_text
+from twinbud.report.figures import standing_alone
 from twinbud.run_folder import write_json
 from twinbud.study.architectures import list_architectures
+from twinbud.study.figures import Drawing, draw
 from twinbud.study.identity import TRAINING_VERSION
 from twinbud.study.markdown import architectures_markdown, tables_markdown
 from twinbud.study.page import architectures_page, tables_page
@@ -22,7 +24,9 @@ from twinbud.study.tables import Asked, Row, Section, Tables, make_tables
 
 
 def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> list[Path]:
-    """Write ``NAME.md``, ``NAME.csv``, ``NAME.json`` and ``NAME.html``, each whole.
+    """Write ``NAME.md``, ``NAME.csv``, ``NAME.json`` and ``NAME.html``, each whole, and each figure as an SVG file.
+
+    The figures of the first section are ``NAME.1.FIGURE.svg``.
 
     Args:
         recipe_path: The recipe given to ``twinbud study``.
@@ -34,6 +38,7 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
     """
     recipe = read_recipe(recipe_path)
     folder = output or runs / TABLES
+    figures: list[list[Drawing]] = []
     if recipe.architectures:
         architectures = list_architectures(recipe)
         markdown, page = architectures_markdown(recipe, architectures), architectures_page(recipe, architectures)
@@ -41,16 +46,24 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
         rows = [asdict(one) for one in architectures]
     else:
         tables = collect(recipe, RunsFolder(runs))
-        markdown, page = tables_markdown(tables), tables_page(tables)
+        figures = [draw(section, f"section-{place}") for place, section in enumerate(tables.sections)]
+        markdown, page = tables_markdown(tables), tables_page(tables, figures)
         content, rows = tables_json(tables), [row for section in tables.sections for row in _flat(recipe, section)]
     paths = {kind: folder / f"{recipe.name}.{kind}" for kind in ("md", "csv", "json", "html")}
+    drawings = {
+        folder / f"{recipe.name}.{place}.{drawing.name}.svg": drawing.svg
+        for place, drawn in enumerate(figures, start=1)
+        for drawing in drawn
+    }
     with explained_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(paths["md"], markdown)
     write_text(paths["csv"], _csv(rows))
     write_json(paths["json"], content)
     write_text(paths["html"], page)
-    return list(paths.values())
+    for path, svg in drawings.items():
+        write_text(path, standing_alone(svg))
+    return [*paths.values(), *drawings]
 
 
 def collect(recipe: Recipe, folder: RunsFolder) -> Tables:
