@@ -1,0 +1,183 @@
+"""Levers that were tried between recovery and the finished network, and are no part of twinbud.
+
+    python benchmarks/levers.py --data DATA/brain-mri --lever head --lever average [--samplings 5] [SETTING=VALUE ...]
+
+Trained on the labelled share of four fifths of the training part, measured on its last fifth; the test part stays
+closed. Without a lever: what `twinbud train --develop` does. SETTING=VALUE are settings of `twinbud train`; they begin
+as those of profile best. Two to five minutes a sampling on one core. EXPERIMENTS.md has what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from twinbud.data.augment import Normalisation, draw_views, see
+from twinbud.evaluation.metrics import evaluate
+from twinbud.materials import Materials
+from twinbud.models.teacher import open_teacher_at
+from twinbud.models.twins import Twins
+from twinbud.phases import open_keeper
+from twinbud.pipeline import Job, class_indices, learn, predict_rows, prepare, regain
+from twinbud.progress import SilentProgress
+from twinbud.settings import run_config
+from twinbud.training.ema import follow
+from twinbud.training.epochs import plan_steps
+from twinbud.training.optimiser import Optimiser
+from twinbud.training.precision import limited_threads
+
+SETTINGS: dict[str, Any] = {
+    "teacher": "dinov2-small",
+    "profile": "best",
+    "fraction": 0.05,
+    "precision": "bf16",
+    "threads": 1,
+    "develop": True,
+}
+LEVERS = {
+    "head": "begin with a classifier of logistic regression on S's features",
+    "still": "hold all but the classifier still for the first fifth of the steps",
+    "probe": "soft targets from the teacher under such a classifier, as eq. 5 weighs those of S′",
+    "average": "predict with a slow average of S",
+    "linear": "such a classifier on S as it was recovered, and no training",
+    "teacher": "such a classifier on the whole teacher, and no student",
+}
+_BATCH, _VIEWS, _FOLDS = 64, 8, 5
+_STRENGTHS = [10.0**power for power in range(-5, 1)]
+_AVERAGE = 0.98
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    words = "\n".join(f"  {name:8} {text}" for name, text in LEVERS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nLevers:\n{words}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--samplings", type=int, default=5)
+    parser.add_argument("--lever", action="append", choices=LEVERS, default=[])
+    parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
+    options = parser.parse_args()
+    given = SETTINGS | {"data": options.data} | dict(word.split("=", 1) for word in options.settings)
+    materials = Materials()
+    print("| levers | sampling | accuracy | macro AUROC |\n|---|---|---|---|")
+    for sampling in range(options.samplings):
+        with limited_threads(int(given["threads"])), tempfile.TemporaryDirectory() as folder:
+            job = prepare(run_config(given | {"seed": sampling}, output=Path(folder)), SilentProgress(), materials)
+            metrics = attempt(job, Path(folder), options.lever)
+        figures = f"{metrics['accuracy']:.4f} | {metrics['auroc_macro']:.4f}"
+        print(f"| {'+'.join(options.lever) or 'none'} | {sampling} | {figures} |", flush=True)
+
+
+def attempt(job: Job, folder: Path, levers: Sequence[str]) -> dict[str, Any]:
+    """One run."""
+    keeper, student = open_keeper(job, SilentProgress()), job.twins.student
+    if "teacher" in levers:
+        job = replace(job, twins=Twins(student=probed(job, teacher_of(job)), auxiliary=None))
+        return measured(job)
+    regain(job, folder, keeper, SilentProgress())
+    if "linear" in levers or "head" in levers:
+        probed(job, student)
+    if "linear" in levers:
+        return measured(job)
+    if "probe" in levers:
+        guide = probed(job, teacher_of(job)).eval().requires_grad_(False)
+        job = replace(job, twins=Twins(student=student, auxiliary=guide, frozen=True))
+    average = copy.deepcopy(student).requires_grad_(False) if "average" in levers else None
+    num_steps = plan_steps(job.config.training, len(job.split.labelled)).num_steps
+    with watched(student, average=average, still_for=num_steps // 5 if "still" in levers else 0):
+        learn(job, folder, keeper, SilentProgress())
+    if average is not None:
+        student.load_state_dict(average.state_dict())
+    return measured(job)
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """Metrics of S on the images that were held out."""
+    return evaluate(predict_rows(job, job.split.test), seed=job.config.training.seed)
+
+
+@contextmanager
+def watched(student: Any, *, average: Any | None, still_for: int) -> Iterator[None]:
+    """While this lasts, an average follows the student, and at first its body is held still under its classifier."""
+    step = Optimiser.step
+    head = {id(parameter) for parameter in student.get_classifier().parameters()}
+
+    def observed(optimiser: Optimiser, loss: torch.Tensor) -> torch.Tensor | None:
+        num_steps = optimiser.num_steps
+        body = [parameter for parameter in student.parameters() if id(parameter) not in head]
+        before = [parameter.clone() for parameter in body] if num_steps < still_for else None
+        sound = step(optimiser, loss)
+        with torch.no_grad():
+            if before is not None:
+                torch._foreach_copy_(body, before)  # pyright: ignore[reportPrivateImportUsage]
+            if average is not None:
+                follow(average, student, min(_AVERAGE, (1 + num_steps) / (10 + num_steps)))
+        return sound
+
+    with patch.object(Optimiser, "step", observed):
+        yield
+
+
+def teacher_of(job: Job) -> Any:
+    """The whole teacher."""
+    assert job.teacher is not None
+    return open_teacher_at(job.teacher, job.origin.design.family, job.config.training.image_size).to(job.device)
+
+
+def probed(job: Job, network: Any) -> Any:
+    """The network with a classifier of logistic regression on eight views of the labelled images.
+
+    Its strength is chosen by cross-validation that keeps the views of an image together.
+    """
+    labels = class_indices(job.catalog, job.split.labelled).numpy()
+    groups = np.tile(np.arange(len(labels)), _VIEWS)
+    folds = StratifiedGroupKFold(min(_FOLDS, np.bincount(labels).min()), shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    grid = {"logisticregression__C": _STRENGTHS}
+    search = GridSearchCV(model, grid, cv=folds, scoring="neg_log_loss")
+    search.fit(features(job, network), np.tile(labels, _VIEWS), groups=groups)
+    scaler, logistic = search.best_estimator_[0], search.best_estimator_[1]
+    weights, biases = logistic.coef_ / scaler.scale_, logistic.intercept_
+    biases = biases - weights @ scaler.mean_
+    if len(weights) == 1:  # two classes: the logit of the second
+        weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+    network.reset_classifier(len(weights))
+    with torch.no_grad():
+        network.get_classifier().weight.copy_(torch.from_numpy(weights))
+        network.get_classifier().bias.copy_(torch.from_numpy(biases))
+    return network
+
+
+@torch.inference_mode()
+def features(job: Job, network: Any) -> np.ndarray:
+    """(views · N, D) float32 of the labelled images, what the classifier is given."""
+    rows, training = job.split.labelled, job.config.training
+    pixels = job.pixels.rows(rows).tensor()
+    normalise = Normalisation.on(job.device, job.origin.design.mean, job.origin.design.std)
+    network.eval()
+    found = []
+    for number in range(_VIEWS):
+        views = draw_views(training.seed, -number, len(rows), crop_scale=training.crop_scale, flip=training.flip)
+        for chosen in torch.arange(len(rows)).split(_BATCH):
+            batch = normalise(see(pixels[chosen], views[chosen]) if number else pixels[chosen])
+            found.append(network.forward_head(network.forward_features(batch.to(job.device)), pre_logits=True).cpu())
+    return torch.cat(found).numpy()
+
+
+if __name__ == "__main__":
+    main()
