@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can say: the gpu-marked tests, the rows of gpu_rows.py, as text and JSON, and
-# Tables 2-4 of the paper at its own size on one set.
+# What only a machine with a GPU can say: the gpu-marked tests, the rows of gpu_rows.py, as text and JSON, and on one
+# set accuracy by labels beyond the paper and Tables 2-4 of the paper, both at the paper's own size.
 #
 #   benchmarks/gpu.sh SELECTED DATA             SELECTED from `twinbud select`, DATA a folder of class folders
 #   benchmarks/gpu.sh --dry-run SELECTED DATA   the same stages, tiny, on the CPU (also: DEVICE=cpu)
@@ -52,13 +52,13 @@ stage() { # NAME SECONDS COMMAND...: its output to $OUT/NAME.txt, its status and
     tail -n 20 "$OUT/$name.txt"
 }
 
-paper_tables() {
-    local recipe=$OUT/tables-2-4.yaml fraction only=()
-    cp recipes/paper/tables-2-4.yaml "$recipe"
-    sed -i "s#teacher: dinov2-small#teacher: $TEACHER#" "$recipe"
+tables() { # RECIPE METHODS: its runs, fraction by fraction; on a CPU those of METHODS alone, tiny
+    local recipe fraction only=()
+    recipe=$OUT/$(basename "$1")
+    sed "s#teacher: dinov2-small#teacher: $TEACHER#" "$1" >"$recipe"
     if [ "$DEVICE" = cpu ]; then
-        sed -i 's#^settings: {#settings: {image_size: 56, epochs: 1, #' "$recipe"
-        only=(--only method=dual,selection --only sampling=0)
+        sed -i 's#^settings: .*#settings: {image_size: 56, epochs: 1, min_steps: 0, threads: 1, precision: bf16}#' "$recipe"
+        only=(--only "method=$2" --only sampling=0)
     fi
     for fraction in ${FRACTIONS//,/ }; do
         "$PYTHON" -m twinbud study "$recipe" --data "brain-mri=$DATA" --runs "$OUT/runs" --only data=brain-mri \
@@ -73,7 +73,7 @@ environment() {
     nvidia-smi 2>/dev/null || echo "no nvidia-smi"
     "$PYTHON" -c 'import sys, timm, torch; print(sys.version); print("torch", torch.__version__, torch.version.cuda, "timm", timm.__version__); print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no CUDA device")'
 }
-export -f environment paper_tables
+export -f environment tables
 export PYTHON OUT DATA DEVICE TEACHER FRACTIONS
 
 : >"$OUT/stages.txt"
@@ -82,9 +82,10 @@ stage environment 120 bash -c environment
 stage tests 300 "$PYTHON" -m pytest -m gpu -p no:cacheprovider
 stage rows 900 "$PYTHON" benchmarks/gpu_rows.py "$SELECTED" "$DATA" "${rows[@]}"
 if [ -n "$TEACHER" ]; then
-    stage tables 1500 bash -c paper_tables
+    stage beyond 900 bash -c 'tables recipes/beyond/full-size.yaml best,selection'
+    stage tables 900 bash -c 'tables recipes/paper/tables-2-4.yaml dual,selection'
 else
-    echo "no TEACHER: the paper's tables are left out"
+    echo "no TEACHER: the tables are left out"
 fi
 
 printf '\n%s stage(s) failed; everything is in %s\n' "$failures" "$OUT"

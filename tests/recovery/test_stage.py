@@ -256,5 +256,7 @@ def test_least_squares_looks_at_no_more_positions_than_it_has_room_for(
     monkeypatch.setattr(stage, "reconstruct", spy)
     for images_that_fit in (1000, 25, 7, 1):
         monkeypatch.setattr(stage, "_MOST_NUMBERS", 17 * 32 * images_that_fit)  # 4 × 4 patches and a class token
-        recovered(teacher, recover_epochs=0, recover_views=9)
+        _, found = recovered(teacher, recover_epochs=0, recover_views=9)
+        assert [student.num_views for student in found.values()] == seen[-2:]
     assert seen == [90, 90, 24, 24, 7, 7, 5, 5]
+    assert found["main"].to_json()["views"] == 5

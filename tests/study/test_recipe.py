@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from studies import recipe_content, save_recipe
+from twinbud.config import PROFILES
 from twinbud.errors import TwinbudError
+from twinbud.settings import read_setting
 from twinbud.study.grid import plan_cells, read_choices
 from twinbud.study.recipe import Recipe, read_recipe
 
@@ -44,6 +46,14 @@ def test_every_recipe_beyond_the_paper_is_one_in_all_of_its_methods(path: Path) 
     assert {cell.coordinates["method"] for cell in cells} >= set(recipe.methods)
     assert recipe.baseline
     assert f"recipes/beyond/{path.name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
+def test_best_is_the_profile_of_that_name(path: Path) -> None:
+    recipe = read_recipe(path)
+    ours = {name: value for name, value in PROFILES["best"].items() if PROFILES["quick"].get(name) != value}
+    assert recipe.profile == "quick"
+    assert {name: read_setting(name, value) for name, value in recipe.methods["best"].items()} == ours
 
 
 @pytest.mark.parametrize("path", [*PAPER, *BEYOND], ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ Shape legend: B batch, C channels, S image side, L positions, D channels of a re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -73,8 +73,7 @@ class RecoveryStep:
     Args:
         counterparts: The student, which is changed, and its frozen teacher.
         matching: The loss.
-        fits: (layers, 3) float64, what least squares did before, to be kept with the rest; empty if it did nothing.
-        fit_seconds: How long that took.
+        refit: What least squares did before, as tensors by name, to be kept with the rest.
         weight_decay: AdamW's.
         clip_norm: Largest gradient norm, or None.
         bf16: Whether the networks compute in bf16 autocast.
@@ -86,15 +85,13 @@ class RecoveryStep:
         counterparts: Counterparts,
         matching: Matching,
         *,
-        fits: torch.Tensor,
-        fit_seconds: float = 0.0,
+        refit: Mapping[str, torch.Tensor],
         weight_decay: float,
         clip_norm: float | None,
         bf16: bool,
         steps_per_epoch: int,
     ) -> None:
-        self.counterparts, self.matching, self.bf16 = counterparts, matching, bf16
-        self.fits, self.fit_seconds = fits, torch.tensor(fit_seconds, dtype=torch.float64)
+        self.counterparts, self.matching, self.refit, self.bf16 = counterparts, matching, refit, bf16
         networks: dict[str, nn.Module] = {"student": counterparts.student}
         if matching.map is not None:
             networks["map"] = matching.map
@@ -136,11 +133,11 @@ class RecoveryStep:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Optimiser.tensors``."""
-        return self.optimiser.tensors() | {"fits": self.fits, "fit_seconds": self.fit_seconds}
+        return {**self.optimiser.tensors(), **self.refit}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """See ``Optimiser.restore``."""
-        self.fits, self.fit_seconds = tensors["fits"], tensors["fit_seconds"]
+        self.refit = {name: tensors[name] for name in self.refit}
         self.optimiser.restore(tensors, num_steps)
 
     def check(self) -> None:

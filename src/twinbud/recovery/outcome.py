@@ -18,11 +18,13 @@ class Recovered:
     """What recovery did for S or S′.
 
     Attributes:
+        num_views: How many views least squares looked at, which is fewer than asked where memory is short.
         fits: Of each layer that least squares fitted; empty where that was left out.
         history: The epochs that followed, without test passes.
         seconds: Wall time of both.
     """
 
+    num_views: int = 0
     fits: Sequence[Fit] = ()
     history: History
     seconds: float
@@ -30,7 +32,8 @@ class Recovered:
     def to_json(self) -> dict[str, Any]:
         """As ``recovery.json`` holds it."""
         epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
-        return {"layers": [asdict(fit) for fit in self.fits], "epochs": epochs, "seconds": self.seconds}
+        layers = [asdict(fit) for fit in self.fits]
+        return {"views": self.num_views, "layers": layers, "epochs": epochs, "seconds": self.seconds}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,12 @@ _MOST_NUMBERS = 2**25
 """How many numbers the teacher's first residual stream may have of all images that least squares looks at; with all
 that is held beside it, they take about five times as much memory as in float32."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
+_NO_REFIT = {
+    "fits": torch.zeros(0, 3, dtype=torch.float64),
+    "fit_views": torch.tensor(0),
+    "fit_seconds": torch.tensor(0.0, dtype=torch.float64),
+}
+"""What is kept of least squares that was left out: of each layer what its ``Fit`` says, the views, the seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +188,8 @@ class _Stage:
             counterparts = self.lender.beside(self.student, self.twin)
             networks = (self.student, counterparts.teacher)
             stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
-            fits, start = torch.zeros(0, 3, dtype=torch.float64), time.perf_counter()
-            if self.config.recover_refit == "on" and found is None:
-                fits = self._reconstruct(counterparts)
-            step = self._step(counterparts, fits, time.perf_counter() - start)
+            is_refitted = self.config.recover_refit == "on" and found is None
+            step = self._step(counterparts, self._reconstruct(counterparts) if is_refitted else _NO_REFIT)
             if found is None:
                 self.keeper.save(Checkpoint(position=START, tensors=step.tensors()))
             records = self._match(step) if self.config.num_epochs else ()
@@ -201,6 +205,7 @@ class _Stage:
         ]
         seconds = sum(record.seconds for record in records)
         return Recovered(
+            num_views=int(tensors["fit_views"]),
             fits=tuple(Fit(name, *row) for name, row in zip(names, tensors["fits"].tolist(), strict=False)),
             history=History(
                 epochs=records,
@@ -212,9 +217,16 @@ class _Stage:
         )
 
     @torch.no_grad()
-    def _reconstruct(self, counterparts: Counterparts) -> torch.Tensor:
-        """(layers, 3) float64: what each layer's ``Fit`` says."""
-        family = counterparts.family
+    def _reconstruct(self, counterparts: Counterparts) -> dict[str, torch.Tensor]:
+        """Least squares, and what is kept of it: see ``_NO_REFIT``."""
+        start, family = time.perf_counter(), counterparts.family
+        lessons = list(self._lessons(counterparts))
+        num_views = sum(len(lesson.images_BCSS) for lesson in lessons)
+        asked = self.config.recover_views * len(self.images)
+        if num_views < asked:
+            self.progress.note(
+                f"least squares looks at {num_views:,} of {asked:,} views: more would not fit in the memory it may take"
+            )
         num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
         with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
 
@@ -223,8 +235,12 @@ class _Stage:
                 if self.keeper.stopping:
                     raise Stopped("stopped during least squares; the same command with --resume begins them again")
 
-            fits = reconstruct(counterparts, list(self._lessons(counterparts)), bf16=self.bf16, on_layer=fitted)
-        return torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64)
+            fits = reconstruct(counterparts, lessons, bf16=self.bf16, on_layer=fitted)
+        return {
+            "fits": torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64),
+            "fit_views": torch.tensor(num_views),
+            "fit_seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
+        }
 
     def _lessons(self, counterparts: Counterparts) -> Iterator[Lesson]:
         """The images as they are, then as they are augmented, while there is room; every fifth batch is held out."""
@@ -244,13 +260,12 @@ class _Stage:
                 batch = normalise(see(pixels, views[rows].to(images.device)) if view else pixels)
                 yield Lesson(batch, is_held_out=number % _FOLDS == 0)
 
-    def _step(self, counterparts: Counterparts, fits: torch.Tensor, fit_seconds: float) -> RecoveryStep:
+    def _step(self, counterparts: Counterparts, refit: Mapping[str, torch.Tensor]) -> RecoveryStep:
         self.student.requires_grad_(True)
         return RecoveryStep(
             counterparts,
             Matching(counterparts, target=self.config.recover_target, blocks=self.config.recover_blocks),
-            fits=fits,
-            fit_seconds=fit_seconds,
+            refit=refit,
             weight_decay=self.pace.weight_decay,
             clip_norm=self.pace.clip_norm,
             bf16=self.bf16,
