@@ -12,6 +12,9 @@ from pathlib import Path
 
 from builders import save_images, save_vit_teacher
 
+RECOVERING = ("--recover", "labelled", "--recover-epochs", "8", "--recover-batch-size", "4")
+"""What makes the small run recover S and S′ from its teacher before it trains them."""
+
 Moment = Callable[[Path, subprocess.Popen[bytes], random.Random], None]
 """Waits, in a run's folder and beside its process, for the time to kill it."""
 

@@ -41,19 +41,23 @@ def soak_decoding(count: int) -> list[str]:
 
 
 def soak_resuming(count: int) -> list[str]:
-    """Killed runs: each ends bit for bit like the run that was left alone."""
+    """Killed runs, every other one with a recovery: each ends bit for bit like the run that was left alone."""
     # here and not above: the decoder's processes import this file, and torch would count as their memory
-    from killing import MOMENTS, finish, has_finished, kill_once, results, small_run
+    from killing import MOMENTS, RECOVERING, finish, has_finished, kill_once, results, small_run
 
     start = time.perf_counter()
     generator = random.Random(0)
     kills: Counter[str] = Counter()
     same: list[bool] = []
     with tempfile.TemporaryDirectory() as folder:
-        command = [*small_run(Path(folder)), "--evaluate-every", "1"]
-        finish(command, Path(folder) / "whole")
-        expected = results(Path(folder) / "whole")
+        plain = [*small_run(Path(folder)), "--evaluate-every", "1"]
+        commands = (plain, [*plain, *RECOVERING])
+        expected = []
+        for number, command in enumerate(commands):
+            finish(command, Path(folder) / f"whole-{number}")
+            expected.append(results(Path(folder) / f"whole-{number}"))
         while kills.total() < count:
+            command = commands[len(same) % 2]
             run = Path(folder) / f"killed-{len(same)}"
             for _ in range(min(KILLS_PER_RUN, count - kills.total())):
                 moment = generator.choice(MOMENTS)
@@ -62,7 +66,7 @@ def soak_resuming(count: int) -> list[str]:
                     break
             if not has_finished(run):
                 finish([*command, "--resume"], run)
-            same.append(results(run) == expected)
+            same.append(results(run) == expected[len(same) % 2])
             print(
                 f"  run {len(same)}: {kills.total()} kills so far, {'identical' if same[-1] else 'different'}",
                 flush=True,

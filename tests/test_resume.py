@@ -12,7 +12,7 @@ import torch
 
 from builders import save_vit_teacher
 from command import SMALL, refusal, twinbud
-from killing import at_random, finish, has_finished, inside_a_save, kill_once, results, small_run, wait_for
+from killing import RECOVERING, at_random, finish, has_finished, inside_a_save, kill_once, results, small_run, wait_for
 from twinbud import pipeline
 from twinbud.training import precision
 
@@ -24,8 +24,12 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return small_run(tmp_path_factory.mktemp("resume"))
 
 
-def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [(), RECOVERING], ids=["trained", "recovered"])
+def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
+    settings: tuple[str, ...], command: list[str], tmp_path: Path
+) -> None:
     """SIGKILL at six moments, one of them inside a save, checkpoints at every epoch; ``make soak`` kills 60 times."""
+    command = [*command, *settings]
     finish(command, tmp_path / "whole")
     generator = random.Random(0)
     killed = 0
