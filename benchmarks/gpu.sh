@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a machine with a GPU can say: the gpu-marked tests, the rows of gpu_rows.py, as text and JSON, and on one
-# set accuracy by labels beyond the paper and Tables 2-4 of the paper, both at the paper's own size.
+# set accuracy by labels beyond the paper and Tables 2-4 of the paper, both at the paper's size and epochs.
 #
 #   benchmarks/gpu.sh SELECTED DATA             SELECTED from `twinbud select`, DATA a folder of class folders
 #   benchmarks/gpu.sh --dry-run SELECTED DATA   the same stages, tiny, on the CPU (also: DEVICE=cpu)

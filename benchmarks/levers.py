@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
 }
 LEVERS = {
     "head": "begin with a classifier of logistic regression on S's features",
-    "still": "hold all but the classifier still for the first fifth of the steps",
+    "still": "hold all but the classifier still for the first fifth of the steps (AdamW's moments go on)",
     "probe": "soft targets from the teacher under such a classifier, as eq. 5 weighs those of S′",
     "average": "predict with a slow average of S",
     "linear": "such a classifier on S as it was recovered, and no training",
@@ -72,6 +72,10 @@ def main() -> None:
     parser.add_argument("--lever", action="append", choices=LEVERS, default=[])
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     options = parser.parse_args()
+    if len(options.lever) > 1 and {"linear", "teacher"} & set(options.lever):
+        parser.error("linear and teacher train nothing, and go with no other lever")
+    if wrong := [word for word in options.settings if "=" not in word]:
+        parser.error(f"expected SETTING=VALUE, got {wrong[0]}")
     given = SETTINGS | {"data": options.data} | dict(word.split("=", 1) for word in options.settings)
     materials = Materials()
     print("| levers | sampling | accuracy | macro AUROC |\n|---|---|---|---|")
@@ -157,6 +161,7 @@ def probed(job: Job, network: Any) -> Any:
     if len(weights) == 1:  # two classes: the logit of the second
         weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
     network.reset_classifier(len(weights))
+    network.to(job.device)
     with torch.no_grad():
         network.get_classifier().weight.copy_(torch.from_numpy(weights))
         network.get_classifier().bias.copy_(torch.from_numpy(biases))

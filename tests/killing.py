@@ -38,12 +38,15 @@ def finish(command: list[str], output: Path) -> subprocess.CompletedProcess[str]
 
 
 def results(run: Path) -> list[bytes]:
-    """What must be bit-identical: the model, the predictions, and the history but for its seconds."""
+    """What must be bit-identical: the model, the predictions, history and recovery but for their seconds."""
+    recovery = run / "recovery.json"
+    recovered = recovery.read_text().splitlines() if recovery.exists() else []
     history = [line.split(b",")[:7] for line in (run / "history.csv").read_bytes().splitlines()]
     return [
         (run / "model" / "model.safetensors").read_bytes(),
         (run / "predictions.csv").read_bytes(),
         b"\n".join(b",".join(cells) for cells in history),
+        "\n".join(line for line in recovered if '"seconds"' not in line).encode(),
     ]
 
 
@@ -62,15 +65,15 @@ def at_random(run: Path, process: subprocess.Popen[bytes], generator: random.Ran
 def inside_a_save(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
     """While a checkpoint is being written aside."""
     del generator
-    while not list((run / "checkpoints").glob(".step-*.draft")) and process.poll() is None:
+    while not list((run / "checkpoints").rglob(".step-*.draft")) and process.poll() is None:
         pass
 
 
 def at_an_epochs_end(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
     """When a checkpoint of an epoch has just got its name."""
     del generator
-    before = set((run / "checkpoints").glob("step-*"))
-    while set((run / "checkpoints").glob("step-*")) <= before and process.poll() is None:
+    before = set((run / "checkpoints").rglob("step-*"))
+    while set((run / "checkpoints").rglob("step-*")) <= before and process.poll() is None:
         pass
 
 

@@ -91,6 +91,7 @@ def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
     assert all(layer.keys() == {"layer", "before", "after", "ridge"} for layer in content["main"]["layers"])
     metrics = metrics_of(run)
     assert (metrics["recover_num_images"], metrics["recover_num_passes"]) == (24, 48)
+    assert (metrics["recover_num_views"], metrics["recover_num_views_asked"]) == (24, 24)
     assert metrics["recover_seconds"] > 0
     assert metrics["num_steps"] == metrics_of(plain)["num_steps"] + 2 * 3
     assert metrics["num_passes"] == metrics_of(plain)["num_passes"] + 48

@@ -188,7 +188,7 @@ class RecoveryConfig(_Settings):
         "none", "Images it sees: none (no recovery), the labelled ones, or all of the training part without labels."
     )
     recover_refit: Refit = _doc("on", "Fit each layer to the teacher by least squares first.")
-    recover_views: int = _doc(1, "Views of each image that least squares sees.")
+    recover_views: int = _doc(1, "Views of each image that least squares sees, as far as they fit in memory.")
     recover_epochs: int = _doc(0, "Passes over the images to match the teacher's final tokens; 0: none.")
     recover_batch_size: int = _doc(64, "Images a step.")
     recover_learning_rate: float = _doc(5e-4, "Peak, at batch 32; scaled linearly with the batch size.")

@@ -15,6 +15,7 @@ import pytest
 from studies import make_up_records, recipe_content, save_recipe
 from twinbud.errors import TwinbudError
 from twinbud.study import identity, write
+from twinbud.study.protocols import protocols
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.records import RunsFolder
 from twinbud.study.statistics import paired_difference, spread
@@ -215,6 +216,7 @@ def test_a_figure_is_a_file_that_stands_alone(tmp_path: Path) -> None:
     style = root.find("{http://www.w3.org/2000/svg}style")
     assert style is not None
     assert "prefers-color-scheme:dark" in (style.text or "")
+    assert "sans-serif" in (style.text or "")
 
 
 def test_architectures_are_the_papers(tmp_path: Path) -> None:
@@ -328,10 +330,15 @@ def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path
     (section,) = tables_of(tmp_path / "other", recipe, accuracy={"selection": 0.7, "more": 0.8}).sections
     assert section.protocols == (
         "All: measured on a fifth of the training part, while settings were chosen; the test part stays closed",
-        "more: another protocol: saw the whole training part, without its labels",
+        "more: another protocol: the whole training part may be seen, without its labels",
     )
+    for run in section.rows[1].runs.values():
+        assert run.record is not None
+        run.record["cost"] |= {"recover_num_views": 30, "recover_num_views_asked": 120}
+    (*_, last) = protocols(list(section.rows[1].runs.values()))
+    assert last == "more: least squares had room for 25% of the views that it was to look at, or for more"
     write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
-    assert "more: another protocol: saw" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
+    assert "more: another protocol: the whole" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
 
 
 def recipe_in(folder: Path, **changes: Any) -> Recipe:

@@ -42,13 +42,20 @@ class Recovery:
 
     Attributes:
         students: For S ("main") and, where it has a start of its own, S′ ("auxiliary").
-        num_images: How many images it saw.
+        num_images: How many different images it saw.
+        num_views_asked: How many views of them least squares was to look at.
         peak_memory_mib: Of the process or the GPU, where it was measured.
     """
 
     students: Mapping[Twin, Recovered]
     num_images: int
+    num_views_asked: int = 0
     peak_memory_mib: float = 0.0
+
+    @property
+    def num_views(self) -> int:
+        """How many views least squares looked at, for S and S′ alike."""
+        return max(student.num_views for student in self.students.values())
 
     @property
     def num_steps(self) -> int:
@@ -70,5 +77,7 @@ class Recovery:
         return {twin: student.to_json() for twin, student in self.students.items()}
 
 
-RECOVERY_COST = ("num_images", "num_steps", "num_passes", "seconds", "peak_memory_mib")
+RECOVERY_COST = (
+    "num_images", "num_views", "num_views_asked", "num_steps", "num_passes", "seconds", "peak_memory_mib",
+)  # fmt: skip
 """What ``metrics.json`` says of a recovery, each behind ``recover_``."""

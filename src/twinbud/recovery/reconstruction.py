@@ -28,8 +28,8 @@ from twinbud.models.families.base import LinearMap, TimmModel
 from twinbud.recovery.counterparts import BlockPair, Counterparts, through
 
 RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(2, -9, -1))
-"""How strongly a fit may be held to the weights before, in shares of the mean square of the layer's inputs; of equals
-the strongest is taken."""
+"""How strongly a fit may be held to the weights before, in shares of the mean squared length of an input over all
+rows; of equals the strongest is taken."""
 
 
 class Lesson(NamedTuple):
@@ -46,7 +46,7 @@ class Lesson(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a layer's outputs agree with the teacher's on held-out images.
+    """How well a layer's outputs agree with the teacher's on views held out of its own fit; earlier layers saw them.
 
     Attributes:
         layer: Its name.
@@ -222,7 +222,7 @@ class NormalEquations:
     def solve(self, start_IO: torch.Tensor, ridge: float) -> torch.Tensor:
         """The (I, O) float64 weights of least squared error plus ridge times their squared distance from ``start_IO``.
 
-        ``ridge`` is in units of the inputs' mean square.
+        ``ridge`` is in units of the inputs' mean squared length over all rows.
         """
         strength = ridge * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny
         damped = self.gram + strength * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)

@@ -232,7 +232,9 @@ def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -
 def standing_alone(svg: str) -> str:
     """The same figure as a file: ink and font no longer come from a page, but suit a light and a dark one."""
     ink = "svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}"
+    font = "svg text{font-family:'DejaVu Sans',Verdana,system-ui,sans-serif!important}"
     head, body = svg.split(">", 1)
-    _, _, width, height = re.search(r'viewBox="([^"]*)"', head)[1].split()  # in points
-    pixels = f'width="{float(width) / 72 * PIXELS_PER_INCH:.0f}" height="{float(height) / 72 * PIXELS_PER_INCH:.0f}"'
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head} {pixels}><style>{ink}</style>{body}\n'
+    box = head[head.index('viewBox="') :].split('"')[1].split()
+    width, height = (float(points) / 72 * PIXELS_PER_INCH for points in box[2:])
+    head = f'{head} width="{width:.0f}" height="{height:.0f}"'
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{ink}{font}</style>{body}\n'

@@ -104,10 +104,11 @@ def _recovery(job: Job, metrics: dict[str, Any]) -> str:
     config = job.config.recovery
     if config.recover == "none":
         return "–"
-    which = "the labelled images" if config.recover == "labelled" else "the whole training part, without labels"
+    which = "labelled images" if config.recover == "labelled" else "images of the training part, without labels"
     ways = ["least squares"] if config.recover_refit == "on" else []
     ways += [f"{config.recover_epochs} epochs of the teacher's tokens"] if config.recover_epochs else []
-    return f"on {which}: {', '.join(ways) or 'nothing'}; {metrics['recover_seconds']:.0f} s"
+    number, seconds = metrics["recover_num_images"], metrics["recover_seconds"]
+    return f"on {number:,} {which}: {', '.join(ways) or 'nothing'}; {seconds:.0f} s"
 
 
 def _num_training_steps(metrics: dict[str, Any]) -> int:

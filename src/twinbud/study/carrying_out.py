@@ -28,6 +28,7 @@ _COST = (
     "num_train", "num_steps", "num_passes", "epochs", "train_seconds", "images_per_second", "peak_memory_mib",
     "memory_before_training_mib",
 )  # fmt: skip
+_RECOVERY = ("recover_num_images", "recover_num_views", "recover_num_views_asked", "recover_seconds")
 _MODEL = "model"
 
 
@@ -123,6 +124,6 @@ def make_record(run: PlannedRun, metrics: Mapping[str, Any], environment: Mappin
         "settings": {name: value for name, value in run.settings.items() if name != "data"},
         "classes": list(metrics["per_class"]),
         "metrics": {name: metrics[name] for name in _MEASURES},
-        "cost": {name: metrics[name] for name in _COST},
+        "cost": {name: metrics[name] for name in _COST} | {n: metrics[n] for n in _RECOVERY if n in metrics},
         "environment": dict(environment),
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinbud.study.tables import Asked
@@ -16,15 +16,32 @@ def protocols(asked: Sequence[Asked]) -> tuple[str, ...]:
         "measured on a fifth of the training part, while settings were chosen; the test part stays closed": [
             run for run, settings in done if settings.get("develop")
         ],
-        "another protocol: saw the whole training part, without its labels": [
+        "another protocol: the whole training part may be seen, without its labels": [
             run for run, settings in done if settings.get("recover") == "unlabelled"
         ],
     }
-    return tuple(
-        f"{'All' if len(runs) == len(done) else ', '.join(dict.fromkeys(map(_words, runs)))}: {text}"
+    return (*_told(found, len(done)), *_short_of_room(done))
+
+
+def _told(found: Mapping[str, Sequence[Asked]], num_done: int) -> Iterator[str]:
+    return (
+        f"{'All' if len(runs) == num_done else ', '.join(dict.fromkeys(map(_words, runs)))}: {text}"
         for text, runs in found.items()
         if runs
     )
+
+
+def _short_of_room(asked: Sequence[tuple[Asked, Mapping[str, Any]]]) -> Iterator[str]:
+    """Of recoveries whose least squares looked at fewer views than they were asked to."""
+    shares: dict[str, float] = {}
+    for run, _ in asked:
+        assert run.record is not None
+        cost = run.record["cost"]
+        if cost.get("recover_num_views_asked", 0) > cost.get("recover_num_views", 0):
+            share = cost["recover_num_views"] / cost["recover_num_views_asked"]
+            shares[_words(run)] = min(share, shares.get(_words(run), 1.0))
+    for words, share in shares.items():
+        yield f"{words}: least squares had room for {share:.0%} of the views that it was to look at, or for more"
 
 
 def _words(run: Asked) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -61,6 +62,9 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
     write_text(paths["csv"], _csv(rows))
     write_json(paths["json"], content)
     write_text(paths["html"], page)
+    for path in folder.glob(f"{glob.escape(recipe.name)}.[0-9]*.*.svg"):
+        if path not in drawings:  # of a recipe that was another one
+            path.unlink()
     for path, svg in drawings.items():
         write_text(path, standing_alone(svg))
     return [*paths.values(), *drawings]
