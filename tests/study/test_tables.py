@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -332,10 +333,12 @@ def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path
         "All: measured on a fifth of the training part, while settings were chosen; the test part stays closed",
         "more: another protocol: the whole training part may be seen, without its labels",
     )
+    short = []
     for run in section.rows[1].runs.values():
         assert run.record is not None
-        run.record["cost"] |= {"recover_num_views": 30, "recover_num_views_asked": 120}
-    (*_, last) = protocols(list(section.rows[1].runs.values()))
+        cost = {**run.record["cost"], "recover_num_views": 30, "recover_num_views_asked": 120}
+        short.append(replace(run, record={**run.record, "cost": cost}))
+    *_, last = protocols(short)
     assert last == "more: least squares had room for 25% of the views that it was to look at, or for more"
     write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
     assert "more: another protocol: the whole" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
