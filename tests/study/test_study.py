@@ -293,6 +293,7 @@ def test_tables_are_made_by_the_command_that_a_study_ends_with(small: Small) -> 
     command = answer.out.splitlines()[-1].removeprefix("next: twinbud ")
     made = twinbud(*command.split())
     assert made.code == 0, made.err
+    figures = [f"1.{name}.svg" for name in ("confusion-1", "time-and-memory")]
     assert made.out.splitlines() == [
-        f"written: {small.runs}/tables/small.{kind}" for kind in ("md", "csv", "json", "html")
+        f"written: {small.runs}/tables/small.{kind}" for kind in ("md", "csv", "json", "html", *figures)
     ]
