@@ -339,7 +339,7 @@ def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path
         cost = {**run.record["cost"], "recover_num_views": 30, "recover_num_views_asked": 120}
         short.append(replace(run, record={**run.record, "cost": cost}))
     *_, last = protocols(short)
-    assert last == "more: least squares had room for 25% of the views that it was to look at, or for more"
+    assert last == "more: least squares had room for as few as 25% of the views that it was to look at"
     write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
     assert "more: another protocol: the whole" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
 

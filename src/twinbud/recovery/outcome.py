@@ -55,7 +55,7 @@ class Recovery:
     @property
     def num_views(self) -> int:
         """How many views least squares looked at, for S and S′ alike."""
-        return max(student.num_views for student in self.students.values())
+        return self.students["main"].num_views
 
     @property
     def num_steps(self) -> int:

@@ -118,10 +118,9 @@ def recover(
         found[twin] = stage.run()
     if twins.auxiliary is not None and twins.is_copy:
         twins.auxiliary.load_state_dict(twins.student.state_dict())
-    num_views = min(student.num_views for student in found.values())
     return Recovery(
         students=found,
-        num_images=len(images) if config.num_epochs else min(num_views, len(images)),
+        num_images=len(images) if config.num_epochs else min(found["main"].num_views, len(images)),
         num_views_asked=config.recover_views * len(images) if config.recover_refit == "on" else 0,
     )
 

@@ -41,7 +41,7 @@ def _short_of_room(asked: Sequence[tuple[Asked, Mapping[str, Any]]]) -> Iterator
             share = cost["recover_num_views"] / cost["recover_num_views_asked"]
             shares[_words(run)] = min(share, shares.get(_words(run), 1.0))
     for words, share in shares.items():
-        yield f"{words}: least squares had room for {share:.0%} of the views that it was to look at, or for more"
+        yield f"{words}: least squares had room for as few as {share:.0%} of the views that it was to look at"
 
 
 def _words(run: Asked) -> str:
