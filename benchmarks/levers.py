@@ -150,7 +150,10 @@ def probed(job: Job, network: Any) -> Any:
     """
     labels = class_indices(job.catalog, job.split.labelled).numpy()
     groups = np.tile(np.arange(len(labels)), _VIEWS)
-    folds = StratifiedGroupKFold(min(_FOLDS, np.bincount(labels).min()), shuffle=True, random_state=0)
+    fewest = int(np.bincount(labels).min())
+    if fewest < 2:
+        raise SystemExit(f"expected two labelled images of every class to choose a strength by, got {fewest}")
+    folds = StratifiedGroupKFold(min(_FOLDS, fewest), shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     grid = {"logisticregression__C": _STRENGTHS}
     search = GridSearchCV(model, grid, cv=folds, scoring="neg_log_loss")

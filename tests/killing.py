@@ -83,7 +83,20 @@ def during_evaluation(run: Path, process: subprocess.Popen[bytes], generator: ra
     time.sleep(generator.uniform(0, 0.02))
 
 
-MOMENTS: tuple[Moment, ...] = (at_random, inside_a_save, at_an_epochs_end, during_evaluation)
+def at_its_first_checkpoint(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
+    """As soon as it has one: one of recovery, in a run that recovers."""
+    del generator
+    while not list((run / "checkpoints").rglob("step-*")) and process.poll() is None:
+        pass
+
+
+MOMENTS: tuple[Moment, ...] = (
+    at_random,
+    at_its_first_checkpoint,
+    inside_a_save,
+    at_an_epochs_end,
+    during_evaluation,
+)
 
 
 def kill_once(command: list[str], run: Path, moment: Moment, generator: random.Random) -> bool:
@@ -97,6 +110,12 @@ def kill_once(command: list[str], run: Path, moment: Moment, generator: random.R
     moment(run, process, generator)
     process.kill()
     return process.wait() == -signal.SIGKILL
+
+
+def is_recovering(run: Path) -> bool:
+    """Whether the run has checkpoints of recovery and none of training yet."""
+    checkpoints = run / "checkpoints"
+    return any(checkpoints.glob("recovery-*/step-*")) and not any(checkpoints.glob("step-*"))
 
 
 def has_finished(run: Path) -> bool:

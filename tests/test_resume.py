@@ -12,7 +12,19 @@ import torch
 
 from builders import save_vit_teacher
 from command import SMALL, refusal, twinbud
-from killing import RECOVERING, at_random, finish, has_finished, inside_a_save, kill_once, results, small_run, wait_for
+from killing import (
+    RECOVERING,
+    at_its_first_checkpoint,
+    at_random,
+    finish,
+    has_finished,
+    inside_a_save,
+    is_recovering,
+    kill_once,
+    results,
+    small_run,
+    wait_for,
+)
 from twinbud import pipeline
 from twinbud.training import precision
 
@@ -33,6 +45,9 @@ def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
     finish(command, tmp_path / "whole")
     generator = random.Random(0)
     killed = 0
+    if settings == RECOVERING:
+        killed += kill_once(command, tmp_path / "killed", at_its_first_checkpoint, generator)
+        assert is_recovering(tmp_path / "killed")
     for moment in MOMENTS:
         killed += kill_once(command, tmp_path / "killed", moment, generator)
         if has_finished(tmp_path / "killed"):

@@ -188,7 +188,8 @@ class RecoveryConfig(_Settings):
         "none", "Images it sees: none (no recovery), the labelled ones, or all of the training part without labels."
     )
     recover_refit: Refit = _doc("on", "Fit each layer to the teacher by least squares first.")
-    recover_views: int = _doc(1, "Views of each image that least squares sees, as far as they fit in memory.")
+    recover_views: int = _doc(1, "Views of each image that least squares sees, as far as --recover-memory allows.")
+    recover_memory: float = _doc(0.625, "GiB that least squares may take, about, for its views; five fit in any.")
     recover_epochs: int = _doc(0, "Passes over the images to match the teacher's final tokens; 0: none.")
     recover_batch_size: int = _doc(64, "Images a step.")
     recover_learning_rate: float = _doc(5e-4, "Peak, at batch 32; scaled linearly with the batch size.")
@@ -206,6 +207,8 @@ class RecoveryConfig(_Settings):
         _require(self.recover_epochs >= 0, "recover_epochs", "a whole number of at least 0", self.recover_epochs)
         for name in ("recover_batch_size", "recover_views"):
             _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
+        memory = self.recover_memory
+        _require(memory > 0, "recover_memory", "a number of GiB above 0", memory)
         idle = self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0
         _require(not idle, "recover_epochs", "at least 1 with --recover-refit off, or nothing is recovered", 0)
         rate = self.recover_learning_rate

@@ -255,8 +255,8 @@ def test_least_squares_looks_at_no_more_positions_than_it_has_room_for(
 
     monkeypatch.setattr(stage, "reconstruct", spy)
     for images_that_fit in (1000, 25, 7, 1):
-        monkeypatch.setattr(stage, "_MOST_NUMBERS", 17 * 32 * images_that_fit)  # 4 × 4 patches and a class token
-        _, found = recovered(teacher, recover_epochs=0, recover_views=9)
+        memory = 20 * 17 * 32 * images_that_fit / 2**30  # 4 × 4 patches and a class token of 32 channels
+        _, found = recovered(teacher, recover_epochs=0, recover_views=9, recover_memory=memory)
         assert [student.num_views for student in found.values()] == seen[-2:]
     assert seen == [90, 90, 24, 24, 7, 7, 5, 5]
     assert found["main"].to_json()["views"] == 5

@@ -108,11 +108,31 @@ def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     assert {TRAINING_VERSION: checksum} == {1: "2654c1d7059daf86"}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"recover_epochs": 7}, {"recover_refit": "off", "recover_epochs": 1}, {"recover_target": "own"}]
-)
-def test_settings_of_recovery_count_where_something_is_recovered(changes: dict[str, Any]) -> None:
+LEAST_SQUARES = [{"recover_views": 4}, {"recover_memory": 2.0}]
+MATCHING = [
+    {"recover_target": "own"},
+    {"recover_blocks": True},
+    {"recover_batch_size": 8},
+    {"recover_learning_rate": 1e-4},
+]
+
+
+@pytest.mark.parametrize("changes", [{"recover_epochs": 7}, {"recover_refit": "off", "recover_epochs": 1}], ids=str)
+def test_the_steps_of_recovery_count_where_something_is_recovered(changes: dict[str, Any]) -> None:
     assert identity(recover="labelled", **changes) != identity(recover="labelled")
+
+
+@pytest.mark.parametrize("changes", LEAST_SQUARES + MATCHING, ids=str)
+def test_settings_of_a_step_of_recovery_count_where_it_is_taken(changes: dict[str, Any]) -> None:
+    both: dict[str, Any] = {"recover": "labelled", "recover_epochs": 7}
+    one = {**both, **({"recover_refit": "off"} if changes in LEAST_SQUARES else {"recover_epochs": 0})}
+    assert identity(**both, **changes) != identity(**both)
+    assert identity(**one, **changes) == identity(**one)
+
+
+def test_a_recovery_is_who_it_was_before_there_was_a_choice_of_memory() -> None:
+    """As commit b6ff39b knew it."""
+    assert identity(profile="best") == "1a6995b873dbaa62c044"
 
 
 def test_a_run_without_what_came_later_is_who_it_was_before_there_was_a_choice() -> None:

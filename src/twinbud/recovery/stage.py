@@ -37,9 +37,8 @@ from twinbud.training.precision import suitable_attention
 
 NAMES: dict[Twin, str] = {"main": "S", "auxiliary": "S′"}
 _BATCH, _FOLDS = 64, 5
-_MOST_NUMBERS = 2**25
-"""How many numbers the teacher's first residual stream may have of all images that least squares looks at; with all
-that is held beside it, they take about five times as much memory as in float32."""
+_BYTES_A_NUMBER = 20
+"""What least squares hold for each number of the teacher's first residual stream: five of float32, about."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
 _NO_REFIT = {
     "fits": torch.zeros(0, 3, dtype=torch.float64),
@@ -229,7 +228,8 @@ class _Stage:
         asked = self.config.recover_views * len(self.images)
         if num_views < asked:
             self.progress.note(
-                f"least squares looks at {num_views:,} of {asked:,} views: more would not fit in the memory it may take"
+                f"least squares looks at {num_views:,} of {asked:,} views: no more fit in its"
+                f" {self.config.recover_memory:g} GiB (--recover-memory)"
             )
         num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
         with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
@@ -251,7 +251,8 @@ class _Stage:
         images, pace, family = self.images, self.pace, counterparts.family
         normalise = Normalisation.on(images.device, images.mean, images.std)
         order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(len(images)))
-        room = _MOST_NUMBERS // num_numbers(counterparts.teacher, family, pace.image_size)
+        num_bytes = _BYTES_A_NUMBER * num_numbers(counterparts.teacher, family, pace.image_size)
+        room = int(self.config.recover_memory * 2**30) // num_bytes
         size = max(1, min(_BATCH, -(-len(images) // _FOLDS), room // _FOLDS))
         room = max(room, _FOLDS * size)
         for view in range(self.config.recover_views):
