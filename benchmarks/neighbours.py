@@ -22,7 +22,8 @@ from twinbud.materials import Materials
 from twinbud.models.teacher import open_teacher_at
 from twinbud.pipeline import Job, class_indices, prepare
 from twinbud.progress import SilentProgress
-from twinbud.recovery.stage import UnlabelledImages, recover
+from twinbud.recovery.looks import UnlabelledImages
+from twinbud.recovery.stage import recover
 from twinbud.settings import run_config
 from twinbud.training.precision import limited_threads
 

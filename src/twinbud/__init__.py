@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from twinbud.models.teacher import open_teacher, read_teacher_card
     from twinbud.models.twins import build_baseline, build_twins
     from twinbud.pipeline import train
-    from twinbud.recovery.stage import UnlabelledImages, recover
+    from twinbud.recovery.looks import UnlabelledImages
+    from twinbud.recovery.stage import recover
     from twinbud.settings import run_config
     from twinbud.training.beforehand import fit_in_two_phases
     from twinbud.training.loop import LabelledImages, fit
@@ -53,7 +54,7 @@ _HOMES = {
     "load_selection": "models.selected",
     "build_twins": "models.twins",
     "build_baseline": "models.twins",
-    "UnlabelledImages": "recovery.stage",
+    "UnlabelledImages": "recovery.looks",
     "recover": "recovery.stage",
     "LabelledImages": "training.loop",
     "fit": "training.loop",

@@ -29,8 +29,9 @@ from twinbud.models.teacher import TeacherCard, read_teacher_card
 from twinbud.models.twins import Twins
 from twinbud.phases import open_keeper, precision_so_far
 from twinbud.progress import Progress, SilentProgress
+from twinbud.recovery.looks import UnlabelledImages
 from twinbud.recovery.outcome import RECOVERY_COST, Recovery
-from twinbud.recovery.stage import UnlabelledImages, recover
+from twinbud.recovery.stage import recover
 from twinbud.report.history import history_writer
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import RunSummary, write_report
@@ -177,7 +178,6 @@ def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> Recove
     assert job.origin.selection is not None
     assert job.teacher is not None
     rows = split.seen_by(recovery.recover)
-    memory = PeakMemory(job.device)
     found = recover(
         job.twins,
         job.origin.selection,
@@ -195,7 +195,7 @@ def regain(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> Recove
     gc.collect()  # the teacher, before training begins
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
-    return replace(found, peak_memory_mib=memory.mib)
+    return found
 
 
 def learn(job: Job, folder: Path, keeper: Keeper, progress: Progress) -> History:

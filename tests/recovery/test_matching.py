@@ -58,7 +58,7 @@ def test_steps_bring_the_student_nearer_and_leave_the_teacher_alone(target: Reco
     step = RecoveryStep(
         pair,
         Matching(pair, target=target, blocks=False),
-        refit={},
+        before={},
         weight_decay=0.0,
         clip_norm=1.0,
         bf16=False,

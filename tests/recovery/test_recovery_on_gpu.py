@@ -14,9 +14,10 @@ from twinbud.config import RecoveryConfig, TrainingConfig
 from twinbud.models.selected import select
 from twinbud.models.teacher import read_teacher_card
 from twinbud.models.twins import Twins, build_twins
+from twinbud.recovery.looks import UnlabelledImages
 from twinbud.recovery.matching import RecoveryStep
 from twinbud.recovery.outcome import Recovery
-from twinbud.recovery.stage import UnlabelledImages, recover
+from twinbud.recovery.stage import recover
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

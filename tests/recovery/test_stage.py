@@ -19,11 +19,11 @@ from twinbud.models.selected import Selection, select
 from twinbud.models.selection import Twin
 from twinbud.models.teacher import open_teacher_at, read_teacher_card
 from twinbud.models.twins import Twins, build_twins
-from twinbud.recovery import lender, reconstruction, stage
+from twinbud.recovery import lender, reconstruction
+from twinbud.recovery.looks import UnlabelledImages
 from twinbud.recovery.matching import RecoveryStep
 from twinbud.recovery.outcome import Recovered
-from twinbud.recovery.reconstruction import Lesson
-from twinbud.recovery.stage import UnlabelledImages, recover
+from twinbud.recovery.stage import recover
 from twinbud.run_folder import RECOVERY_PHASES
 from twinbud.training.checkpoint import CheckpointFolder
 from twinbud.training.keeper import Keeper
@@ -193,6 +193,13 @@ def test_an_auxiliary_that_is_a_copy_of_s_stays_one(teacher: str) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_what_recovery_saw_of_a_view_limit_is_told(teacher: str) -> None:
+    """Five views fit whatever the limit is."""
+    _, found = recovered(teacher, recover_epochs=0, recover_views=9, recover_memory=1e-9)
+    assert [student.num_views for student in found.values()] == [5, 5]
+    assert found["main"].to_json()["views"] == 5
+
+
 def test_least_squares_alone_takes_no_steps(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RecoveryStep, "__call__", lambda *_: pytest.fail("a step was taken"))
     before, _ = start(teacher)
@@ -240,23 +247,3 @@ def test_what_was_finished_before_a_stop_needs_no_teacher(
     whole, _ = recovered(teacher, keepers(tmp_path))
     monkeypatch.setattr(lender, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
     assert same(whole, recovered(teacher, keepers(tmp_path))[0])
-
-
-def test_least_squares_looks_at_no_more_positions_than_it_has_room_for(
-    teacher: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def spy(counterparts: Any, lessons: list[Lesson], **settings: Any) -> list[Any]:
-        del counterparts, settings
-        assert {lesson.is_held_out for lesson in lessons} == {False, True}
-        seen.append(sum(len(lesson.images_BCSS) for lesson in lessons))
-        return []
-
-    monkeypatch.setattr(stage, "reconstruct", spy)
-    for images_that_fit in (1000, 25, 7, 1):
-        memory = 20 * 17 * 32 * images_that_fit / 2**30  # 4 × 4 patches and a class token of 32 channels
-        _, found = recovered(teacher, recover_epochs=0, recover_views=9, recover_memory=memory)
-        assert [student.num_views for student in found.values()] == seen[-2:]
-    assert seen == [90, 90, 24, 24, 7, 7, 5, 5]
-    assert found["main"].to_json()["views"] == 5

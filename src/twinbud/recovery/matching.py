@@ -73,7 +73,7 @@ class RecoveryStep:
     Args:
         counterparts: The student, which is changed, and its frozen teacher.
         matching: The loss.
-        refit: What least squares did before, as tensors by name, to be kept with the rest.
+        before: What is known of the time before, as tensors by name, to be kept with the rest.
         weight_decay: AdamW's.
         clip_norm: Largest gradient norm, or None.
         bf16: Whether the networks compute in bf16 autocast.
@@ -85,13 +85,13 @@ class RecoveryStep:
         counterparts: Counterparts,
         matching: Matching,
         *,
-        refit: Mapping[str, torch.Tensor],
+        before: Mapping[str, torch.Tensor],
         weight_decay: float,
         clip_norm: float | None,
         bf16: bool,
         steps_per_epoch: int,
     ) -> None:
-        self.counterparts, self.matching, self.refit, self.bf16 = counterparts, matching, refit, bf16
+        self.counterparts, self.matching, self.before, self.bf16 = counterparts, matching, dict(before), bf16
         networks: dict[str, nn.Module] = {"student": counterparts.student}
         if matching.map is not None:
             networks["map"] = matching.map
@@ -133,11 +133,11 @@ class RecoveryStep:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Optimiser.tensors``."""
-        return {**self.optimiser.tensors(), **self.refit}
+        return {**self.optimiser.tensors(), **self.before}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """See ``Optimiser.restore``."""
-        self.refit = {name: tensors[name] for name in self.refit}
+        self.before = {name: tensors[name] for name in self.before}
         self.optimiser.restore(tensors, num_steps)
 
     def check(self) -> None:

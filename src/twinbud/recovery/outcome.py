@@ -22,12 +22,14 @@ class Recovered:
         fits: Of each layer that least squares fitted; empty where that was left out.
         history: The epochs that followed, without test passes.
         seconds: Wall time of both.
+        peak_memory_mib: Of the process or the GPU, so far as a run that was stopped could still tell.
     """
 
     num_views: int = 0
     fits: Sequence[Fit] = ()
     history: History
     seconds: float
+    peak_memory_mib: float
 
     def to_json(self) -> dict[str, Any]:
         """As ``recovery.json`` holds it."""
@@ -44,13 +46,11 @@ class Recovery:
         students: For S ("main") and, where it has a start of its own, S′ ("auxiliary").
         num_images: How many different images it saw.
         num_views_asked: How many views of them least squares was to look at.
-        peak_memory_mib: Of the process or the GPU, where it was measured.
     """
 
     students: Mapping[Twin, Recovered]
     num_images: int
     num_views_asked: int = 0
-    peak_memory_mib: float = 0.0
 
     @property
     def num_views(self) -> int:
@@ -71,6 +71,11 @@ class Recovery:
     def seconds(self) -> float:
         """Wall time of least squares and steps."""
         return sum(student.seconds for student in self.students.values())
+
+    @property
+    def peak_memory_mib(self) -> float:
+        """The larger of those of S and S′."""
+        return max(student.peak_memory_mib for student in self.students.values())
 
     def to_json(self) -> dict[str, Any]:
         """As ``recovery.json`` holds it."""

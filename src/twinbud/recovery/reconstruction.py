@@ -14,9 +14,9 @@ Shape legend: B batch, C channels, S image side, L positions, D channels of a st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -64,18 +64,18 @@ class Fit:
 @torch.no_grad()
 def reconstruct(
     counterparts: Counterparts,
-    lessons: Sequence[Lesson],
+    lessons: Iterable[Lesson],
     *,
     bf16: bool = False,
     on_layer: Callable[[int], None] = lambda done: None,
 ) -> list[Fit]:
     """Fit the layers of a student that mix channels to its teacher, in place.
 
-    The residual streams of all images are held at once, and what the teacher says inside one block.
+    The residual streams of all images are held at once, and what the teacher says inside one block; images are let go.
 
     Args:
         counterparts: The student, which is changed, and its teacher.
-        lessons: The images; at least one batch is held out, and one is not.
+        lessons: The images, gone through once; at least one batch is held out, and one is not.
         bf16: Whether the networks compute in bf16 autocast.
         on_layer: Told how many layers are fitted.
 
@@ -87,30 +87,33 @@ def reconstruct(
     """
     family, fits = counterparts.family, []
     autocast = torch.autocast(counterparts.device.type, torch.bfloat16, enabled=bf16)
-    with autocast:
-        ours = [family.embed(counterparts.student, lesson.images_BCSS) for lesson in lessons]
-        theirs = [family.embed(counterparts.teacher, lesson.images_BCSS) for lesson in lessons]
+    streams: list[_Streams] = []
+    for lesson in lessons:
+        with autocast:
+            ours = family.embed(counterparts.student, lesson.images_BCSS)
+            streams.append(_Streams(ours, family.embed(counterparts.teacher, lesson.images_BCSS), lesson.is_held_out))
     for pair in counterparts.blocks:
         linears = family.linear_maps(pair.student)
         with autocast:
             channels = {linear.name: _channels(counterparts, pair, linear) for linear in linears}
-            answers = [_ask(counterparts, pair, linears, channels, stream) for stream in theirs]
+            for stream in streams:
+                stream.wanted, stream.theirs = _ask(counterparts, pair, linears, channels, stream.theirs)
         for linear in linears:
             layer = pair.student.get_submodule(linear.name)
             equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
-            for lesson, stream, answer in zip(lessons, ours, answers, strict=True):
+            for stream in streams:
                 with autocast, captured(pair.student) as student:
-                    pair.student(stream)
-                wanted = answer.wanted[linear.name]
+                    pair.student(stream.ours)
+                wanted = stream.wanted.pop(linear.name)
                 if linear.begins is not None:
                     wanted = wanted - family.tokens(student[linear.begins].given)
-                equations[lesson.is_held_out].add(input_rows(layer, student[linear.name].given), wanted)
+                equations[stream.is_held_out].add(input_rows(layer, student[linear.name].given), wanted)
             scale = pair.student.get_parameter(linear.scale) if linear.scale else None
             fits.append(Fit(f"{pair.name}.{linear.name}", *fit(layer, equations[False], equations[True], scale)))
             on_layer(len(fits))
         with autocast:
-            ours = [pair.student(stream) for stream in ours]
-        theirs = [answer.end for answer in answers]
+            for stream in streams:
+                stream.ours = pair.student(stream.ours)
     return fits
 
 
@@ -149,11 +152,21 @@ def fit(
     return held_out.explained(start), explained[ridge], ridge
 
 
-class _Answer(NamedTuple):
-    """What the teacher makes of a residual stream: for each layer what the student's should put out, and the end."""
+@dataclass
+class _Streams:
+    """A batch on its way through both networks; each tensor is let go as soon as it is used.
 
-    wanted: dict[str, torch.Tensor]
-    end: torch.Tensor
+    Attributes:
+        ours: The student's residual stream before a block.
+        theirs: The teacher's, after that block once it was asked.
+        is_held_out: See ``Lesson``.
+        wanted: What each layer of the block that is not fitted yet should put out.
+    """
+
+    ours: torch.Tensor
+    theirs: torch.Tensor
+    is_held_out: bool
+    wanted: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
 def _channels(counterparts: Counterparts, pair: BlockPair, linear: LinearMap) -> torch.Tensor:
@@ -169,8 +182,11 @@ def _ask(
     linears: Sequence[LinearMap],
     channels: Mapping[str, torch.Tensor],
     stream: torch.Tensor,
-) -> _Answer:
-    """Targets (B, L, O) of a block's layers; of those that write into the residual stream, the stream after."""
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What the teacher makes of a residual stream: targets (B, L, O) of a block's layers, and the stream after it.
+
+    The targets of a layer that writes into the residual stream are the stream after the layer.
+    """
     first, *rest = pair.teacher
     with captured(first) as teacher:
         end = first(stream)
@@ -182,7 +198,7 @@ def _ask(
         else:
             tokens = counterparts.family.tokens(teacher[linear.ends].given if linear.ends else end)
         wanted[linear.name] = tokens[..., channels[linear.name]]
-    return _Answer(wanted, end)
+    return wanted, end
 
 
 class NormalEquations:

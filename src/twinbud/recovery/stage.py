@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from twinbud.config import RecoveryConfig, RunConfig, TrainingConfig
-from twinbud.data.augment import Normalisation, Views, draw_views, see
-from twinbud.data.pixels import PixelRows
+from twinbud.data.augment import Views
 from twinbud.errors import Stopped, TwinbudError
+from twinbud.memory import PeakMemory
 from twinbud.models.families.base import TimmModel
 from twinbud.models.selected import Selection
 from twinbud.models.selection import Twin
@@ -24,11 +24,12 @@ from twinbud.models.twins import Twins
 from twinbud.progress import Progress, SilentProgress
 from twinbud.recovery.counterparts import Counterparts
 from twinbud.recovery.lender import Lender, num_numbers
+from twinbud.recovery.looks import UnlabelledImages, lessons, plan_looks
 from twinbud.recovery.matching import LossSums, Matching, RecoveryStep
 from twinbud.recovery.outcome import Recovered, Recovery
-from twinbud.recovery.reconstruction import Fit, Lesson, reconstruct
+from twinbud.recovery.reconstruction import Fit, reconstruct
 from twinbud.run_folder import RECOVERY_PHASES
-from twinbud.seeds import numpy_stream, stream_seed
+from twinbud.seeds import stream_seed
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.epochs import Epochs, History, StepPlan, plan_steps, untouched_chance
 from twinbud.training.keeper import Keeper
@@ -36,9 +37,6 @@ from twinbud.training.optimiser import part
 from twinbud.training.precision import suitable_attention
 
 NAMES: dict[Twin, str] = {"main": "S", "auxiliary": "S′"}
-_BATCH, _FOLDS = 64, 5
-_BYTES_A_NUMBER = 20
-"""What least squares hold for each number of the teacher's first residual stream: five of float32, about."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
 _NO_REFIT = {
     "fits": torch.zeros(0, 3, dtype=torch.float64),
@@ -46,26 +44,7 @@ _NO_REFIT = {
     "fit_seconds": torch.tensor(0.0, dtype=torch.float64),
 }
 """What is kept of least squares that was left out: of each layer what its ``Fit`` says, the views, the seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlabelledImages:
-    """What recovery sees.
-
-    Attributes:
-        images_NCSS: uint8 pixels, one channel or three: on ``device`` or, where they do not fit there, elsewhere.
-        mean: Normalisation of the teacher's input, one number a channel, for pixels in [0, 1].
-        std: Normalisation of the teacher's input.
-        device: Where S trains.
-    """
-
-    images_NCSS: torch.Tensor | PixelRows
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.images_NCSS)
+_PEAK = "peak_memory_mib"
 
 
 def recover(
@@ -184,6 +163,7 @@ class _Stage:
         if found is not None and found.position.epoch > self.config.num_epochs:  # nothing is left to do
             self.student.load_state_dict(part(found.tensors, "student."))
             return self._recovered(found.tensors, found.position.records)
+        memory = PeakMemory(self.images.device)
         is_trained = any(parameter.requires_grad for parameter in self.student.parameters())
         self.student.eval()  # without drop path, as S′ always is
         with ExitStack() as stack:
@@ -192,10 +172,11 @@ class _Stage:
             networks = (self.student, counterparts.teacher)
             stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
             is_refitted = self.config.recover_refit == "on" and found is None
-            step = self._step(counterparts, self._reconstruct(counterparts) if is_refitted else _NO_REFIT)
+            refit = self._reconstruct(counterparts) if is_refitted else _NO_REFIT
+            step = self._step(counterparts, refit | {_PEAK: torch.tensor(memory.mib)})
             if found is None:
                 self.keeper.save(Checkpoint(position=START, tensors=step.tensors()))
-            records = self._match(step) if self.config.num_epochs else ()
+            records = self._match(step, memory) if self.config.num_epochs else ()
         self.student.requires_grad_(is_trained).zero_grad(set_to_none=True)
         return self._recovered(step.tensors(), records)
 
@@ -217,14 +198,16 @@ class _Stage:
                 train_seconds=seconds,
             ),
             seconds=seconds + tensors["fit_seconds"].item(),
+            peak_memory_mib=tensors[_PEAK].item(),
         )
 
     @torch.no_grad()
     def _reconstruct(self, counterparts: Counterparts) -> dict[str, torch.Tensor]:
         """Least squares, and what is kept of it: see ``_NO_REFIT``."""
         start, family = time.perf_counter(), counterparts.family
-        lessons = list(self._lessons(counterparts))
-        num_views = sum(len(lesson.images_BCSS) for lesson in lessons)
+        num_numbers_each = num_numbers(counterparts.teacher, family, self.pace.image_size)
+        looks = list(plan_looks(self.config, self.pace, len(self.images), num_numbers_each))
+        num_views = sum(len(look.rows) for look in looks)
         asked = self.config.recover_views * len(self.images)
         if num_views < asked:
             self.progress.note(
@@ -236,48 +219,29 @@ class _Stage:
 
             def fitted(done: int) -> None:
                 advance(done)
-                if self.keeper.stopping:
+                if self.keeper.stopping and done < num_layers:
                     raise Stopped("stopped during least squares; the same command with --resume begins them again")
 
-            fits = reconstruct(counterparts, lessons, bf16=self.bf16, on_layer=fitted)
+            fits = reconstruct(counterparts, lessons(looks, self.images, self.pace), bf16=self.bf16, on_layer=fitted)
         return {
             "fits": torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64),
             "fit_views": torch.tensor(num_views),
             "fit_seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
         }
 
-    def _lessons(self, counterparts: Counterparts) -> Iterator[Lesson]:
-        """The images as they are, then as they are augmented, while there is room; every fifth batch is held out."""
-        images, pace, family = self.images, self.pace, counterparts.family
-        normalise = Normalisation.on(images.device, images.mean, images.std)
-        order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(len(images)))
-        num_bytes = _BYTES_A_NUMBER * num_numbers(counterparts.teacher, family, pace.image_size)
-        room = int(self.config.recover_memory * 2**30) // num_bytes
-        size = max(1, min(_BATCH, -(-len(images) // _FOLDS), room // _FOLDS))
-        room = max(room, _FOLDS * size)
-        for view in range(self.config.recover_views):
-            views = draw_views(pace.seed, -view, len(images), crop_scale=pace.crop_scale, flip=pace.flip)
-            for number, rows in enumerate(order.split(size)):
-                room -= len(rows)
-                if room < 0:
-                    return
-                pixels = images.images_NCSS[rows].to(images.device)
-                batch = normalise(see(pixels, views[rows].to(images.device)) if view else pixels)
-                yield Lesson(batch, is_held_out=number % _FOLDS == 0)
-
-    def _step(self, counterparts: Counterparts, refit: Mapping[str, torch.Tensor]) -> RecoveryStep:
+    def _step(self, counterparts: Counterparts, before: Mapping[str, torch.Tensor]) -> RecoveryStep:
         self.student.requires_grad_(True)
         return RecoveryStep(
             counterparts,
             Matching(counterparts, target=self.config.recover_target, blocks=self.config.recover_blocks),
-            refit=refit,
+            before=before,
             weight_decay=self.pace.weight_decay,
             clip_norm=self.pace.clip_norm,
             bf16=self.bf16,
             steps_per_epoch=self.plan.steps_per_epoch,
         )
 
-    def _match(self, step: RecoveryStep) -> tuple[EpochRecord, ...]:
+    def _match(self, step: RecoveryStep, memory: PeakMemory) -> tuple[EpochRecord, ...]:
         with self.progress.bar(self.label, self.plan.num_steps) as advance:
             epochs = _Recovering(
                 step,
@@ -289,6 +253,7 @@ class _Stage:
                 advance=advance,
             )
             for _ in epochs.run():
+                step.before[_PEAK] = torch.tensor(max(step.before[_PEAK].item(), memory.mib))
                 epochs.keep()
         return tuple(epochs.records)
 

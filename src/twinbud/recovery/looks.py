@@ -1,0 +1,92 @@
+"""What recovery sees: the images, and which views of them least squares looks at.
+
+Shape legend: N samples, B batch, C channels, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from twinbud.config import RecoveryConfig, TrainingConfig
+from twinbud.data.augment import Normalisation, draw_views, see
+from twinbud.data.pixels import PixelRows
+from twinbud.recovery.reconstruction import Lesson
+from twinbud.seeds import numpy_stream
+
+_BATCH, _FOLDS = 64, 5
+_BYTES_A_NUMBER = 20
+"""What least squares hold for each number of the teacher's first residual stream: 17 in bf16, 24 in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledImages:
+    """What recovery sees.
+
+    Attributes:
+        images_NCSS: uint8 pixels, one channel or three: on ``device`` or, where they do not fit there, elsewhere.
+        mean: Normalisation of the teacher's input, one number a channel, for pixels in [0, 1].
+        std: Normalisation of the teacher's input.
+        device: Where S trains.
+    """
+
+    images_NCSS: torch.Tensor | PixelRows
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.images_NCSS)
+
+
+class Look(NamedTuple):
+    """A batch that least squares is to look at.
+
+    Attributes:
+        view: 0 for the images as they are.
+        rows: (B,) int64 sample numbers.
+        is_held_out: See ``Lesson``.
+    """
+
+    view: int
+    rows: torch.Tensor
+    is_held_out: bool
+
+
+def plan_looks(config: RecoveryConfig, pace: TrainingConfig, num_images: int, num_numbers: int) -> Iterator[Look]:
+    """The images as they are, then as they are augmented, while there is room; every fifth batch is held out.
+
+    All views of an image fall in the same batch, and so on the same side.
+
+    Args:
+        config: Says how many views there may be, and what they may take of the memory.
+        pace: Its seed.
+        num_images: N.
+        num_numbers: How many numbers the teacher's residual stream has where it begins, for one view.
+    """
+    order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(num_images))
+    room = int(config.recover_memory * 2**30) // (_BYTES_A_NUMBER * num_numbers)
+    size = max(1, min(_BATCH, -(-num_images // _FOLDS), room // _FOLDS))
+    room = max(room, _FOLDS * size)
+    for view in range(config.recover_views):
+        for number, rows in enumerate(order.split(size)):
+            room -= len(rows)
+            if room < 0:
+                return
+            yield Look(view, rows, is_held_out=number % _FOLDS == 0)
+
+
+def lessons(looks: Sequence[Look], images: UnlabelledImages, pace: TrainingConfig) -> Iterator[Lesson]:
+    """The batches themselves, one at a time, on the device of the images."""
+    normalise = Normalisation.on(images.device, images.mean, images.std)
+    views = [
+        draw_views(pace.seed, -view, len(images), crop_scale=pace.crop_scale, flip=pace.flip)
+        for view in range(max((look.view for look in looks), default=0) + 1)
+    ]
+    for view, rows, is_held_out in looks:
+        pixels = images.images_NCSS[rows].to(images.device)
+        seen = see(pixels, views[view][rows].to(images.device)) if view else pixels
+        yield Lesson(normalise(seen), is_held_out)
