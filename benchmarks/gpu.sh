@@ -18,11 +18,16 @@ if [ "${1:-}" = --dry-run ]; then
     shift
 fi
 if [ $# -ne 2 ]; then
-    sed -n 's/^# \{0,1\}//; 2,/^$/p' "$0" >&2
+    sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" >&2
     exit 2
 fi
 SELECTED=$(realpath "$1")
 DATA=$(realpath "$2")
+TEACHER=${TEACHER:-}
+case $TEACHER in
+    local-dir:*) TEACHER=local-dir:$(realpath "${TEACHER#local-dir:}") ;;
+    *@*) TEACHER=${TEACHER%%@*}@$(realpath "${TEACHER#*@}") ;;
+esac
 OUT=${OUT:-./gpu-results}
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
@@ -31,7 +36,6 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
 export TWINBUD_CACHE="${TWINBUD_CACHE:-$OUT/cache}"
 
-TEACHER=${TEACHER:-}
 FRACTIONS=${FRACTIONS:-0.05,0.01,0.1}
 rows=(--device "$DEVICE" --results "$OUT")
 if [ "$DEVICE" = cpu ]; then

@@ -21,12 +21,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from twinbud.data.augment import Normalisation, draw_views, see
+from twinbud.errors import TwinbudError
 from twinbud.evaluation.metrics import evaluate
 from twinbud.materials import Materials
 from twinbud.models.teacher import open_teacher_at
@@ -76,15 +78,29 @@ def main() -> None:
         parser.error("linear and teacher train nothing, and go with no other lever")
     if wrong := [word for word in options.settings if "=" not in word]:
         parser.error(f"expected SETTING=VALUE, got {wrong[0]}")
-    given = SETTINGS | {"data": options.data} | dict(word.split("=", 1) for word in options.settings)
+    words = (word.split("=", 1) for word in options.settings)
+    given = SETTINGS | {"data": options.data} | {name: yaml.safe_load(value) for name, value in words}
+    try:
+        report(given, options.lever, options.samplings)
+    except TwinbudError as error:
+        raise SystemExit(f"levers: {error}") from error
+
+
+def report(given: dict[str, Any], levers: Sequence[str], num_samplings: int) -> None:
+    """Measure a few samplings and print a row each.
+
+    Raises:
+        TwinbudError: Settings or images that `twinbud train` refuses, too.
+    """
     materials = Materials()
     print("| levers | sampling | accuracy | macro AUROC |\n|---|---|---|---|")
-    for sampling in range(options.samplings):
-        with limited_threads(int(given["threads"])), tempfile.TemporaryDirectory() as folder:
-            job = prepare(run_config(given | {"seed": sampling}, output=Path(folder)), SilentProgress(), materials)
-            metrics = attempt(job, Path(folder), options.lever)
+    for sampling in range(num_samplings):
+        with tempfile.TemporaryDirectory() as folder:
+            config = run_config(given | {"seed": sampling}, output=Path(folder))
+            with limited_threads(config.training.threads):
+                metrics = attempt(prepare(config, SilentProgress(), materials), Path(folder), levers)
         figures = f"{metrics['accuracy']:.4f} | {metrics['auroc_macro']:.4f}"
-        print(f"| {'+'.join(options.lever) or 'none'} | {sampling} | {figures} |", flush=True)
+        print(f"| {'+'.join(levers) or 'none'} | {sampling} | {figures} |", flush=True)
 
 
 def attempt(job: Job, folder: Path, levers: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +155,8 @@ def watched(student: Any, *, average: Any | None, still_for: int) -> Iterator[No
 
 def teacher_of(job: Job) -> Any:
     """The whole teacher."""
-    assert job.teacher is not None
+    if job.teacher is None:
+        raise SystemExit("expected a recovery, whose teacher this lever looks at, got recover=none")
     return open_teacher_at(job.teacher, job.origin.design.family, job.config.training.image_size).to(job.device)
 
 
@@ -182,8 +199,9 @@ def features(job: Job, network: Any) -> np.ndarray:
     for number in range(_VIEWS):
         views = draw_views(training.seed, -number, len(rows), crop_scale=training.crop_scale, flip=training.flip)
         for chosen in torch.arange(len(rows)).split(_BATCH):
-            batch = normalise(see(pixels[chosen], views[chosen]) if number else pixels[chosen])
-            found.append(network.forward_head(network.forward_features(batch.to(job.device)), pre_logits=True).cpu())
+            batch = pixels[chosen].to(job.device)
+            batch = normalise(see(batch, views[chosen].to(job.device)) if number else batch)
+            found.append(network.forward_head(network.forward_features(batch), pre_logits=True).cpu())
     return torch.cat(found).numpy()
 
 

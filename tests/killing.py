@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from builders import save_images, save_vit_teacher
@@ -41,11 +43,12 @@ def results(run: Path) -> list[bytes]:
     """What must be bit-identical: the model, the predictions, history and recovery but for their seconds."""
     recovery = run / "recovery.json"
     recovered = recovery.read_text().splitlines() if recovery.exists() else []
-    history = [line.split(b",")[:7] for line in (run / "history.csv").read_bytes().splitlines()]
+    with (run / "history.csv").open(encoding="utf-8", newline="") as file:
+        history = [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
     return [
         (run / "model" / "model.safetensors").read_bytes(),
         (run / "predictions.csv").read_bytes(),
-        b"\n".join(b",".join(cells) for cells in history),
+        repr(history).encode(),
         "\n".join(line for line in recovered if '"seconds"' not in line).encode(),
     ]
 
@@ -54,6 +57,14 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
     """Until there is something at ``path``, or the process has ended."""
     while not path.exists() and process.poll() is None:
         time.sleep(0.001)
+
+
+def checkpoints(run: Path, pattern: str) -> set[Path]:
+    """Those of every phase whose names match, while they come and go."""
+    folder = run / "checkpoints"
+    with suppress(FileNotFoundError):  # one went while it was listed
+        return {*folder.glob(pattern), *folder.glob(f"*/{pattern}")}
+    return set()
 
 
 def at_random(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
@@ -65,15 +76,15 @@ def at_random(run: Path, process: subprocess.Popen[bytes], generator: random.Ran
 def inside_a_save(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
     """While a checkpoint is being written aside."""
     del generator
-    while not list((run / "checkpoints").rglob(".step-*.draft")) and process.poll() is None:
+    while not checkpoints(run, ".step-*.draft") and process.poll() is None:
         pass
 
 
 def at_an_epochs_end(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
     """When a checkpoint of an epoch has just got its name."""
     del generator
-    before = set((run / "checkpoints").rglob("step-*"))
-    while set((run / "checkpoints").rglob("step-*")) <= before and process.poll() is None:
+    before = checkpoints(run, "step-*")
+    while checkpoints(run, "step-*") <= before and process.poll() is None:
         pass
 
 
@@ -86,7 +97,7 @@ def during_evaluation(run: Path, process: subprocess.Popen[bytes], generator: ra
 def at_its_first_checkpoint(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
     """As soon as it has one: one of recovery, in a run that recovers."""
     del generator
-    while not list((run / "checkpoints").rglob("step-*")) and process.poll() is None:
+    while not checkpoints(run, "step-*") and process.poll() is None:
         pass
 
 
@@ -114,8 +125,8 @@ def kill_once(command: list[str], run: Path, moment: Moment, generator: random.R
 
 def is_recovering(run: Path) -> bool:
     """Whether the run has checkpoints of recovery and none of training yet."""
-    checkpoints = run / "checkpoints"
-    return any(checkpoints.glob("recovery-*/step-*")) and not any(checkpoints.glob("step-*"))
+    folder = run / "checkpoints"
+    return any(folder.glob("recovery-*/step-*")) and not any(folder.glob("step-*"))
 
 
 def has_finished(run: Path) -> bool:

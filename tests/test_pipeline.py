@@ -171,7 +171,8 @@ def test_a_run_is_marked_unfinished_while_it_runs_and_after_it_fails(
     assert not (run / "metrics.json").exists()
     for words in (("evaluate", run), ("predict", run, shared_images)):
         line = refusal(command(*words))
-        assert line == f"{run}: expected a finished run, got one that has not finished. Train it again with --force."
+        advice = "If it has stopped, begin it again with --resume, or anew with --force."
+        assert line == f"{run}: expected a finished run, got one that has not finished. {advice}"
 
 
 def test_an_interrupted_run_says_stopped_and_stays_unfinished(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from builders import save_teacher, save_vit_teacher
 from command import SMALL, refusal, train, trained
 from command import twinbud as command
 from twinbud.models.teacher import open_teacher_at
-from twinbud.recovery import lender
+from twinbud.recovery import lender, stage
 from twinbud.recovery.matching import RecoveryStep
 from twinbud.training.step import TrainingStep
 
@@ -178,8 +179,11 @@ def test_what_cannot_recover_is_refused_before_anything_is_read(
     assert place in refusal(train("nowhere", shared_teacher, tmp_path / "run", *RECOVER, *words))
 
 
-@pytest.mark.parametrize("words", [(), ("--distillation", "tf-kd-self")], ids=["skd", "tf-kd-self"])
-@pytest.mark.parametrize("step", [1, 4, 6])
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [*itertools.product([()], [1, 4, 6, 8]), *itertools.product([("--distillation", "tf-kd-self")], [1, 4, 6])],
+    ids=str,
+)
 def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_not_been(
     step: int,
     words: tuple[str, ...],
@@ -188,7 +192,7 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By SIGTERM, at the first step, in the second epoch and, where S′ recovers too, in its part."""
+    """By SIGTERM, at the first step, in the second epoch, at the last and, where S′ recovers too, in its part."""
     settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
     whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
     taking, taken = RecoveryStep.__call__, []
@@ -203,11 +207,11 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
         patch.setattr(RecoveryStep, "__call__", signalled)
         stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
-    folder = "recovery-student" if step <= 6 else "recovery-auxiliary"
+    folder, network, place = ("recovery-student", "S", step) if step <= 6 else ("recovery-auxiliary", "S′", step - 6)
     assert any((tmp_path / "run" / "checkpoints" / folder).glob("step-*"))
     resumed = train(shared_images, shared_teacher, tmp_path / "run", *settings, "--resume")
     assert resumed.code == 0, resumed.err
-    assert f"recovery of S: going on after step {step}" in resumed.err
+    assert f"recovery of {network}: going on after step {place}" in resumed.err
     assert weights(whole) == weights(tmp_path / "run")
     counts = ("num_steps", "num_passes", "recover_num_passes", "accuracy")
     assert all(metrics_of(whole)[name] == metrics_of(tmp_path / "run")[name] for name in counts)
@@ -236,3 +240,30 @@ def recovery_of(run: Path) -> list[Any]:
     """What was done, times aside."""
     content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
     return [(student["layers"], [epoch["loss"] for epoch in student["epochs"]]) for student in content.values()]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--recover", "none"), ("--recover-batch-size 8", "--recover-epochs 1")),
+        (("--recover-epochs", 0, "--recover-target", "own"), ("--recover-batch-size 8", "--recover-target own")),
+        (("--recover-refit", "off", "--recover-views", 9), ("--recover-views 9",)),
+        (("--recover-views", 2), ()),
+        (("--recover", "none", "--recover-epochs", 0, "--recover-batch-size", 64), ()),
+    ],
+)
+def test_settings_of_recovery_that_are_not_read_are_told(
+    words: tuple[object, ...], told: tuple[str, ...], shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    answer = train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, *words)
+    assert answer.code == 0, answer.err
+    lines = [line for line in answer.err.splitlines() if "is not read" in line]
+    assert lines == [f"{setting} is not read: its step of recovery is left out" for setting in told]
+
+
+def test_least_squares_that_would_not_fit_are_refused(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "available_bytes", lambda _: 10**5)
+    line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *RECOVER))
+    assert line.startswith("--recover-memory: expected 0.2 MiB of free memory for least squares, got 0.1. Lower it")

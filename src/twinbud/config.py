@@ -35,6 +35,8 @@ Auto = Literal["auto"]
 MAX_IMAGE_SIZE = 4096
 """Pixels a side; no classifier takes larger images, and who asks for more asks for memory."""
 
+_MOST_GIB = 4096
+
 _APART_FROM_TEACHER: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
 """Variants whose targets come from a trained copy of S or from a formula: the teacher gives them no S′."""
 
@@ -189,7 +191,9 @@ class RecoveryConfig(_Settings):
     )
     recover_refit: Refit = _doc("on", "Fit each layer to the teacher by least squares first.")
     recover_views: int = _doc(1, "Views of each image that least squares sees, as far as --recover-memory allows.")
-    recover_memory: float = _doc(0.625, "GiB that least squares may take, about, for its views; five fit in any.")
+    recover_memory: float = _doc(
+        0.625, "GiB that least squares may take for these views, about; five are seen in any case."
+    )
     recover_epochs: int = _doc(0, "Passes over the images to match the teacher's final tokens; 0: none.")
     recover_batch_size: int = _doc(64, "Images a step.")
     recover_learning_rate: float = _doc(5e-4, "Peak, at batch 32; scaled linearly with the batch size.")
@@ -208,7 +212,7 @@ class RecoveryConfig(_Settings):
         for name in ("recover_batch_size", "recover_views"):
             _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
         memory = self.recover_memory
-        _require(memory > 0, "recover_memory", "a number of GiB above 0", memory)
+        _require(0 < memory <= _MOST_GIB, "recover_memory", f"more than 0 and at most {_MOST_GIB:,} GiB", memory)
         idle = self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0
         _require(not idle, "recover_epochs", "at least 1 with --recover-refit off, or nothing is recovered", 0)
         rate = self.recover_learning_rate

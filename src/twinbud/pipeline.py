@@ -44,7 +44,7 @@ from twinbud.run_folder import (
     write_json,
     write_settings,
 )
-from twinbud.settings import settings_of, with_absolute_paths
+from twinbud.settings import settings_of, unread_words, with_absolute_paths
 from twinbud.training.beforehand import fit_in_two_phases
 from twinbud.training.compilation import Compilation, choose_compilation
 from twinbud.training.epochs import History, plan_steps
@@ -81,6 +81,8 @@ def train(config: RunConfig, progress: Progress | None = None, *, materials: Mat
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
+    for text in unread_words(config):
+        progress.note(text)
     with limited_threads(config.training.threads):
         job = prepare(config, progress, materials or Materials())
         keeper = open_keeper(job, progress)  # before anything is written: a refused resume leaves the run as it is

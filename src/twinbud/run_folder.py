@@ -84,9 +84,8 @@ def _foreign(folder: Path) -> list[str]:
 
 def _ways_on(folder: Path) -> str:
     """What to do about an unfinished run."""
-    if any((folder / CHECKPOINTS).rglob("step-*")):
-        return "Go on with it with --resume, or train it anew with --force"
-    return "Train it again with --force"
+    started = any((folder / CHECKPOINTS).rglob("step-*"))
+    return f"If it has stopped, {'go on with it' if started else 'begin it again'} with --resume, or anew with --force"
 
 
 @contextmanager

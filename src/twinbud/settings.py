@@ -32,6 +32,10 @@ STAGES: dict[str, Stage] = {
     "training": TrainingConfig,
 }
 
+_LEAST_SQUARES = frozenset({"recover_views", "recover_memory"})
+_MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
+"""Settings of the two steps of recovery."""
+
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -57,8 +61,33 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
+def unread_settings(recovery: RecoveryConfig) -> frozenset[str]:
+    """Settings of recovery that change nothing, since others leave out the step that they are of."""
+    if recovery.recover == "none":
+        return frozenset(setting.name for setting in fields(RecoveryConfig)) - {"recover"}
+    unread = _LEAST_SQUARES if recovery.recover_refit == "off" else frozenset[str]()
+    return unread | (_MATCHING if not recovery.recover_epochs else frozenset[str]())
+
+
+def unread_words(config: RunConfig) -> tuple[str, ...]:
+    """A line for each setting that was given a value of its own and is not read."""
+    profile = PROFILES[config.training.profile]
+    plain, values = settings_of(replace(config, recovery=RecoveryConfig())), settings_of(config)
+    return tuple(
+        f"--{name.replace('_', '-')} {values[name]} is not read: its step of recovery is left out"
+        for name in sorted(unread_settings(config.recovery) & config.given)
+        if values[name] != profile.get(name, plain[name])
+    )
+
+
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that change numbers: neither where things are, nor on what they run, nor what is looked at."""
+    """The settings that change numbers: neither where things are, nor on what they run, nor what is looked at.
+
+    Settings of recovery that are not read stand at their defaults.
+    """
+    plain = RecoveryConfig()
+    unread = {name: getattr(plain, name) for name in unread_settings(config.recovery)}
+    config = replace(config, recovery=replace(config.recovery, **unread))
     places = {"data", "split", "teacher", "selected"}
     left_out = places | {"device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
     return {name: value for name, value in settings_of(config).items() if name not in left_out}

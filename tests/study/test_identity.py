@@ -102,10 +102,10 @@ def test_a_teacher_in_files_is_known_by_what_is_in_them(tmp_path: Path) -> None:
 def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     """Records of an earlier version are made anew; whoever changes numbers on purpose comes by here."""
     golden = json.loads((Path(__file__).parents[1] / "training" / "golden_losses.json").read_text())
-    cases = ("vit dual", "vit selection", "convnext dual", "convnext selection")
+    cases = ("vit dual", "vit selection", "convnext dual", "convnext selection", "recovered")
     losses = [[f"{step['loss']:.4f}" for step in golden[case]] for case in cases]
     checksum = hashlib.sha256(json.dumps(losses).encode()).hexdigest()[:16]
-    assert {TRAINING_VERSION: checksum} == {1: "2654c1d7059daf86"}
+    assert {TRAINING_VERSION: checksum} == {1: "f5bce12cbd661b5b"}
 
 
 LEAST_SQUARES = [{"recover_views": 4}, {"recover_memory": 2.0}]

@@ -1,4 +1,6 @@
-"""The losses of a few steps, kept in a file: a faster path must give the same numbers (float32 tolerance).
+"""The losses of a few steps, and what recovery finds, kept in a file: a faster path must give the same numbers.
+
+The tolerance is float32's.
 
 ``python tests/training/test_golden.py`` writes the file anew; a change of it is a change of results, and says so.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from builders import CONVNEXT, VIT, random_model
-from twinbud.config import TrainingConfig
-from twinbud.models.twins import Twins
+from builders import CONVNEXT, VIT, random_model, save_vit_teacher
+from twinbud.config import RecoveryConfig, TrainingConfig
+from twinbud.models.selected import select
+from twinbud.models.teacher import read_teacher_card
+from twinbud.models.twins import Twins, build_twins
+from twinbud.recovery.looks import UnlabelledImages
+from twinbud.recovery.stage import recover
 from twinbud.training.loop import LabelledImages, fit
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -48,6 +55,28 @@ def losses(architecture: str, method: str) -> list[dict[str, float]]:
     ]
 
 
+def recovered(folder: Path) -> list[dict[str, float]]:
+    """Each layer's fit where views have to be left out, then matching, then training with layer decay."""
+    card = read_teacher_card(save_vit_teacher(folder / "vit"))
+    selection = select(card)
+    twins = build_twins(selection, image_size=28, num_classes=3, auxiliary="none")
+    pixels = torch.randint(0, 256, (30, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    images = UnlabelledImages(images_NCSS=pixels, mean=mean, std=std, device=torch.device("cpu"))
+    training = TrainingConfig(
+        image_size=28, epochs=2, batch_size=10, temperature=4.0, drop_path=0.0, learning_rate=1e-3, layer_decay=0.5
+    )
+    recovery = RecoveryConfig(
+        recover="labelled", recover_views=4, recover_memory=0.001, recover_epochs=2, recover_batch_size=10
+    )
+    found = recover(twins, selection, card, images, recovery, training).students["main"]
+    assert found.num_views < 120
+    labelled = LabelledImages(images_NCSS=pixels, labels_N=torch.arange(30) % 3, mean=mean, std=std)
+    fits = [{"loss": 1 - layer.after, "ridge": layer.ridge} for layer in found.fits]
+    epochs = (*found.history.epochs, *fit(twins, labelled, training).epochs)
+    return [*fits, *({"loss": epoch.loss} for epoch in epochs)]
+
+
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_the_losses_are_those_of_the_plain_path(architecture: str, method: str) -> None:
     expected = json.loads(GOLDEN.read_text())[f"{architecture} {method}"]
@@ -55,6 +84,14 @@ def test_the_losses_are_those_of_the_plain_path(architecture: str, method: str) 
         assert found == pytest.approx(kept, rel=1e-5 * 10**epoch), f"epoch {epoch + 1}"
 
 
+def test_recovery_finds_what_it_found(tmp_path: Path) -> None:
+    expected = json.loads(GOLDEN.read_text())["recovered"]
+    for number, (found, kept) in enumerate(zip(recovered(tmp_path), expected, strict=True)):
+        assert found == pytest.approx(kept, rel=1e-3), f"line {number + 1}"
+
+
 if __name__ == "__main__":
     golden = {f"{architecture} {method}": losses(architecture, method) for architecture, method in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        golden["recovered"] = recovered(Path(folder))
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

@@ -68,7 +68,7 @@ def plan_looks(config: RecoveryConfig, pace: TrainingConfig, num_images: int, nu
         num_numbers: How many numbers the teacher's residual stream has where it begins, for one view.
     """
     order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(num_images))
-    room = int(config.recover_memory * 2**30) // (_BYTES_A_NUMBER * num_numbers)
+    room = int(config.recover_memory * 2**30) // bytes_held(1, num_numbers)
     size = max(1, min(_BATCH, -(-num_images // _FOLDS), room // _FOLDS))
     room = max(room, _FOLDS * size)
     for view in range(config.recover_views):
@@ -77,6 +77,11 @@ def plan_looks(config: RecoveryConfig, pace: TrainingConfig, num_images: int, nu
             if room < 0:
                 return
             yield Look(view, rows, is_held_out=number % _FOLDS == 0)
+
+
+def bytes_held(num_views: int, num_numbers: int) -> int:
+    """What least squares hold of so many views, about."""
+    return num_views * num_numbers * _BYTES_A_NUMBER
 
 
 def lessons(looks: Sequence[Look], images: UnlabelledImages, pace: TrainingConfig) -> Iterator[Lesson]:

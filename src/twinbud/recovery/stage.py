@@ -15,7 +15,7 @@ import torch
 from twinbud.config import RecoveryConfig, RunConfig, TrainingConfig
 from twinbud.data.augment import Views
 from twinbud.errors import Stopped, TwinbudError
-from twinbud.memory import PeakMemory
+from twinbud.memory import PeakMemory, available_bytes
 from twinbud.models.families.base import TimmModel
 from twinbud.models.selected import Selection
 from twinbud.models.selection import Twin
@@ -24,7 +24,7 @@ from twinbud.models.twins import Twins
 from twinbud.progress import Progress, SilentProgress
 from twinbud.recovery.counterparts import Counterparts
 from twinbud.recovery.lender import Lender, num_numbers
-from twinbud.recovery.looks import UnlabelledImages, lessons, plan_looks
+from twinbud.recovery.looks import UnlabelledImages, bytes_held, lessons, plan_looks
 from twinbud.recovery.matching import LossSums, Matching, RecoveryStep
 from twinbud.recovery.outcome import Recovered, Recovery
 from twinbud.recovery.reconstruction import Fit, reconstruct
@@ -133,6 +133,22 @@ def num_recovery_steps(config: RunConfig, num_images: int) -> int:
     return num_students * plan_steps(pace_of(config.recovery, config.training, "main"), num_images).num_steps
 
 
+def require_memory(num_bytes: int, device: torch.device) -> None:
+    """Refuse least squares that would not fit, before they run out of memory.
+
+    Raises:
+        TwinbudError: Less is free.
+    """
+    free = available_bytes(device)
+    if num_bytes > free:
+        raise TwinbudError(
+            f"{num_bytes / 2**20:,.1f} MiB of free memory for least squares",
+            got=f"{free / 2**20:,.1f}",
+            where="--recover-memory",
+            fix="Lower it, so that fewer views are looked at",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
     """Recovery of one of the two."""
@@ -208,6 +224,7 @@ class _Stage:
         num_numbers_each = num_numbers(counterparts.teacher, family, self.pace.image_size)
         looks = list(plan_looks(self.config, self.pace, len(self.images), num_numbers_each))
         num_views = sum(len(look.rows) for look in looks)
+        require_memory(bytes_held(num_views, num_numbers_each), self.images.device)
         asked = self.config.recover_views * len(self.images)
         if num_views < asked:
             self.progress.note(

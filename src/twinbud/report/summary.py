@@ -93,7 +93,7 @@ def _facts(job: Job, metrics: dict[str, Any], environment: dict[str, Any]) -> di
         "Precision": f"{environment['precision']} ({environment['precision_reason']})",
         "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
         "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}",
-        "Time": f"{metrics['train_seconds']:.0f} s, {metrics['images_per_second']:.0f} images/s",
+        "Time": f"{metrics['train_seconds']:.0f} s; {metrics['images_per_second']:.0f} images/s while training",
         "Peak memory": f"{metrics['peak_memory_mib']:,.0f} MiB",
     }
     return {name: text for name, text in facts.items() if text != "–"}

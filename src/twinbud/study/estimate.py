@@ -2,7 +2,7 @@
 
 A finished run of the same shape tells it; where there is none, a few steps are taken on blank images, with random
 weights, since time does not depend on what the numbers are. A step of recovery then counts as one of training, though
-the teacher's pass makes it longer.
+the teacher's pass makes it longer; and least squares, which take no steps, count only where a record tells of them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ class Estimate:
     def __init__(self, records: Iterable[Mapping[str, Any]], progress: Progress) -> None:
         self.progress = progress
         self.measured: dict[tuple[Any, ...], list[float]] = {}
+        self.least_squares: dict[tuple[Any, ...], list[float]] = {}
         for record in records:
             cost = record["cost"]
-            key = _shape(checked_config({**record["settings"], "data": "phantom"}))
-            self.measured.setdefault(key, []).append(cost["train_seconds"] / max(1, cost["num_steps"]))
+            config = checked_config({**record["settings"], "data": "phantom"})
+            key, beside = _shape(config), 0.0
+            if config.recovery.recover != "none" and not config.recovery.recover_epochs:
+                beside = cost.get("recover_seconds", 0.0)
+                self.least_squares.setdefault((*key, config.data.fraction), []).append(beside)
+            self.measured.setdefault(key, []).append((cost["train_seconds"] - beside) / max(1, cost["num_steps"]))
 
     def seconds(self, run: PlannedRun) -> float:
         """Training and the test pass; opening and reporting are left out.
@@ -58,7 +63,8 @@ class Estimate:
             self.progress.note(f"measuring {_NUM_STEPS} steps: {run.settings['student']}, {config.model.method}")
             self.measured[key] = [measure_step(config)]
         step = statistics.median(self.measured[key])
-        return step * (run.num_steps + _TEST_SHARE * run.num_test / config.training.batch_size)
+        beside = statistics.median(self.least_squares.get((*key, config.data.fraction), [0.0]))
+        return beside + step * (run.num_steps + _TEST_SHARE * run.num_test / config.training.batch_size)
 
 
 def measure_step(config: RunConfig) -> float:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinbud.config import RecoveryConfig, RunConfig, resolve
+from twinbud.config import RunConfig, resolve
 from twinbud.errors import TwinbudError
-from twinbud.settings import numeric_settings
+from twinbud.settings import numeric_settings, unread_settings
 
 if TYPE_CHECKING:
     from twinbud.data.rows import Catalog
@@ -30,9 +30,6 @@ _NAMES = frozenset({"profile", "image_column", "label_column", "patient_column",
 
 _BEFORE = {"recover": "none", "recover_memory": 0.625, "develop": False, "layer_decay": 1.0}
 """Settings that came later, at the value that stands for what was done before there was a choice."""
-_RECOVERY = frozenset(setting.name for setting in fields(RecoveryConfig)) - {"recover"}
-_LEAST_SQUARES = frozenset({"recover_views", "recover_memory"})
-_MATCHING = _RECOVERY - _LEAST_SQUARES - {"recover_refit", "recover_epochs"}
 
 
 def describe_run(config: RunConfig, *, images: str, teacher: str, family: Family) -> dict[str, Any]:
@@ -45,10 +42,10 @@ def describe_run(config: RunConfig, *, images: str, teacher: str, family: Family
         family: That of the student, which says what ``auto`` stands for.
     """
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
-    settings = numeric_settings(replace(config, training=training, recovery=_as_read(config.recovery)))
+    settings = numeric_settings(replace(config, training=training))
     unread = _NAMES | {name for name, value in _BEFORE.items() if settings[name] == value}
     if config.recovery.recover == "none":
-        unread |= _RECOVERY
+        unread |= unread_settings(config.recovery)
     return {
         "training_version": TRAINING_VERSION,
         "images": images,
@@ -56,14 +53,6 @@ def describe_run(config: RunConfig, *, images: str, teacher: str, family: Family
         "threads": training.threads,
         "settings": {name: value for name, value in sorted(settings.items()) if name not in unread},
     }
-
-
-def _as_read(recovery: RecoveryConfig) -> RecoveryConfig:
-    """The same recovery, the settings of a step that is left out at their defaults."""
-    unread = _LEAST_SQUARES if recovery.recover_refit == "off" else frozenset[str]()
-    unread |= _MATCHING if not recovery.recover_epochs else frozenset[str]()
-    plain = RecoveryConfig()
-    return replace(recovery, **{name: getattr(plain, name) for name in unread})
 
 
 def identity_of(facts: Mapping[str, Any]) -> str:

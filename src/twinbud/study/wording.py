@@ -58,7 +58,8 @@ def _accuracy_cells(section: Section, row: Row, *, compared: bool, beside: bool)
 def cost_table(section: Section) -> Table:
     """Time and memory of training, and the paper's."""
     beside = any(row.paper_cost for row in section.rows)
-    heads = (*_axes(section), "labelled images", "steps", "image passes", "training", "images/s", "peak memory")
+    heads = ("labelled images", "steps", "image passes", "training", "images/s while training", "peak memory")
+    heads = (*_axes(section), *heads)
     if beside:
         heads = (*heads, f"{section.paper_head}: training, RTX A6000", "memory")
     rows = []

@@ -1,0 +1,40 @@
+"""How long a run will take, from the records of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from twinbud.progress import SilentProgress
+from twinbud.settings import settings_of
+from twinbud.study.estimate import Estimate
+from twinbud.study.grid import PlannedRun, checked_config
+
+SETTINGS: dict[str, Any] = {"teacher": "dinov2-small", "profile": "best", "fraction": 0.05, "threads": 1}
+
+
+def record(train_seconds: float, num_steps: int, **settings: Any) -> dict[str, Any]:
+    config = checked_config({**SETTINGS, **settings, "data": "phantom"})
+    cost = {"train_seconds": train_seconds, "num_steps": num_steps, "recover_seconds": 30.0}
+    return {"settings": {name: value for name, value in settings_of(config).items() if name != "data"}, "cost": cost}
+
+
+def planned(num_steps: int, **settings: Any) -> PlannedRun:
+    given = {**SETTINGS, **settings, "data": "phantom"}
+    return PlannedRun(identity="", facts={}, coordinates={}, settings=given, num_steps=num_steps, num_test=96)
+
+
+def test_least_squares_are_counted_once_and_not_by_the_step() -> None:
+    estimate = Estimate([record(130.0, 100)], SilentProgress())
+    assert estimate.seconds(planned(200)) == pytest.approx(30 + 200 + 1)
+
+
+def test_least_squares_of_another_share_of_the_labels_are_not_guessed() -> None:
+    estimate = Estimate([record(130.0, 100)], SilentProgress())
+    assert estimate.seconds(planned(200, fraction=0.1)) == pytest.approx(200 + 1)
+
+
+def test_steps_of_recovery_count_as_steps() -> None:
+    estimate = Estimate([record(130.0, 100, recover_epochs=3)], SilentProgress())
+    assert estimate.seconds(planned(200, recover_epochs=3)) == pytest.approx(260 + 1.3)
