@@ -78,11 +78,16 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("train", "--output"), "twinbud train --help"),
         (("select", "--teacher", "dinov2-small"), "expected --output, got none."),
         (("evaluate",), "expected RUN, got none."),
-        (("predict",), "expected MODEL, IMAGES, got none."),
-        (("study",), "expected RECIPE, got none."),
-        (("tables",), "expected RECIPE, got none."),
+        (("predict",), "expected RUN|MODEL_FOLDER, IMAGE_OR_FOLDER, got none. For what is valid run: twinbud predict"),
+        (("study",), "expected RECIPE.yaml, got none. For what is valid run: twinbud study --help"),
+        (("tables",), "expected RECIPE.yaml, got none."),
+        (("study", "recipe.yaml", "--workers", "two"), "--workers: expected a whole number or none, got 'two'."),
+        (("train", "--teacher", "x", "--output", "x"), "--data: expected images, got none. Give a folder of class"),
         (("study", "none.yaml"), "none.yaml: expected a YAML recipe, got none (No such file or directory)."),
-        (("select", "--teacher", "x", "--weights", "int8", "--output", "x"), "twinbud select --help"),
+        (
+            ("select", "--teacher", "x", "--weights", "int8", "--output", "x"),
+            "--weights: expected one of float32, float16",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -93,6 +98,21 @@ def test_a_wrong_word_prints_one_line_and_the_tip(
     line = refusal(twinbud(*words))
     assert said in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_given_as_settings_is_told_what_it_is(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "beyond" / "labels.yaml"
+    line = refusal(twinbud("train", "--config", recipe, "--data", "phantom", "--output", tmp_path / "run"))
+    assert f"expected settings of one run, got a recipe of many. Give it to 'twinbud study {recipe}'" in line
+
+
+def test_what_a_profile_set_is_told_where_it_does_not_fit(tmp_path: Path) -> None:
+    words = ("--data", "phantom", "--teacher", "dinov2-small", "--profile", "best", "--output", tmp_path / "run")
+    line = refusal(twinbud("train", *words, "--method", "kaiming"))
+    assert line.endswith("got 'labelled'. --profile best sets it: leave it out, or add --recover none.")
+    recipe = Path(__file__).parents[1] / "recipes" / "paper" / "tables-2-4.yaml"
+    line = refusal(twinbud("study", recipe, "--profile", "best", "--runs", tmp_path / "runs"))
+    assert line.startswith(f"{recipe}, chest-xray · vit · 1 % · sampling 0 · timm, --profile best: --recover: expected")
 
 
 def test_a_process_says_the_same_and_exits_alike(tmp_path: Path) -> None:

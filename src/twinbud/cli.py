@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, _SubParsersAction
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -35,10 +35,19 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print and leave."""
         del ex
-        command = self.prog.rpartition(" ")[2]
+        missing = re.match(r"the following arguments are required: (\w+)\.", " ".join(message.split()))
+        command = missing[1] if missing else self.prog.rpartition(" ")[2]
         program = f"twinbud {command}" if command in COMMANDS else "twinbud"
         print(f"twinbud: {self._plain(message)} For what is valid run: {program} --help", file=sys.stderr)
         sys.exit(USER_ERROR)
+
+    def _word(self, name: str) -> str:
+        """What the usage calls a required word, of which the parser knows ``command.name``."""
+        command, _, option = name.rpartition(".")
+        parsers = (action.choices for action in self._actions if isinstance(action, _SubParsersAction))
+        actions = next(parsers)[command]._actions if command else self._actions
+        action = next(action for action in actions if action.dest == option)
+        return action.option_strings[0] if action.option_strings else str(action.metavar)
 
     def _plain(self, message: str) -> str:
         """The parser's message as one line, with the valid words where it leaves them out."""
@@ -49,8 +58,7 @@ class _Parser(ArgumentParser):
         if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", line):
             return str(unknown_choice("COMMAND", match[1], COMMANDS))
         if match := re.match(r"the following arguments are required: (.*)", line):
-            names = (name.rpartition(".")[2] for name in match[1].split(", "))
-            return f"expected {', '.join(f'--{n}' if n == 'output' else n.upper() for n in names)}, got none."
+            return f"expected {', '.join(map(self._word, match[1].split(', ')))}, got none."
         return line if line.endswith((".", "?")) else f"{line}."
 
 
@@ -125,6 +133,8 @@ def _select(chosen: Namespace) -> None:
     from twinbud.report.terminal import show_selection
 
     given = _given(chosen)
+    if chosen.weights not in options.WEIGHTS:
+        raise unknown_choice("--weights", chosen.weights, options.WEIGHTS)
     selection = select_to_folder(
         stage_config(ModelConfig, given),
         chosen.output,
@@ -142,7 +152,11 @@ def _train(chosen: Namespace) -> None:
 
     saved = read_settings_file(chosen.config) if chosen.config else {}
     handling = {name: chosen[name] for name in options.HANDLING}
-    config = run_config(with_words(saved, _given(chosen)), **handling)
+    settings = with_words(saved, _given(chosen))
+    if "data" not in settings:
+        fix = "Give a folder of class folders, a CSV, or 'phantom' for generated images"
+        raise TwinbudError("images", got="none", where="--data", fix=fix)
+    config = run_config(settings, **handling)
     show_run(train(config, TerminalProgress()))
 
 

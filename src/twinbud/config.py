@@ -268,8 +268,14 @@ class RunConfig:
             _require(auxiliary == "other", "auxiliary", f"other {reason}", auxiliary)
         recover = self.recovery.recover
         if recover != "none":
-            inherits = method in ("dual", "selection")
-            _require(inherits, "recover", f"none with --method {method}, which inherits nothing", recover)
+            if method not in ("dual", "selection"):
+                advice = f"--profile {self.training.profile} sets it: leave it out, or add --recover none"
+                raise TwinbudError(
+                    f"none with --method {method}, which inherits nothing",
+                    got=repr(recover),
+                    where="--recover",
+                    fix=None if "recover" in self.given else advice,
+                )
             rule = self.model.rule
             if self.model.teacher is None:
                 raise TwinbudError(
@@ -311,14 +317,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 """What each profile changes; `quick` is meant for a CPU, and `best` is what we recommend there, beyond the paper."""
-
-
-def teacher_place(teacher: str) -> tuple[str, str]:
-    """How a teacher is spelled, in two: what stands before its path, and the path, empty where there is none."""
-    if teacher.startswith("local-dir:"):
-        return "local-dir:", teacher.removeprefix("local-dir:")
-    architecture, at, file = teacher.partition("@")
-    return architecture + at, file
 
 
 def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -> TrainingConfig:

@@ -34,6 +34,12 @@ class TwinbudError(Exception):
             text += f" {fix}" if fix.endswith("?") else f" {fix.rstrip('.')}."
         super().__init__(" ".join(text.split()))
 
+    def at(self, place: str) -> TwinbudError:
+        """The same error, and the larger place that its own lies in."""
+        return TwinbudError(
+            self.expected, got=self.got, where=f"{place}: {self.where}" if self.where else place, fix=self.fix
+        )
+
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
     """A run was asked to stop; the text says where it stands and how to go on."""

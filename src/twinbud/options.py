@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +16,9 @@ from twinbud.settings import STAGES, Stage
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache")
 """Options of a run that are no settings: they change no number."""
+WEIGHTS = ("float32", "float16")
+_VALUES = {"data": "PATH", "drop_path": "PROBABILITY"}
+"""What the value of an option is called, where the end of its name does not say."""
 _SOURCE_SETTINGS = (
     "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
 )  # fmt: skip
@@ -28,11 +32,10 @@ def demo_options(parser: ArgumentParser) -> None:
 def select_options(parser: ArgumentParser) -> None:
     """Of ``twinbud select``."""
     for name in ("teacher", "student", "rule", "attention", "swap_roles"):
-        _add_setting(parser, ModelConfig, name)
+        _add_setting(parser, ModelConfig, name, profiles={})
     _add_setting(parser, TrainingConfig, "seed")
-    parser.add_argument(
-        "--weights", type=Literal["float32", "float16"], default="float32", help="Precision of the files [float32]."
-    )
+    text = f"Precision of the files [{WEIGHTS[0]}]."
+    parser.add_argument("--weights", default=WEIGHTS[0], metavar="|".join(WEIGHTS), help=text)
     _add_output(parser, "Folder to make.", required=True)
 
 
@@ -52,14 +55,15 @@ def train_options(parser: ArgumentParser) -> None:
     for stage, kind in STAGES.items():
         group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
         for setting in fields(kind):
-            _add_setting(group, kind, setting.name)
+            _add_setting(group, kind, setting.name, default="" if setting.name == "data" else None)
 
 
 def evaluate_options(parser: ArgumentParser) -> None:
     """Of ``twinbud evaluate``."""
     parser.add_argument("run", type=Path, metavar="RUN", help="Output of 'twinbud train'.")
     for name in _SOURCE_SETTINGS:
-        _add_setting(parser, DataConfig, name)
+        is_the_runs = name not in ("skip_broken", "max_megapixels")
+        _add_setting(parser, DataConfig, name, default="the run's" if is_the_runs else None)
     _add_output(parser, "Folder for metrics.json and predictions.csv.", required=False)
 
 
@@ -72,27 +76,39 @@ def predict_options(parser: ArgumentParser) -> None:
     _add_output(parser, "Write here instead of printing.", required=False, metavar="FILE.csv")
 
 
-def _add_setting(parser: ArgumentParser | ArgumentGroup, kind: Stage, name: str) -> None:
+def _add_setting(
+    parser: ArgumentParser | ArgumentGroup,
+    kind: Stage,
+    name: str,
+    *,
+    default: str | None = None,
+    profiles: Mapping[str, Mapping[str, Any]] = PROFILES,
+) -> None:
     """One option from one field; what is not given stays out, so that the profile can decide.
 
     Values stay words here: the settings read and check them, alike from the command line and from a file.
     """
     setting: Field[Any] = next(field for field in fields(kind) if field.name == name)
-    text = f"{setting.metadata['help']}{_default(setting)}"
+    known = _default(setting, profiles) if default is None else default
+    text = f"{setting.metadata['help']}{f' [{known}]' if known else ''}"
     option, hint = f"--{name.replace('_', '-')}", get_type_hints(kind)[name]
     if hint is bool:
         parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
     else:
-        metavar = "|".join(get_args(hint)) if get_origin(hint) is Literal else name.rpartition("_")[2].upper()
+        metavar = (
+            "|".join(get_args(hint))
+            if get_origin(hint) is Literal
+            else _VALUES.get(name, name.rpartition("_")[2].upper())
+        )
         parser.add_argument(option, default=SUPPRESS, metavar=metavar, help=text)
 
 
-def _default(setting: Field[Any]) -> str:
-    others = [f"{profile}: {changes[setting.name]}" for profile, changes in PROFILES.items() if setting.name in changes]
-    if setting.default in (None, False):
-        return f" [{', '.join(others)}]" if others else ""
+def _default(setting: Field[Any], profiles: Mapping[str, Mapping[str, Any]]) -> str:
+    others = [f"{profile}: {changes[setting.name]}" for profile, changes in profiles.items() if setting.name in changes]
+    if setting.default is None or setting.default is False:
+        return ", ".join(others)
     value = f"{setting.default:.3g}" if isinstance(setting.default, float) else str(setting.default)
-    return f" [{', '.join([value, *others])}]"
+    return ", ".join([value, *others])
 
 
 def _add_output(parser: ArgumentParser, text: str, *, required: bool, metavar: str = "DIR") -> None:

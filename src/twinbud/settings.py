@@ -15,7 +15,6 @@ from twinbud.config import (
     RecoveryConfig,
     RunConfig,
     TrainingConfig,
-    teacher_place,
 )
 from twinbud.errors import TwinbudError, unknown_choice
 from twinbud.files import read_yaml
@@ -114,6 +113,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
+def teacher_place(teacher: str) -> tuple[str, str]:
+    """How a teacher is spelled, in two: what stands before its path, and the path, empty where there is none."""
+    if teacher.startswith("local-dir:"):
+        return "local-dir:", teacher.removeprefix("local-dir:")
+    architecture, at, file = teacher.partition("@")
+    return architecture + at, file
+
+
 def _absolute_teacher(teacher: str) -> str:
     before, path = teacher_place(teacher)
     return f"{before}{Path(path).absolute()}" if path else teacher
@@ -153,6 +160,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         raise TwinbudError("a YAML file of settings", got=f"none ({reason})", where=f"--config {path}") from error
     if not isinstance(settings, dict):
         raise TwinbudError("settings by name", got="something else", where=f"--config {path}", fix="Write NAME: VALUE")
+    if "grid" in settings:
+        fix = f"Give it to 'twinbud study {path}'"
+        raise TwinbudError("settings of one run", got="a recipe of many", where=f"--config {path}", fix=fix)
     for name in settings:
         if name not in setting_names():
             raise unknown_choice(f"--config {path}", name, sorted(setting_names()))

@@ -204,7 +204,7 @@ def test_a_file_that_is_no_recipe_is_told_in_one_line(text: str, tmp_path: Path)
         ("mehtod=dual", "Did you mean 'method'?"),
         ("method=dula", "--only method: expected one of dual"),
         ("pair=big", "--only pair: expected one of tiny, got 'big'."),
-        ("sampling=a", "--only sampling: expected a sampling of at least 0, got 'a'."),
+        ("sampling=a", "--only: sampling: expected a sampling of at least 0, got 'a'."),
         ("sampling=-1", "expected a sampling of at least 0, got '-1'."),
         ("fraction=2", "--fraction: expected a share in (0, 1], got 2"),
         ("fraction=x", "--fraction: expected a number, got 'x'."),

@@ -20,12 +20,12 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from twinbud.config import teacher_place
 from twinbud.errors import TwinbudError, first_few, unknown_choice
 from twinbud.files import read_json
 from twinbud.models import dinov2
 from twinbud.models.families.base import Family, State, TimmModel
 from twinbud.models.saved import read_architecture, read_model_args, read_normalisation
+from twinbud.settings import teacher_place
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_TIMEOUT_SECONDS = 10.0

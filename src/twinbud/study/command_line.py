@@ -6,6 +6,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from twinbud.config import PROFILES
+from twinbud.settings import read_value
+
 _RUNS = Path("runs/study")
 
 
@@ -16,9 +19,9 @@ def study_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help=text)
     _add_runs(parser, "Runs folder; several recipes can share one, and then share runs")
     text = "Runs at once [as many as the cores carry; one on a GPU]."
-    parser.add_argument("--workers", type=int | None, metavar="N", help=text)
+    parser.add_argument("--workers", metavar="N", help=text)
     text = "Where the defaults of all settings come from [the recipe's]."
-    parser.add_argument("--profile", type=str | None, metavar="paper|quick", help=text)
+    parser.add_argument("--profile", type=str | None, metavar="|".join(PROFILES), help=text)
     text = "Do these runs only, such as fraction=0.05 or sampling=0,1,2. Can be given several times."
     parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=text)
     parser.add_argument("--keep-models", action="store_true", help="Keep the trained model of every run.")
@@ -50,7 +53,7 @@ def study(chosen: Namespace) -> None:
         data=chosen.data,
         only=chosen.only,
         profile=chosen.profile,
-        num_workers=chosen.workers,
+        num_workers=read_value("workers", chosen.workers, int | None),
         keep_models=chosen.keep_models,
         pixel_cache=chosen.pixel_cache,
     )

@@ -99,7 +99,10 @@ def read_choices(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Any, .
         valid = [*recipe.grid, *(["sweep"] if recipe.sweeps else []), *recipe.sweeps]
         if key not in valid:
             raise unknown_choice("--only", key, valid)
-        choices.setdefault(key, []).extend(_value(key, text) for text in values.split(","))
+        try:
+            choices.setdefault(key, []).extend(_typed(key, [_value(key, text) for text in values.split(",")]))
+        except TwinbudError as error:
+            raise error.at("--only") from error
     for key, known in (("pair", recipe.pairs), ("method", recipe.known_methods), ("sweep", recipe.sweeps)):
         for value in choices.get(key, []):
             if value not in known:
@@ -115,7 +118,7 @@ def _value(key: str, text: str) -> Any:
     except yaml.YAMLError:
         value = text
     if key == "sampling" and (type(value) is not int or value < 0):
-        raise TwinbudError("a sampling of at least 0", got=f"'{text}'", where="--only sampling")
+        raise TwinbudError("a sampling of at least 0", got=f"'{text}'", where="sampling")
     return value
 
 
@@ -131,7 +134,7 @@ def plan_cells(
         raise TwinbudError(
             "a recipe with runs",
             got="one that only lists architectures",
-            where=recipe.name,
+            where=recipe.path,
             fix="Give it to 'twinbud tables'",
         )
     if profile is not None and profile not in PROFILES:
@@ -150,7 +153,13 @@ def plan_cells(
     if not cells:
         raise TwinbudError("at least one run", got="none", where="--only", fix="Widen the choice")
     for cell in cells:
-        checked_config(cell.settings)
+        try:
+            checked_config(cell.settings)
+        except TwinbudError as error:
+            place = (
+                f"{recipe.path}, {describe_coordinates(cell.coordinates)}{f', --profile {profile}' if profile else ''}"
+            )
+            raise error.at(place) from error
     return tuple(cells)
 
 
@@ -183,7 +192,7 @@ def _steps(recipe: Recipe, choices: Mapping[str, Sequence[Any]]) -> list[dict[st
 
 def _typed(axis: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """The values of an axis as the setting's type, each once: YAML reads 1e-2 as text."""
-    if axis in ("data", "pair", "method", "sampling"):
+    if axis in ("data", "pair", "method", "sampling", "sweep"):
         return tuple(values)
     return tuple(dict.fromkeys(read_setting(axis, value) for value in values))
 

@@ -59,6 +59,7 @@ class Recipe:
     """One experiment.
 
     Attributes:
+        path: The file, as it was given.
         name: The file's name without its ending.
         title: One line for the tables.
         profile: Where the defaults of all settings come from.
@@ -73,6 +74,7 @@ class Recipe:
         digest: SHA-256 of what the file says, comments aside.
     """
 
+    path: str
     name: str
     title: str
     profile: Profile
@@ -107,6 +109,7 @@ def read_recipe(path: Path) -> Recipe:
     _known(content, _KEYS, str(path))
     reading = _Reading(str(path), content)
     recipe = Recipe(
+        path=str(path),
         name=path.stem,
         title=str(content.get("title", path.stem)),
         profile=reading.profile(),
