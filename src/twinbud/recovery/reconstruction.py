@@ -46,7 +46,9 @@ class Lesson(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a layer's outputs agree with the teacher's on views held out of its own fit; earlier layers saw them.
+    """How well a layer's outputs agree with the teacher's on views of images held out of its own fit.
+
+    Earlier layers saw them, and they may be of patients that it saw: what is explained is a little too much.
 
     Attributes:
         layer: Its name.

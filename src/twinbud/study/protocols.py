@@ -16,7 +16,7 @@ def protocols(asked: Sequence[Asked]) -> tuple[str, ...]:
         "measured on a fifth of the training part, while settings were chosen; the test part stays closed": [
             run for run, settings in done if settings.get("develop")
         ],
-        "beyond the paper: recovered from the teacher before training, on the labelled images alone": [
+        "recovered from the teacher before training, on the labelled images alone, which the paper does not do": [
             run for run, settings in done if settings.get("recover") == "labelled"
         ],
         "another protocol: the whole training part may be seen, without its labels": [
