@@ -21,7 +21,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -61,6 +60,7 @@ LEVERS = {
 _BATCH, _VIEWS, _FOLDS = 64, 8, 5
 _STRENGTHS = [10.0**power for power in range(-5, 1)]
 _AVERAGE = 0.98
+_BOOLEANS = {"true": True, "false": False}
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     if wrong := [word for word in options.settings if "=" not in word]:
         parser.error(f"expected SETTING=VALUE, got {wrong[0]}")
     words = (word.split("=", 1) for word in options.settings)
-    given = SETTINGS | {"data": options.data} | {name: yaml.safe_load(value) for name, value in words}
+    given = SETTINGS | {"data": options.data} | {name: _BOOLEANS.get(value, value) for name, value in words}
     try:
         report(given, options.lever, options.samplings)
     except TwinbudError as error:

@@ -43,7 +43,16 @@ def soak_decoding(count: int) -> list[str]:
 def soak_resuming(count: int) -> list[str]:
     """Killed runs, every other one with a recovery: each ends bit for bit like the run that was left alone."""
     # here and not above: the decoder's processes import this file, and torch would count as their memory
-    from killing import MOMENTS, RECOVERING, finish, has_finished, kill_once, results, small_run
+    from killing import (
+        MOMENTS,
+        RECOVERING,
+        at_its_first_checkpoint,
+        finish,
+        has_finished,
+        kill_once,
+        results,
+        small_run,
+    )
 
     start = time.perf_counter()
     generator = random.Random(0)
@@ -59,8 +68,8 @@ def soak_resuming(count: int) -> list[str]:
         while kills.total() < count:
             command = commands[len(same) % 2]
             run = Path(folder) / f"killed-{len(same)}"
-            for _ in range(min(KILLS_PER_RUN, count - kills.total())):
-                moment = generator.choice(MOMENTS)
+            for number in range(min(KILLS_PER_RUN, count - kills.total())):
+                moment = generator.choice(MOMENTS) if number else at_its_first_checkpoint
                 kills[moment.__name__] += kill_once(command, run, moment, generator)
                 if has_finished(run):
                     break

@@ -109,10 +109,12 @@ def test_a_recipe_given_as_settings_is_told_what_it_is(tmp_path: Path) -> None:
 def test_what_a_profile_set_is_told_where_it_does_not_fit(tmp_path: Path) -> None:
     words = ("--data", "phantom", "--teacher", "dinov2-small", "--profile", "best", "--output", tmp_path / "run")
     line = refusal(twinbud("train", *words, "--method", "kaiming"))
-    assert line.endswith("got 'labelled'. --profile best sets it: leave it out, or add --recover none.")
+    advice = "got 'labelled'. Leave --profile best out, or set recover to none."
+    assert line.endswith(advice)
     recipe = Path(__file__).parents[1] / "recipes" / "paper" / "tables-2-4.yaml"
     line = refusal(twinbud("study", recipe, "--profile", "best", "--runs", tmp_path / "runs"))
     assert line.startswith(f"{recipe}, chest-xray · vit · 1 % · sampling 0 · timm, --profile best: --recover: expected")
+    assert line.endswith(advice)
 
 
 def test_a_process_says_the_same_and_exits_alike(tmp_path: Path) -> None:

@@ -269,12 +269,13 @@ class RunConfig:
         recover = self.recovery.recover
         if recover != "none":
             if method not in ("dual", "selection"):
-                advice = f"--profile {self.training.profile} sets it: leave it out, or add --recover none"
+                profile = self.training.profile
+                is_theirs = "recover" not in self.given and PROFILES[profile].get("recover") == recover
                 raise TwinbudError(
                     f"none with --method {method}, which inherits nothing",
                     got=repr(recover),
                     where="--recover",
-                    fix=None if "recover" in self.given else advice,
+                    fix=f"Leave --profile {profile} out, or set recover to none" if is_theirs else None,
                 )
             rule = self.model.rule
             if self.model.teacher is None:

@@ -12,22 +12,27 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _MEMORY = Path("/proc/meminfo")
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
-    """How much memory is free: the GPU's, or the machine's, but no more than its container may have in all.
+    """How much memory is free: the GPU's, or the machine's, but no more than its container may still have.
 
-    Where the system does not tell, there is taken to be enough.
+    What torch holds on a GPU without using it is free, and so are files that the system keeps in memory. Where the
+    system does not tell, there is taken to be enough.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     found = [sys.maxsize]
     with suppress(OSError, ValueError, StopIteration):
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
         found.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 2**10)
-    with suppress(OSError, ValueError):
-        found.append(int(_LIMIT.read_text(encoding="ascii")))
+    with suppress(OSError, ValueError, StopIteration):
+        most, now = (int((_CONTAINER / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        lines = (_CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        found.append(max(0, most - now + files))
     return min(found)
 
 

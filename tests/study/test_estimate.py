@@ -17,12 +17,13 @@ SETTINGS: dict[str, Any] = {"teacher": "dinov2-small", "profile": "best", "fract
 def record(train_seconds: float, num_steps: int, **settings: Any) -> dict[str, Any]:
     config = checked_config({**SETTINGS, **settings, "data": "phantom"})
     cost = {"train_seconds": train_seconds, "num_steps": num_steps, "recover_seconds": 30.0}
-    return {"settings": {name: value for name, value in settings_of(config).items() if name != "data"}, "cost": cost}
+    given = {name: value for name, value in settings_of(config).items() if name != "data"}
+    return {"facts": {"images": "these"}, "settings": given, "cost": cost}
 
 
-def planned(num_steps: int, **settings: Any) -> PlannedRun:
-    given = {**SETTINGS, **settings, "data": "phantom"}
-    return PlannedRun(identity="", facts={}, coordinates={}, settings=given, num_steps=num_steps, num_test=96)
+def planned(num_steps: int, images: str = "these", **settings: Any) -> PlannedRun:
+    given, facts = {**SETTINGS, **settings, "data": "phantom"}, {"images": images}
+    return PlannedRun(identity="", facts=facts, coordinates={}, settings=given, num_steps=num_steps, num_test=96)
 
 
 def test_least_squares_are_counted_once_and_not_by_the_step() -> None:
@@ -30,9 +31,11 @@ def test_least_squares_are_counted_once_and_not_by_the_step() -> None:
     assert estimate.seconds(planned(200)) == pytest.approx(30 + 200 + 1)
 
 
-def test_least_squares_of_another_share_of_the_labels_are_not_guessed() -> None:
+def test_least_squares_on_another_number_of_images_are_not_guessed() -> None:
     estimate = Estimate([record(130.0, 100)], SilentProgress())
-    assert estimate.seconds(planned(200, fraction=0.1)) == pytest.approx(200 + 1)
+    others: list[dict[str, Any]] = [{"fraction": 0.1}, {"develop": True}, {"images": "others"}]
+    for changes in others:
+        assert estimate.seconds(planned(200, **changes)) == pytest.approx(200 + 1)
 
 
 def test_steps_of_recovery_count_as_steps() -> None:

@@ -90,8 +90,15 @@ def test_values_are_read_as_their_settings_whatever_yaml_takes_them_for(tmp_path
     swept = plan_cells(small(tmp_path, sweeps={"temperature": ["2", "auto"]}))
     assert {cell.settings["temperature"] for cell in swept} == {2.0, "auto"}
     grid["fraction"] = ["half"]
-    with pytest.raises(TwinbudError, match="--fraction: expected a number, got 'half'"):
+    with pytest.raises(TwinbudError, match=r"small\.yaml: grid\.fraction: --fraction: expected a number, got 'half'"):
         plan_cells(small(tmp_path, grid=grid, baseline=None))
+    with pytest.raises(TwinbudError, match=r"small\.yaml: sweeps\.alpha: --alpha: expected a number, got 'x'"):
+        plan_cells(small(tmp_path, sweeps={"alpha": ["x"]}))
+
+
+def test_a_choice_may_be_a_word_that_yaml_takes_for_a_truth(tmp_path: Path) -> None:
+    recipe = small(tmp_path, sweeps={"compile": ["auto", "on"], "swap_roles": [True]})
+    assert read_choices(["compile=off", "swap_roles=false"], recipe) == {"compile": ("off",), "swap_roles": (False,)}
 
 
 def test_a_sweep_varies_one_setting_at_a_time(tmp_path: Path) -> None:

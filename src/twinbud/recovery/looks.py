@@ -19,7 +19,9 @@ from twinbud.seeds import numpy_stream
 
 _BATCH, _FOLDS = 64, 5
 _BYTES_A_NUMBER = 20
-"""What least squares hold for each number of the teacher's first residual stream: 17 in bf16, 24 in float32."""
+"""What least squares are counted to hold for each number of the teacher's first residual stream, for any precision."""
+_BYTES_HELD = {True: 17, False: 24}
+"""What they do hold, in bf16 or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def plan_looks(config: RecoveryConfig, pace: TrainingConfig, num_images: int, nu
         num_numbers: How many numbers the teacher's residual stream has where it begins, for one view.
     """
     order = torch.from_numpy(numpy_stream("recovery", pace.seed).permutation(num_images))
-    room = int(config.recover_memory * 2**30) // bytes_held(1, num_numbers)
+    room = int(config.recover_memory * 2**30) // (_BYTES_A_NUMBER * num_numbers)
     size = max(1, min(_BATCH, -(-num_images // _FOLDS), room // _FOLDS))
     room = max(room, _FOLDS * size)
     for view in range(config.recover_views):
@@ -79,9 +81,9 @@ def plan_looks(config: RecoveryConfig, pace: TrainingConfig, num_images: int, nu
             yield Look(view, rows, is_held_out=number % _FOLDS == 0)
 
 
-def bytes_held(num_views: int, num_numbers: int) -> int:
-    """What least squares hold of so many views, about."""
-    return num_views * num_numbers * _BYTES_A_NUMBER
+def bytes_held(looks: Sequence[Look], num_numbers: int, *, bf16: bool) -> int:
+    """What least squares hold of all these views."""
+    return sum(len(look.rows) for look in looks) * num_numbers * _BYTES_HELD[bf16]
 
 
 def lessons(looks: Sequence[Look], images: UnlabelledImages, pace: TrainingConfig) -> Iterator[Lesson]:

@@ -145,7 +145,7 @@ def require_memory(num_bytes: int, device: torch.device) -> None:
             f"{num_bytes / 2**20:,.1f} MiB of free memory for least squares",
             got=f"{free / 2**20:,.1f}",
             where="--recover-memory",
-            fix="Lower it, so that fewer views are looked at",
+            fix="Lower it, so that fewer views are looked at, or lower --image-size",
         )
 
 
@@ -224,7 +224,7 @@ class _Stage:
         num_numbers_each = num_numbers(counterparts.teacher, family, self.pace.image_size)
         looks = list(plan_looks(self.config, self.pace, len(self.images), num_numbers_each))
         num_views = sum(len(look.rows) for look in looks)
-        require_memory(bytes_held(num_views, num_numbers_each), self.images.device)
+        require_memory(bytes_held(looks, num_numbers_each, bf16=self.bf16), self.images.device)
         asked = self.config.recover_views * len(self.images)
         if num_views < asked:
             self.progress.note(

@@ -48,7 +48,7 @@ class Estimate:
             key, beside = _shape(config), 0.0
             if config.recovery.recover != "none" and not config.recovery.recover_epochs:
                 beside = cost.get("recover_seconds", 0.0)
-                self.least_squares.setdefault((*key, config.data.fraction), []).append(beside)
+                self.least_squares.setdefault((*key, *_images(record["facts"], config)), []).append(beside)
             self.measured.setdefault(key, []).append((cost["train_seconds"] - beside) / max(1, cost["num_steps"]))
 
     def seconds(self, run: PlannedRun) -> float:
@@ -63,7 +63,7 @@ class Estimate:
             self.progress.note(f"measuring {_NUM_STEPS} steps: {run.settings['student']}, {config.model.method}")
             self.measured[key] = [measure_step(config)]
         step = statistics.median(self.measured[key])
-        beside = statistics.median(self.least_squares.get((*key, config.data.fraction), [0.0]))
+        beside = statistics.median(self.least_squares.get((*key, *_images(run.facts, config)), [0.0]))
         return beside + step * (run.num_steps + _TEST_SHARE * run.num_test / config.training.batch_size)
 
 
@@ -100,6 +100,11 @@ def measure_step(config: RunConfig) -> float:
     with limited_threads(training.threads):
         history = fit(twins, data, short, bf16=choose_precision(training.precision, device).bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
+
+
+def _images(facts: Mapping[str, Any], config: RunConfig) -> tuple[Any, ...]:
+    """What decides how many images a run learns from."""
+    return facts["images"], config.data.fraction, config.data.develop
 
 
 def _shape(config: RunConfig) -> tuple[Any, ...]:

@@ -117,6 +117,8 @@ def _value(key: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    if isinstance(value, bool) and text not in ("true", "false"):
+        value = text  # on and off are words of some settings
     if key == "sampling" and (type(value) is not int or value < 0):
         raise TwinbudError("a sampling of at least 0", got=f"'{text}'", where="sampling")
     return value
@@ -140,7 +142,7 @@ def plan_cells(
     if profile is not None and profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
     choices = choices or {}
-    axes = {axis: _typed(axis, choices.get(axis, values)) for axis, values in recipe.grid.items()}
+    axes = {axis: choices.get(axis, _typed(axis, values, recipe, "grid")) for axis, values in recipe.grid.items()}
     cells = [
         Cell(
             coordinates=coordinates | step,
@@ -186,15 +188,22 @@ def _steps(recipe: Recipe, choices: Mapping[str, Sequence[Any]]) -> list[dict[st
         {"sweep": name, "value": value}
         for name, values in recipe.sweeps.items()
         if name in choices.get("sweep", recipe.sweeps)
-        for value in _typed(name, choices.get(name, values))
+        for value in choices.get(name, _typed(name, values, recipe, "sweeps"))
     ]
 
 
-def _typed(axis: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    """The values of an axis as the setting's type, each once: YAML reads 1e-2 as text."""
+def _typed(axis: str, values: Sequence[Any], recipe: Recipe | None = None, part: str = "") -> tuple[Any, ...]:
+    """The values of an axis as the setting's type, each once: YAML reads 1e-2 as text.
+
+    Raises:
+        TwinbudError: One of them is none, in this part of this recipe.
+    """
     if axis in ("data", "pair", "method", "sampling", "sweep"):
         return tuple(values)
-    return tuple(dict.fromkeys(read_setting(axis, value) for value in values))
+    try:
+        return tuple(dict.fromkeys(read_setting(axis, value) for value in values))
+    except TwinbudError as error:
+        raise (error.at(f"{recipe.path}: {part}.{axis}") if recipe else error) from error
 
 
 def _settings(
