@@ -265,7 +265,7 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
         (("--data", "shades=none"), "--data none: expected a folder, a CSV or 'phantom', got a path where there is"),
         (("--data", "shades={images}", "--workers", 0), "--workers: expected at least one worker, got 0."),
         (("--data", "shades={images}", "--workers", 999), "--workers: expected at most "),
-        (("--data", "shades={images}", "--workers", "many"), "twinbud study --help"),
+        (("--data", "shades={images}", "--workers", "many"), "--workers: expected a whole number or none, got 'many'."),
         (
             ("--data", "shades={images}", "--profile", "fast"),
             "--profile: expected one of paper, quick, best, got 'fast'.",
