@@ -95,11 +95,8 @@ def _add_setting(
     if hint is bool:
         parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
     else:
-        metavar = (
-            "|".join(get_args(hint))
-            if get_origin(hint) is Literal
-            else _VALUES.get(name, name.rpartition("_")[2].upper())
-        )
+        value = _VALUES.get(name, name.rpartition("_")[2].upper())
+        metavar = "|".join(get_args(hint)) if get_origin(hint) is Literal else value
         parser.add_argument(option, default=SUPPRESS, metavar=metavar, help=text)
 
 

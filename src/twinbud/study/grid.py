@@ -158,10 +158,8 @@ def plan_cells(
         try:
             checked_config(cell.settings)
         except TwinbudError as error:
-            place = (
-                f"{recipe.path}, {describe_coordinates(cell.coordinates)}{f', --profile {profile}' if profile else ''}"
-            )
-            raise error.at(place) from error
+            said = f", --profile {profile}" if profile else ""
+            raise error.at(f"{recipe.path}, {describe_coordinates(cell.coordinates)}{said}") from error
     return tuple(cells)
 
 

@@ -44,7 +44,8 @@ def describe_run(config: RunConfig, *, images: str, teacher: str, family: Family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     settings = numeric_settings(replace(config, training=training))
     if config.recovery.num_epochs and training.layer_decay != 1.0:
-        settings["recover_layer_decay"] = training.layer_decay  # until then steps of recovery took one learning rate
+        # records without it are of a time when steps of recovery had one learning rate for all layers
+        settings["recover_layer_decay"] = training.layer_decay
     unread = _NAMES | {name for name, value in _BEFORE.items() if settings[name] == value}
     if config.recovery.recover == "none":
         unread |= unread_settings(config.recovery)
