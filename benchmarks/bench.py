@@ -25,7 +25,7 @@ from bench_table import Found, Row, Target, limit_lines, table, twin_targets, wh
 from material import TEACHERS, TITLES, Material, prepare
 from measuring import PROGRAMS, Measurement, command_seconds, measure, measure_limit
 from task import METHODS, Task
-from twinbud.training.precision import choose_device, choose_precision
+from twinbud.training.amp import choose_device, choose_precision
 
 WHOLE = ("twinbud", "Trainer")
 """What is measured from the command to the finished run."""

@@ -19,13 +19,13 @@ import torch
 
 from limit import NUM_CLASSES, medians
 from material import TEACHERS, TITLES, select_random
-from twinbud.config import PROFILES, TrainingConfig, resolve
-from twinbud.models.selected import load_selection
-from twinbud.models.twins import Twins, build_twins
-from twinbud.training.compilation import EAGER, Compilation
-from twinbud.training.loop import objective
-from twinbud.training.precision import limited_threads, suitable_attention
-from twinbud.training.step import TrainingStep
+from twinbud.config.schema import PROFILES, TrainingConfig, resolve
+from twinbud.models.selection_io import load_selection
+from twinbud.models.student_pair import StudentPair, build_student_pair
+from twinbud.training.amp import limited_threads, suitable_attention
+from twinbud.training.compile import EAGER, Compilation
+from twinbud.training.fit import objective
+from twinbud.training.train_step import TrainingStep
 
 INDUCTOR = Compilation(inductor=True, graphs=False, reason="measured")
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -47,17 +47,17 @@ def rows(model: str, selected: Path, options: argparse.Namespace) -> list[str]:
     """One row for each way the weights lie in memory; a ViT has no use for channels last."""
     selection = load_selection(selected)
     training = TrainingConfig(**PROFILES["quick"] | {"image_size": options.image_size, "profile": "quick"})
-    family = selection.blueprint.family
+    family = selection.student_spec.family
     training = resolve(training, temperature=family.temperature, drop_path=family.drop_path)
-    twins = build_twins(selection, image_size=options.image_size, num_classes=NUM_CLASSES)
+    student_pair = build_student_pair(selection, image_size=options.image_size, num_classes=NUM_CLASSES)
     bf16, side, batch = options.precision == "bf16", options.image_size, training.batch_size
     images = torch.randn(batch, 3, side, side)
     labels = torch.arange(batch) % NUM_CLASSES
 
     def taker(memory_format: torch.memory_format, compilation: Compilation) -> Callable[[], object]:
-        assert twins.auxiliary is not None
-        student, auxiliary = copy.deepcopy(twins.student), copy.deepcopy(twins.auxiliary)
-        pair = Twins(
+        assert student_pair.auxiliary is not None
+        student, auxiliary = copy.deepcopy(student_pair.student), copy.deepcopy(student_pair.auxiliary)
+        pair = StudentPair(
             student=student.to(memory_format=memory_format).train(), auxiliary=auxiliary.to(memory_format=memory_format)
         )
         step = TrainingStep(
@@ -67,7 +67,7 @@ def rows(model: str, selected: Path, options: argparse.Namespace) -> list[str]:
 
     formats = FORMATS if model == "convnext" else {"contiguous": torch.contiguous_format}
     found = []
-    with suitable_attention((twins.student, twins.auxiliary), images.device, bf16=bf16):
+    with suitable_attention((student_pair.student, student_pair.auxiliary), images.device, bf16=bf16):
         for name, memory_format in formats.items():
             ways = {"eager": taker(memory_format, EAGER), "compiled": taker(memory_format, INDUCTOR)}
             start = time.perf_counter()

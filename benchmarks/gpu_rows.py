@@ -23,9 +23,9 @@ from typing import Any
 from bench_table import Found, Row, Target, limit_lines, table, twin_targets
 from measuring import Measurement, measure, measure_limit
 from task import METHODS, Task
-from twinbud.config import DataConfig
-from twinbud.data.catalog import read_catalog
-from twinbud.training.precision import choose_device, choose_precision
+from twinbud.config.schema import DataConfig
+from twinbud.data.source import read_index
+from twinbud.training.amp import choose_device, choose_precision
 
 NUM_TEST = 4233
 """Test images of the paper's largest set."""
@@ -107,8 +107,8 @@ def report(found: Found, limit: Mapping[str, Any], precision: str, options: argp
 
 def write_split(listing: Path, data: str, *, num_train: int, num_test: int) -> None:
     """A CSV with a given split: ``num_train`` images in turns over the classes, then up to ``num_test`` others."""
-    catalog = read_catalog(DataConfig(data=data))
-    by_class = [[row for row in catalog.rows if row.label == label] for label in catalog.classes]
+    image_index = read_index(DataConfig(data=data))
+    by_class = [[row for row in image_index.rows if row.label == label] for label in image_index.classes]
     rows = [row for row in chain.from_iterable(zip_longest(*by_class)) if row is not None]
     with listing.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -18,17 +18,17 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from plain_loop import follow_one_by_one
 from rival import NUM_WORKERS, ImageFiles, Recorder, open_twins, settings
 from task import Task, write_result
-from twinbud.config import TrainingConfig
-from twinbud.models.twins import Twins
+from twinbud.config.schema import TrainingConfig
+from twinbud.models.student_pair import StudentPair
 from twinbud.training.schedule import peak_learning_rate
 
 
 class Classifier(nn.Module):
     """S, and in `dual` S′, with the losses of eqs. 1-5."""
 
-    def __init__(self, twins: Twins, training: TrainingConfig) -> None:
+    def __init__(self, student_pair: StudentPair, training: TrainingConfig) -> None:
         super().__init__()
-        self.student, self.auxiliary, self.settings = twins.student, twins.auxiliary, training
+        self.student, self.auxiliary, self.settings = student_pair.student, student_pair.auxiliary, training
 
     def train(self, mode: bool = True) -> Classifier:
         """S′ never trains."""
@@ -82,10 +82,10 @@ def main() -> None:
     """Train, test once, save, and write the measurements."""
     task = Task.from_command_line(__doc__)
     training = settings(task)
-    twins, design = open_twins(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
-    train = ImageFiles(task, "train", design.mean, design.std)
-    test = ImageFiles(task, "test", design.mean, design.std)
-    model = Classifier(twins, training)
+    student_pair, student_spec = open_twins(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
+    train = ImageFiles(task, "train", student_spec.mean, student_spec.std)
+    test = ImageFiles(task, "test", student_spec.mean, student_spec.std)
+    model = Classifier(student_pair, training)
     watcher = Watcher(task, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

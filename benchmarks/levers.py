@@ -26,20 +26,21 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from twinbud.data.augment import Normalisation, draw_views, see
-from twinbud.errors import TwinbudError
+from twinbud.config.loading import run_config
+from twinbud.core.errors import TwinbudError
+from twinbud.core.progress import SilentProgress
+from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.evaluation.metrics import evaluate
-from twinbud.materials import Materials
+from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import open_teacher_at
-from twinbud.models.twins import Twins
-from twinbud.phases import open_keeper
-from twinbud.pipeline import Job, class_indices, learn, predict_rows, prepare, regain
-from twinbud.progress import SilentProgress
-from twinbud.settings import run_config
-from twinbud.training.ema import follow
-from twinbud.training.epochs import plan_steps
-from twinbud.training.optimiser import Optimiser
-from twinbud.training.precision import limited_threads
+from twinbud.runs.context import Job
+from twinbud.runs.pipeline import class_indices, predict_rows, prepare, recover_students, train_student
+from twinbud.runs.resource_cache import ResourceCache
+from twinbud.runs.resume import open_checkpoint_manager
+from twinbud.training.amp import limited_threads
+from twinbud.training.ema import ema_update
+from twinbud.training.epoch_loop import plan_steps
+from twinbud.training.optimizer import Optimizer
 
 SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",
@@ -92,35 +93,35 @@ def report(given: dict[str, Any], levers: Sequence[str], num_samplings: int) -> 
     Raises:
         TwinbudError: Settings or images that `twinbud train` refuses, too.
     """
-    materials = Materials()
+    resource_cache = ResourceCache()
     print("| levers | sampling | accuracy | macro AUROC |\n|---|---|---|---|")
     for sampling in range(num_samplings):
         with tempfile.TemporaryDirectory() as folder:
             config = run_config(given | {"seed": sampling}, output=Path(folder))
             with limited_threads(config.training.threads):
-                metrics = attempt(prepare(config, SilentProgress(), materials), Path(folder), levers)
+                metrics = attempt(prepare(config, SilentProgress(), resource_cache), Path(folder), levers)
         figures = f"{metrics['accuracy']:.4f} | {metrics['auroc_macro']:.4f}"
         print(f"| {'+'.join(levers) or 'none'} | {sampling} | {figures} |", flush=True)
 
 
 def attempt(job: Job, folder: Path, levers: Sequence[str]) -> dict[str, Any]:
     """One run."""
-    keeper, student = open_keeper(job, SilentProgress()), job.twins.student
+    checkpoints, student = open_checkpoint_manager(job, SilentProgress()), job.student_pair.student
     if "teacher" in levers:
-        job = replace(job, twins=Twins(student=probed(job, teacher_of(job)), auxiliary=None))
+        job = replace(job, student_pair=StudentPair(student=probed(job, teacher_of(job)), auxiliary=None))
         return measured(job)
-    regain(job, folder, keeper, SilentProgress())
+    recover_students(job, folder, checkpoints, SilentProgress())
     if "linear" in levers or "head" in levers:
         probed(job, student)
     if "linear" in levers:
         return measured(job)
     if "probe" in levers:
         guide = probed(job, teacher_of(job)).eval().requires_grad_(False)
-        job = replace(job, twins=Twins(student=student, auxiliary=guide, frozen=True))
+        job = replace(job, student_pair=StudentPair(student=student, auxiliary=guide, frozen=True))
     average = copy.deepcopy(student).requires_grad_(False) if "average" in levers else None
     num_steps = plan_steps(job.config.training, len(job.split.labelled)).num_steps
     with watched(student, average=average, still_for=num_steps // 5 if "still" in levers else 0):
-        learn(job, folder, keeper, SilentProgress())
+        train_student(job, folder, checkpoints, SilentProgress())
     if average is not None:
         student.load_state_dict(average.state_dict())
     return measured(job)
@@ -134,22 +135,22 @@ def measured(job: Job) -> dict[str, Any]:
 @contextmanager
 def watched(student: Any, *, average: Any | None, still_for: int) -> Iterator[None]:
     """While this lasts, an average follows the student, and at first its body is held still under its classifier."""
-    step = Optimiser.step
+    step = Optimizer.step
     head = {id(parameter) for parameter in student.get_classifier().parameters()}
 
-    def observed(optimiser: Optimiser, loss: torch.Tensor) -> torch.Tensor | None:
-        num_steps = optimiser.num_steps
+    def observed(optimizer: Optimizer, loss: torch.Tensor) -> torch.Tensor | None:
+        num_steps = optimizer.num_steps
         body = [parameter for parameter in student.parameters() if id(parameter) not in head]
         before = [parameter.clone() for parameter in body] if num_steps < still_for else None
-        sound = step(optimiser, loss)
+        sound = step(optimizer, loss)
         with torch.no_grad():
             if before is not None:
                 torch._foreach_copy_(body, before)  # pyright: ignore[reportPrivateImportUsage]
             if average is not None:
-                follow(average, student, min(_AVERAGE, (1 + num_steps) / (10 + num_steps)))
+                ema_update(average, student, min(_AVERAGE, (1 + num_steps) / (10 + num_steps)))
         return sound
 
-    with patch.object(Optimiser, "step", observed):
+    with patch.object(Optimizer, "step", observed):
         yield
 
 
@@ -157,7 +158,9 @@ def teacher_of(job: Job) -> Any:
     """The whole teacher."""
     if job.teacher is None:
         raise SystemExit("expected a recovery, whose teacher this lever looks at, got recover=none")
-    return open_teacher_at(job.teacher, job.origin.design.family, job.config.training.image_size).to(job.device)
+    return open_teacher_at(job.teacher, job.initialization.student_spec.family, job.config.training.image_size).to(
+        job.device
+    )
 
 
 def probed(job: Job, network: Any) -> Any:
@@ -165,7 +168,7 @@ def probed(job: Job, network: Any) -> Any:
 
     Its strength is chosen by cross-validation that keeps the views of an image together.
     """
-    labels = class_indices(job.catalog, job.split.labelled).numpy()
+    labels = class_indices(job.image_index, job.split.labelled).numpy()
     groups = np.tile(np.arange(len(labels)), _VIEWS)
     fewest = int(np.bincount(labels).min())
     if fewest < 2:
@@ -192,15 +195,15 @@ def probed(job: Job, network: Any) -> Any:
 def features(job: Job, network: Any) -> np.ndarray:
     """(views · N, D) float32 of the labelled images, what the classifier is given."""
     rows, training = job.split.labelled, job.config.training
-    pixels = job.pixels.rows(rows).tensor()
-    normalise = Normalisation.on(job.device, job.origin.design.mean, job.origin.design.std)
+    image_store = job.image_store.rows(rows).tensor()
+    normalize = Normalization.on(job.device, job.initialization.student_spec.mean, job.initialization.student_spec.std)
     network.eval()
     found = []
     for number in range(_VIEWS):
         views = draw_views(training.seed, -number, len(rows), crop_scale=training.crop_scale, flip=training.flip)
         for chosen in torch.arange(len(rows)).split(_BATCH):
-            batch = pixels[chosen].to(job.device)
-            batch = normalise(see(batch, views[chosen].to(job.device)) if number else batch)
+            batch = image_store[chosen].to(job.device)
+            batch = normalize(apply_views(batch, views[chosen].to(job.device)) if number else batch)
             found.append(network.forward_head(network.forward_features(batch), pre_logits=True).cpu())
     return torch.cat(found).numpy()
 

@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rival import open_twins, settings
 from task import METHODS, Task, write_result
-from twinbud.data.augment import Normalisation, draw_views, see
+from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.evaluation.predict import predict_probabilities
-from twinbud.models.twins import Twins
-from twinbud.training.loop import objective
-from twinbud.training.precision import suitable_attention
-from twinbud.training.step import TrainingStep
+from twinbud.models.student_pair import StudentPair
+from twinbud.training.amp import suitable_attention
+from twinbud.training.fit import objective
+from twinbud.training.train_step import TrainingStep
 
 NUM_CLASSES = 4
 SECONDS = 20.0
@@ -36,16 +36,16 @@ def main() -> None:
     """Measure and write."""
     task = Task.from_command_line(__doc__)
     training = settings(task)
-    twins, design = open_twins(task, NUM_CLASSES)
-    assert twins.auxiliary is not None, "the limit is measured on the twins of `dual`"
+    student_pair, student_spec = open_twins(task, NUM_CLASSES)
+    assert student_pair.auxiliary is not None, "the limit is measured on the twins of `dual`"
     bf16 = task.precision == "bf16"
     side, batch = task.image_size, training.batch_size
-    pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=task.device)
+    image_store = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=task.device)
     labels = torch.arange(batch, device=task.device) % NUM_CLASSES
-    views = draw_views(0, 1, batch, crop_scale=training.crop_scale, flip=training.flip).to(pixels.device)
+    views = draw_views(0, 1, batch, crop_scale=training.crop_scale, flip=training.flip).to(image_store.device)
     steps = {
         method: TrainingStep(
-            twins if method == "dual" else Twins(student=twins.student, auxiliary=None),
+            student_pair if method == "dual" else StudentPair(student=student_pair.student, auxiliary=None),
             objective(training, bf16),
             weight_decay=training.weight_decay,
         )
@@ -53,29 +53,39 @@ def main() -> None:
     }
 
     def augmented() -> torch.Tensor:
-        return Normalisation.on(pixels.device, design.mean, design.std)(see(pixels, views))
+        return Normalization.on(image_store.device, student_spec.mean, student_spec.std)(
+            apply_views(image_store, views)
+        )
 
     images = augmented()
 
     def forward() -> None:
         with torch.no_grad(), torch.autocast(task.device, torch.bfloat16, enabled=bf16):
-            twins.student.eval()(images)
+            student_pair.student.eval()(images)
 
     def step(method: str) -> None:
-        twins.student.train()
+        student_pair.student.train()
         steps[method](augmented(), labels, 1e-6)
 
     jobs = {"selection": lambda: step("selection"), "dual": lambda: step("dual"), "forward": forward, "see": augmented}
-    with suitable_attention((twins.student, twins.auxiliary), pixels.device, bf16=bf16):  # as in training
+    with suitable_attention(
+        (student_pair.student, student_pair.auxiliary), image_store.device, bf16=bf16
+    ):  # as in training
         seconds = medians(jobs, task.device)
     with FlopCounterMode(display=False) as counted:
         step("selection")
     with FlopCounterMode(display=False) as counted_forward:
         forward()
-    shapes = linear_shapes(twins.student, images)
+    shapes = linear_shapes(student_pair.student, images)
     test = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)
     test_seconds = medians(
-        {"test": lambda: predict_probabilities(twins.student, test, mean=design.mean, std=design.std)}, task.device, 3
+        {
+            "test": lambda: predict_probabilities(
+                student_pair.student, test, mean=student_spec.mean, std=student_spec.std
+            )
+        },
+        task.device,
+        3,
     )["test"]
     write_result(
         task,
@@ -94,7 +104,8 @@ def main() -> None:
                 "float32": matrix_rate(shapes, torch.float32, task.device),
                 "bf16": matrix_rate(shapes, torch.bfloat16, task.device),
             },
-            "auxiliary_mib": sum(t.numel() * t.element_size() for t in twins.auxiliary.state_dict().values()) / 2**20,
+            "auxiliary_mib": sum(t.numel() * t.element_size() for t in student_pair.auxiliary.state_dict().values())
+            / 2**20,
             "test_images_per_second": len(test) / test_seconds,
         },
     )

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from twinbud.data.augment import Normalisation
-from twinbud.data.pixels import PixelRows
-from twinbud.materials import Materials
+from twinbud.config.loading import run_config
+from twinbud.core.progress import SilentProgress
+from twinbud.data.augment import Normalization
+from twinbud.data.image_store import ImageSubset
 from twinbud.models.teacher import open_teacher_at
-from twinbud.pipeline import Job, class_indices, prepare
-from twinbud.progress import SilentProgress
-from twinbud.recovery.looks import UnlabelledImages
+from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.stage import recover
-from twinbud.settings import run_config
-from twinbud.training.precision import limited_threads
+from twinbud.runs.context import Job
+from twinbud.runs.pipeline import class_indices, prepare
+from twinbud.runs.resource_cache import ResourceCache
+from twinbud.training.amp import limited_threads
 
 SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",
@@ -49,48 +50,52 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     options = parser.parse_args()
     given = dict(word.split("=", 1) for word in options.settings)
-    materials = Materials()
+    resource_cache = ResourceCache()
     print("| sampling | labelled | teacher | S as selected | S as recovered | seconds |")
     print("|---|---|---|---|---|---|")
     with limited_threads(options.threads):
         for sampling in range(options.samplings):
             settings = SETTINGS | given | {"data": options.data, "seed": sampling}
-            job = prepare(run_config(settings, output=Path("-")), SilentProgress(), materials)
+            job = prepare(run_config(settings, output=Path("-")), SilentProgress(), resource_cache)
             print(row(job, sampling), flush=True)
 
 
 def row(job: Job, sampling: int) -> str:
     """One sampling."""
     assert job.teacher is not None, "there is a teacher wherever something is recovered"
-    assert job.origin.selection is not None
-    design, training, recovery = job.origin.design, job.config.training, job.config.recovery
-    teacher = open_teacher_at(job.teacher, design.family, training.image_size).to(job.device)
-    before = [accuracy(job, teacher), accuracy(job, job.twins.student)]
+    assert job.initialization.selection is not None
+    student_spec, training, recovery = job.initialization.student_spec, job.config.training, job.config.recovery
+    teacher = open_teacher_at(job.teacher, student_spec.family, training.image_size).to(job.device)
+    before = [accuracy(job, teacher), accuracy(job, job.student_pair.student)]
     rows = job.split.seen_by(recovery.recover)
     images = UnlabelledImages(
-        images_NCSS=job.pixels.rows(rows).tensor(), mean=design.mean, std=design.std, device=job.device
+        images_NCSS=job.image_store.rows(rows).tensor(), mean=student_spec.mean, std=student_spec.std, device=job.device
     )
-    found = recover(job.twins, job.origin.selection, job.teacher, images, recovery, training, bf16=job.precision.bf16)
-    figures = [*before, accuracy(job, job.twins.student)]
+    found = recover(
+        job.student_pair, job.initialization.selection, job.teacher, images, recovery, training, bf16=job.precision.bf16
+    )
+    figures = [*before, accuracy(job, job.student_pair.student)]
     cells = [f"{figure:.3f}" for figure in figures]
     return f"| {sampling} | {len(job.split.labelled)} | {' | '.join(cells)} | {found.seconds:.0f} |"
 
 
 def accuracy(job: Job, network: Any) -> float:
     """Of the nearest neighbour."""
-    labelled, unseen = (features(job, network, job.pixels.rows(rows)) for rows in (job.split.labelled, job.split.test))
+    labelled, unseen = (
+        features(job, network, job.image_store.rows(rows)) for rows in (job.split.labelled, job.split.test)
+    )
     nearest = (unseen @ labelled.T).argmax(dim=1).cpu()
-    known, truth = (class_indices(job.catalog, rows) for rows in (job.split.labelled, job.split.test))
+    known, truth = (class_indices(job.image_index, rows) for rows in (job.split.labelled, job.split.test))
     return (known[nearest] == truth).float().mean().item()
 
 
 @torch.inference_mode()
-def features(job: Job, network: Any, images: PixelRows) -> torch.Tensor:
+def features(job: Job, network: Any, images: ImageSubset) -> torch.Tensor:
     """(N, D) float32 of length 1, what the classifier is given."""
     network.eval()
-    normalise = Normalisation.on(job.device, job.origin.design.mean, job.origin.design.std)
+    normalize = Normalization.on(job.device, job.initialization.student_spec.mean, job.initialization.student_spec.std)
     found = [
-        network.forward_head(network.forward_features(normalise(batch.to(job.device))), pre_logits=True)
+        network.forward_head(network.forward_features(normalize(batch.to(job.device))), pre_logits=True)
         for batch in images.tensor().split(_BATCH)
     ]
     return F.normalize(torch.cat(found), dim=1)

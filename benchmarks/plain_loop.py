@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from rival import NUM_WORKERS, ImageFiles, Recorder, open_twins, settings
 from task import Task, write_result
-from twinbud.config import TrainingConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate
 
 
@@ -26,16 +26,16 @@ def main() -> None:
     task = Task.from_command_line(__doc__)
     training = settings(task)
     torch.manual_seed(training.seed)
-    twins, design = open_twins(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
-    train = ImageFiles(task, "train", design.mean, design.std)
-    test = ImageFiles(task, "test", design.mean, design.std)
+    student_pair, student_spec = open_twins(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
+    train = ImageFiles(task, "train", student_spec.mean, student_spec.std)
+    test = ImageFiles(task, "test", student_spec.mean, student_spec.std)
     loader = DataLoader(train, training.batch_size, shuffle=True, num_workers=NUM_WORKERS)
-    student, auxiliary = twins.student, twins.auxiliary
-    optimiser = make_optimiser(student, training)
+    student, auxiliary = student_pair.student, student_pair.auxiliary
+    optimizer = make_optimiser(student, training)
     num_steps = len(loader) * training.epochs
     peak = peak_learning_rate(training.learning_rate, training.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
+        optimizer,
         lambda step: (
             learning_rate_at(
                 min(step, num_steps - 1),
@@ -53,7 +53,7 @@ def main() -> None:
         running = 0.0
         for batch in loader:
             images, labels = batch["pixel_values"].to(task.device), batch["labels"].to(task.device)
-            loss = train_step(student, auxiliary, optimiser, images, labels, training)
+            loss = train_step(student, auxiliary, optimizer, images, labels, training)
             schedule.step()
             running += loss.item() * len(labels)
         recorder.epoch_ended()
@@ -79,7 +79,7 @@ def make_optimiser(student: nn.Module, training: TrainingConfig) -> torch.optim.
 def train_step(
     student: nn.Module,
     auxiliary: nn.Module | None,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     images: torch.Tensor,
     labels: torch.Tensor,
     training: TrainingConfig,
@@ -102,11 +102,11 @@ def train_step(
         softened = F.softmax(targets / temperature, dim=1)
         distillation = F.kl_div(log_probabilities, softened, reduction="batchmean")
         loss = training.alpha * loss + (1 - training.alpha) * temperature**2 * distillation
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
     if training.clip_norm is not None:
         nn.utils.clip_grad_norm_(student.parameters(), training.clip_norm)
-    optimiser.step()
+    optimizer.step()
     if auxiliary is not None:
         follow_one_by_one(auxiliary, student, training.beta)
     return loss.detach()

@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from task import Task
-from twinbud.config import PROFILES, TrainingConfig, resolve
-from twinbud.memory import PeakMemory
-from twinbud.models.blueprint import Blueprint
-from twinbud.models.selected import load_selection
-from twinbud.models.twins import Twins, build_twins
+from twinbud.config.schema import PROFILES, TrainingConfig, resolve
+from twinbud.core.memory import PeakMemory
+from twinbud.models.selection_io import load_selection
+from twinbud.models.student_pair import StudentPair, build_student_pair
+from twinbud.models.student_spec import StudentSpec
 
 NUM_WORKERS = 2
 """Of the rivals' DataLoaders."""
@@ -26,7 +26,7 @@ NUM_WORKERS = 2
 
 def settings(task: Task) -> TrainingConfig:
     """twinbud's own settings, resolved for the family of the twins."""
-    family = load_selection(task.selected).blueprint.family
+    family = load_selection(task.selected).student_spec.family
     chosen: dict[str, Any] = PROFILES[task.profile] | {
         "profile": task.profile,
         "min_steps": 0,
@@ -38,11 +38,11 @@ def settings(task: Task) -> TrainingConfig:
     return resolve(TrainingConfig(**chosen), temperature=family.temperature, drop_path=family.drop_path)
 
 
-def open_twins(task: Task, num_classes: int) -> tuple[Twins, Blueprint]:
+def open_twins(task: Task, num_classes: int) -> tuple[StudentPair, StudentSpec]:
     """S and S′ exactly as twinbud starts them, on the device, and their architecture."""
     selection, training = load_selection(task.selected), settings(task)
     assert training.drop_path != "auto"
-    twins = build_twins(
+    student_pair = build_student_pair(
         selection,
         image_size=task.image_size,
         num_classes=num_classes,
@@ -50,11 +50,11 @@ def open_twins(task: Task, num_classes: int) -> tuple[Twins, Blueprint]:
         seed=training.seed,
     )
     if task.method == "selection":
-        twins = Twins(student=twins.student, auxiliary=None)
-    for network in (twins.student, twins.auxiliary):
+        student_pair = StudentPair(student=student_pair.student, auxiliary=None)
+    for network in (student_pair.student, student_pair.auxiliary):
         if network is not None:
             network.to(task.device)
-    return twins, selection.blueprint
+    return student_pair, selection.student_spec
 
 
 class ImageFiles(Dataset[dict[str, torch.Tensor]]):
@@ -90,8 +90,8 @@ class ImageFiles(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         path, label = self.rows[index]
         with Image.open(path) as image:
-            pixels: Any = self.transform(image.convert("RGB"))
-        return {"pixel_values": pixels, "labels": torch.tensor(label)}
+            image_store: Any = self.transform(image.convert("RGB"))
+        return {"pixel_values": image_store, "labels": torch.tensor(label)}
 
 
 class Recorder:

@@ -36,27 +36,27 @@ def main() -> None:
     with timed("import timm"):
         importlib.import_module("timm")
     with timed("import the rest"):
-        from twinbud import pipeline
-        from twinbud.config import resolve
+        from twinbud.config.loading import run_config
+        from twinbud.config.schema import resolve
+        from twinbud.core.progress import SilentProgress
         from twinbud.data.split import make_split
-        from twinbud.materials import Materials
-        from twinbud.models.origin import open_origin
-        from twinbud.progress import SilentProgress
-        from twinbud.settings import run_config
+        from twinbud.models.initialization import open_initialization
+        from twinbud.runs import context
+        from twinbud.runs.resource_cache import ResourceCache
     settings = {"data": options.data, "teacher": options.teacher, "fraction": 0.05, "profile": "quick"}
-    config, materials = run_config(settings, output=Path("-")), Materials()
+    config, resource_cache = run_config(settings, output=Path("-")), ResourceCache()
     with timed("list the images"):
-        pipeline.list_images(config, materials)
+        context.list_images(config, resource_cache)
     with timed("open the teacher and select"):
-        origin = open_origin(config)
+        initialization = open_initialization(config)
     with timed("read the images or their cached pixels"):
-        catalog, pixels = pipeline.open_images(config, SilentProgress(), materials)
+        image_index, image_store = context.open_images(config, SilentProgress(), resource_cache)
     with timed("divide"):
-        make_split(catalog, pixels.digests, config.data, seed=0)
+        make_split(image_index, image_store.digests, config.data, seed=0)
     with timed("build S and S′"):
-        family = origin.design.family
+        family = initialization.student_spec.family
         training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
-        origin.build(training, num_classes=len(catalog.classes), device=torch.device("cpu"))
+        initialization.build(training, num_classes=len(image_index.classes), device=torch.device("cpu"))
 
 
 if __name__ == "__main__":

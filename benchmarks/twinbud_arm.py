@@ -55,9 +55,9 @@ def main() -> None:
     """Train, and write the measurements."""
     clock = Clock(float(os.environ.get(STARTED, time.time())))
     from task import Task, write_result
-    from twinbud import pipeline as stages
-    from twinbud.cli import main as twinbud
+    from twinbud.cli.main import main as twinbud
     from twinbud.report.history import HistoryWriter
+    from twinbud.runs import pipeline as stages
 
     task = Task.from_command_line(__doc__)
     pipeline: Any = stages  # its names are replaced

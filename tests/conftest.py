@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builders import save_images, save_vit_teacher
-from command import trained
+from helpers.builders import save_images, save_vit_teacher
+from helpers.command import trained
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from border import decode_mutations
+from helpers.limits import decode_mutations
 
 KILLS_PER_RUN = 12
 FIRST_SEED = 1000
@@ -43,7 +43,7 @@ def soak_decoding(count: int) -> list[str]:
 def soak_resuming(count: int) -> list[str]:
     """Killed runs, every other one with a recovery: each ends bit for bit like the run that was left alone."""
     # here and not above: the decoder's processes import this file, and torch would count as their memory
-    from killing import (
+    from helpers.killing import (
         MOMENTS,
         RECOVERING,
         at_its_first_checkpoint,

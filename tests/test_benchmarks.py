@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from bench_table import Row, Target, epoch_ratio, limit_lines, table, twin_targets, whole_run_targets
-from builders import VIT, random_model
+from helpers.builders import VIT, random_model
 from measuring import Measurement
 from plain_loop import make_optimiser, train_step
 from task import Task
-from twinbud.config import TrainingConfig
-from twinbud.models.twins import Twins
-from twinbud.training.loop import objective
+from twinbud.config.schema import TrainingConfig
+from twinbud.models.student_pair import StudentPair
+from twinbud.training.fit import objective
 from twinbud.training.schedule import peak_learning_rate
-from twinbud.training.step import TrainingStep
+from twinbud.training.train_step import TrainingStep
 
 SELECTION = Row("vit", 112, "selection", "twinbud")
 DUAL = SELECTION._replace(method="dual")
@@ -46,7 +46,7 @@ def taken(epoch_seconds: float, peak_mib: float = 100.0, wall_seconds: float = 5
 def test_the_plain_loop_takes_the_same_step(method: str, clip_norm: float | None) -> None:
     """In float64: in float32, Adam's first step magnifies the rounding of gradients that are nearly zero."""
     training = TrainingConfig(temperature=4.0, drop_path=0.0, clip_norm=clip_norm, precision="float32")
-    pair = Twins(student=small_vit(0).train(), auxiliary=small_vit(1) if method == "dual" else None)
+    pair = StudentPair(student=small_vit(0).train(), auxiliary=small_vit(1) if method == "dual" else None)
     student, auxiliary = copy.deepcopy(pair.student), copy.deepcopy(pair.auxiliary)
     images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(5)).double()
     labels = torch.tensor([0, 1, 2, 1])

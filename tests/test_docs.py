@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from twinbud.cli import build_parser
-from twinbud.settings import read_settings_file, run_config, setting_names, with_words
+from twinbud.cli.main import build_parser
+from twinbud.config.loading import read_settings_file, run_config, setting_names, with_words
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

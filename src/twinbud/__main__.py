@@ -2,6 +2,6 @@
 
 import sys
 
-from twinbud.cli import main
+from twinbud.cli.main import main
 
 sys.exit(main())

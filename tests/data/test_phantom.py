@@ -14,13 +14,13 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from twinbud.cache import cache_folder
+from twinbud.core.cache import cache_folder
+from twinbud.core.errors import TwinbudError
+from twinbud.core.rng import numpy_stream
 from twinbud.data.phantom import CLASSES, phantom_folder, phantom_slice
 from twinbud.data.phantom.anatomy import draw_anatomy
 from twinbud.data.phantom.lesions import draw_lesion
 from twinbud.data.phantom.scanner import draw_acquisition, head_coordinates
-from twinbud.errors import TwinbudError
-from twinbud.seeds import numpy_stream
 
 SMALL: dict[str, Any] = {"patients_per_class": 2, "slices_per_patient": 2, "size": 48}
 

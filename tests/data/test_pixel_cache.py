@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from twinbud.data import pixels as pixels_module
-from twinbud.data.decode import BrokenImageError, decode
+from twinbud.data import image_store as image_store_module
+from twinbud.data.formats.raster import BrokenImageError, decode
+from twinbud.data.image_store import ImageStore, StoredImage, load_images
 from twinbud.data.pixel_cache import PixelCache, SmallImage
-from twinbud.data.pixels import Pixels, StoredImage, load_images
 
 SIZE = 16
 
@@ -45,11 +45,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(name).name)
         return decode(source, name=name, max_megapixels=max_megapixels)
 
-    monkeypatch.setattr(pixels_module, "decode", counting)
+    monkeypatch.setattr(image_store_module, "decode", counting)
     return names
 
 
-def load(files: list[Path], cache: PixelCache | None, max_megapixels: float = 1) -> Pixels:
+def load(files: list[Path], cache: PixelCache | None, max_megapixels: float = 1) -> ImageStore:
     return load_images(files, image_size=SIZE, max_megapixels=max_megapixels, skip_broken=False, cache=cache)[0]
 
 
@@ -127,7 +127,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_says_so(files: list[Pa
 def test_two_processes_share_the_folder(files: list[Path], cache: PixelCache) -> None:
     program = (
         "import sys; from pathlib import Path; from twinbud.data.pixel_cache import PixelCache; "
-        "from twinbud.data.pixels import load_images; folder, *files = map(Path, sys.argv[1:]); "
+        "from twinbud.data.image_store import load_images; folder, *files = map(Path, sys.argv[1:]); "
         f"[load_images(files, image_size={SIZE}, max_megapixels=1, skip_broken=False, "
         f"cache=PixelCache(folder, {SIZE})) for _ in range(20)]"
     )
@@ -139,13 +139,13 @@ def test_two_processes_share_the_folder(files: list[Path], cache: PixelCache) ->
 
 
 @pytest.fixture
-def stored(files: list[Path], cache: PixelCache, monkeypatch: pytest.MonkeyPatch) -> Pixels:
+def stored(files: list[Path], cache: PixelCache, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
     """A set for which there is no room in memory."""
-    monkeypatch.setattr(pixels_module, "available_bytes", lambda device: 0)
+    monkeypatch.setattr(image_store_module, "available_bytes", lambda device: 0)
     return load(files, cache)
 
 
-def test_a_set_too_large_for_memory_stays_on_the_disk(files: list[Path], stored: Pixels) -> None:
+def test_a_set_too_large_for_memory_stays_on_the_disk(files: list[Path], stored: ImageStore) -> None:
     assert all(isinstance(image, StoredImage) for image in stored.channels)
     rows = stored.rows([5, 0, 2])
     assert isinstance(rows.fitting(torch.device("cpu")), type(rows))
@@ -155,7 +155,7 @@ def test_a_set_too_large_for_memory_stays_on_the_disk(files: list[Path], stored:
 
 
 def test_a_file_that_vanishes_during_the_run_does_no_harm_while_its_entry_stands(
-    files: list[Path], cache: PixelCache, stored: Pixels
+    files: list[Path], cache: PixelCache, stored: ImageStore
 ) -> None:
     expected = load(files, None).tensor(range(6))
     for file in files[:3]:
@@ -169,7 +169,7 @@ def test_a_file_that_vanishes_during_the_run_does_no_harm_while_its_entry_stands
 
 
 def test_a_file_that_changes_during_the_run_is_not_mistaken_for_itself(
-    files: list[Path], cache: PixelCache, stored: Pixels
+    files: list[Path], cache: PixelCache, stored: ImageStore
 ) -> None:
     for entry in entries(cache):
         entry.unlink()

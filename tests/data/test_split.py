@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinbud.config import DataConfig
-from twinbud.data.catalog import Catalog, ImageRow
+from twinbud.config.schema import DataConfig
+from twinbud.core.errors import TwinbudError
 from twinbud.data.folds import connected_groups
+from twinbud.data.index import ImageIndex, ImageRow
 from twinbud.data.split import (
     NO_PATIENTS,
     SPLIT_COLUMNS,
@@ -26,10 +27,9 @@ from twinbud.data.split import (
     read_split,
     write_split,
 )
-from twinbud.errors import TwinbudError
 
 
-def catalog_of(labels: str, patients: list[Any] | None = None, splits: list[Any] | None = None) -> Catalog:
+def catalog_of(labels: str, patients: list[Any] | None = None, splits: list[Any] | None = None) -> ImageIndex:
     rows = [
         ImageRow(
             path=f"{number:05d}.png",
@@ -40,19 +40,19 @@ def catalog_of(labels: str, patients: list[Any] | None = None, splits: list[Any]
         )
         for number, label in enumerate(labels)
     ]
-    return Catalog(source="data", rows=tuple(rows), classes=tuple(sorted(set(labels))))
+    return ImageIndex(source="data", rows=tuple(rows), classes=tuple(sorted(set(labels))))
 
 
-def unique(catalog: Catalog) -> list[str]:
-    return [row.path for row in catalog.rows]
+def unique(image_index: ImageIndex) -> list[str]:
+    return [row.path for row in image_index.rows]
 
 
-def split_of(catalog: Catalog, digests: list[str] | None = None, *, seed: int = 0, **changes: Any) -> Split:
-    return make_split(catalog, digests or unique(catalog), DataConfig(**changes), seed=seed)
+def split_of(image_index: ImageIndex, digests: list[str] | None = None, *, seed: int = 0, **changes: Any) -> Split:
+    return make_split(image_index, digests or unique(image_index), DataConfig(**changes), seed=seed)
 
 
-def counts(catalog: Catalog, indices: tuple[int, ...]) -> Counter[str]:
-    return Counter(catalog.rows[index].label for index in indices)
+def counts(image_index: ImageIndex, indices: tuple[int, ...]) -> Counter[str]:
+    return Counter(image_index.rows[index].label for index in indices)
 
 
 SETS = st.integers(2, 4).flatmap(
@@ -68,16 +68,16 @@ SETS = st.integers(2, 4).flatmap(
 def test_no_patient_and_no_picture_is_in_two_parts(
     images: list[tuple[int, int, int]], by_patient: bool, split_seed: int
 ) -> None:
-    catalog = catalog_of(
+    image_index = catalog_of(
         "".join("abcd"[image[0]] for image in images), [image[1] for image in images] if by_patient else None
     )
     digests = [str(image[2]) for image in images]
     try:
-        split = split_of(catalog, digests, split_seed=split_seed)
+        split = split_of(image_index, digests, split_seed=split_seed)
     except TwinbudError:
         return  # one class, or one that cannot be divided: these have tests of their own
     assert sorted(split.train + split.test) == list(range(len(images)))
-    assert set(counts(catalog, split.train)) == set(counts(catalog, split.test)) == set(catalog.classes)
+    assert set(counts(image_index, split.train)) == set(counts(image_index, split.test)) == set(image_index.classes)
     for kind in [1, 2] if by_patient else [2]:
         sides = [{images[index][kind] for index in part} for part in (split.train, split.test)]
         assert not sides[0] & sides[1]
@@ -87,17 +87,17 @@ def test_no_patient_and_no_picture_is_in_two_parts(
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(2, 30), min_size=2, max_size=4), split_seed=st.integers(0, 5))
 def test_every_class_of_two_images_or_more_is_on_both_sides(sizes: list[int], split_seed: int) -> None:
-    catalog = catalog_of("".join(name * size for name, size in zip("abcd", sizes, strict=False)))
-    split = split_of(catalog, split_seed=split_seed)
+    image_index = catalog_of("".join(name * size for name, size in zip("abcd", sizes, strict=False)))
+    split = split_of(image_index, split_seed=split_seed)
     for name, size in zip("abcd", sizes, strict=False):
-        in_test = counts(catalog, split.test)[name]
+        in_test = counts(image_index, split.test)[name]
         assert 1 <= in_test < size
         assert max(sizes) < 5 or abs(in_test - size / 5) <= 1
 
 
 def test_the_split_is_stratified_80_20() -> None:
-    catalog = catalog_of("a" * 100 + "b" * 50 + "c" * 10)
-    assert counts(catalog, split_of(catalog).test) == {"a": 20, "b": 10, "c": 2}
+    image_index = catalog_of("a" * 100 + "b" * 50 + "c" * 10)
+    assert counts(image_index, split_of(image_index).test) == {"a": 20, "b": 10, "c": 2}
 
 
 def test_groups_are_chains_of_patients_and_pictures() -> None:
@@ -107,19 +107,19 @@ def test_groups_are_chains_of_patients_and_pictures() -> None:
 
 
 def test_a_patient_and_a_duplicate_together_bind_a_chain() -> None:
-    catalog = catalog_of("ab" * 20, [number // 2 for number in range(40)])
-    digests = unique(catalog)
+    image_index = catalog_of("ab" * 20, [number // 2 for number in range(40)])
+    digests = unique(image_index)
     digests[3] = digests[0]  # patients 0 and 1 share a picture
     for split_seed in range(5):
-        split = split_of(catalog, digests, split_seed=split_seed)
+        split = split_of(image_index, digests, split_seed=split_seed)
         assert len({index in split.test for index in range(4)}) == 1
 
 
 def test_split_duplicates_drops_the_pictures_and_keeps_the_patients() -> None:
-    catalog = catalog_of("ab" * 50)
+    image_index = catalog_of("ab" * 50)
     digests = [str(number // 2 // 2) for number in range(100)]
-    plain = split_of(catalog, digests, split_duplicates=True)
-    assert plain.train == split_of(catalog).train
+    plain = split_of(image_index, digests, split_duplicates=True)
+    assert plain.train == split_of(image_index).train
     assert any("in more than one part, as the plain random split was asked for" in note for note in plain.notes)
     patients = [number // 4 for number in range(100)]
     split = split_of(catalog_of("ab" * 50, patients), digests, split_duplicates=True)
@@ -127,47 +127,47 @@ def test_split_duplicates_drops_the_pictures_and_keeps_the_patients() -> None:
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
-    catalog = catalog_of("ab" * 30, [number // 3 for number in range(60)])
-    shuffled = replace(catalog, rows=tuple(reversed(catalog.rows)))
-    assert shuffled == catalog
-    assert split_of(shuffled) == split_of(catalog)
+    image_index = catalog_of("ab" * 30, [number // 3 for number in range(60)])
+    shuffled = replace(image_index, rows=tuple(reversed(image_index.rows)))
+    assert shuffled == image_index
+    assert split_of(shuffled) == split_of(image_index)
 
 
 def test_the_split_depends_on_split_seed_and_the_labels_used_on_seed() -> None:
-    catalog = catalog_of("ab" * 50)
-    first = split_of(catalog, fraction=0.2)
-    assert split_of(catalog, fraction=0.2) == first
-    other = split_of(catalog, fraction=0.2, seed=1)
+    image_index = catalog_of("ab" * 50)
+    first = split_of(image_index, fraction=0.2)
+    assert split_of(image_index, fraction=0.2) == first
+    other = split_of(image_index, fraction=0.2, seed=1)
     assert other.train == first.train
     assert other.labelled != first.labelled
-    assert split_of(catalog, split_seed=1).test != first.test
+    assert split_of(image_index, split_seed=1).test != first.test
 
 
 @pytest.mark.parametrize("subset", ["stratified", "plain"])
 def test_fractions_are_nested(subset: str) -> None:
-    catalog = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
+    image_index = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
     fractions = (0.02, 0.05, 0.1, 0.5, 1.0)
-    splits = [split_of(catalog, fraction=fraction, subset=subset, seed=0) for fraction in fractions]
+    splits = [split_of(image_index, fraction=fraction, subset=subset, seed=0) for fraction in fractions]
     for small, large in itertools.pairwise(splits):
         assert set(small.labelled) < set(large.labelled) <= set(large.train)
     assert splits[-1].labelled == splits[-1].train
 
 
 def test_a_stratified_fraction_keeps_every_class() -> None:
-    catalog = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
-    assert counts(catalog, split_of(catalog, fraction=0.01).labelled) == {"a": 2, "b": 1, "c": 1}
-    assert counts(catalog, split_of(catalog, fraction=0.1).labelled) == {"a": 16, "b": 7, "c": 2}
+    image_index = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
+    assert counts(image_index, split_of(image_index, fraction=0.01).labelled) == {"a": 2, "b": 1, "c": 1}
+    assert counts(image_index, split_of(image_index, fraction=0.1).labelled) == {"a": 16, "b": 7, "c": 2}
 
 
 def test_a_plain_fraction_takes_its_share_of_all() -> None:
-    catalog = catalog_of("a" * 200 + "b" * 200)
-    assert len(split_of(catalog, fraction=0.1, subset="plain").labelled) == 32
+    image_index = catalog_of("a" * 200 + "b" * 200)
+    assert len(split_of(image_index, fraction=0.1, subset="plain").labelled) == 32
 
 
 def test_a_plain_fraction_of_one_class_is_an_error() -> None:
-    catalog = catalog_of("a" * 20 + "b" * 20)
+    image_index = catalog_of("a" * 20 + "b" * 20)
     with pytest.raises(TwinbudError) as caught:
-        split_of(catalog, fraction=0.01, subset="plain")
+        split_of(image_index, fraction=0.01, subset="plain")
     assert "--fraction 0.01 --subset plain --seed 0: expected labelled images of at least two classes" in str(
         caught.value
     )
@@ -175,9 +175,9 @@ def test_a_plain_fraction_of_one_class_is_an_error() -> None:
 
 
 def test_a_class_of_one_patient_cannot_be_split() -> None:
-    catalog = catalog_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
+    image_index = catalog_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
     with pytest.raises(TwinbudError) as caught:
-        split_of(catalog)
+        split_of(image_index)
     assert str(caught.value) == (
         "data: expected images of each class on both sides, no patient and no duplicate on both, got the 5 images of "
         "'b' in 1 patient(s) or set(s) of identical images, which cannot be divided so. "
@@ -191,8 +191,8 @@ def test_all_images_of_one_patient_cannot_be_split() -> None:
 
 
 def test_a_given_split_is_kept_and_val_is_never_trained_on() -> None:
-    catalog = catalog_of("ab" * 6, splits=["train"] * 6 + ["val"] * 2 + ["test"] * 4)
-    split = split_of(catalog)
+    image_index = catalog_of("ab" * 6, splits=["train"] * 6 + ["val"] * 2 + ["test"] * 4)
+    split = split_of(image_index)
     assert (split.train, split.val, split.test) == ((0, 1, 2, 3, 4, 5), (6, 7), (8, 9, 10, 11))
     assert split.given
     assert set(split.labelled) <= set(split.train)
@@ -200,9 +200,9 @@ def test_a_given_split_is_kept_and_val_is_never_trained_on() -> None:
 
 
 def test_duplicates_across_a_given_split_are_counted() -> None:
-    catalog = catalog_of("abababab", splits=["train"] * 4 + ["test"] * 4)
+    image_index = catalog_of("abababab", splits=["train"] * 4 + ["test"] * 4)
     digests = ["0", "1", "2", "0", "0", "1", "6", "7"]
-    split = split_of(catalog, digests)
+    split = split_of(image_index, digests)
     assert (split.duplicate_groups, split.duplicate_images, split.conflicting_groups) == (2, 3, 1)
     assert split.notes == (
         NO_PATIENTS,
@@ -215,8 +215,8 @@ def test_duplicates_across_a_given_split_are_counted() -> None:
 
 def test_a_given_train_part_without_test_gives_a_fifth_of_itself() -> None:
     patients = [number // 2 for number in range(40)]
-    catalog = catalog_of("aabb" * 10, patients, ["train"] * 32 + ["val"] * 8)
-    split = split_of(catalog)
+    image_index = catalog_of("aabb" * 10, patients, ["train"] * 32 + ["val"] * 8)
+    split = split_of(image_index)
     assert split.val == tuple(range(32, 40))
     assert len(split.test) == 6
     assert sorted(split.train + split.test) == list(range(32))
@@ -231,9 +231,9 @@ def test_a_class_that_a_given_test_part_lacks_is_noted() -> None:
 
 def test_notes_say_what_was_done() -> None:
     assert split_of(catalog_of("ab" * 10)).notes == (NO_PATIENTS, "0 groups of identical images found")
-    catalog = catalog_of("ab" * 10, [*range(18), None, None])
-    digests = [*unique(catalog)[:-1], unique(catalog)[1]]
-    assert split_of(catalog, digests).notes == (
+    image_index = catalog_of("ab" * 10, [*range(18), None, None])
+    digests = [*unique(image_index)[:-1], unique(image_index)[1]]
+    assert split_of(image_index, digests).notes == (
         "split by patient: no patient is in two parts (18 patients)",
         "no patient is known of 2 images: each was taken for a patient of its own",
         "1 group of identical images found (1 extra copy): each group is in one part only",
@@ -242,17 +242,17 @@ def test_notes_say_what_was_done() -> None:
 
 
 def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
-    catalog = catalog_of("ab" * 20, [f"p;{number // 2}" for number in range(40)])
-    split = split_of(catalog, fraction=0.3)
+    image_index = catalog_of("ab" * 20, [f"p;{number // 2}" for number in range(40)])
+    split = split_of(image_index, fraction=0.3)
     file = tmp_path / "split.csv"
-    write_split(file, catalog, split, unique(catalog))
+    write_split(file, image_index, split, unique(image_index))
     assert tuple(file.read_text("utf-8").splitlines()[0].split(",")) == SPLIT_COLUMNS
     rows = read_split(file)
-    assert [row.image_path for row in rows] == unique(catalog)
-    assert [row.digest for row in rows] == unique(catalog)
-    assert [row.patient_id for row in rows] == [row.patient_id for row in catalog.rows]
+    assert [row.image_path for row in rows] == unique(image_index)
+    assert [row.digest for row in rows] == unique(image_index)
+    assert [row.patient_id for row in rows] == [row.patient_id for row in image_index.rows]
     assert [index for index, row in enumerate(rows) if row.labelled] == list(split.labelled)
-    again = split_of(catalog, split=file, fraction=0.3, split_seed=9)
+    again = split_of(image_index, split=file, fraction=0.3, split_seed=9)
     assert again.given
     assert (again.train, again.val, again.test, again.labelled) == (split.train, (), split.test, split.labelled)
     given_otherwise = catalog_of("ab" * 20, splits=["train"] * 30 + ["test"] * 10)
@@ -261,8 +261,8 @@ def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
 
 @pytest.fixture
 def split_file(tmp_path: Path) -> Path:
-    catalog = catalog_of("ab" * 4)
-    write_split(tmp_path / "split.csv", catalog, split_of(catalog), unique(catalog))
+    image_index = catalog_of("ab" * 4)
+    write_split(tmp_path / "split.csv", image_index, split_of(image_index), unique(image_index))
     return tmp_path / "split.csv"
 
 
@@ -316,12 +316,12 @@ def test_a_split_file_is_checked_before_anything_is_decoded(split_file: Path, sk
 def test_a_split_that_cannot_be_written_leaves_the_earlier_one_whole(
     tmp_path: Path,
 ) -> None:
-    catalog, file = catalog_of("aaabbb"), tmp_path / "split.csv"
-    write_split(file, catalog, split_of(catalog), unique(catalog))
+    image_index, file = catalog_of("aaabbb"), tmp_path / "split.csv"
+    write_split(file, image_index, split_of(image_index), unique(image_index))
     before = file.read_bytes()
-    odd = replace(catalog, rows=tuple(replace(row, label=f"\udce9{row.label}") for row in catalog.rows))
+    odd = replace(image_index, rows=tuple(replace(row, label=f"\udce9{row.label}") for row in image_index.rows))
     with pytest.raises(UnicodeEncodeError):
-        write_split(file, odd, split_of(catalog), unique(catalog))
+        write_split(file, odd, split_of(image_index), unique(image_index))
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 
@@ -332,12 +332,12 @@ def test_a_split_file_with_a_patient_on_both_sides_is_an_error(split_file: Path)
 
 
 def test_seven_thousand_images_are_split_in_seconds() -> None:
-    catalog = catalog_of("abcd" * 1750)
+    image_index = catalog_of("abcd" * 1750)
     digests = [
         str(number // 4 * 4 + number % 4 if number > 800 else number // 8 * 4 + number % 4) for number in range(7000)
     ]
     start = time.perf_counter()
-    split = split_of(catalog, digests)
+    split = split_of(image_index, digests)
     assert time.perf_counter() - start < 15  # measured: 0.8 s; a shared machine may be busy
     assert 1300 < len(split.test) < 1500
 
@@ -351,11 +351,11 @@ def test_developing_divides_the_training_part_again_and_closes_the_test_part(
     labels = "aabb" * 20
     patients = [number // 2 for number in range(80)]
     splits = ["test" if number >= 60 else "train" for number in range(80)] if given_split else None
-    catalog = catalog_of(labels, patients, splits)
+    image_index = catalog_of(labels, patients, splits)
     digests = [str(number % 53 if not given_split else number) for number in range(80)]
     common: dict[str, Any] = {"split_seed": split_seed, "fraction": 0.5}
-    whole = split_of(catalog, digests, seed=seed, **common)
-    inner = split_of(catalog, digests, seed=seed, develop=True, **common)
+    whole = split_of(image_index, digests, seed=seed, **common)
+    inner = split_of(image_index, digests, seed=seed, develop=True, **common)
     assert inner.closed == whole.test
     assert not whole.closed
     assert sorted((*inner.train, *inner.test)) == sorted(whole.train)
@@ -379,10 +379,10 @@ def test_what_a_run_learns_from_depends_on_what_its_recovery_may_see() -> None:
 
 
 def test_a_split_file_with_a_closed_part_is_read_but_not_used_again(tmp_path: Path) -> None:
-    catalog = catalog_of("ab" * 20)
-    split = split_of(catalog, develop=True)
+    image_index = catalog_of("ab" * 20)
+    split = split_of(image_index, develop=True)
     path = tmp_path / "split.csv"
-    write_split(path, catalog, split, unique(catalog))
+    write_split(path, image_index, split, unique(image_index))
     assert {row.split for row in read_split(path)} == {"train", "test", "closed"}
     with pytest.raises(TwinbudError, match="expected train, val or test for every image, got 'closed'"):
-        split_of(catalog, split=path)
+        split_of(image_index, split=path)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from twinbud.errors import TwinbudError
+from twinbud.core.errors import TwinbudError
+from twinbud.core.rng import numpy_stream
 from twinbud.evaluation.metrics import INTERVAL_METRICS, evaluate, weighted_aurocs
 from twinbud.evaluation.predictions import Predictions
-from twinbud.seeds import numpy_stream
 
 
 def make(labels, probabilities, patients=None):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from builders import VIT, random_model
+from helpers.builders import VIT, random_model
 from twinbud.evaluation.predict import predict_probabilities
 
 IMAGES = torch.randint(0, 256, (6, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -6,9 +6,9 @@ import stat
 import numpy as np
 import pytest
 
-from twinbud.errors import TwinbudError
+from twinbud.core.errors import TwinbudError
+from twinbud.core.files import write_text
 from twinbud.evaluation.predictions import Predictions, write_predictions
-from twinbud.files import write_text
 
 PROBABILITIES = np.array([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2], [0.5, 0.5], [0.05, 0.95]])
 

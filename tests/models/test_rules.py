@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinbud.config import Rule
+from twinbud.config.schema import Rule
 from twinbud.models.rules import consecutive, from_permutation, select_indices, uniform
 
 widths = st.integers(1, 80).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -19,20 +19,20 @@ widths = st.integers(1, 80).flatmap(lambda n: st.tuples(st.just(n), st.integers(
 @given(widths)
 def test_uniform_is_the_formula(width: tuple[int, int]) -> None:
     n, m = width
-    main, auxiliary = uniform(n, m)
-    assert main == tuple(math.floor(j * n / m) for j in range(m))
-    left = sorted(set(range(n)) - set(main))
+    first, auxiliary = uniform(n, m)
+    assert first == tuple(math.floor(j * n / m) for j in range(m))
+    left = sorted(set(range(n)) - set(first))
     if len(left) >= m:
         assert auxiliary == tuple(left[math.floor(j * len(left) / m)] for j in range(m))
     else:
-        shared = {main[math.floor(j * m / (m - len(left)))] for j in range(m - len(left))}
+        shared = {first[math.floor(j * m / (m - len(left)))] for j in range(m - len(left))}
         assert set(auxiliary) == set(left) | shared
 
 
 @pytest.mark.parametrize("stride", [2, 3, 4])
 def test_uniform_at_an_integer_stride_takes_offsets_zero_and_one(stride: int) -> None:
-    main, auxiliary = uniform(stride * 12, 12)
-    assert main == tuple(range(0, stride * 12, stride))
+    first, auxiliary = uniform(stride * 12, 12)
+    assert first == tuple(range(0, stride * 12, stride))
     assert auxiliary == tuple(range(1, stride * 12, stride))
 
 
@@ -50,8 +50,8 @@ def test_every_rule_gives_distinct_indices_and_overlaps_as_little_as_it_can(
     width: tuple[int, int], rule: Rule, seed: int
 ) -> None:
     n, m = width
-    main, auxiliary = select_indices(rule, n, m, np.random.default_rng(seed))
-    for chosen in (main, auxiliary):
+    first, auxiliary = select_indices(rule, n, m, np.random.default_rng(seed))
+    for chosen in (first, auxiliary):
         assert len(chosen) == len(set(chosen)) == m
         assert set(chosen) <= set(range(n))
-    assert len(set(main) & set(auxiliary)) == max(0, 2 * m - n)
+    assert len(set(first) & set(auxiliary)) == max(0, 2 * m - n)

@@ -10,12 +10,12 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from builders import CONVNEXT, VIT, random_model
-from twinbud.config import Rule
-from twinbud.errors import TwinbudError
+from helpers.builders import CONVNEXT, VIT, random_model
+from twinbud.config.schema import Rule
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families import family_of
 from twinbud.models.rules import uniform
-from twinbud.models.selection import SelectionPlan, cut, plan_selection
+from twinbud.models.selection import SelectionPlan, extract_weights, plan_selection
 
 RULES = get_args(Rule)
 
@@ -42,8 +42,10 @@ PAIRS = {"vit": (vit, half_vit), "convnext": (convnext, half_convnext)}
 def select(teacher: Any, student: Any, **settings: Any) -> tuple[SelectionPlan, dict[str, Any], dict[str, Any]]:
     family = family_of(teacher, "teacher")
     plan = plan_selection(teacher, student, family, **settings)
-    main, auxiliary = (cut(plan, teacher, student, family, twin) for twin in ("main", "auxiliary"))
-    return plan, main, auxiliary
+    student_weights, auxiliary = (
+        extract_weights(plan, teacher, student, family, pair_role) for pair_role in ("student", "auxiliary")
+    )
+    return plan, student_weights, auxiliary
 
 
 def classifier(name: str) -> bool:
@@ -54,7 +56,7 @@ def classifier(name: str) -> bool:
 def test_uniform_halves_as_the_published_code_of_weight_selection(pair: str) -> None:
     """Its rule is ``arange(m) * (n // m)`` on every dimension, except that it skips ``head.norm``."""
     teacher, student = (make() for make in PAIRS[pair])
-    _, main, _ = select(teacher, student)
+    _, student_weights, _ = select(teacher, student)
     theirs = teacher.state_dict()
     for name, ours in student.state_dict().items():
         if classifier(name):
@@ -64,17 +66,17 @@ def test_uniform_halves_as_the_published_code_of_weight_selection(pair: str) -> 
             n = expected.shape[dimension]
             if n != m:
                 expected = expected.index_select(dimension, torch.arange(m) * (n // m))
-        assert torch.equal(main[name], expected), name
+        assert torch.equal(student_weights[name], expected), name
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_inherited_number_is_one_of_the_teachers_and_the_twins_share_none(pair: str, rule: Rule) -> None:
     teacher, student = (make() for make in PAIRS[pair])
-    _, main, auxiliary = select(teacher, student, rule=rule, seed=3)
-    for name, tensor in main.items():
+    _, student_weights, auxiliary = select(teacher, student, rule=rule, seed=3)
+    for name, tensor in student_weights.items():
         pool = set(teacher.state_dict()[name].flatten().tolist())
-        mine, theirs = (set(state[name].flatten().tolist()) for state in (main, auxiliary))
+        mine, theirs = (set(state[name].flatten().tolist()) for state in (student_weights, auxiliary))
         assert tensor.shape[1:] == auxiliary[name].shape[1:]
         assert mine <= pool
         assert theirs <= pool
@@ -94,10 +96,10 @@ def test_tensors_of_one_width_are_cut_at_the_same_indices(pair: str, rule: Rule)
     state = teacher.state_dict()
     for name in names:
         state[name].copy_(torch.arange(len(state[name])))
-    plan, main, auxiliary = select(teacher, student, rule=rule, seed=1)
+    plan, student_weights, auxiliary = select(teacher, student, rule=rule, seed=1)
     for name in names:
-        assert main[name].int().tolist() == list(plan.widths[width].main)
-        assert auxiliary[name].int().tolist() == list(plan.widths[width].auxiliary)
+        assert student_weights[name].int().tolist() == list(plan.widths[width].student_indices)
+        assert auxiliary[name].int().tolist() == list(plan.widths[width].auxiliary_indices)
 
 
 @pytest.mark.parametrize("attention", ["interleaved", "heads"])
@@ -107,8 +109,8 @@ def test_queries_keys_and_values_are_indexed_alike(rule: Rule, attention: str) -
     inner = 32
     qkv = teacher.blocks[0].attn.qkv.bias.data
     qkv.copy_(torch.arange(3 * inner))
-    plan, main, _ = select(teacher, student, rule=rule, attention=attention)
-    rows = main["blocks.0.attn.qkv.bias"].int().view(3, 16)
+    plan, student_weights, _ = select(teacher, student, rule=rule, attention=attention)
+    rows = student_weights["blocks.0.attn.qkv.bias"].int().view(3, 16)
     assert torch.equal(rows[0], rows[1] - inner)
     assert torch.equal(rows[0], rows[2] - 2 * inner)
     if attention == "heads":
@@ -121,29 +123,35 @@ def test_queries_keys_and_values_are_indexed_alike(rule: Rule, attention: str) -
 def test_interleaved_uniform_makes_a_head_of_halves_of_two() -> None:
     teacher = vit()
     teacher.blocks[0].attn.qkv.bias.data.copy_(torch.arange(96))
-    _, main, _ = select(teacher, half_vit())
-    first_head = main["blocks.0.attn.qkv.bias"].int()[:8]
+    _, student_weights, _ = select(teacher, half_vit())
+    first_head = student_weights["blocks.0.attn.qkv.bias"].int()[:8]
     assert first_head.tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
 
 
 def test_random_widths_of_one_kind_and_size_share_a_permutation() -> None:
     plan, _, _ = select(vit(), half_vit(), rule="random", seed=5)
     assert plan.widths["mlp/blocks.0"] == plan.widths["mlp/blocks.1"]
-    assert plan.widths["residual"].main != plan.widths["attention/blocks.0"].main
+    assert plan.widths["residual"].student_indices != plan.widths["attention/blocks.0"].student_indices
 
 
 def test_random_without_consistency_draws_anew_for_every_tensor_and_dimension() -> None:
     plan, _, _ = select(vit(), half_vit(), rule="random-inconsistent", seed=5)
-    assert plan.tensor_widths["blocks.0.norm1.weight[0]"].main != plan.tensor_widths["blocks.0.norm1.bias[0]"].main
-    assert plan.tensor_widths["blocks.0.attn.proj.weight[0]"].main != plan.tensor_widths["norm.weight[0]"].main
+    assert (
+        plan.tensor_widths["blocks.0.norm1.weight[0]"].student_indices
+        != plan.tensor_widths["blocks.0.norm1.bias[0]"].student_indices
+    )
+    assert (
+        plan.tensor_widths["blocks.0.attn.proj.weight[0]"].student_indices
+        != plan.tensor_widths["norm.weight[0]"].student_indices
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_swapped_roles_exchange_the_subsets(rule: Rule) -> None:
     teacher, student = vit(), half_vit()
-    _, main, auxiliary = select(teacher, student, rule=rule)
+    _, student_weights, auxiliary = select(teacher, student, rule=rule)
     _, swapped_main, swapped_auxiliary = select(teacher, student, rule=rule, swap_roles=True)
-    for name, tensor in main.items():
+    for name, tensor in student_weights.items():
         assert torch.equal(tensor, swapped_auxiliary[name])
         assert torch.equal(auxiliary[name], swapped_main[name])
 
@@ -151,14 +159,16 @@ def test_swapped_roles_exchange_the_subsets(rule: Rule) -> None:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_tensor_of_both_sides_is_accounted_for(pair: str) -> None:
     teacher, student = (make() for make in PAIRS[pair])
-    plan, main, _ = select(teacher, student)
+    plan, student_weights, _ = select(teacher, student)
     assert set(plan.student_tensors) == set(student.state_dict())
     assert set(plan.teacher_tensors) == set(teacher.state_dict())
-    assert set(main) == {name for name, fate in plan.student_tensors.items() if not fate.startswith("fresh")}
-    assert {name for name, fate in plan.student_tensors.items() if fate.startswith("fresh")} == {
+    assert set(student_weights) == {
+        name for name, status in plan.student_tensors.items() if not status.startswith("fresh")
+    }
+    assert {name for name, status in plan.student_tensors.items() if status.startswith("fresh")} == {
         name for name in student.state_dict() if classifier(name)
     }
-    dropped = {name for name, fate in plan.teacher_tensors.items() if fate.startswith("dropped")}
+    dropped = {name for name, status in plan.teacher_tensors.items() if status.startswith("dropped")}
     assert all(classifier(name) or ".blocks." in name for name in dropped)
     assert (pair == "convnext") == any(".blocks." in name for name in dropped)
 
@@ -177,24 +187,24 @@ def test_a_folded_layer_scale_leaves_the_blocks_function_unchanged() -> None:
 
 
 def test_a_layer_scale_with_a_home_is_selected() -> None:
-    plan, main, _ = select(vit(init_values=0.1), half_vit(init_values=0.1))
+    plan, student_weights, _ = select(vit(init_values=0.1), half_vit(init_values=0.1))
     assert plan.teacher_tensors["blocks.0.ls1.gamma"] == "selected"
-    assert main["blocks.0.ls1.gamma"].shape == (16,)
+    assert student_weights["blocks.0.ls1.gamma"].shape == (16,)
 
 
 def test_a_smaller_patch_is_resampled_before_it_is_cut() -> None:
     teacher, student = vit(), half_vit(patch_size=4)
-    plan, main, _ = select(teacher, student)
+    plan, student_weights, _ = select(teacher, student)
     assert plan.student_tensors["patch_embed.proj.weight"] == "resampled: 7×7 → 4×4"
     whole = resample_patch_embed(teacher.patch_embed.proj.weight.data, [4, 4])
-    assert torch.equal(main["patch_embed.proj.weight"], whole[list(uniform(32, 16)[0])])
+    assert torch.equal(student_weights["patch_embed.proj.weight"], whole[list(uniform(32, 16)[0])])
 
 
 def test_positions_are_resampled_without_antialiasing_to_the_image_size() -> None:
     teacher, student = vit(), half_vit(img_size=14)
-    _, main, _ = select(teacher, student)
+    _, student_weights, _ = select(teacher, student)
     family = family_of(student, "student")
-    fitted = family.fit_positions(main, student)["pos_embed"]
+    fitted = family.fit_positions(student_weights, student)["pos_embed"]
     expected = resample_abs_pos_embed(teacher.pos_embed.data, [2, 2], num_prefix_tokens=1, antialias=False)
     torch.testing.assert_close(fitted, expected[..., ::2])
 
@@ -237,8 +247,8 @@ def test_twins_that_would_coincide_are_refused_by_their_widths() -> None:
 
 def test_equal_widths_are_fine_without_an_auxiliary() -> None:
     teacher = vit()
-    plan, main, _ = select(teacher, vit(1, depth=1), twins=False)
-    assert torch.equal(main["norm.weight"], teacher.norm.weight)
+    plan, student_weights, _ = select(teacher, vit(1, depth=1), with_auxiliary=False)
+    assert torch.equal(student_weights["norm.weight"], teacher.norm.weight)
     assert plan.teacher_tensors["blocks.1.norm1.bias"] == "dropped: blocks.1 is beyond the student's depth"
 
 
@@ -266,6 +276,6 @@ def test_a_packed_swiglu_keeps_gate_and_value_in_step(tmp_path: Path) -> None:
     wide, narrow = (make(mlp_layer=GluMlp, mlp_ratio=2.0) for make in (vit, half_vit))
     hidden = wide.blocks[0].mlp.fc2.in_features
     wide.blocks[0].mlp.fc1.bias.data.copy_(torch.arange(2 * hidden))
-    _, main, _ = select(wide, narrow)
-    gate, value = main["blocks.0.mlp.fc1.bias"].int().chunk(2)
+    _, student_weights, _ = select(wide, narrow)
+    gate, value = student_weights["blocks.0.mlp.fc1.bias"].int().chunk(2)
     assert torch.equal(gate, value - hidden)

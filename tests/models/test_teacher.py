@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from builders import CONVNEXT, random_model, save_teacher, save_vit_teacher
-from hub import serve_hub
-from twinbud.errors import TwinbudError
+from helpers.builders import CONVNEXT, random_model, save_teacher, save_vit_teacher
+from helpers.hub import serve_hub
+from twinbud.core.errors import TwinbudError
 from twinbud.models import dinov2
 from twinbud.models.teacher import open_teacher, read_teacher_card
 

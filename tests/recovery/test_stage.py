@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from builders import VIT, save_teacher, save_vit_teacher
-from twinbud.config import RecoveryConfig, TrainingConfig
-from twinbud.errors import Stopped, TwinbudError
-from twinbud.models.selected import Selection, select
-from twinbud.models.selection import Twin
+from helpers.builders import VIT, save_teacher, save_vit_teacher
+from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.models.selection import PairRole
+from twinbud.models.selection_io import Selection, select
+from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import open_teacher_at, read_teacher_card
-from twinbud.models.twins import Twins, build_twins
-from twinbud.recovery import lender, reconstruction
-from twinbud.recovery.looks import UnlabelledImages
-from twinbud.recovery.matching import RecoveryStep
-from twinbud.recovery.outcome import Recovered
+from twinbud.recovery import least_squares, teacher_provider
+from twinbud.recovery.feature_matching import RecoveryStep
+from twinbud.recovery.refit_batches import UnlabelledImages
+from twinbud.recovery.result import StudentRecovery
 from twinbud.recovery.stage import recover
-from twinbud.run_folder import RECOVERY_PHASES
 from twinbud.training.checkpoint import CheckpointFolder
-from twinbud.training.keeper import Keeper
+from twinbud.training.checkpoint_manager import CheckpointManager
+from twinbud.training.phases import RECOVERY_PHASES
 
 SETTINGS = RecoveryConfig(recover="labelled", recover_epochs=2, recover_batch_size=4, recover_views=2)
 TRAINING = TrainingConfig(image_size=28, temperature=4.0, drop_path=0.0)
@@ -44,48 +44,52 @@ def images(count: int = 10) -> UnlabelledImages:
     return UnlabelledImages(images_NCSS=pixels, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
 
 
-def start(teacher: str, **settings: Any) -> tuple[Twins, Selection]:
+def start(teacher: str, **settings: Any) -> tuple[StudentPair, Selection]:
     selection = select(read_teacher_card(teacher))
-    return build_twins(selection, image_size=28, num_classes=3, **settings), selection
+    return build_student_pair(selection, image_size=28, num_classes=3, **settings), selection
 
 
-def recovered(teacher: str, keeper: Keeper | None = None, **settings: Any) -> tuple[Twins, Mapping[Twin, Recovered]]:
-    twins, selection = start(teacher)
+def recovered(
+    teacher: str, checkpoints: CheckpointManager | None = None, **settings: Any
+) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
+    student_pair, selection = start(teacher)
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
     card = read_teacher_card(teacher)
-    return twins, recover(twins, selection, card, images(), config, TRAINING, keeper=keeper).students
+    return student_pair, recover(
+        student_pair, selection, card, images(), config, TRAINING, checkpoints=checkpoints
+    ).students
 
 
-def states(twins: Twins) -> list[dict[str, torch.Tensor]]:
-    assert twins.auxiliary is not None
-    return [twins.student.state_dict(), twins.auxiliary.state_dict()]
+def states(student_pair: StudentPair) -> list[dict[str, torch.Tensor]]:
+    assert student_pair.auxiliary is not None
+    return [student_pair.student.state_dict(), student_pair.auxiliary.state_dict()]
 
 
-def same(one: Twins, other: Twins) -> bool:
+def same(one: StudentPair, other: StudentPair) -> bool:
     pairs = zip(states(one), states(other), strict=True)
     return all(torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
 
 
-def keepers(folder: Path) -> Keeper:
+def keepers(folder: Path) -> CheckpointManager:
     """As a run opens them, each phase with what it finds."""
     earlier = {}
     for phase in RECOVERY_PHASES.values():
         checkpoints = CheckpointFolder(folder / phase, {})
-        earlier[phase] = Keeper(checkpoints, checkpoints.latest()[0], keeps_last=True)
-    return Keeper(phases=earlier)
+        earlier[phase] = CheckpointManager(checkpoints, checkpoints.latest()[0], keeps_last=True)
+    return CheckpointManager(phases=earlier)
 
 
 def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> None:
     before, _ = start(teacher)
-    twins, found = recovered(teacher)
-    for ours, theirs in zip(states(before), states(twins), strict=True):
+    student_pair, found = recovered(teacher)
+    for ours, theirs in zip(states(before), states(student_pair), strict=True):
         changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
         assert changed == {name for name in ours if not name.startswith("head")}
-    assert found.keys() == {"main", "auxiliary"}
+    assert found.keys() == {"student", "auxiliary"}
     assert all(len(part.fits) == 8 and len(part.history.epochs) == 2 for part in found.values())
-    assert twins.auxiliary is not None
-    assert not any(parameter.requires_grad for parameter in twins.auxiliary.parameters())
-    assert all(parameter.requires_grad for parameter in twins.student.parameters())
+    assert student_pair.auxiliary is not None
+    assert not any(parameter.requires_grad for parameter in student_pair.auxiliary.parameters())
+    assert all(parameter.requires_grad for parameter in student_pair.student.parameters())
 
 
 def test_the_two_see_the_images_in_different_views(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,53 +115,55 @@ def test_the_teacher_is_let_go_and_no_gradient_stays(teacher: str, monkeypatch: 
         opened.append(weakref.ref(network))
         return network
 
-    monkeypatch.setattr(lender, "open_teacher_at", watched)
-    twins, _ = recovered(teacher)
+    monkeypatch.setattr(teacher_provider, "open_teacher_at", watched)
+    student_pair, _ = recovered(teacher)
     gc.collect()
     assert len(opened) == 1, "one for both"
     assert opened[0]() is None
-    assert twins.auxiliary is not None
-    assert all(p.grad is None for network in (twins.student, twins.auxiliary) for p in network.parameters())
+    assert student_pair.auxiliary is not None
+    assert all(
+        p.grad is None for network in (student_pair.student, student_pair.auxiliary) for p in network.parameters()
+    )
 
 
 def test_s_is_matched_without_drop_path(teacher: str) -> None:
     plain, selection = start(teacher)
     dropping, _ = start(teacher, drop_path=0.5)
-    for twins in (plain, dropping):
-        recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    for student_pair in (plain, dropping):
+        recover(student_pair, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
     assert same(plain, dropping)
 
 
 def test_a_teacher_that_s_was_not_cut_out_of_is_refused(teacher: str, tmp_path: Path) -> None:
-    twins, selection = start(teacher)
+    student_pair, selection = start(teacher)
     other = read_teacher_card(save_vit_teacher(tmp_path / "other", seed=1))
     with pytest.raises(TwinbudError, match="expected the teacher that the weights were selected from, got another"):
-        recover(twins, selection, other, images(), SETTINGS, TRAINING)
+        recover(student_pair, selection, other, images(), SETTINGS, TRAINING)
 
 
 def test_a_student_with_other_patches_than_its_teachers_is_refused(tmp_path: Path) -> None:
     wide = {**VIT, "embed_dim": 384, "num_heads": 6, "depth": 12}
     card = read_teacher_card(save_teacher(tmp_path / "teacher", "vit_small_patch16_224", **wide | {"img_size": 32}))
     selection = select(card, "vit_tiny_patch16_224")  # 16 pixels, where its teacher's patches have 7
-    twins = build_twins(selection, image_size=112, num_classes=2)
+    student_pair = build_student_pair(selection, image_size=112, num_classes=2)
     with pytest.raises(TwinbudError, match=r"at its teacher's 257 positions, got one that sees it at 50"):
-        recover(twins, selection, card, images(), SETTINGS, replace(TRAINING, image_size=112))
+        recover(student_pair, selection, card, images(), SETTINGS, replace(TRAINING, image_size=112))
 
 
 def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = recovered(teacher)
-    keeper, fitting, fits = keepers(tmp_path), reconstruction.fit, []
+    checkpoints, fitting, fits = keepers(tmp_path), least_squares.fit_layer, []
 
     def counted(*words: Any) -> Any:
         fits.append(1)
         if len(fits) == 3:
-            keeper.ask_to_stop()
+            checkpoints.ask_to_stop()
         return fitting(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reconstruction, "fit", counted)
+        patch.setattr(least_squares, "fit_layer", counted)
         with pytest.raises(Stopped, match="during least squares"):
-            recovered(teacher, keeper)
+            recovered(teacher, checkpoints)
     assert len(fits) == 3
     assert same(whole, recovered(teacher, keepers(tmp_path))[0])
 
@@ -171,11 +177,11 @@ def test_a_finished_part_is_not_done_again(settings: dict[str, Any], teacher: st
 
 
 def test_recovery_is_the_same_each_time_and_leaves_chance_alone(teacher: str) -> None:
-    twins, selection = start(teacher)
+    student_pair, selection = start(teacher)
     before = torch.get_rng_state()
-    recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    recover(student_pair, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
     assert torch.equal(torch.get_rng_state(), before)
-    assert same(twins, recovered(teacher)[0])
+    assert same(student_pair, recovered(teacher)[0])
 
 
 def test_s_is_recovered_alike_with_and_without_an_auxiliary(teacher: str) -> None:
@@ -186,10 +192,10 @@ def test_s_is_recovered_alike_with_and_without_an_auxiliary(teacher: str) -> Non
 
 
 def test_an_auxiliary_that_is_a_copy_of_s_stays_one(teacher: str) -> None:
-    twins, selection = start(teacher, auxiliary="copy")
-    found = recover(twins, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
-    ours, theirs = states(twins)
-    assert found.students.keys() == {"main"}
+    student_pair, selection = start(teacher, auxiliary="copy")
+    found = recover(student_pair, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    ours, theirs = states(student_pair)
+    assert found.students.keys() == {"student"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
@@ -197,22 +203,22 @@ def test_what_recovery_saw_of_a_view_limit_is_told(teacher: str) -> None:
     """Five views fit whatever the limit is."""
     _, found = recovered(teacher, recover_epochs=0, recover_views=9, recover_memory=1e-9)
     assert [student.num_views for student in found.values()] == [5, 5]
-    assert found["main"].to_json()["views"] == 5
+    assert found["student"].to_json()["views"] == 5
 
 
 def test_least_squares_alone_takes_no_steps(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RecoveryStep, "__call__", lambda *_: pytest.fail("a step was taken"))
     before, _ = start(teacher)
-    twins, found = recovered(teacher, recover_epochs=0)
-    assert not same(before, twins)
-    assert found["main"].history.num_steps == 0
-    assert all(fit.ridge > 0 for fit in found["main"].fits)
+    student_pair, found = recovered(teacher, recover_epochs=0)
+    assert not same(before, student_pair)
+    assert found["student"].history.num_steps == 0
+    assert all(fit.ridge > 0 for fit in found["student"].fits)
 
 
 def test_without_least_squares_only_steps_change_it(teacher: str) -> None:
     _, found = recovered(teacher, recover_refit="off")
-    assert found["main"].fits == ()
-    assert found["main"].history.num_steps == STEPS_EACH
+    assert found["student"].fits == ()
+    assert found["student"].history.num_steps == STEPS_EACH
 
 
 @pytest.mark.parametrize("steps", range(1, 2 * STEPS_EACH + 1))
@@ -220,30 +226,30 @@ def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
     steps: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, found = recovered(teacher)
-    keeper, taken = keepers(tmp_path), []
+    checkpoints, taken = keepers(tmp_path), []
     taking = RecoveryStep.__call__
 
     def counted(self: RecoveryStep, *batch: Any) -> Any:
         taken.append(1)
         if len(taken) == steps:
-            keeper.ask_to_stop()
+            checkpoints.ask_to_stop()
         return taking(self, *batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(RecoveryStep, "__call__", counted)
         with pytest.raises(Stopped):
-            recovered(teacher, keeper)
+            recovered(teacher, checkpoints)
     resumed, again = recovered(teacher, keepers(tmp_path))
     assert same(whole, resumed)
-    for twin, part in found.items():
-        assert again[twin].fits == part.fits
-        assert [record.loss for record in again[twin].history.epochs] == [r.loss for r in part.history.epochs]
-        assert again[twin].history.num_images == part.history.num_images
+    for pair_role, part in found.items():
+        assert again[pair_role].fits == part.fits
+        assert [record.loss for record in again[pair_role].history.epochs] == [r.loss for r in part.history.epochs]
+        assert again[pair_role].history.num_images == part.history.num_images
 
 
 def test_what_was_finished_before_a_stop_needs_no_teacher(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = recovered(teacher, keepers(tmp_path))
-    monkeypatch.setattr(lender, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
+    monkeypatch.setattr(teacher_provider, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
     assert same(whole, recovered(teacher, keepers(tmp_path))[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from twinbud.errors import TwinbudError
+from twinbud.core.errors import TwinbudError
 from twinbud.report.history import history_writer
 from twinbud.training.checkpoint import EpochRecord
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from twinbud.errors import TwinbudError
+from twinbud.core.errors import TwinbudError
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
 from twinbud.report import figures

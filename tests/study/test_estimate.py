@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from twinbud.progress import SilentProgress
-from twinbud.settings import settings_of
+from twinbud.config.loading import settings_of
+from twinbud.core.progress import SilentProgress
 from twinbud.study.estimate import Estimate
 from twinbud.study.grid import PlannedRun, checked_config
 
@@ -23,7 +23,7 @@ def record(train_seconds: float, num_steps: int, **settings: Any) -> dict[str, A
 
 def planned(num_steps: int, images: str = "these", **settings: Any) -> PlannedRun:
     given, facts = {**SETTINGS, **settings, "data": "phantom"}, {"images": images}
-    return PlannedRun(identity="", facts=facts, coordinates={}, settings=given, num_steps=num_steps, num_test=96)
+    return PlannedRun(run_id="", facts=facts, coordinates={}, settings=given, num_steps=num_steps, num_test=96)
 
 
 def test_least_squares_are_counted_once_and_not_by_the_step() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from twinbud.study.paper import Circumstances, differences, paper_accuracy, paper_cost
+from twinbud.study.paper import ComparisonContext, differences, paper_accuracy, paper_cost
 
 VIT, CONVNEXT = "vit_small -> vit_tiny", "convnext_tiny -> convnext_femto"
 BRAIN = ("glioma", "meningioma", "notumor", "pituitary")
-THEIRS = Circumstances(
+THEIRS = ComparisonContext(
     data="brain-mri",
     classes=BRAIN,
     num_images=7020,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from studies import recipe_content, save_recipe
-from twinbud.config import PROFILES
-from twinbud.errors import TwinbudError
-from twinbud.settings import read_setting
+from helpers.studies import recipe_content, save_recipe
+from twinbud.config.loading import read_setting
+from twinbud.config.schema import PROFILES
+from twinbud.core.errors import TwinbudError
 from twinbud.study.grid import plan_cells, read_choices
 from twinbud.study.recipe import Recipe, read_recipe
 

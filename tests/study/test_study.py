@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from builders import save_images
-from command import Answer, twinbud
-from studies import SETTINGS, comparable, recipe_content, save_material, save_recipe, study_process, workers_of
+from helpers.builders import save_images
+from helpers.command import Answer, twinbud
+from helpers.studies import SETTINGS, comparable, recipe_content, save_material, save_recipe, study_process, workers_of
+from twinbud.study.export import collect
 from twinbud.study.recipe import read_recipe
-from twinbud.study.records import RunsFolder
-from twinbud.study.run import Order, carry_out_study, plan_study
-from twinbud.study.write import collect
+from twinbud.study.run import StudyRequest, execute_study, plan_study
+from twinbud.study.store import RunStore
 from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
 
@@ -64,7 +64,7 @@ def end(process: subprocess.Popen[str], code: int = 0) -> Answer:
 
 def records(runs: Path) -> dict[str, dict[str, Any]]:
     """All records, each whole."""
-    folder = RunsFolder(runs)
+    folder = RunStore(runs)
     return {path.stem: folder.read(path.stem) for path in sorted((runs / "records").iterdir())}
 
 
@@ -84,8 +84,8 @@ def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
 def test_a_study_leaves_a_record_a_run_and_small_run_folders(small: Small) -> None:
     found = records(small.runs)
     assert len(found) == 4
-    for identity, record in found.items():
-        work = small.runs / "work" / identity
+    for run_id, record in found.items():
+        work = small.runs / "work" / run_id
         assert json.loads((work / "metrics.json").read_text())["accuracy"] == record["metrics"]["accuracy"]
         assert (work / "predictions.csv").exists()
         assert not (work / "model").exists()
@@ -164,7 +164,7 @@ def test_a_study_asked_to_stop_saves_exits_75_and_goes_on(small: Small, tmp_path
 
 def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    runs_folder = RunsFolder(runs)
+    runs_folder = RunStore(runs)
     runs_folder.create()
     obstacle = runs_folder.work(next(iter(records(small.runs))))
     obstacle.write_text("a file where a run folder should be")
@@ -221,11 +221,11 @@ def test_a_run_begun_where_steps_are_computed_otherwise_is_begun_anew(small: Sma
 
 def test_images_that_change_while_a_study_lasts_are_not_recorded_as_the_old_ones(small: Small, tmp_path: Path) -> None:
     images = Path(shutil.copytree(small.images, tmp_path / "images"))
-    order = Order(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=1)
+    order = StudyRequest(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=1)
     study = plan_study(order)
     first = next(path for path in sorted(images.rglob("*.png")))
     Image.new("L", (32, 32), 7).save(first)
-    done = carry_out_study(order, study)
+    done = execute_study(order, study)
     assert not done.done
     ((_, reason), *_) = done.failures.values()
     assert reason.startswith(f"{images}: expected the images that the study began with, got others.")

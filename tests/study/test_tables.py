@@ -13,15 +13,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from studies import make_up_records, recipe_content, save_recipe
-from twinbud.errors import TwinbudError
-from twinbud.study import identity, write
-from twinbud.study.protocols import protocols
+from helpers.studies import make_up_records, recipe_content, save_recipe
+from twinbud.core.errors import TwinbudError
+from twinbud.study import export, run_id
+from twinbud.study.export import collect, write_tables
+from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe, read_recipe
-from twinbud.study.records import RunsFolder
 from twinbud.study.statistics import paired_difference, spread
+from twinbud.study.store import RunStore
 from twinbud.study.tables import Row, Tables
-from twinbud.study.write import collect, write_tables
 
 BRAIN = {"num_images": 7020, "classes": ["glioma", "meningioma", "notumor", "pituitary"]}
 TABLE_1 = Path(__file__).parents[2] / "recipes" / "paper" / "table1.yaml"
@@ -48,7 +48,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
 
 def tables_of(folder: Path, recipe: Recipe | None = None, **made_up: Any) -> Tables:
     recipe = recipe or recipe_of(folder)
-    runs = RunsFolder(folder / "runs")
+    runs = RunStore(folder / "runs")
     make_up_records(recipe, runs, **{"images": {"brain-mri": BRAIN}, "accuracy": ACCURACY, **made_up})
     return collect(recipe, runs)
 
@@ -236,7 +236,7 @@ def test_architectures_are_the_papers(tmp_path: Path) -> None:
 
 
 def test_tables_before_any_run_is_done_are_told_in_one_line(tmp_path: Path) -> None:
-    recipe, folder = recipe_of(tmp_path), RunsFolder(tmp_path / "runs")
+    recipe, folder = recipe_of(tmp_path), RunStore(tmp_path / "runs")
     with pytest.raises(TwinbudError, match="expected the runs folder of 'twinbud study', got no such folder"):
         collect(recipe, folder)
     folder.create()
@@ -252,17 +252,17 @@ def test_tables_of_a_recipe_that_has_changed_are_refused(tmp_path: Path) -> None
     with pytest.raises(TwinbudError, match="small: expected the recipe that the runs were asked for with"):
         collect(
             recipe_of(tmp_path, settings={"threads": 1, "precision": "float32", "epochs": 3}),
-            RunsFolder(tmp_path / "runs"),
+            RunStore(tmp_path / "runs"),
         )
     path = tmp_path / "small.yaml"
     recipe_of(tmp_path)
     path.write_text(f"# only a comment\n{path.read_text()}")
-    assert collect(read_recipe(path), RunsFolder(tmp_path / "runs")).sections
+    assert collect(read_recipe(path), RunStore(tmp_path / "runs")).sections
 
 
 def test_a_corrupt_record_is_missing_and_named_and_one_of_other_images_is_refused(tmp_path: Path) -> None:
     tables_of(tmp_path)
-    recipe, folder = recipe_of(tmp_path), RunsFolder(tmp_path / "runs")
+    recipe, folder = recipe_of(tmp_path), RunStore(tmp_path / "runs")
     first, *_ = sorted((folder.path / "records").iterdir())
     text = first.read_text()
     first.write_text(text[:-9])
@@ -283,19 +283,19 @@ def test_runs_of_an_earlier_training_version_are_missing_and_said_to_be(
 ) -> None:
     """Or the paired difference would cross versions."""
     tables_of(tmp_path)
-    monkeypatch.setattr(write, "TRAINING_VERSION", identity.TRAINING_VERSION + 1)
+    monkeypatch.setattr(export, "TRAINING_VERSION", run_id.TRAINING_VERSION + 1)
     with pytest.raises(TwinbudError, match=r"expected a finished run, got none of 15\."):
-        collect(recipe_of(tmp_path), RunsFolder(tmp_path / "runs"))
+        collect(recipe_of(tmp_path), RunStore(tmp_path / "runs"))
 
 
 def test_two_teachers_of_one_name_are_not_compared(tmp_path: Path) -> None:
     tables_of(tmp_path)
-    folder = RunsFolder(tmp_path / "runs")
+    folder = RunStore(tmp_path / "runs")
     plan = folder.read_plan("small")
     assert plan is not None
     record = folder.read(plan["runs"][0]["identity"])
     record["facts"]["teacher"] = "sha256:others"
-    name = identity.identity_of(record["facts"])
+    name = run_id.make_run_id(record["facts"])
     folder.write(name, record)
     path = folder.path / "plans" / "small.json"
     path.write_text(path.read_text().replace(plan["runs"][0]["identity"], name))
@@ -304,7 +304,7 @@ def test_two_teachers_of_one_name_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_the_papers_column_does_not_claim_to_match_while_nothing_is_done(tmp_path: Path) -> None:
-    sets, runs = ["brain-mri", "lung-ct"], RunsFolder(tmp_path / "runs")
+    sets, runs = ["brain-mri", "lung-ct"], RunStore(tmp_path / "runs")
     grid = {"data": sets, "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05], "sampling": 5}
     recipe = recipe_of(tmp_path, grid=grid)
     images = {"brain-mri": BRAIN, "lung-ct": {"num_images": 4597, "classes": ["a", "b"]}}
@@ -318,18 +318,18 @@ def test_the_papers_column_does_not_claim_to_match_while_nothing_is_done(tmp_pat
 
 def test_architectures_in_the_default_place_do_not_spoil_the_runs_folder(tmp_path: Path) -> None:
     write_tables(TABLE_1, tmp_path / "runs")
-    RunsFolder(tmp_path / "runs").create()
+    RunStore(tmp_path / "runs").create()
 
 
 def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path) -> None:
     (plain,) = tables_of(tmp_path / "plain", recipe_in(tmp_path / "plain")).sections
-    assert plain.protocols == ()
+    assert plain.protocol_notes == ()
     methods = {"more": {"method": "selection", "recover": "unlabelled"}}
     grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["selection", "more"], "fraction": [0.05], "sampling": 2}
     settings = {"threads": 1, "precision": "float32", "develop": True}
     recipe = recipe_in(tmp_path / "other", methods=methods, grid=grid, settings=settings, paper=None)
     (section,) = tables_of(tmp_path / "other", recipe, accuracy={"selection": 0.7, "more": 0.8}).sections
-    assert section.protocols == (
+    assert section.protocol_notes == (
         "All: measured on a fifth of the training part, while settings were chosen; the test part stays closed",
         "more: another protocol: the whole training part may be seen, without its labels",
     )
@@ -338,7 +338,7 @@ def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path
         assert run.record is not None
         cost = {**run.record["cost"], "recover_num_views": 30, "recover_num_views_asked": 120}
         short.append(replace(run, record={**run.record, "cost": cost}))
-    *_, last = protocols(short)
+    *_, last = protocol_notes(short)
     assert last == "more: least squares had room for as few as 25% of the views that it was to look at"
     write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
     assert "more: another protocol: the whole" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from builders import CONVNEXT, VIT, random_model
-from twinbud.config import Distillation, TrainingConfig
-from twinbud.errors import Stopped, TwinbudError
-from twinbud.models.twins import Twins
+from helpers.builders import CONVNEXT, VIT, random_model
+from twinbud.config.schema import Distillation, TrainingConfig
+from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.models.student_pair import StudentPair
 from twinbud.training.checkpoint import CheckpointFolder
-from twinbud.training.epochs import History
-from twinbud.training.keeper import Keeper
-from twinbud.training.loop import LabelledImages, fit
+from twinbud.training.checkpoint_manager import CheckpointManager
+from twinbud.training.epoch_loop import History
+from twinbud.training.fit import LabelledImages, fit
 
 SETTINGS = TrainingConfig(image_size=28, epochs=3, batch_size=4, temperature=4.0, drop_path=0.1, precision="float32")
 NUM_STEPS = 9
 IDENTITY = {"seed": 0}
 
 
-class StopsAfter(Keeper):
+class StopsAfter(CheckpointManager):
     """Is asked to stop during its n-th step."""
 
     def __init__(self, steps: int, folder: CheckpointFolder, **settings: Any) -> None:
@@ -33,33 +33,33 @@ class StopsAfter(Keeper):
         super().__init__(folder, **settings)
 
     @property
-    def stopping(self) -> bool:
+    def stop_requested(self) -> bool:
         self.left -= 1
         return self.left < 0
 
-    @stopping.setter
-    def stopping(self, value: bool) -> None:
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
         del value
 
 
-def twins(dual: bool = True) -> Twins:
+def student_pair(dual: bool = True) -> StudentPair:
     student = random_model("vit_tiny_patch16_224", 0, num_classes=3, drop_path_rate=0.1, **VIT)
-    return Twins(
+    return StudentPair(
         student=student, auxiliary=random_model("vit_tiny_patch16_224", 1, num_classes=3, **VIT) if dual else None
     )
 
 
 def train(
-    keeper: Keeper | None = None, *, dual: bool = True, distillation: Distillation = "skd"
-) -> tuple[Twins, History]:
+    checkpoints: CheckpointManager | None = None, *, dual: bool = True, distillation: Distillation = "skd"
+) -> tuple[StudentPair, History]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
-    pair = twins(dual)
-    return pair, fit(pair, data, replace(SETTINGS, distillation=distillation), keeper=keeper)
+    pair = student_pair(dual)
+    return pair, fit(pair, data, replace(SETTINGS, distillation=distillation), checkpoints=checkpoints)
 
 
-def same(one: Twins, other: Twins) -> bool:
+def same(one: StudentPair, other: StudentPair) -> bool:
     pairs = [(one.student, other.student), (one.auxiliary, other.auxiliary)]
     return all(
         torch.equal(tensor, b.state_dict()[name])
@@ -76,7 +76,7 @@ def untimed(history: History) -> list[Any]:
 def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
     """The fused optimiser goes through memory as it lies: moments must come back in their parameters' layout."""
 
-    def run(keeper: Keeper | None = None) -> Twins:
+    def run(checkpoints: CheckpointManager | None = None) -> StudentPair:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (10, 1, 32, 32), dtype=torch.uint8, generator=generator)
         data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -84,14 +84,14 @@ def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
             random_model("convnext_tiny", seed, num_classes=3, **CONVNEXT).to(memory_format=torch.channels_last)
             for seed in (0, 1)
         ]
-        pair = Twins(student=networks[0], auxiliary=networks[1])
-        fit(pair, data, replace(SETTINGS, image_size=32), keeper=keeper)
+        pair = StudentPair(student=networks[0], auxiliary=networks[1])
+        fit(pair, data, replace(SETTINGS, image_size=32), checkpoints=checkpoints)
         return pair
 
     whole, folder = run(), CheckpointFolder(tmp_path, IDENTITY)
     with pytest.raises(Stopped):
         run(StopsAfter(4, folder))
-    resumed = run(Keeper(folder, folder.latest()[0]))
+    resumed = run(CheckpointManager(folder, folder.latest()[0]))
     assert same(whole, resumed)
     weight = resumed.student.get_parameter("stages.0.blocks.0.conv_dw.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -107,7 +107,7 @@ def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(steps: int, dua
     found, complaints = folder.latest()
     assert found is not None
     assert not complaints
-    resumed, again = train(Keeper(folder, found), dual=dual)
+    resumed, again = train(CheckpointManager(folder, found), dual=dual)
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
 
@@ -121,7 +121,7 @@ def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation:
     folder = CheckpointFolder(tmp_path, IDENTITY)
     with pytest.raises(Stopped):
         train(StopsAfter(steps - 1, folder), dual=dual, distillation=distillation)
-    resumed, again = train(Keeper(folder, folder.latest()[0]), dual=dual, distillation=distillation)
+    resumed, again = train(CheckpointManager(folder, folder.latest()[0]), dual=dual, distillation=distillation)
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
 
@@ -132,13 +132,13 @@ def test_a_run_resumed_at_every_single_step_still_ends_the_same(tmp_path: Path) 
     for _ in range(NUM_STEPS):
         with pytest.raises(Stopped):
             train(StopsAfter(0, folder, found=folder.latest()[0]))
-    resumed, again = train(Keeper(folder, folder.latest()[0]))
+    resumed, again = train(CheckpointManager(folder, folder.latest()[0]))
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
 
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(Keeper(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
+    train(CheckpointManager(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
 
 
@@ -146,7 +146,7 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["torn", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_named_and_the_older_one_used(file: str, harm: str, tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, IDENTITY)
-    train(Keeper(folder, every_seconds=0.0))
+    train(CheckpointManager(folder, every_seconds=0.0))
     path = tmp_path / "step-00000009" / file
     data = bytearray(path.read_bytes())
     if harm == "torn":
@@ -161,12 +161,12 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(file: str, harm: s
     assert found.position.num_steps == 6
     assert len(complaints) == 1
     assert complaints[0].startswith("checkpoint step-00000009 is damaged")
-    assert same(train(Keeper(folder, found))[0], train()[0])
+    assert same(train(CheckpointManager(folder, found))[0], train()[0])
 
 
 def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, IDENTITY)
-    train(Keeper(folder, every_seconds=0.0))
+    train(CheckpointManager(folder, every_seconds=0.0))
     (tmp_path / "step-00000009").rename(tmp_path / ".step-00000012.draft")
     found, complaints = folder.latest()
     assert found is not None
@@ -175,14 +175,14 @@ def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
-    train(Keeper(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
+    train(CheckpointManager(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
     with pytest.raises(TwinbudError, match=r"other ones \(seed\)"):
         CheckpointFolder(tmp_path, {"seed": 1}).latest()
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = CheckpointFolder(tmp_path, IDENTITY)
-    train(Keeper(folder, every_seconds=0.0))
+    train(CheckpointManager(folder, every_seconds=0.0))
     found, _ = folder.latest()
     assert found is not None
 
@@ -199,11 +199,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_for_a_stop_and_a_second_one_is_not_caught(number: signal.Signals, tmp_path: Path) -> None:
     before = signal.getsignal(number)
-    keeper = Keeper(CheckpointFolder(tmp_path, IDENTITY))
-    with keeper.listening():
+    checkpoints = CheckpointManager(CheckpointFolder(tmp_path, IDENTITY))
+    with checkpoints.stop_on_signal():
         os.kill(os.getpid(), number)
-        assert keeper.stopping
+        assert checkpoints.stop_requested
         assert signal.getsignal(number) == signal.SIG_DFL
         with pytest.raises(Stopped, match=r"after step 1;"):
-            train(keeper)
+            train(checkpoints)
     assert signal.getsignal(number) == before

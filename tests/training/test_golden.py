@@ -18,14 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from builders import CONVNEXT, VIT, random_model, save_vit_teacher
-from twinbud.config import RecoveryConfig, TrainingConfig
-from twinbud.models.selected import select
+from helpers.builders import CONVNEXT, VIT, random_model, save_vit_teacher
+from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.models.selection_io import select
+from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import read_teacher_card
-from twinbud.models.twins import Twins, build_twins
-from twinbud.recovery.looks import UnlabelledImages
+from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.stage import recover
-from twinbud.training.loop import LabelledImages, fit
+from twinbud.training.fit import LabelledImages, fit
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 CASES = [(architecture, method) for architecture in ("vit", "convnext") for method in ("dual", "selection")]
@@ -42,7 +42,7 @@ def losses(architecture: str, method: str) -> list[dict[str, float]]:
     size = 28 if architecture == "vit" else 32
     images = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
-    twins = Twins(
+    student_pair = StudentPair(
         student=network(architecture, 0), auxiliary=network(architecture, 1).eval() if method == "dual" else None
     )
     config = TrainingConfig(
@@ -51,7 +51,7 @@ def losses(architecture: str, method: str) -> list[dict[str, float]]:
     return [
         {"loss": record.loss, "loss_ce": record.loss_ce}
         | ({} if record.loss_skd is None else {"loss_skd": record.loss_skd})
-        for record in fit(twins, data, config).epochs
+        for record in fit(student_pair, data, config).epochs
     ]
 
 
@@ -59,21 +59,21 @@ def recovered(folder: Path) -> list[dict[str, float]]:
     """Each layer's fit where views have to be left out, then matching, then training with layer decay."""
     card = read_teacher_card(save_vit_teacher(folder / "vit"))
     selection = select(card)
-    twins = build_twins(selection, image_size=28, num_classes=3, auxiliary="none")
-    pixels = torch.randint(0, 256, (30, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    student_pair = build_student_pair(selection, image_size=28, num_classes=3, auxiliary="none")
+    image_store = torch.randint(0, 256, (30, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = (0.5,) * 3, (0.25,) * 3
-    images = UnlabelledImages(images_NCSS=pixels, mean=mean, std=std, device=torch.device("cpu"))
+    images = UnlabelledImages(images_NCSS=image_store, mean=mean, std=std, device=torch.device("cpu"))
     training = TrainingConfig(
         image_size=28, epochs=2, batch_size=10, temperature=4.0, drop_path=0.0, learning_rate=1e-3, layer_decay=0.5
     )
     recovery = RecoveryConfig(
         recover="labelled", recover_views=4, recover_memory=0.001, recover_epochs=2, recover_batch_size=10
     )
-    found = recover(twins, selection, card, images, recovery, training).students["main"]
+    found = recover(student_pair, selection, card, images, recovery, training).students["student"]
     assert found.num_views < 120
-    labelled = LabelledImages(images_NCSS=pixels, labels_N=torch.arange(30) % 3, mean=mean, std=std)
+    labelled = LabelledImages(images_NCSS=image_store, labels_N=torch.arange(30) % 3, mean=mean, std=std)
     fits = [{"loss": 1 - layer.after, "ridge": layer.ridge} for layer in found.fits]
-    epochs = (*found.history.epochs, *fit(twins, labelled, training).epochs)
+    epochs = (*found.history.epochs, *fit(student_pair, labelled, training).epochs)
     return [*fits, *({"loss": epoch.loss} for epoch in epochs)]
 
 

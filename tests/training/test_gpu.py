@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from builders import VIT, random_model
-from twinbud.config import Distillation, TrainingConfig
-from twinbud.errors import TwinbudError
-from twinbud.models.twins import Twins
-from twinbud.training.compilation import EAGER, Compilation
-from twinbud.training.loop import LabelledImages, fit
-from twinbud.training.step import TrainingStep
+from helpers.builders import VIT, random_model
+from twinbud.config.schema import Distillation, TrainingConfig
+from twinbud.core.errors import TwinbudError
+from twinbud.models.student_pair import StudentPair
+from twinbud.training.compile import EAGER, Compilation
+from twinbud.training.fit import LabelledImages, fit
+from twinbud.training.train_step import TrainingStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -26,7 +26,7 @@ SETTINGS = TrainingConfig(image_size=28, epochs=2, batch_size=4, temperature=4.0
 RECORDED = Compilation(inductor=False, graphs=True, reason="asked for")
 
 
-def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig = SETTINGS) -> tuple[Twins, Any]:
+def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig = SETTINGS) -> tuple[StudentPair, Any]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(
@@ -37,8 +37,8 @@ def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig 
         random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=drop, **VIT).to(device)
         for seed in (0, 1)
     ]
-    twins = Twins(student=pair[0], auxiliary=pair[1])
-    return twins, fit(twins, data, config, compilation=compilation)
+    student_pair = StudentPair(student=pair[0], auxiliary=pair[1])
+    return student_pair, fit(student_pair, data, config, compilation=compilation)
 
 
 @pytest.mark.parametrize("distillation", VARIANTS)

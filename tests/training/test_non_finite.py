@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from builders import VIT, random_model
-from twinbud.config import TrainingConfig
-from twinbud.errors import TwinbudError
-from twinbud.models.twins import Twins
-from twinbud.training.loop import LabelledImages, fit
+from helpers.builders import VIT, random_model
+from twinbud.config.schema import TrainingConfig
+from twinbud.core.errors import TwinbudError
+from twinbud.models.student_pair import StudentPair
+from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.losses import Losses, total_loss
-from twinbud.training.step import Objective, TrainingStep
+from twinbud.training.train_step import Objective, TrainingStep
 
 BAD_STEP = 2
 SETTINGS: dict[str, Any] = {
@@ -24,12 +24,12 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 OBJECTIVE = Objective(alpha=0.6, beta=0.9, temperature=4.0, ce_temperature=1.0, clip_norm=1.0, bf16=False)
 
-Inject = Callable[[Twins, float, pytest.MonkeyPatch], None]
+Inject = Callable[[StudentPair, float, pytest.MonkeyPatch], None]
 
 
-def into_image(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def into_image(student_pair: StudentPair, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     del monkeypatch
-    for network in (twins.student, twins.auxiliary):
+    for network in (student_pair.student, student_pair.auxiliary):
         assert network is not None
 
         def spoil(module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
@@ -42,31 +42,31 @@ def into_image(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> N
         network.register_forward_pre_hook(spoil)
 
 
-def into_loss(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    del twins
+def into_loss(student_pair: StudentPair, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    del student_pair
     sound = total_loss
 
     def spoilt(*inputs: Any, **settings: Any) -> Losses:
         losses = sound(*inputs, **settings)
         return losses._replace(total=losses.total * value)
 
-    monkeypatch.setattr("twinbud.training.step.total_loss", spoilt)
+    monkeypatch.setattr("twinbud.training.train_step.total_loss", spoilt)
 
 
-def into_gradient(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def into_gradient(student_pair: StudentPair, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     del monkeypatch
-    twins.student.get_parameter("norm.weight").register_hook(lambda gradient: gradient * value)
+    student_pair.student.get_parameter("norm.weight").register_hook(lambda gradient: gradient * value)
 
 
-def into_student(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def into_student(student_pair: StudentPair, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     del monkeypatch
-    twins.student.get_parameter("norm.weight").data[0] = value
+    student_pair.student.get_parameter("norm.weight").data[0] = value
 
 
-def into_auxiliary(twins: Twins, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def into_auxiliary(student_pair: StudentPair, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     del monkeypatch
-    assert twins.auxiliary is not None
-    twins.auxiliary.get_parameter("norm.weight").data[0] = value
+    assert student_pair.auxiliary is not None
+    student_pair.auxiliary.get_parameter("norm.weight").data[0] = value
 
 
 PLACES: dict[str, Inject] = {
@@ -80,8 +80,8 @@ everywhere = pytest.mark.parametrize("inject", PLACES.values(), ids=PLACES)
 every_value = pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 
 
-def twins() -> Twins:
-    return Twins(
+def student_pair() -> StudentPair:
+    return StudentPair(
         student=random_model("vit_tiny_patch16_224", 0, num_classes=3, **VIT).train(),
         auxiliary=random_model("vit_tiny_patch16_224", 1, num_classes=3, **VIT),
     )
@@ -111,9 +111,9 @@ def require_untouched(after: dict[str, torch.Tensor], before: dict[str, torch.Te
 def test_the_update_reaches_neither_twin_and_the_error_names_the_step(
     inject: Inject, value: float, deferred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = twins()
+    pair = student_pair()
     step = TrainingStep(pair, OBJECTIVE, weight_decay=0.05)
-    step.optimiser.deferred = deferred
+    step.optimizer.deferred = deferred
     step(*batch(), 1e-3)
     inject(pair, value, monkeypatch)
     before = held(step.tensors())
@@ -131,7 +131,7 @@ def test_the_update_reaches_neither_twin_and_the_error_names_the_step(
 @everywhere
 def test_training_stops_and_names_step_and_batch(inject: Inject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Injected as S sees its second batch."""
-    pair = twins()
+    pair = student_pair()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)

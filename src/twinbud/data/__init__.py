@@ -1,1 +1,1 @@
-"""Pictures come in here: catalog, decode, pixels, split, augment, and the embedded phantom set."""
+"""Images: index, formats, decoding, split, augmentation, and the embedded phantom set."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from twinbud.seeds import numpy_stream
+from twinbud.core.rng import numpy_stream
 
 _ATTEMPTS = 10
 _MAX_LOG_RATIO = math.log(4 / 3)
@@ -63,7 +63,7 @@ def draw_views(seed: int, epoch: int, num_samples: int, *, crop_scale: float, fl
     return Views(scale.float(), centre.float(), uniform[:, -1] < flip)
 
 
-def see(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
+def apply_views(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
     """Cut, mirror and scale back a batch of images, bicubically.
 
     Args:
@@ -84,7 +84,7 @@ def see(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """From pixels in [0, 255] of any dtype to a network's float32 input: (pixels / 255 − mean) / std, a channel each.
 
     A single channel counts for all of them. The constants lie on the device, so that the host need not wait.
@@ -94,7 +94,7 @@ class Normalisation:
     std_1C11: torch.Tensor
 
     @classmethod
-    def on(cls, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
+    def on(cls, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalization:
         """The normalisation with these constants, one number a channel, for pixels scaled to [0, 1]."""
         return cls(*(torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std)))
 

@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from twinbud.data.rows import REARRANGE, SPLIT_WORDS, Catalog, IgnoredFile, ImageRow, SplitName
-from twinbud.errors import TwinbudError, first_few
-from twinbud.files import printable, require_unicode
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.files import printable, require_unicode
+from twinbud.data.index import REARRANGE, SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRow, SplitName
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings, in any case, of the files that are taken from a folder."""
@@ -20,7 +20,7 @@ _SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
 _LOOSE = "not in a class folder"
 
 
-def read_folder(root: Path) -> Catalog:
+def read_folder(root: Path) -> ImageIndex:
     """Read `FOLDER/<class>/…`, or `FOLDER/<split>/<class>/…` if all folders at the top are named like splits.
 
     Raises:
@@ -44,7 +44,7 @@ def read_folder(root: Path) -> Catalog:
             rows.append(ImageRow(path=relative.as_posix(), file=file, label=folder.name, split=split))
     _check_folder(root, list(class_folders), rows, ignored)
     classes = tuple(sorted({row.label for row in rows}))
-    return Catalog(source=str(root), rows=tuple(rows), classes=classes, ignored=tuple(ignored))
+    return ImageIndex(source=str(root), rows=tuple(rows), classes=classes, ignored=tuple(ignored))
 
 
 def _split_folders(root: Path) -> dict[Path, SplitName]:

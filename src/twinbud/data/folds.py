@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from twinbud.seeds import stream_seed
+from twinbud.core.rng import stream_seed
 
 NUM_FOLDS = 5
 """One of them is the test part."""

@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 import torch
 
-from twinbud.files import read_bytes
+from twinbud.core.files import read_bytes
 
 DECODING_VERSION = 1
 """To be raised when decode.py gives other pixels for the same file."""

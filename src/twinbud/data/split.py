@@ -17,14 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from twinbud.config import DataConfig, Recover
-from twinbud.data.catalog import Catalog, ImageRow, SplitName
+from twinbud.config.schema import DataConfig, Recover
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.files import write_text
+from twinbud.core.rng import numpy_stream
+from twinbud.data.csv_source import read_cells, split_word
 from twinbud.data.folds import choose_test_part, connected_groups
-from twinbud.data.rows import SPLIT_NAMES, check_given_split
-from twinbud.data.table import read_cells, split_word
-from twinbud.errors import TwinbudError, first_few
-from twinbud.files import write_text
-from twinbud.seeds import numpy_stream
+from twinbud.data.index import SPLIT_NAMES, ImageIndex, ImageRow, SplitName, check_given_split
 
 Parts = dict[SplitName, tuple[int, ...]]
 """Ascending row indices of train, val and test."""
@@ -78,13 +77,13 @@ class SplitRow:
     """SHA-256 of the image's decoded pixels, where the file has it."""
 
 
-def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, seed: int) -> Split:
+def make_split(image_index: ImageIndex, digests: Sequence[str], config: DataConfig, *, seed: int) -> Split:
     """Divide a catalog into train and test, and choose the labelled part of train.
 
     The split depends on `config.split_seed` and the sorted paths alone; `seed` chooses the labelled part only.
 
     Args:
-        catalog: The images.
+        image_index: The images.
         digests: For each row, the name of its pixels (`Pixels.digests`).
         config: `split` (a file) wins over a split in the data, which wins over 80/20.
         seed: Of the labelled part.
@@ -93,27 +92,27 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
         TwinbudError: A split file that does not fit the data, a class that cannot be on both sides, or a plain
             subset with fewer than two classes.
     """
-    groups = _groups(catalog.rows, digests, keep_duplicates_together=not config.split_duplicates)
+    groups = _groups(image_index.rows, digests, keep_duplicates_together=not config.split_duplicates)
     if config.split is not None:
-        catalog = _with_split_file(catalog, config.split)
-    if catalog.has_splits:
-        check_given_split(catalog.rows, f"--split {config.split}" if config.split else catalog.source)
-        parts, notes = _given_parts(catalog, groups, config.split_seed)
+        image_index = _with_split_file(image_index, config.split)
+    if image_index.has_splits:
+        check_given_split(image_index.rows, f"--split {config.split}" if config.split else image_index.source)
+        parts, notes = _given_parts(image_index, groups, config.split_seed)
     else:
-        parts, notes = _divide(catalog, groups, range(len(catalog.rows)), config.split_seed), []
+        parts, notes = _divide(image_index, groups, range(len(image_index.rows)), config.split_seed), []
     closed: tuple[int, ...] = ()
     if config.develop:
         closed, val = parts["test"], parts["val"]
         way_out = "leave out --develop, which divides the training part once more"
-        parts = _divide(catalog, groups, parts["train"], config.split_seed, way_out=way_out)
+        parts = _divide(image_index, groups, parts["train"], config.split_seed, way_out=way_out)
         parts["val"] = val
         notes.append(
             f"developing: measured on a fifth of the training part; the test part ({len(closed)}) stays closed"
         )
     copies = [indices for indices in _by(digests).values() if len(indices) > 1]
-    conflicting = sum(len({catalog.rows[index].label for index in indices}) > 1 for indices in copies)
+    conflicting = sum(len({image_index.rows[index].label for index in indices}) > 1 for indices in copies)
     notes = [
-        *_patient_notes(catalog),
+        *_patient_notes(image_index),
         *notes,
         *_duplicate_notes(copies, parts, conflicting, together=not config.split_duplicates),
     ]
@@ -122,17 +121,17 @@ def make_split(catalog: Catalog, digests: Sequence[str], config: DataConfig, *, 
         val=parts["val"],
         test=parts["test"],
         closed=closed,
-        labelled=_labelled(catalog, parts["train"], config, seed),
+        labelled=_labelled(image_index, parts["train"], config, seed),
         duplicate_groups=len(copies),
         duplicate_images=sum(len(indices) - 1 for indices in copies),
         conflicting_groups=conflicting,
-        by_patient=catalog.has_patients,
-        given=catalog.has_splits,
+        by_patient=image_index.has_patients,
+        given=image_index.has_splits,
         notes=tuple(notes),
     )
 
 
-def check_split_file(catalog: Catalog, config: DataConfig) -> None:
+def check_split_file(image_index: ImageIndex, config: DataConfig) -> None:
     """Refuse, before anything is decoded, a `config.split` that will not do.
 
     Raises:
@@ -144,18 +143,18 @@ def check_split_file(catalog: Catalog, config: DataConfig) -> None:
     if config.skip_broken:
         read_split(config.split)
     else:
-        _with_split_file(catalog, config.split)
+        _with_split_file(image_index, config.split)
 
 
-def fingerprint(catalog: Catalog, digests: Sequence[str], split: Split) -> str:
+def fingerprint(image_index: ImageIndex, digests: Sequence[str], split: Split) -> str:
     """A SHA-256 of the images in their order, their labels and what each is used for; paths do not count."""
     use = dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, "val") | dict.fromkeys(split.test, "test")
     use |= dict.fromkeys(split.closed, "closed") | dict.fromkeys(split.labelled, "labelled")
-    lines = [f"{digests[i]} {row.label} {use[i]}" for i, row in enumerate(catalog.rows)]
+    lines = [f"{digests[i]} {row.label} {use[i]}" for i, row in enumerate(image_index.rows)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def write_split(path: Path, catalog: Catalog, split: Split, digests: Sequence[str]) -> None:
+def write_split(path: Path, image_index: ImageIndex, split: Split, digests: Sequence[str]) -> None:
     """Save a split as a CSV with the columns of SPLIT_COLUMNS, one image a row, by path."""
     parts = {"train": split.train, "val": split.val, "test": split.test, "closed": split.closed}
     part_of = {index: name for name, indices in parts.items() for index in indices}
@@ -163,7 +162,7 @@ def write_split(path: Path, catalog: Catalog, split: Split, digests: Sequence[st
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(SPLIT_COLUMNS)
-    for index, row in enumerate(catalog.rows):
+    for index, row in enumerate(image_index.rows):
         use = (part_of[index], int(index in labelled))
         writer.writerow((row.path, row.label, row.patient_id or "", *use, digests[index]))
     write_text(path, text.getvalue())
@@ -210,11 +209,11 @@ def _groups(rows: Sequence[ImageRow], digests: Sequence[str], *, keep_duplicates
 
 
 def _divide(
-    catalog: Catalog, groups: np.ndarray, indices: Sequence[int], split_seed: int, *, way_out: str = ""
+    image_index: ImageIndex, groups: np.ndarray, indices: Sequence[int], split_seed: int, *, way_out: str = ""
 ) -> Parts:
     """Divide some rows 80/20, each class on both sides and no group on both; ``way_out`` ends the error's advice."""
     chosen = np.asarray(indices)
-    labels = np.array([catalog.rows[index].label for index in indices])
+    labels = np.array([image_index.rows[index].label for index in indices])
     in_test = choose_test_part(labels, groups[chosen], split_seed)
     for name in sorted(set(labels)):
         of_class = labels == name
@@ -223,13 +222,13 @@ def _divide(
                 "images of each class on both sides, no patient and no duplicate on both",
                 got=f"the {of_class.sum()} images of '{name}' in {len(set(groups[chosen][of_class]))} patient(s) or "
                 "set(s) of identical images, which cannot be divided so",
-                where=catalog.source,
+                where=image_index.source,
                 fix=f"Add images of other patients, leave the class out, or {way_out or 'give a split of your own'}",
             )
     return {"train": tuple(chosen[~in_test].tolist()), "val": (), "test": tuple(chosen[in_test].tolist())}
 
 
-def _with_split_file(catalog: Catalog, path: Path) -> Catalog:
+def _with_split_file(image_index: ImageIndex, path: Path) -> ImageIndex:
     """The catalog with the parts that a split.csv gives its rows, matched by path."""
     given: dict[str, SplitName] = {}
     for row in read_split(path):
@@ -241,28 +240,28 @@ def _with_split_file(catalog: Catalog, path: Path) -> Catalog:
                 fix="Give the split.csv of a run without it, and --develop again if need be",
             )
         given[row.image_path] = row.split
-    known = {row.path for row in catalog.rows}
+    known = {row.path for row in image_index.rows}
     absent = [name for name in given if name not in known]
-    extra = [row.path for row in catalog.rows if row.path not in given]
+    extra = [row.path for row in image_index.rows if row.path not in given]
     if absent or extra:
         got = f"{len(absent)} that the data lacks ({first_few(absent, 3)})" if absent else ""
         got += " and " if absent and extra else ""
         got += f"{len(extra)} in the data that it lacks ({first_few(extra, 3)})" if extra else ""
         raise TwinbudError(
-            f"the paths of {catalog.source}",
+            f"the paths of {image_index.source}",
             got=got,
             where=f"--split {path}",
             fix="Give the split of the same data, or leave --split out",
         )
-    return replace(catalog, rows=tuple(replace(row, split=given[row.path]) for row in catalog.rows))
+    return replace(image_index, rows=tuple(replace(row, split=given[row.path]) for row in image_index.rows))
 
 
-def _given_parts(catalog: Catalog, groups: np.ndarray, split_seed: int) -> tuple[Parts, list[str]]:
-    rows = catalog.rows
+def _given_parts(image_index: ImageIndex, groups: np.ndarray, split_seed: int) -> tuple[Parts, list[str]]:
+    rows = image_index.rows
     parts: Parts = {name: tuple(index for index, row in enumerate(rows) if row.split == name) for name in SPLIT_NAMES}
     if not parts["test"]:
         note = "the given split has no test part: a fifth of its train part became one"
-        return {**_divide(catalog, groups, parts["train"], split_seed), "val": parts["val"]}, [note]
+        return {**_divide(image_index, groups, parts["train"], split_seed), "val": parts["val"]}, [note]
     notes = ["the split is the one given"]
     absent = sorted({rows[index].label for index in parts["train"]} - {rows[index].label for index in parts["test"]})
     if absent:
@@ -270,11 +269,11 @@ def _given_parts(catalog: Catalog, groups: np.ndarray, split_seed: int) -> tuple
     return parts, notes
 
 
-def _patient_notes(catalog: Catalog) -> list[str]:
-    if not catalog.has_patients:
+def _patient_notes(image_index: ImageIndex) -> list[str]:
+    if not image_index.has_patients:
         return [NO_PATIENTS]
-    patients = {row.patient_id for row in catalog.rows if row.patient_id is not None}
-    unknown = sum(row.patient_id is None for row in catalog.rows)
+    patients = {row.patient_id for row in image_index.rows if row.patient_id is not None}
+    unknown = sum(row.patient_id is None for row in image_index.rows)
     notes = [f"split by patient: no patient is in two parts ({_count(len(patients), 'patient')})"]
     if unknown:
         notes.append(f"no patient is known of {_count(unknown, 'image')}: each was taken for a patient of its own")
@@ -302,9 +301,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural[noun]}"
 
 
-def _labelled(catalog: Catalog, train: tuple[int, ...], config: DataConfig, seed: int) -> tuple[int, ...]:
+def _labelled(image_index: ImageIndex, train: tuple[int, ...], config: DataConfig, seed: int) -> tuple[int, ...]:
     """The first images of one permutation a class (or of one in all), so that smaller fractions are nested."""
-    by_class = _by(catalog.rows[index].label for index in train)
+    by_class = _by(image_index.rows[index].label for index in train)
     pools = {(name,): places for name, places in by_class.items()}
     if config.subset == "plain":
         pools = {(): list(range(len(train)))}
@@ -313,7 +312,7 @@ def _labelled(catalog: Catalog, train: tuple[int, ...], config: DataConfig, seed
         count = max(1, round(config.fraction * len(places)))
         order = numpy_stream("subset", seed, *counters).permutation(len(places))
         chosen += [train[places[place]] for place in order[:count]]
-    classes = {catalog.rows[index].label for index in chosen}
+    classes = {image_index.rows[index].label for index in chosen}
     if len(classes) < 2:
         raise TwinbudError(
             "labelled images of at least two classes",

@@ -1,1 +1,1 @@
-"""From class probabilities and labels to numbers: predictions on disk, metrics, intervals."""
+"""Predictions, metrics with intervals, and the check that no training image is measured."""

@@ -23,9 +23,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from twinbud.errors import TwinbudError
+from twinbud.core.errors import TwinbudError
+from twinbud.core.rng import numpy_stream
 from twinbud.evaluation.predictions import Predictions
-from twinbud.seeds import numpy_stream
 
 NUM_CALIBRATION_BINS = 15
 INTERVAL_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro", "mcc", "ece", "brier")

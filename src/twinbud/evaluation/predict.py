@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from twinbud.data.augment import Normalisation
-from twinbud.data.pixels import PixelRows
-from twinbud.data.supply import supply
+from twinbud.data.augment import Normalization
+from twinbud.data.image_store import ImageSubset
+from twinbud.data.prefetch import prefetch
 
 
 @torch.inference_mode()
 def predict_probabilities(
     model: nn.Module,
-    images_NCSS: torch.Tensor | PixelRows,
+    images_NCSS: torch.Tensor | ImageSubset,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -35,8 +35,8 @@ def predict_probabilities(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    normalise = Normalisation.on(device, mean, std)
+    normalize = Normalization.on(device, mean, std)
     order = torch.arange(len(images_NCSS)).split(batch_size)
-    logits = [model(normalise(batch)).double().cpu() for batch in supply(images_NCSS, order, device)]
+    logits = [model(normalize(batch)).double().cpu() for batch in prefetch(images_NCSS, order, device)]
     model.train(was_training)
     return torch.cat(logits).softmax(dim=1).numpy()

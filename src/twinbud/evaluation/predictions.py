@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from twinbud.errors import TwinbudError
-from twinbud.files import write_text
+from twinbud.core.errors import TwinbudError
+from twinbud.core.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ class Predictions:
         for name, values in (("labels", self.labels), ("patient_ids", self.patient_ids)):
             if values is not None and len(values) != len(self.paths):
                 raise TwinbudError(f"{len(self.paths)} {name}, one an image", got=str(len(values)))
-        sums = self.probabilities.sum(axis=1)
+        running_means = self.probabilities.sum(axis=1)
         self._refuse(
             ~np.isfinite(self.probabilities).all(axis=1),
             "finite probabilities",
             "nan or inf",
             "Check the weights and the learning rate",
         )
-        outside = (self.probabilities < 0).any(axis=1) | (np.abs(sums - 1) > 1e-3)
+        outside = (self.probabilities < 0).any(axis=1) | (np.abs(running_means - 1) > 1e-3)
         self._refuse(outside, "probabilities in [0, 1] that sum to 1", "others", "Pass the logits through softmax")
         if self.labels is not None:
             if not np.issubdtype(self.labels.dtype, np.integer):

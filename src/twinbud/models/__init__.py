@@ -1,1 +1,1 @@
-"""From a large pretrained teacher to the two small networks S and S′."""
+"""From a large pretrained teacher to student and auxiliary."""

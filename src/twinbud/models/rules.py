@@ -9,21 +9,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twinbud.config import Rule
+from twinbud.config.schema import Rule
 
 Indices = tuple[int, ...]
 
 
 def uniform(n: int, m: int) -> tuple[Indices, Indices]:
     """Evenly spaced indices for S, and evenly spaced ones of what S left for S′."""
-    main = tuple(j * n // m for j in range(m))
-    taken = set(main)
+    first = tuple(j * n // m for j in range(m))
+    taken = set(first)
     left = [i for i in range(n) if i not in taken]
     if len(left) >= m:
-        return main, tuple(left[j * len(left) // m] for j in range(m))
+        return first, tuple(left[j * len(left) // m] for j in range(m))
     missing = m - len(left)
-    shared = [main[j * m // missing] for j in range(missing)]
-    return main, tuple(sorted(left + shared))
+    shared = [first[j * m // missing] for j in range(missing)]
+    return first, tuple(sorted(left + shared))
 
 
 def consecutive(n: int, m: int) -> tuple[Indices, Indices]:

@@ -1,7 +1,7 @@
 """Dual-model weight selection: two different sub-networks of one teacher (paper section 3.1).
 
-``plan_selection`` decides and ``cut`` carries out. The plan names every tensor of teacher and student and what
-becomes of it, so that nothing is left out in silence.
+``plan_selection`` decides and ``extract_weights`` carries out. The plan names every tensor of teacher and student, and
+what becomes of it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from typing import Any, Literal
 import torch
 from timm.layers.patch_embed import resample_patch_embed
 
-from twinbud.config import Attention, Rule
-from twinbud.errors import TwinbudError, first_few
+from twinbud.config.schema import Attention, Rule
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import Family, State, TimmModel
 from twinbud.models.rules import Indices, select_indices
 from twinbud.models.widths import Axis, TensorSpec
-from twinbud.seeds import numpy_stream
 
-Twin = Literal["main", "auxiliary"]
-"""S is the main student, S′ the auxiliary one."""
+PairRole = Literal["student", "auxiliary"]
+"""S, which is trained, and S′, which follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthPlan:
-    """One width's size in teacher and student, and the indices that S (main) and S′ (auxiliary) take of it."""
+    """Sizes of one width in teacher and student, and the teacher indices that S and S′ take of it."""
 
-    teacher: int
-    student: int
-    main: Indices
-    auxiliary: Indices
+    teacher_size: int
+    student_size: int
+    student_indices: Indices
+    auxiliary_indices: Indices
 
     @property
     def overlap(self) -> int:
         """How many indices S and S′ share."""
-        return len(set(self.main) & set(self.auxiliary))
+        return len(set(self.student_indices) & set(self.auxiliary_indices))
 
-    def of(self, twin: Twin) -> Indices:
+    def of(self, pair_role: PairRole) -> Indices:
         """The indices of S or of S′."""
-        return self.main if twin == "main" else self.auxiliary
+        return self.student_indices if pair_role == "student" else self.auxiliary_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ class SelectionPlan:
         read = {
             group: {
                 name: WidthPlan(
-                    teacher=width["teacher"],
-                    student=width["student"],
-                    main=tuple(width["main"]),
-                    auxiliary=tuple(width["auxiliary"]),
+                    teacher_size=width["teacher_size"],
+                    student_size=width["student_size"],
+                    student_indices=tuple(width["student_indices"]),
+                    auxiliary_indices=tuple(width["auxiliary_indices"]),
                 )
                 for name, width in content[group].items()
             }
@@ -104,7 +104,7 @@ def plan_selection(
     attention: Attention = "interleaved",
     seed: int = 0,
     swap_roles: bool = False,
-    twins: bool = True,
+    with_auxiliary: bool = True,
 ) -> SelectionPlan:
     """Decide which weights of ``teacher`` start S and S′.
 
@@ -116,7 +116,7 @@ def plan_selection(
         attention: ``interleaved`` indexes the attention's inner width as one axis, ``heads`` by whole heads.
         seed: Of the random rules.
         swap_roles: Exchange the subsets of S and S′ (Table 5).
-        twins: Whether S′ is used, in which case the two must differ somewhere.
+        with_auxiliary: Whether S′ is used, in which case the two must differ somewhere.
 
     Raises:
         TwinbudError: The student is wider or deeper than the teacher, one has a part the other lacks, or every
@@ -125,10 +125,10 @@ def plan_selection(
     family.check_compatible(teacher, student)
     teacher_specs, student_specs = family.specs(teacher, attention), family.specs(student, attention)
     prepared, folded = family.fold_layer_scale(teacher.state_dict(), set(student_specs))
-    student_tensors = _student_fates(student, student_specs, prepared)
-    chosen = [name for name, fate in student_tensors.items() if not fate.startswith("fresh")]
+    student_tensors = _student_tensor_status(student, student_specs, prepared)
+    chosen = [name for name, status in student_tensors.items() if not status.startswith("fresh")]
     sizes = _sizes(chosen, student_specs, prepared, student.state_dict())
-    if twins and all(size == ours for size, ours in sizes.values()):
+    if with_auxiliary and all(size == student_size for size, student_size in sizes.values()):
         raise TwinbudError(
             "a student narrower than its teacher, so that S and S′ differ",
             got=f"the same size in every width ({first_few(sizes)})",
@@ -155,14 +155,16 @@ def plan_selection(
         widths=widths,
         tensor_widths=tensor_widths,
         student_tensors=student_tensors,
-        teacher_tensors=_teacher_fates(teacher, teacher_specs, student_tensors, folded),
+        teacher_tensors=_teacher_tensor_status(teacher, teacher_specs, student_tensors, folded),
     )
 
 
-def cut(plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: Family, twin: Twin) -> State:
+def extract_weights(
+    plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: Family, pair_role: PairRole
+) -> State:
     """The tensors that S or S′ inherits.
 
-    The position grid keeps the teacher's size: it is resampled when the image size is known (see ``twins``).
+    The position grid keeps the teacher's size: it is resampled when the image size is known (see ``student_pair``).
 
     Returns:
         New float32 tensors by the student's names; those the plan calls fresh are left out.
@@ -172,16 +174,16 @@ def cut(plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: Fam
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     result: State = {}
     for name, spec in specs.items():
-        fate = plan.student_tensors[name]
-        if fate.startswith("fresh"):
+        status = plan.student_tensors[name]
+        if status.startswith("fresh"):
             continue
         tensor = prepared[name].detach()
-        if fate.startswith("resampled") and spec.role == "patch":
+        if status.startswith("resampled") and spec.role == "patch":
             tensor = resample_patch_embed(tensor, list(shapes[name][-2:]))
         for dimension, axis in enumerate(spec.axes):
             if axis is not None:
                 width = plan.indices(name, dimension, axis)
-                positions = torch.tensor(axis.positions(width.of(twin), width.teacher))
+                positions = torch.tensor(axis.positions(width.of(pair_role), width.teacher_size))
                 tensor = tensor.index_select(dimension, positions)
         result[name] = tensor.float().clone() if tensor.is_floating_point() else tensor.clone()
     return result
@@ -192,10 +194,10 @@ def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Callable[[str, int, int
 
     def choose(stream: str, teacher: int, student: int) -> WidthPlan:
         generator = numpy_stream("selection", seed, stream, teacher)
-        main, auxiliary = select_indices(rule, teacher, student, generator)
+        first, second = select_indices(rule, teacher, student, generator)
         if swap_roles:
-            main, auxiliary = auxiliary, main
-        return WidthPlan(teacher=teacher, student=student, main=main, auxiliary=auxiliary)
+            first, second = second, first
+        return WidthPlan(teacher_size=teacher, student_size=student, student_indices=first, auxiliary_indices=second)
 
     return choose
 
@@ -227,19 +229,19 @@ def _sizes(
     return sizes
 
 
-def _student_fates(student: TimmModel, specs: dict[str, TensorSpec], teacher: State) -> dict[str, str]:
+def _student_tensor_status(student: TimmModel, specs: dict[str, TensorSpec], teacher: State) -> dict[str, str]:
     """Where each student tensor comes from.
 
     Raises:
         TwinbudError: One has no counterpart in the teacher, or one of another form.
     """
-    fates: dict[str, str] = {}
+    tensor_status: dict[str, str] = {}
     for name, tensor in student.state_dict().items():
         spec = specs[name]
         if spec.role == "classifier":
-            fates[name] = "fresh: the classifier is always new"
+            tensor_status[name] = "fresh: the classifier is always new"
         elif name not in teacher and spec.role == "layer-scale":
-            fates[name] = "fresh: ones, since the teacher has no LayerScale"
+            tensor_status[name] = "fresh: ones, since the teacher has no LayerScale"
         elif name not in teacher or not _same_form(spec, teacher[name], tensor):
             came = "none" if name not in teacher else f"one of shape {tuple(teacher[name].shape)}"
             raise TwinbudError(
@@ -249,8 +251,8 @@ def _student_fates(student: TimmModel, specs: dict[str, TensorSpec], teacher: St
                 fix="Use --student half, or a student of the teacher's form and no deeper than it",
             )
         else:
-            fates[name] = _inherited(spec, teacher[name], tensor)
-    return fates
+            tensor_status[name] = _inherited(spec, teacher[name], tensor)
+    return tensor_status
 
 
 def _same_form(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> bool:
@@ -271,26 +273,26 @@ def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -
     return "selected"
 
 
-def _teacher_fates(
-    teacher: TimmModel, specs: dict[str, TensorSpec], student_fates: dict[str, str], folded: dict[str, str]
+def _teacher_tensor_status(
+    teacher: TimmModel, specs: dict[str, TensorSpec], student_status: dict[str, str], folded: dict[str, str]
 ) -> dict[str, str]:
     """What becomes of each teacher tensor.
 
     Raises:
         TwinbudError: One has no place in the student, though it is neither the classifier nor a deeper layer.
     """
-    layers = {specs[name].layer for name in student_fates if name in specs}
-    fates: dict[str, str] = {}
+    layers = {specs[name].layer for name in student_status if name in specs}
+    tensor_status: dict[str, str] = {}
     for name in teacher.state_dict():
         spec = specs[name]
         if spec.role == "classifier":
-            fates[name] = "dropped: the classifier is always new"
+            tensor_status[name] = "dropped: the classifier is always new"
         elif name in folded:
-            fates[name] = f"folded: into {folded[name]}"
-        elif name in student_fates:
-            fates[name] = student_fates[name]
+            tensor_status[name] = f"folded: into {folded[name]}"
+        elif name in student_status:
+            tensor_status[name] = student_status[name]
         elif spec.layer is not None and spec.layer not in layers:
-            fates[name] = f"dropped: {spec.layer} is beyond the student's depth"
+            tensor_status[name] = f"dropped: {spec.layer} is beyond the student's depth"
         else:
             raise TwinbudError(
                 f"a student with a place for the teacher's '{name}'",
@@ -298,4 +300,4 @@ def _teacher_fates(
                 where="--student",
                 fix="Use --student half, which has the teacher's form",
             )
-    return fates
+    return tensor_status

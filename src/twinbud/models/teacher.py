@@ -20,12 +20,12 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from twinbud.errors import TwinbudError, first_few, unknown_choice
-from twinbud.files import read_json
+from twinbud.config.loading import teacher_place
+from twinbud.core.errors import TwinbudError, first_few, unknown_choice
+from twinbud.core.files import read_json
 from twinbud.models import dinov2
 from twinbud.models.families.base import Family, State, TimmModel
-from twinbud.models.saved import read_architecture, read_model_args, read_normalisation
-from twinbud.settings import teacher_place
+from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_TIMEOUT_SECONDS = 10.0
@@ -188,8 +188,8 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
     source = weights if weights.exists() or not pickled else pickled[0]
     card = _card(name, read_architecture(architecture, path), lambda: read_safetensors(source))
     arguments = read_model_args(config.get("model_args") or {}, path)
-    normalisation = {key: read_normalisation(value, path) for key, value in given.items()}
-    return replace(card, model_args=arguments, **normalisation)
+    normalization = {key: read_normalization(value, path) for key, value in given.items()}
+    return replace(card, model_args=arguments, **normalization)
 
 
 def _arguments_in(state: State, card: TeacherCard) -> dict[str, Any]:

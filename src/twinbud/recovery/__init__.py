@@ -1,1 +1,1 @@
-"""Between selection and training: S and S′ get back what being cut out of the teacher broke, without labels."""
+"""Between selection and training: refit student and auxiliary to the teacher, without labels."""

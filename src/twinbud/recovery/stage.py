@@ -12,43 +12,45 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from twinbud.config import RecoveryConfig, RunConfig, TrainingConfig
+from twinbud.config.schema import RecoveryConfig, RunConfig, TrainingConfig
+from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.core.memory import PeakMemory, available_bytes
+from twinbud.core.progress import Progress, SilentProgress
+from twinbud.core.rng import stream_seed
 from twinbud.data.augment import Views
-from twinbud.errors import Stopped, TwinbudError
-from twinbud.memory import PeakMemory, available_bytes
 from twinbud.models.families.base import TimmModel
-from twinbud.models.selected import Selection
-from twinbud.models.selection import Twin
+from twinbud.models.selection import PairRole
+from twinbud.models.selection_io import Selection
+from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import TeacherCard
-from twinbud.models.twins import Twins
-from twinbud.progress import Progress, SilentProgress
-from twinbud.recovery.counterparts import Counterparts
-from twinbud.recovery.lender import Lender, num_numbers
-from twinbud.recovery.looks import UnlabelledImages, bytes_held, lessons, plan_looks
-from twinbud.recovery.matching import LossSums, Matching, RecoveryStep
-from twinbud.recovery.outcome import Recovered, Recovery
-from twinbud.recovery.reconstruction import Fit, reconstruct
-from twinbud.run_folder import RECOVERY_PHASES
-from twinbud.seeds import stream_seed
+from twinbud.recovery.channel_map import ChannelMap
+from twinbud.recovery.feature_matching import FeatureMatchingLoss, LossMean, RecoveryStep
+from twinbud.recovery.least_squares import LayerFit, refit_layers
+from twinbud.recovery.refit_batches import UnlabelledImages, bytes_held, plan_refit_batches, refit_batches
+from twinbud.recovery.result import Recovery, StudentRecovery
+from twinbud.recovery.teacher_provider import TeacherProvider, num_numbers
+from twinbud.training.amp import suitable_attention
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
-from twinbud.training.epochs import Epochs, History, StepPlan, plan_steps, untouched_chance
-from twinbud.training.keeper import Keeper
-from twinbud.training.optimiser import part
-from twinbud.training.precision import suitable_attention
+from twinbud.training.checkpoint_manager import CheckpointManager
+from twinbud.training.epoch_loop import Epochs, History, StepPlan, plan_steps, preserved_rng_state
+from twinbud.training.optimizer import part
+from twinbud.training.phases import RECOVERY_PHASES
 
-NAMES: dict[Twin, str] = {"main": "S", "auxiliary": "S′"}
+NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
+_SEED_COUNTERS: dict[PairRole, str] = {"student": "main", "auxiliary": "auxiliary"}
+"""Part of the seed of each student's recovery; other texts would give other numbers."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
 _NO_REFIT = {
     "fits": torch.zeros(0, 3, dtype=torch.float64),
     "fit_views": torch.tensor(0),
     "fit_seconds": torch.tensor(0.0, dtype=torch.float64),
 }
-"""What is kept of least squares that was left out: of each layer what its ``Fit`` says, the views, the seconds."""
+"""What is kept of least squares that was left out: of each layer what its ``LayerFit`` says, the views, the seconds."""
 _PEAK = "peak_memory_mib"
 
 
 def recover(
-    twins: Twins,
+    student_pair: StudentPair,
     selection: Selection,
     card: TeacherCard,
     images: UnlabelledImages,
@@ -56,20 +58,20 @@ def recover(
     training: TrainingConfig,
     *,
     bf16: bool = False,
-    keeper: Keeper | None = None,
+    checkpoints: CheckpointManager | None = None,
     progress: Progress | None = None,
 ) -> Recovery:
     """Bring S and, where there is one, S′ nearer to what the teacher makes of the images, in place and without labels.
 
     Args:
-        twins: S and S′ as they were selected, on the device to train on; an S′ that is a copy of S stays one.
+        student_pair: S and S′ as they were selected, on the device to train on; an S′ that is a copy of S stays one.
         selection: What was cut where.
         card: The teacher that it was cut out of.
         images: What both may see.
         config: Settings of the stage.
         training: Image size, views, weight decay, layer decay, final learning rate and seed.
         bf16: Whether the networks compute in bf16 autocast.
-        keeper: Its phases ``RECOVERY_PHASES`` keep those of S and S′.
+        checkpoints: Its phases ``RECOVERY_PHASES`` keep those of S and S′.
         progress: Where to show bars.
 
     Raises:
@@ -78,44 +80,44 @@ def recover(
     """
     if config.recover == "none":
         raise TwinbudError("labelled or unlabelled", got="'none'", where="recover", fix="Leave the stage out instead")
-    keeper, progress = keeper or Keeper(), progress or SilentProgress()
-    lender = Lender(card, selection, training.image_size, images.device)
-    found: dict[Twin, Recovered] = {}
-    for twin, student in students_to_recover(twins).items():
+    checkpoints, progress = checkpoints or CheckpointManager(), progress or SilentProgress()
+    teacher_provider = TeacherProvider(card, selection, training.image_size, images.device)
+    found: dict[PairRole, StudentRecovery] = {}
+    for pair_role, student in students_to_recover(student_pair).items():
         stage = _Stage(
-            twin=twin,
+            pair_role=pair_role,
             student=student,
-            lender=lender,
+            teacher_provider=teacher_provider,
             images=images,
             config=config,
-            pace=pace_of(config, training, twin),
+            training_config=recovery_training_config(config, training, pair_role),
             bf16=bf16,
-            keeper=keeper.phase(RECOVERY_PHASES[twin]),
+            checkpoints=checkpoints.phase(RECOVERY_PHASES[pair_role]),
             progress=progress,
         )
-        found[twin] = stage.run()
-    if twins.auxiliary is not None and twins.is_copy:
-        twins.auxiliary.load_state_dict(twins.student.state_dict())
+        found[pair_role] = stage.run()
+    if student_pair.auxiliary is not None and student_pair.is_copy:
+        student_pair.auxiliary.load_state_dict(student_pair.student.state_dict())
     return Recovery(
         students=found,
-        num_images=len(images) if config.num_epochs else min(found["main"].num_views, len(images)),
+        num_images=len(images) if config.num_epochs else min(found["student"].num_views, len(images)),
         num_views_asked=config.recover_views * len(images) if config.recover_refit == "on" else 0,
     )
 
 
-def students_to_recover(twins: Twins) -> dict[Twin, TimmModel]:
+def students_to_recover(student_pair: StudentPair) -> dict[PairRole, TimmModel]:
     """S, and S′ where there is one that is not a copy of S."""
-    students: dict[Twin, TimmModel] = {"main": twins.student}
-    if twins.auxiliary is not None and not twins.is_copy:
-        students["auxiliary"] = twins.auxiliary
+    students: dict[PairRole, TimmModel] = {"student": student_pair.student}
+    if student_pair.auxiliary is not None and not student_pair.is_copy:
+        students["auxiliary"] = student_pair.auxiliary
     return students
 
 
-def pace_of(config: RecoveryConfig, training: TrainingConfig, twin: Twin) -> TrainingConfig:
+def recovery_training_config(config: RecoveryConfig, training: TrainingConfig, pair_role: PairRole) -> TrainingConfig:
     """Epochs, batches, learning rate and chance of recovery, in the words of training."""
     return replace(
         training,
-        seed=stream_seed("recovery", training.seed, twin),
+        seed=stream_seed("recovery", training.seed, _SEED_COUNTERS[pair_role]),
         epochs=max(1, config.num_epochs),
         min_steps=0,
         batch_size=config.recover_batch_size,
@@ -130,7 +132,10 @@ def num_recovery_steps(config: RunConfig, num_images: int) -> int:
     if not config.recovery.num_epochs:
         return 0
     num_students = 2 if config.auxiliary in ("other", "frozen") else 1
-    return num_students * plan_steps(pace_of(config.recovery, config.training, "main"), num_images).num_steps
+    return (
+        num_students
+        * plan_steps(recovery_training_config(config.recovery, config.training, "student"), num_images).num_steps
+    )
 
 
 def require_memory(num_bytes: int, device: torch.device) -> None:
@@ -153,29 +158,29 @@ def require_memory(num_bytes: int, device: torch.device) -> None:
 class _Stage:
     """Recovery of one of the two."""
 
-    twin: Twin
+    pair_role: PairRole
     student: TimmModel
-    lender: Lender
+    teacher_provider: TeacherProvider
     images: UnlabelledImages
     config: RecoveryConfig
-    pace: TrainingConfig
+    training_config: TrainingConfig
     bf16: bool
-    keeper: Keeper
+    checkpoints: CheckpointManager
     progress: Progress
 
     @property
     def plan(self) -> StepPlan:
         """Its steps."""
-        return plan_steps(self.pace, len(self.images))
+        return plan_steps(self.training_config, len(self.images))
 
     @property
     def label(self) -> str:
         """What its bar is called."""
-        return f"recovering {NAMES[self.twin]}"
+        return f"recovering {NAMES[self.pair_role]}"
 
-    def run(self) -> Recovered:
+    def run(self) -> StudentRecovery:
         """Least squares, then epochs, or what is missing of them."""
-        found = self.keeper.found
+        found = self.checkpoints.found
         if found is not None and found.position.epoch > self.config.num_epochs:  # nothing is left to do
             self.student.load_state_dict(part(found.tensors, "student."))
             return self._recovered(found.tensors, found.position.records)
@@ -183,30 +188,30 @@ class _Stage:
         is_trained = any(parameter.requires_grad for parameter in self.student.parameters())
         self.student.eval()  # without drop path, as S′ always is
         with ExitStack() as stack:
-            stack.enter_context(untouched_chance(self.images.device))
-            counterparts = self.lender.beside(self.student, self.twin)
-            networks = (self.student, counterparts.teacher)
+            stack.enter_context(preserved_rng_state(self.images.device))
+            channel_map = self.teacher_provider.channel_map(self.student, self.pair_role)
+            networks = (self.student, channel_map.teacher)
             stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
             is_refitted = self.config.recover_refit == "on" and found is None
-            refit = self._reconstruct(counterparts) if is_refitted else _NO_REFIT
-            step = self._step(counterparts, refit | {_PEAK: torch.tensor(memory.mib)})
+            refit = self._refit_layers(channel_map) if is_refitted else _NO_REFIT
+            step = self._step(channel_map, refit | {_PEAK: torch.tensor(memory.mib)})
             if found is None:
-                self.keeper.save(Checkpoint(position=START, tensors=step.tensors()))
+                self.checkpoints.save(Checkpoint(position=START, tensors=step.tensors()))
             records = self._match(step, memory) if self.config.num_epochs else ()
         self.student.requires_grad_(is_trained).zero_grad(set_to_none=True)
         return self._recovered(step.tensors(), records)
 
-    def _recovered(self, tensors: Mapping[str, torch.Tensor], records: tuple[EpochRecord, ...]) -> Recovered:
-        family = self.lender.selection.blueprint.family
+    def _recovered(self, tensors: Mapping[str, torch.Tensor], records: tuple[EpochRecord, ...]) -> StudentRecovery:
+        family = self.teacher_provider.selection.student_spec.family
         names = [
             f"{name}.{linear.name}"
             for name, block in family.blocks(self.student).items()
             for linear in family.linear_maps(block)
         ]
         seconds = sum(record.seconds for record in records)
-        return Recovered(
+        return StudentRecovery(
             num_views=int(tensors["fit_views"]),
-            fits=tuple(Fit(name, *row) for name, row in zip(names, tensors["fits"].tolist(), strict=False)),
+            fits=tuple(LayerFit(name, *row) for name, row in zip(names, tensors["fits"].tolist(), strict=False)),
             history=History(
                 epochs=records,
                 num_steps=len(records) * self.plan.steps_per_epoch,
@@ -218,43 +223,45 @@ class _Stage:
         )
 
     @torch.no_grad()
-    def _reconstruct(self, counterparts: Counterparts) -> dict[str, torch.Tensor]:
+    def _refit_layers(self, channel_map: ChannelMap) -> dict[str, torch.Tensor]:
         """Least squares, and what is kept of it: see ``_NO_REFIT``."""
-        start, family = time.perf_counter(), counterparts.family
-        num_numbers_each = num_numbers(counterparts.teacher, family, self.pace.image_size)
-        looks = list(plan_looks(self.config, self.pace, len(self.images), num_numbers_each))
-        num_views = sum(len(look.rows) for look in looks)
-        require_memory(bytes_held(looks, num_numbers_each, bf16=self.bf16), self.images.device)
+        start, family = time.perf_counter(), channel_map.family
+        num_numbers_each = num_numbers(channel_map.teacher, family, self.training_config.image_size)
+        plans = list(plan_refit_batches(self.config, self.training_config, len(self.images), num_numbers_each))
+        num_views = sum(len(plan.rows) for plan in plans)
+        require_memory(bytes_held(plans, num_numbers_each, bf16=self.bf16), self.images.device)
         asked = self.config.recover_views * len(self.images)
         if num_views < asked:
             self.progress.note(
                 f"least squares looks at {num_views:,} of {asked:,} views: no more fit in its"
                 f" {self.config.recover_memory:g} GiB (--recover-memory)"
             )
-        num_layers = sum(len(family.linear_maps(pair.student)) for pair in counterparts.blocks)
-        with self.progress.bar(f"least squares for {NAMES[self.twin]}", num_layers) as advance:
+        num_layers = sum(len(family.linear_maps(pair.student)) for pair in channel_map.blocks)
+        with self.progress.bar(f"least squares for {NAMES[self.pair_role]}", num_layers) as advance:
 
-            def fitted(done: int) -> None:
+            def on_layer(done: int) -> None:
                 advance(done)
-                if self.keeper.stopping and done < num_layers:
+                if self.checkpoints.stop_requested and done < num_layers:
                     raise Stopped("stopped during least squares; the same command with --resume begins them again")
 
-            fits = reconstruct(counterparts, lessons(looks, self.images, self.pace), bf16=self.bf16, on_layer=fitted)
+            fits = refit_layers(
+                channel_map, refit_batches(plans, self.images, self.training_config), bf16=self.bf16, on_layer=on_layer
+            )
         return {
             "fits": torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64),
             "fit_views": torch.tensor(num_views),
             "fit_seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
         }
 
-    def _step(self, counterparts: Counterparts, before: Mapping[str, torch.Tensor]) -> RecoveryStep:
+    def _step(self, channel_map: ChannelMap, before: Mapping[str, torch.Tensor]) -> RecoveryStep:
         self.student.requires_grad_(True)
         return RecoveryStep(
-            counterparts,
-            Matching(counterparts, target=self.config.recover_target, blocks=self.config.recover_blocks),
+            channel_map,
+            FeatureMatchingLoss(channel_map, target=self.config.recover_target, blocks=self.config.recover_blocks),
             before=before,
-            weight_decay=self.pace.weight_decay,
-            layer_decay=self.pace.layer_decay,
-            clip_norm=self.pace.clip_norm,
+            weight_decay=self.training_config.weight_decay,
+            layer_decay=self.training_config.layer_decay,
+            clip_norm=self.training_config.clip_norm,
             bf16=self.bf16,
             steps_per_epoch=self.plan.steps_per_epoch,
         )
@@ -264,8 +271,8 @@ class _Stage:
             epochs = _Recovering(
                 step,
                 self.images,
-                self.pace,
-                keeper=self.keeper,
+                self.training_config,
+                checkpoints=self.checkpoints,
                 progress=self.progress,
                 label=self.label,
                 advance=advance,
@@ -276,7 +283,7 @@ class _Stage:
         return tuple(epochs.records)
 
 
-class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossSums]):
+class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossMean]):
     """Epochs on images without labels."""
 
     step: RecoveryStep
@@ -284,9 +291,9 @@ class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossSums]):
     def begin(self) -> None:
         """Nothing to do."""
 
-    def open_sums(self, state: tuple[float, ...]) -> LossSums:
+    def open_running_means(self, state: tuple[float, ...]) -> LossMean:
         """The loss alone."""
-        return LossSums(self.data.device, state)
+        return LossMean(self.data.device, state)
 
     def batches(
         self, order: Sequence[torch.Tensor], views: Views, epoch: int
@@ -295,7 +302,7 @@ class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossSums]):
         del epoch
         yield from zip(order, self.seen(order, views), strict=True)
 
-    def take(self, batch: tuple[torch.Tensor, torch.Tensor], learning_rate: float, sums: LossSums) -> None:
+    def take(self, batch: tuple[torch.Tensor, torch.Tensor], learning_rate: float, running_means: LossMean) -> None:
         """See Epochs."""
         rows_B, images_BCSS = batch
-        sums.add(self.step(images_BCSS, learning_rate), len(rows_B))
+        running_means.add(self.step(images_BCSS, learning_rate), len(rows_B))

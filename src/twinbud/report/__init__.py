@@ -1,1 +1,1 @@
-"""What a run leaves for people to read: figures, one offline page, a model card."""
+"""Figures, the offline page and the model card of a run."""

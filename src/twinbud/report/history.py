@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from twinbud.errors import TwinbudError, explained_writes
+from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.training.checkpoint import EpochRecord
 
 _CURVES = ("loss", "loss_ce", "loss_skd", "accuracy", "test_accuracy", "learning_rate", "seconds")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from twinbud.files import write_text
+from twinbud.core.files import write_text
 from twinbud.report.page import RunSummary, render
 
 HEADER = {

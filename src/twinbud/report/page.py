@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from twinbud.files import write_text
-from twinbud.progress import duration
+from twinbud.core.files import write_text
+from twinbud.core.progress import duration
 from twinbud.report import figures
 
 LARGEST_PICTURE = 320
@@ -126,7 +126,7 @@ def render(
 ) -> str:
     """Fill a template of this folder with the summary, what is derived from it, and further values."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

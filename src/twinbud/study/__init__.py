@@ -1,1 +1,1 @@
-"""Many runs as one experiment: which, carried out by several processes, recorded once, and put into tables."""
+"""Many runs as one experiment: recipe, plan, records, tables and figures."""

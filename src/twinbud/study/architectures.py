@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from twinbud.models.blueprint import design_student, outline
 from twinbud.models.families.base import TimmModel
+from twinbud.models.student_spec import outline, read_student_spec
 from twinbud.models.teacher import count_parameters, read_teacher_card
 from twinbud.study.paper import paper_numbers
 from twinbud.study.recipe import Recipe
@@ -50,19 +50,23 @@ def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
     for name in recipe.architectures:
         pair = recipe.pairs[name]
         card = read_teacher_card(pair.teacher)
-        design = design_student(card, pair.student)
+        student_spec = read_student_spec(card, pair.student)
         teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": NUM_CLASSES})
-        student = outline(design.architecture, pair.student, **design.model_args | {"num_classes": NUM_CLASSES})
+        student = outline(
+            student_spec.architecture, pair.student, **student_spec.model_args | {"num_classes": NUM_CLASSES}
+        )
         found += [
             _describe(name, "teacher", card.architecture, teacher),
-            _describe(name, "student", design.architecture if pair.student != "half" else f"half of {name}", student),
+            _describe(
+                name, "student", student_spec.architecture if pair.student != "half" else f"half of {name}", student
+            ),
         ]
     return tuple(found)
 
 
 def _describe(pair: str, role: str, name: str, model: TimmModel) -> Architecture:
     depth, width, heads = _shape(model)
-    theirs: dict[str, Any] | None = paper_numbers()["architectures"].get(name)
+    published: dict[str, Any] | None = paper_numbers()["architectures"].get(name)
     return Architecture(
         pair=pair,
         role=role,
@@ -71,8 +75,10 @@ def _describe(pair: str, role: str, name: str, model: TimmModel) -> Architecture
         width=width,
         heads=heads,
         num_parameters=count_parameters(model),
-        paper=theirs["parameters"] if theirs else None,
-        agrees=(depth, width, heads) == (theirs["depth"], theirs["width"], theirs["heads"]) if theirs else None,
+        paper=published["parameters"] if published else None,
+        agrees=(depth, width, heads) == (published["depth"], published["width"], published["heads"])
+        if published
+        else None,
     )
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from twinbud.config import RunConfig, resolve
-from twinbud.models.blueprint import design_student
+from twinbud.config.schema import RunConfig, resolve
+from twinbud.core.progress import Progress
+from twinbud.models.student_pair import StudentPair, build_baseline
+from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_card
-from twinbud.models.twins import Twins, build_baseline
-from twinbud.progress import Progress
 from twinbud.study.grid import PlannedRun, checked_config
-from twinbud.training.loop import LabelledImages, fit
-from twinbud.training.precision import choose_device, choose_precision, limited_threads
+from twinbud.training.amp import choose_device, choose_precision, limited_threads
+from twinbud.training.fit import LabelledImages, fit
 
 _NUM_STEPS = 6
 _TEST_SHARE = 1 / 3
@@ -70,12 +70,12 @@ class Estimate:
 def measure_step(config: RunConfig) -> float:
     """Median seconds of a training step after the first; of the second phase, where there are two."""
     training = config.training
-    design = design_student(read_teacher_card(config.model.teacher or ""), config.model.student)
+    student_spec = read_student_spec(read_teacher_card(config.model.teacher or ""), config.model.student)
     device = choose_device(training.device)
 
     def student(seed: int) -> Any:
-        twins = build_baseline(design, "timm", image_size=training.image_size, num_classes=4, seed=seed)
-        return twins.student.to(device)
+        student_pair = build_baseline(student_spec, "timm", image_size=training.image_size, num_classes=4, seed=seed)
+        return student_pair.student.to(device)
 
     is_trained_beforehand = training.num_phases == 2
     has_auxiliary = config.auxiliary != "none" or is_trained_beforehand
@@ -83,22 +83,22 @@ def measure_step(config: RunConfig) -> float:
     data = LabelledImages(
         images_NCSS=torch.zeros((training.batch_size, 3, size, size), dtype=torch.uint8, device=device),
         labels_N=torch.arange(training.batch_size, device=device) % 4,
-        mean=design.mean,
-        std=design.std,
+        mean=student_spec.mean,
+        std=student_spec.std,
     )
-    family = design.family
+    family = student_spec.family
     short = resolve(
         replace(training, epochs=_NUM_STEPS, min_steps=0, evaluate_every=None),
         temperature=family.temperature,
         drop_path=family.drop_path,
     )
-    twins = Twins(
+    student_pair = StudentPair(
         student=student(0),
         auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
         frozen=config.auxiliary == "frozen" or is_trained_beforehand,
     )
     with limited_threads(training.threads):
-        history = fit(twins, data, short, bf16=choose_precision(training.precision, device).bf16)
+        history = fit(student_pair, data, short, bf16=choose_precision(training.precision, device).bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
 
 

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from twinbud.report.figures import COLOURS, INK, STYLE, STYLES, as_svg, confusion_matrix_figure
 from twinbud.study.statistics import Spread
+from twinbud.study.table_text import axis_value, place_words
 from twinbud.study.tables import Row, Section
-from twinbud.study.wording import axis_value, place_words
 
 _MARKS = ("o", "s", "^", "D", "v", "P")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from twinbud.config import PROFILES, Profile, RunConfig
-from twinbud.errors import TwinbudError, unknown_choice
-from twinbud.settings import read_setting, run_config
+from twinbud.config.loading import read_setting, run_config
+from twinbud.config.schema import PROFILES, Profile, RunConfig
+from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.study.recipe import AXES, Recipe
 
 _OUTERMOST = ("data", "pair", "fraction", "sampling", "method")
@@ -44,7 +44,7 @@ class PlannedRun:
     """A run that a worker can carry out.
 
     Attributes:
-        identity: See ``twinbud.study.identity``.
+        run_id: See ``twinbud.study.run_id``.
         facts: What the identity is the checksum of.
         coordinates: Its place in the recipe.
         settings: What ``run_config`` takes.
@@ -53,7 +53,7 @@ class PlannedRun:
         is_default: Whether it is the run of a sweep whose value is the default.
     """
 
-    identity: str
+    run_id: str
     facts: Mapping[str, Any]
     coordinates: Mapping[str, Any]
     settings: Mapping[str, Any]

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from twinbud.study.architectures import NUM_CLASSES, Architecture
 from twinbud.study.recipe import Recipe
-from twinbud.study.tables import Section, Tables
-from twinbud.study.wording import (
+from twinbud.study.table_text import (
     Table,
     accuracy_table,
     architecture_table,
@@ -15,6 +14,7 @@ from twinbud.study.wording import (
     section_notes,
     tables_notes,
 )
+from twinbud.study.tables import Section, Tables
 
 
 def tables_markdown(tables: Tables) -> str:

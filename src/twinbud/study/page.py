@@ -10,19 +10,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import twinbud.report
+import twinbud.study
 from twinbud.study.architectures import NUM_CLASSES, Architecture
 from twinbud.study.figures import Drawing
 from twinbud.study.recipe import Recipe
+from twinbud.study.table_text import accuracy_table, architecture_table, cost_table, section_notes, tables_notes
 from twinbud.study.tables import Section, Tables
-from twinbud.study.wording import accuracy_table, architecture_table, cost_table, section_notes, tables_notes
 
 
 def tables_page(tables: Tables, figures: Sequence[Sequence[Drawing]]) -> str:
     """The page of a recipe with runs, and with the figures of each section."""
     sections = [_section(section, drawings) for section, drawings in zip(tables.sections, figures, strict=True)]
     done = sum(row.num_done for section in tables.sections for row in section.rows)
-    asked = sum(len(row.runs) for section in tables.sections for row in section.rows)
-    return _render(tables.recipe.title, f"{done:,} of {asked:,} runs", sections, tables_notes(tables))
+    requested = sum(len(row.runs) for section in tables.sections for row in section.rows)
+    return _render(tables.recipe.title, f"{done:,} of {requested:,} runs", sections, tables_notes(tables))
 
 
 def architectures_page(recipe: Recipe, architectures: Sequence[Architecture]) -> str:
@@ -46,7 +47,7 @@ def _section(section: Section, figures: Sequence[Drawing]) -> dict[str, Any]:
 
 
 def _render(title: str, subtitle: str, sections: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
-    folders = [Path(__file__).parent, Path(str(twinbud.report.__file__)).parent]
+    folders = [Path(str(package.__file__)).parent / "templates" for package in (twinbud.study, twinbud.report)]
     environment = Environment(
         loader=FileSystemLoader(folders),
         autoescape=True,

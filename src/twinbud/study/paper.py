@@ -30,7 +30,7 @@ def paper_tables() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
+class ComparisonContext:
     """What decides whether a number of ours and one of the paper's may be compared.
 
     Attributes:
@@ -73,33 +73,33 @@ def _cell(kind: str, table: str, data: str, pair: str, label: str, fraction: flo
     return cell
 
 
-def differences(ours: Circumstances) -> dict[str, str]:
+def differences(context: ComparisonContext) -> dict[str, str]:
     """In what our runs differ from the paper's: a word for the head of the column, and what it is.
 
     The paper fixes the classes, the pair, 224 pixels, 300 epochs, α, β and τ; of the rest it says nothing.
     """
     paper = paper_numbers()
-    theirs, pair, settings = paper["datasets"].get(ours.data), paper["pairs"][ours.paper_pair], paper["settings"]
+    dataset, pair, settings = paper["datasets"].get(context.data), paper["pairs"][context.paper_pair], paper["settings"]
     found: dict[str, str] = {}
-    if theirs and sorted(map(_plain, theirs["classes"])) != sorted(map(_plain, ours.classes)):
-        found["classes"] = f"{', '.join(ours.classes)} instead of {', '.join(theirs['classes'])}"
-    if theirs and abs(ours.num_images - theirs["images"]) > _CLOSE_COUNT * theirs["images"]:
-        found["images"] = f"{ours.num_images:,} instead of {theirs['images']:,}"
-    if (ours.teacher, ours.student) != (pair["teacher"], pair["student"]):
-        found["pair"] = f"{ours.teacher} → {ours.student} instead of {pair['teacher']} → {pair['student']}"
-    if ours.settings["image_size"] != settings["image_size"]:
-        found["image size"] = f"{ours.settings['image_size']} instead of {settings['image_size']} pixels"
-    if ours.epochs != settings["epochs"]:
-        found["epochs"] = f"{ours.epochs} instead of {settings['epochs']}"
-    if ours.settings.get("develop"):
+    if dataset and sorted(map(_plain, dataset["classes"])) != sorted(map(_plain, context.classes)):
+        found["classes"] = f"{', '.join(context.classes)} instead of {', '.join(dataset['classes'])}"
+    if dataset and abs(context.num_images - dataset["images"]) > _CLOSE_COUNT * dataset["images"]:
+        found["images"] = f"{context.num_images:,} instead of {dataset['images']:,}"
+    if (context.teacher, context.student) != (pair["teacher"], pair["student"]):
+        found["pair"] = f"{context.teacher} → {context.student} instead of {pair['teacher']} → {pair['student']}"
+    if context.settings["image_size"] != settings["image_size"]:
+        found["image size"] = f"{context.settings['image_size']} instead of {settings['image_size']} pixels"
+    if context.epochs != settings["epochs"]:
+        found["epochs"] = f"{context.epochs} instead of {settings['epochs']}"
+    if context.settings.get("develop"):
         found["measured on"] = "a fifth of the training part"
-    if (recover := ours.settings.get("recover", "none")) != "none":
+    if (recover := context.settings.get("recover", "none")) != "none":
         found["recovery"] = f"S has recovered on {recover} images"
     expected = {"alpha": settings["alpha"], "beta": settings["beta"]}
-    expected["temperature"] = settings["temperature"][ours.paper_pair]
+    expected["temperature"] = settings["temperature"][context.paper_pair]
     for name, value in expected.items():
-        if ours.settings[name] != value:
-            found[name] = f"{ours.settings[name]:g} instead of {value:g}"
+        if context.settings[name] != value:
+            found[name] = f"{context.settings[name]:g} instead of {value:g}"
     return found
 
 

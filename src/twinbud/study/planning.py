@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from twinbud.config import DataConfig, RunConfig
-from twinbud.data.catalog import read_catalog
-from twinbud.data.decode import BrokenImageError
-from twinbud.data.rows import Catalog
+from twinbud.config.schema import DataConfig, RunConfig
+from twinbud.core.errors import TwinbudError, first_few, unknown_choice
+from twinbud.core.progress import Progress
+from twinbud.data.formats.raster import BrokenImageError
+from twinbud.data.index import ImageIndex
+from twinbud.data.source import read_index
 from twinbud.data.split import make_split
-from twinbud.errors import TwinbudError, first_few, unknown_choice
-from twinbud.models.blueprint import design_student
 from twinbud.models.families.base import Family
+from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_card
-from twinbud.pipeline import decode_images
-from twinbud.progress import Progress
 from twinbud.recovery.stage import num_recovery_steps
+from twinbud.runs.context import decode_images
 from twinbud.study.grid import Cell, PlannedRun, checked_config
-from twinbud.study.identity import describe_run, identity_of, images_fingerprint, teacher_fingerprint
-from twinbud.training.epochs import plan_steps
+from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts, teacher_fingerprint
+from twinbud.training.epoch_loop import plan_steps
 
 
 def read_places(words: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
@@ -54,12 +54,12 @@ class ImageSet:
     """What is known of a named set once its images have been decoded; the pixels are let go.
 
     Attributes:
-        catalog: Its images.
+        image_index: Its images.
         digests: Of each image, the SHA-256 of its decoded pixels.
         fingerprint: That of the whole.
     """
 
-    catalog: Catalog
+    image_index: ImageIndex
     digests: tuple[str, ...]
     fingerprint: str
 
@@ -69,7 +69,7 @@ class ImageSet:
         return {
             "fingerprint": self.fingerprint,
             "num_images": len(self.digests),
-            "classes": list(self.catalog.classes),
+            "classes": list(self.image_index.classes),
         }
 
 
@@ -77,14 +77,18 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
     """Decode a set of images and say what it is.
 
     Raises:
-        TwinbudError: See ``read_catalog`` and ``load_pixels``.
+        TwinbudError: See ``read_index`` and ``load_image_store``.
     """
     try:
-        catalog, pixels = decode_images(read_catalog(config.data), config, progress)
+        image_index, image_store = decode_images(read_index(config.data), config, progress)
     except BrokenImageError as error:
         fix = "Mend or remove it, or write skip_broken: true under settings: in the recipe to leave it out"
         raise TwinbudError(error.expected, got=error.got, where=error.where, fix=fix) from error
-    return ImageSet(catalog=catalog, digests=pixels.digests, fingerprint=images_fingerprint(catalog, pixels.digests))
+    return ImageSet(
+        image_index=image_index,
+        digests=image_store.digests,
+        fingerprint=images_fingerprint(image_index, image_store.digests),
+    )
 
 
 def plan_runs(
@@ -124,7 +128,7 @@ class _Planner:
         facts = self._facts(cell.data, config)
         sizes = self._sizes(cell.data, config.data)
         return PlannedRun(
-            identity=identity_of(facts),
+            run_id=make_run_id(facts),
             facts=facts,
             coordinates=cell.coordinates,
             settings=settings,
@@ -137,18 +141,18 @@ class _Planner:
     def _facts(self, name: str, config: RunConfig) -> dict[str, Any]:
         teacher, student = config.model.teacher or "", config.model.student
         if (teacher, student) not in self.families:  # before any image is decoded: a mistake here is found at once
-            self.families[teacher, student] = design_student(read_teacher_card(teacher), student).family
+            self.families[teacher, student] = read_student_spec(read_teacher_card(teacher), student).family
             self.teachers[teacher] = teacher_fingerprint(teacher)
         if name not in self.sets:
             self.progress.note(f"reading {name}: {config.data.data}")
             self.sets[name] = open_image_set(replace(config, pixel_cache=self.pixel_cache), self.progress)
         images, family = self.sets[name].fingerprint, self.families[teacher, student]
-        return describe_run(config, images=images, teacher=self.teachers[teacher], family=family)
+        return run_facts(config, images=images, teacher=self.teachers[teacher], family=family)
 
     def _sizes(self, name: str, data: DataConfig) -> Sizes:
         """How many images each part has; every sampling has as many."""
         if (name, data) not in self.sizes:
-            split = make_split(self.sets[name].catalog, self.sets[name].digests, data, seed=0)
+            split = make_split(self.sets[name].image_index, self.sets[name].digests, data, seed=0)
             self.sizes[name, data] = Sizes(len(split.labelled), len(split.train), len(split.test))
         return self.sizes[name, data]
 

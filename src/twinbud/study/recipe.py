@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from twinbud.config import PROFILES, Method, Profile
-from twinbud.errors import TwinbudError, unknown_choice
-from twinbud.files import read_yaml
-from twinbud.settings import setting_names
+from twinbud.config.loading import setting_names
+from twinbud.config.schema import PROFILES, Method, Profile
+from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.core.files import read_yaml
 from twinbud.study.paper import paper_pairs, paper_tables
 
 AXES = ("data", "pair", "method", "fraction", "sampling")

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twinbud.config import Profile
-from twinbud.errors import TwinbudError
-from twinbud.progress import Progress, SilentProgress
+from twinbud.config.schema import Profile
+from twinbud.core.errors import TwinbudError
+from twinbud.core.progress import Progress, SilentProgress
 from twinbud.study.estimate import Estimate
+from twinbud.study.executors.local import Watch, Workers, share_cores
+from twinbud.study.executors.worker import Assignment
 from twinbud.study.grid import PlannedRun, checked_config, plan_cells, read_choices
 from twinbud.study.planning import plan_runs, read_places
 from twinbud.study.recipe import Recipe, read_recipe
-from twinbud.study.records import CorruptRecordError, RunsFolder
-from twinbud.study.worker import Assignment
-from twinbud.study.workers import Watch, Workers, share_cores
-from twinbud.training.precision import choose_device
+from twinbud.study.store import CorruptRecordError, RunStore
+from twinbud.training.amp import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class StudyRequest:
     """What a study is asked to do.
 
     Attributes:
@@ -53,7 +53,7 @@ class Study:
         recipe: What was read.
         folder: Where the runs are.
         runs: All that was asked for, one for each place in the recipe; some may be the same run.
-        sets: Of each named set of images, what it is; see ``RunsFolder.images``.
+        sets: Of each named set of images, what it is; see ``RunStore.images``.
         shares: The cores of each worker.
         done: Identities with a whole record.
         corrupt: Identities whose record is not what was written, and why.
@@ -61,7 +61,7 @@ class Study:
     """
 
     recipe: Recipe
-    folder: RunsFolder
+    folder: RunStore
     runs: tuple[PlannedRun, ...]
     sets: Mapping[str, Mapping[str, Any]]
     shares: tuple[tuple[int, ...], ...]
@@ -72,15 +72,15 @@ class Study:
     @property
     def distinct(self) -> dict[str, PlannedRun]:
         """Each run once, in order."""
-        return {run.identity: run for run in self.runs}
+        return {run.run_id: run for run in self.runs}
 
     @property
     def missing(self) -> list[PlannedRun]:
         """Runs without a record, in order."""
-        return [run for identity, run in self.distinct.items() if identity not in self.done]
+        return [run for run_id, run in self.distinct.items() if run_id not in self.done]
 
 
-def plan_study(order: Order, progress: Progress | None = None) -> Study:
+def plan_study(order: StudyRequest, progress: Progress | None = None) -> Study:
     """What the study would do, and how far it is; nothing is written.
 
     Raises:
@@ -90,7 +90,7 @@ def plan_study(order: Order, progress: Progress | None = None) -> Study:
     recipe = read_recipe(order.recipe)
     cells = plan_cells(recipe, read_choices(order.only, recipe), order.profile)
     places = read_places(order.data, cells)
-    folder = RunsFolder(order.runs)
+    folder = RunStore(order.runs)
     folder.require(begun=False)
     training = checked_config(cells[0].settings).training
     on_gpu = choose_device(training.device).type == "cuda"
@@ -101,8 +101,8 @@ def plan_study(order: Order, progress: Progress | None = None) -> Study:
     return as_it_stands(Study(recipe=recipe, folder=folder, runs=runs, sets=described, shares=shares))
 
 
-def carry_out_study(
-    order: Order, study: Study, progress: Progress | None = None, watch: Watch = lambda standing: None
+def execute_study(
+    order: StudyRequest, study: Study, progress: Progress | None = None, watch: Watch = lambda status: None
 ) -> Study:
     """Do all runs that are missing, together with whoever else works on the same folder.
 
@@ -123,24 +123,24 @@ def carry_out_study(
     folder, profile = study.folder, order.profile or study.recipe.profile
     folder.create()
     folder.agree_on_images(study.sets)
-    asked = [
+    requested = [
         {
-            "identity": run.identity,
+            "identity": run.run_id,
             "profile": profile,
             "coordinates": dict(run.coordinates),
             "is_default": run.is_default,
         }
         for run in study.runs
     ]
-    folder.ask_for(study.recipe.name, study.recipe.digest, asked)
-    for identity, error in study.corrupt.items():
-        if place := folder.set_aside(identity):
+    folder.ask_for(study.recipe.name, study.recipe.digest, requested)
+    for run_id, error in study.corrupt.items():
+        if place := folder.set_aside(run_id):
             progress.note(f"{error.where}: {error.got}; set aside as {place}, and made again")
     if study.missing:
         assignment = Assignment(
             folder=folder,
             runs=study.missing,
-            failures={identity: when for identity, (when, _) in study.failures.items()},
+            failures={run_id: when for run_id, (when, _) in study.failures.items()},
             cores=(),
             threads=checked_config(study.missing[0].settings).training.threads or 1,
             num_workers=len(study.shares),
@@ -158,26 +158,26 @@ def as_it_stands(study: Study) -> Study:
         TwinbudError: A record of another run, such as one on other images.
     """
     folder, done, corrupt = study.folder, set(), {}
-    for identity in study.distinct:
-        if not folder.is_done(identity):
+    for run_id in study.distinct:
+        if not folder.is_done(run_id):
             continue
         try:
-            folder.read(identity)
-            done.add(identity)
+            folder.read(run_id)
+            done.add(run_id)
         except CorruptRecordError as error:
-            corrupt[identity] = error
-    failures = {identity: folder.failure(identity) for identity in study.distinct if identity not in done}
+            corrupt[run_id] = error
+    failures = {run_id: folder.failure(run_id) for run_id in study.distinct if run_id not in done}
     return replace(
         study,
         done=frozenset(done),
         corrupt=corrupt,
-        failures={identity: failure for identity, failure in failures.items() if failure},
+        failures={run_id: failure for run_id, failure in failures.items() if failure},
     )
 
 
 def estimate_seconds(study: Study, progress: Progress | None = None) -> float:
     """About how long the missing runs will take, from measured steps and this call's workers."""
-    records = [study.folder.read(identity) for identity in sorted(study.done)]
+    records = [study.folder.read(run_id) for run_id in sorted(study.done)]
     estimate = Estimate(records, progress or SilentProgress())
     return sum(map(estimate.seconds, study.missing)) / max(1, min(len(study.shares), len(study.missing)))
 

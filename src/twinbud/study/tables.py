@@ -7,38 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from twinbud.study.paper import Circumstances, differences, paper_accuracy, paper_cost
-from twinbud.study.protocols import protocols
+from twinbud.study.paper import ComparisonContext, differences, paper_accuracy, paper_cost
+from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe
+from twinbud.study.requests import RequestedRun
 from twinbud.study.statistics import Difference, Spread, paired_difference, spread
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc_macro")
 COSTS = ("train_seconds", "images_per_second", "peak_memory_mib", "num_steps", "num_passes", "num_train")
 _OF_SECTION = ("data", "pair", "sweep")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A run that was asked for, and what became of it.
-
-    Attributes:
-        coordinates: Its place in the recipe.
-        profile: Where its defaults came from.
-        is_default: Whether it is the run of a sweep whose value is the default.
-        record: Its record, or None.
-        reason: Why there is none, if it failed.
-    """
-
-    coordinates: Mapping[str, Any]
-    profile: str
-    is_default: bool = False
-    record: Mapping[str, Any] | None = None
-    reason: str | None = None
-
-    @property
-    def sampling(self) -> int:
-        """Which labels were drawn."""
-        return int(self.coordinates["sampling"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +35,7 @@ class Row:
     """
 
     coordinates: Mapping[str, Any]
-    runs: Mapping[int, Asked]
+    runs: Mapping[int, RequestedRun]
     measures: Mapping[str, Spread | None]
     costs: Mapping[str, Spread | None]
     difference: Difference | None
@@ -80,8 +57,8 @@ class Row:
     @property
     def samplings(self) -> str:
         """``5``, ``3 of 5``, or ``3 of 5, 1 failed``."""
-        asked = len(self.runs)
-        words = str(asked) if self.num_done == asked else f"{self.num_done} of {asked}"
+        requested = len(self.runs)
+        words = str(requested) if self.num_done == requested else f"{self.num_done} of {requested}"
         return f"{words}, {self.num_failed} failed" if self.num_failed else words
 
 
@@ -99,7 +76,7 @@ class Section:
         num_images: Of the set.
         differs: In what the runs differ from the paper's; None where the paper's numbers do not stand beside.
         machines: Where and how the runs were made.
-        protocols: In what some runs saw or were measured on other images than the paper's would have been.
+        protocol_notes: In what some runs saw or were measured on other images than the paper's would have been.
     """
 
     coordinates: Mapping[str, Any]
@@ -111,7 +88,7 @@ class Section:
     num_images: int
     differs: Mapping[str, str] | None
     machines: tuple[str, ...]
-    protocols: tuple[str, ...] = ()
+    protocol_notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -152,25 +129,28 @@ class Tables:
 
 
 def make_tables(
-    recipe: Recipe, asked: Sequence[Asked], images: Mapping[str, Mapping[str, Any]], notes: Iterable[str] = ()
+    recipe: Recipe,
+    requested: Sequence[RequestedRun],
+    images: Mapping[str, Mapping[str, Any]],
+    notes: Iterable[str] = (),
 ) -> Tables:
     """The tables of the runs asked for.
 
     Args:
         recipe: Which also says what is compared with what, and with which of the paper's numbers.
-        asked: Its runs.
+        requested: Its runs.
         images: Of each named set, ``num_images`` and ``classes``.
         notes: Further lines for below the tables.
     """
-    groups: dict[tuple[Any, ...], list[Asked]] = {}
+    groups: dict[tuple[Any, ...], list[RequestedRun]] = {}
     shared = tuple(axis for axis in _OF_SECTION if axis not in recipe.baseline)
-    for run in asked:
+    for run in requested:
         key = (run.profile, *((axis, run.coordinates[axis]) for axis in shared if axis in run.coordinates))
         groups.setdefault(key, []).append(run)
     return Tables(
         recipe=recipe,
         sections=tuple(_section(recipe, key[0], dict(key[1:]), runs, images) for key, runs in groups.items()),
-        failures=Counter(run.reason for run in asked if run.reason is not None),
+        failures=Counter(run.reason for run in requested if run.reason is not None),
         notes=tuple(notes),
     )
 
@@ -179,13 +159,13 @@ def _section(
     recipe: Recipe,
     profile: str,
     coordinates: Mapping[str, Any],
-    asked: Sequence[Asked],
+    requested: Sequence[RequestedRun],
     images: Mapping[str, Mapping[str, Any]],
 ) -> Section:
-    axes = [axis for axis in asked[0].coordinates if axis not in coordinates and axis != "sampling"]
+    axes = [axis for axis in requested[0].coordinates if axis not in coordinates and axis != "sampling"]
     order = ["fraction", *(axis for axis in axes if axis != "fraction")]
-    places: dict[tuple[Any, ...], dict[int, Asked]] = {}
-    for run in asked:
+    places: dict[tuple[Any, ...], dict[int, RequestedRun]] = {}
+    for run in requested:
         places.setdefault(tuple(run.coordinates[axis] for axis in order), {})[run.sampling] = run
     rows = tuple(
         _row(recipe, dict(zip(order, place, strict=True)), runs, _baseline(recipe, order, place, places))
@@ -197,12 +177,12 @@ def _section(
         profile=profile,
         axes=tuple(axis for axis in order if len({row.coordinates[axis] for row in rows}) > 1) or ("method",),
         rows=tuple(sorted(rows, key=lambda row: row.coordinates["fraction"])),
-        baseline=_baseline_words(recipe, asked),
+        baseline=_baseline_words(recipe, requested),
         classes=tuple(shown.get("classes", ())),
         num_images=int(shown.get("num_images", 0)),
         differs=_differs(recipe, rows, images),
-        machines=tuple(sorted({_machine(run.record) for run in asked if run.record is not None})),
-        protocols=protocols(asked),
+        machines=tuple(sorted({_machine(run.record) for run in requested if run.record is not None})),
+        protocol_notes=protocol_notes(requested),
     )
 
 
@@ -210,8 +190,8 @@ def _baseline(
     recipe: Recipe,
     order: Sequence[str],
     place: Sequence[Any],
-    places: Mapping[tuple[Any, ...], Mapping[int, Asked]],
-) -> Mapping[int, Asked] | None:
+    places: Mapping[tuple[Any, ...], Mapping[int, RequestedRun]],
+) -> Mapping[int, RequestedRun] | None:
     """The runs that those of a place are compared with, sampling by sampling."""
     if "value" in order:
         sweep = dict(zip(order, place, strict=True))
@@ -226,8 +206,8 @@ def _baseline(
     return places.get(tuple(recipe.baseline.get(axis, value) for axis, value in zip(order, place, strict=True)))
 
 
-def _baseline_words(recipe: Recipe, asked: Sequence[Asked]) -> str | None:
-    if "sweep" in asked[0].coordinates:
+def _baseline_words(recipe: Recipe, requested: Sequence[RequestedRun]) -> str | None:
+    if "sweep" in requested[0].coordinates:
         return "the default"
     return ", ".join(str(value) for value in recipe.baseline.values()) or None
 
@@ -235,8 +215,8 @@ def _baseline_words(recipe: Recipe, asked: Sequence[Asked]) -> str | None:
 def _row(
     recipe: Recipe,
     coordinates: Mapping[str, Any],
-    runs: Mapping[int, Asked],
-    baseline: Mapping[int, Asked] | None,
+    runs: Mapping[int, RequestedRun],
+    baseline: Mapping[int, RequestedRun] | None,
 ) -> Row:
     is_baseline = baseline is runs
     done = [run for run in runs.values() if run.record is not None]
@@ -266,7 +246,7 @@ def _beside(recipe: Recipe, coordinates: Mapping[str, Any]) -> tuple[str, str, s
     return recipe.paper.table, coordinates["data"], pair, label, coordinates["fraction"]
 
 
-def _values(runs: Mapping[int, Asked], part: str, name: str) -> dict[int, float]:
+def _values(runs: Mapping[int, RequestedRun], part: str, name: str) -> dict[int, float]:
     """A number of every finished sampling that has it."""
     found = {sampling: run.record[part].get(name) for sampling, run in runs.items() if run.record is not None}
     return {sampling: float(value) for sampling, value in found.items() if value is not None}
@@ -288,16 +268,16 @@ def _differs(recipe: Recipe, rows: Sequence[Row], images: Mapping[str, Mapping[s
         found = found or {}
         for run in row.runs.values():
             if run.record is not None:
-                found |= differences(_circumstances(recipe, run, run.record, images))
+                found |= differences(_comparison_context(recipe, run, run.record, images))
     return found
 
 
-def _circumstances(
-    recipe: Recipe, run: Asked, record: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]
-) -> Circumstances:
+def _comparison_context(
+    recipe: Recipe, run: RequestedRun, record: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]
+) -> ComparisonContext:
     name, pair = str(run.coordinates["data"]), recipe.pairs[run.coordinates["pair"]]
     assert pair.paper is not None, "only a pair that stands for one of the paper's has its numbers beside"
-    return Circumstances(
+    return ComparisonContext(
         data=name,
         classes=tuple(record["classes"]),
         num_images=int(images[name]["num_images"]),

@@ -1,1 +1,1 @@
-"""How S is trained while S′, its moving average, gives it soft targets."""
+"""Train the student with soft targets from the auxiliary, its moving average."""

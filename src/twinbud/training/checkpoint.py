@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from twinbud.errors import TwinbudError, explained_writes, first_few
-from twinbud.files import MAX_TEXT_BYTES, read_bytes
+from twinbud.core.errors import TwinbudError, explained_writes, first_few
+from twinbud.core.files import MAX_TEXT_BYTES, read_bytes
 
 _KEPT = 2
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
@@ -56,7 +56,7 @@ class Position:
         num_steps: Optimiser steps taken.
         epoch: The epoch in progress, from 1; one more than the epochs done where none is in progress.
         batch: Batches of that epoch already taken.
-        sums: That epoch's running sums, see ``loop``.
+        running_means: That epoch's running sums, see ``loop``.
         seconds: That epoch's wall time so far.
         records: The finished epochs.
     """
@@ -64,12 +64,12 @@ class Position:
     num_steps: int
     epoch: int
     batch: int
-    sums: tuple[float, ...]
+    running_means: tuple[float, ...]
     seconds: float
     records: tuple[EpochRecord, ...]
 
 
-START = Position(num_steps=0, epoch=1, batch=0, sums=(), seconds=0.0, records=())
+START = Position(num_steps=0, epoch=1, batch=0, running_means=(), seconds=0.0, records=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +162,16 @@ class CheckpointFolder:
         self._require_same_run(content["identity"], folder)
         position = content["position"]
         records = tuple(EpochRecord(**record) for record in position.pop("records"))
-        sums = tuple(position.pop("sums"))
+        running_means = tuple(position.pop("running_means"))
         counts = [position[name] for name in ("num_steps", "epoch", "batch")]
-        numbers = (*counts, *sums, position["seconds"])
+        numbers = (*counts, *running_means, position["seconds"])
         if any(type(count) is not int or not 0 <= count < 2**63 for count in counts) or any(
             not isinstance(value, int | float) for value in numbers
         ):
             raise ValueError(f"{_POSITION} holds no position")
-        return Checkpoint(position=Position(**position, sums=sums, records=records), tensors=load(tensors))
+        return Checkpoint(
+            position=Position(**position, running_means=running_means, records=records), tensors=load(tensors)
+        )
 
 
 def saved_identity(folder: Path) -> dict[str, Any]:

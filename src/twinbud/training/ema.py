@@ -7,7 +7,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def follow(auxiliary: nn.Module, student: nn.Module, beta: float, condition: torch.Tensor | None = None) -> None:
+def ema_update(auxiliary: nn.Module, student: nn.Module, beta: float, condition: torch.Tensor | None = None) -> None:
     """θ_S′ ← β θ_S′ + (1 − β) θ_S, in place, in the parameters' own dtype (eq. 7).
 
     Floating-point buffers are averaged likewise; counters are copied. S′ keeps the weights it was built with at the
@@ -19,15 +19,20 @@ def follow(auxiliary: nn.Module, student: nn.Module, beta: float, condition: tor
         beta: Smoothing in [0, 1]; 1 freezes S′.
         condition: A bool scalar on the device: where it is false, S′ stays as it is, whatever S holds. None: always.
     """
-    theirs: list[torch.Tensor] = list(auxiliary.parameters())
-    ours: list[torch.Tensor] = list(student.parameters())
-    for behind, ahead in zip(auxiliary.buffers(), student.buffers(), strict=True):
-        if behind.is_floating_point():
-            theirs.append(behind)
-            ours.append(ahead)
+    auxiliary_tensors: list[torch.Tensor] = list(auxiliary.parameters())
+    student_tensors: list[torch.Tensor] = list(student.parameters())
+    for auxiliary_tensor, student_tensor in zip(auxiliary.buffers(), student.buffers(), strict=True):
+        if auxiliary_tensor.is_floating_point():
+            auxiliary_tensors.append(auxiliary_tensor)
+            student_tensors.append(student_tensor)
         else:
-            behind.copy_(ahead if condition is None else torch.where(condition, ahead, behind))
+            auxiliary_tensor.copy_(
+                student_tensor if condition is None else torch.where(condition, student_tensor, auxiliary_tensor)
+            )
     if condition is not None:
         # a choice and not a factor of zero: zero times NaN is NaN
-        ours = [torch.where(condition, ahead, behind) for behind, ahead in zip(theirs, ours, strict=True)]
-    torch._foreach_lerp_(theirs, ours, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
+        student_tensors = [
+            torch.where(condition, student_tensor, auxiliary_tensor)
+            for auxiliary_tensor, student_tensor in zip(auxiliary_tensors, student_tensors, strict=True)
+        ]
+    torch._foreach_lerp_(auxiliary_tensors, student_tensors, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]

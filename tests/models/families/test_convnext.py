@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from builders import CONVNEXT, random_model
-from twinbud.config import TrainingConfig, resolve
+from helpers.builders import CONVNEXT, random_model
+from twinbud.config.schema import TrainingConfig, resolve
 from twinbud.models.families import family_of
 
 

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinbud.cache import cache_folder
+from twinbud.core.cache import cache_folder
+from twinbud.core.errors import TwinbudError, explained_writes, unknown_choice
+from twinbud.core.rng import numpy_stream
 from twinbud.data.phantom.anatomy import AIR, Canvas, draw_anatomy, skin_depth
 from twinbud.data.phantom.lesions import draw_lesion, mass_effect, paint_lesion
 from twinbud.data.phantom.parts import paint_head
 from twinbud.data.phantom.scanner import acquire, draw_acquisition, head_coordinates
-from twinbud.errors import TwinbudError, explained_writes, unknown_choice
-from twinbud.seeds import numpy_stream
 
 CLASSES: tuple[str, ...] = ("glioma", "meningioma", "notumor", "pituitary")
 """The labels, in the order of their sorted names."""

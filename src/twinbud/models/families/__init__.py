@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from twinbud.errors import TwinbudError
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Family
 from twinbud.models.families.convnext import ConvNeXtFamily
 from twinbud.models.families.vit import ViTFamily

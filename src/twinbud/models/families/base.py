@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from twinbud.config import Attention
+from twinbud.config.schema import Attention
 from twinbud.models.widths import TensorSpec
 
 State = dict[str, torch.Tensor]

@@ -9,8 +9,8 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from twinbud.config import Attention
-from twinbud.errors import TwinbudError
+from twinbud.config.schema import Attention
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Family, LinearMap, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -70,12 +70,15 @@ class ConvNeXtFamily(Family):
 
     def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
         """One for one; the last block of a shallower stage stands for the rest of the teacher's stage too."""
-        ours, theirs = list(self.blocks(student)), list(self.blocks(teacher))
-        is_last = [i + 1 == len(ours) or ours[i + 1].endswith("downsample") for i in range(len(ours))]
+        student_blocks, teacher_blocks = list(self.blocks(student)), list(self.blocks(teacher))
+        is_last = [
+            i + 1 == len(student_blocks) or student_blocks[i + 1].endswith("downsample")
+            for i in range(len(student_blocks))
+        ]
         spans: dict[str, list[str]] = {}
-        for name, last in zip(ours, is_last, strict=True):
-            start = theirs.index(name)
-            rest = [other for other in theirs[start:] if other.split(".")[1] == name.split(".")[1]]
+        for name, last in zip(student_blocks, is_last, strict=True):
+            start = teacher_blocks.index(name)
+            rest = [other for other in teacher_blocks[start:] if other.split(".")[1] == name.split(".")[1]]
             spans[name] = rest if last else [name]
         return spans
 

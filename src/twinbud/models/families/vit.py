@@ -10,8 +10,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from twinbud.config import Attention
-from twinbud.errors import TwinbudError
+from twinbud.config.schema import Attention
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Family, LinearMap, State, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -62,11 +62,11 @@ class ViTFamily(Family):
 
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
         """The head dimension is never cut, and every prefix token needs a home."""
-        ours, theirs = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
-        if ours != theirs:
+        student_blocks, teacher_blocks = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
+        if student_blocks != teacher_blocks:
             raise TwinbudError(
-                f"a student with the teacher's head dimension of {theirs}",
-                got=f"{ours}",
+                f"a student with the teacher's head dimension of {teacher_blocks}",
+                got=f"{student_blocks}",
                 where="--student",
                 fix="Use --student half, or one with as many times fewer heads as it is narrower",
             )
@@ -118,8 +118,10 @@ class ViTFamily(Family):
 
     def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
         """One for one; a shallower student's last block stands for the rest of the teacher too."""
-        ours, theirs = list(self.blocks(student)), list(self.blocks(teacher))
-        return {name: [name] for name in ours[:-1]} | {ours[-1]: theirs[len(ours) - 1 :]}
+        student_blocks, teacher_blocks = list(self.blocks(student)), list(self.blocks(teacher))
+        return {name: [name] for name in student_blocks[:-1]} | {
+            student_blocks[-1]: teacher_blocks[len(student_blocks) - 1 :]
+        }
 
     def stream_width(self, block: str) -> str:
         """The same everywhere."""

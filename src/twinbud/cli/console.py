@@ -1,0 +1,116 @@
+"""What a command prints when it is done."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from twinbud.core.progress import duration
+from twinbud.data.index import IgnoredFile
+from twinbud.evaluation.predictions import Predictions, prediction_rows
+from twinbud.models.selection import SelectionPlan
+from twinbud.models.selection_io import Selection
+from twinbud.report.page import METRIC_WORDS, number, percent
+
+if TYPE_CHECKING:
+    from twinbud.runs.demo import Demo
+    from twinbud.runs.inference import Evaluation
+    from twinbud.runs.pipeline import Run
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def show_run(run: Run) -> None:
+    """The metrics of a run, what to keep in mind, and where everything is."""
+    console = _console()
+    console.print(_metrics_table(run.metrics))
+    for note in run.summary.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"model:  {run.folder / 'model'}\nreport: {run.folder / 'report.html'}", markup=False)
+
+
+def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
+    """The metrics, which images they are of, and where they were written."""
+    console = _console()
+    console.print(_metrics_table(evaluation.metrics))
+    console.print(f"note: {evaluation.note}", markup=False)
+    show_ignored(evaluation.ignored)
+    if output is not None:
+        console.print(f"written: {output}", markup=False)
+
+
+def show_demo(demo: Demo) -> None:
+    """The two arms side by side, and the page."""
+    console = _console()
+    table = Table(title="One small network, the same images and steps, two starts", title_justify="left")
+    for name in ("start", "test accuracy", "95 % interval", "AUROC", "training"):
+        table.add_column(name, justify="left" if name == "start" else "right", no_wrap=True)
+    for name, run in demo.runs.items():
+        low, high = run.metrics["confidence_intervals"]["accuracy"]
+        table.add_row(
+            name,
+            percent(run.metrics["accuracy"]),
+            f"{percent(low)} – {percent(high)}",
+            number(run.metrics["auroc_macro"]),
+            duration(run.metrics["train_seconds"]),
+        )
+    console.print(table)
+    console.print(f"report: {demo.report.resolve()}", markup=False)
+
+
+def show_selection(selection: Selection, output: Path) -> None:
+    """Each width's sizes and overlap, and what became of the tensors."""
+    console = _console()
+    table = Table(title=f"{selection.teacher} → {selection.student_spec.architecture}", title_justify="left")
+    for name in ("width", "teacher", "student", "shared by S and S′"):
+        table.add_column(name, justify="left" if name == "width" else "right")
+    for name, width in selection.plan.widths.items():
+        table.add_row(name, str(width.teacher_size), str(width.student_size), str(width.overlap))
+    console.print(table)
+    for line in tensor_status(selection.plan):
+        console.print(line, markup=False)
+    console.print(f"written: {output}", markup=False)
+
+
+def tensor_status(plan: SelectionPlan) -> list[str]:
+    """How many tensors of each side ended how."""
+    lines = []
+    for side, tensors in (("student", plan.student_tensors), ("teacher", plan.teacher_tensors)):
+        counts: dict[str, int] = {}
+        for status in tensors.values():
+            word = status.partition(":")[0]
+            counts[word] = counts.get(word, 0) + 1
+        lines.append(f"{side}: {', '.join(f'{count} tensors {word}' for word, count in counts.items())}")
+    return lines
+
+
+def show_predictions(predictions: Predictions) -> None:
+    """The predictions as CSV on standard output."""
+    csv.writer(sys.stdout, lineterminator="\n").writerows(prediction_rows(predictions))
+
+
+def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
+    """Files that were left out, on standard error."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for file in ignored:
+        console.print(f"left out: {file.path} ({file.reason})", markup=False)
+
+
+def _metrics_table(metrics: dict[str, Any]) -> Table:
+    table = Table(title=f"{metrics['num_test']:,} test images", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, (word, _) in METRIC_WORDS.items():
+        interval = metrics["confidence_intervals"].get(name)
+        text = f"{number(interval[0])} – {number(interval[1])}" if interval else "–"
+        table.add_row(word, number(metrics[name]), text)
+    return table

@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, the cache folder, random streams, memory, progress, signals."""

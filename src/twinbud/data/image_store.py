@@ -1,0 +1,280 @@
+"""Every image decoded once, resized, and kept as uint8: in memory, or on the disk where memory is too small.
+
+Shape legend: N images, B batch, C channels (1 where all are grey, else 3), S image side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.memory import available_bytes
+from twinbud.data.formats.raster import BrokenImageError, decode, digest, read_file, resize, without_warnings
+from twinbud.data.index import ImageIndex
+from twinbud.data.pixel_cache import PixelCache, SmallImage
+
+OnProgress = Callable[[int], None]
+"""Called with the number of images done, from the thread that asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStore:
+    """Resized images, in the order of their files; a grey image is kept as one channel."""
+
+    image_size: int
+    """S, in pixels."""
+    digests: tuple[str, ...]
+    """For each image, the SHA-256 of its decoded pixels at full resolution."""
+    channels: tuple[torch.Tensor | StoredImage, ...]
+    """For each image, uint8 (1, S, S), or (3, S, S) where its channels differ; or where to read them."""
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    def without(self, left_out: Container[int]) -> ImageStore:
+        """The images less some, in the same order."""
+        kept = [index for index in range(len(self)) if index not in left_out]
+        return replace(
+            self,
+            digests=tuple(self.digests[index] for index in kept),
+            channels=tuple(self.channels[index] for index in kept),
+        )
+
+    def tensor(self, indices: Sequence[int], num_channels: int = 3) -> torch.Tensor:
+        """Gather images.
+
+        Args:
+            indices: Which, in the order wanted.
+            num_channels: C: 3, or 1 where all of them are grey.
+
+        Returns:
+            (N, C, S, S) uint8, contiguous, on the CPU.
+        """
+        batch = torch.empty((len(indices), num_channels, self.image_size, self.image_size), dtype=torch.uint8)
+        for place, index in enumerate(indices):
+            image = self.channels[index]
+            batch[place] = image.read() if isinstance(image, StoredImage) else image
+        return batch
+
+    def rows(self, indices: Sequence[int]) -> ImageSubset:
+        """Some of the images, gathered when they are asked for."""
+        return ImageSubset(self, indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """An image that is read when it is needed: from the cache or, should its entry be gone, from its file."""
+
+    cache: PixelCache
+    entry: str
+    digest: str
+    is_grey: bool
+    name: str
+    decode: Callable[[], SmallImage | BrokenImageError]
+
+    def read(self) -> torch.Tensor:
+        """Its channels.
+
+        Raises:
+            BrokenImageError: The entry has gone, and the file has too, or has changed.
+        """
+        image = self.cache.load(self.entry) or self.decode()
+        if isinstance(image, SmallImage) and image.digest != self.digest:
+            image = BrokenImageError("others", name=self.name, expected="the pixels it had at the start")
+        if isinstance(image, BrokenImageError):
+            raise image
+        return image.channels
+
+
+class ImageSubset:
+    """Some images of a set; like a tensor (N, C, S, S), but that nothing is held."""
+
+    def __init__(self, image_store: ImageStore, indices: Sequence[int]) -> None:
+        self.image_store, self.indices = image_store, indices
+        images = (image_store.channels[index] for index in indices)
+        grey = all(image.is_grey if isinstance(image, StoredImage) else len(image) == 1 for image in images)
+        self.num_channels = 1 if grey else 3
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows_B: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) uint8, on the CPU, of the images with these int64 numbers."""
+        return self.image_store.tensor([self.indices[row] for row in rows_B.tolist()], self.num_channels)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of them take in memory."""
+        return len(self) * self.num_channels * self.image_store.image_size**2
+
+    def tensor(self) -> torch.Tensor:
+        """(N, C, S, S) uint8, on the CPU, of all of them."""
+        return self.image_store.tensor(self.indices, self.num_channels)
+
+    def fitting(self, device: torch.device) -> torch.Tensor | ImageSubset:
+        """All of them on ``device`` if they take at most half of its free memory, else these rows as they are."""
+        return self.tensor().to(device) if 2 * self.num_bytes <= available_bytes(device) else self
+
+
+def load_image_store(
+    image_index: ImageIndex,
+    *,
+    image_size: int,
+    max_megapixels: float,
+    skip_broken: bool,
+    cache: PixelCache | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[ImageIndex, ImageStore]:
+    """Decode every image of a catalog, once.
+
+    Args:
+        image_index: The images.
+        image_size: S, in pixels; proportions are not kept.
+        max_megapixels: Largest image to decode, in millions of pixels.
+        skip_broken: Leave broken images out and list them in the catalog's `ignored`.
+        cache: Where decoded images are kept between runs, of the same image size; None keeps them nowhere.
+        on_progress: Called with the number of images decoded so far.
+
+    Returns:
+        The catalog of the images that could be read, and their pixels in the order of its rows.
+
+    Raises:
+        BrokenImageError: An image cannot be used and `skip_broken` is off; it names the first few and counts.
+        TwinbudError: Without its broken images, a class has fewer than two.
+    """
+    image_store, broken = load_images(
+        [row.file for row in image_index.rows],
+        names=[row.path for row in image_index.rows],
+        image_size=image_size,
+        max_megapixels=max_megapixels,
+        skip_broken=skip_broken,
+        cache=cache,
+        on_progress=on_progress,
+    )
+    return (image_index.without(broken) if broken else image_index), image_store
+
+
+def load_images(
+    files: Sequence[Path],
+    *,
+    image_size: int,
+    max_megapixels: float,
+    skip_broken: bool,
+    names: Sequence[str] | None = None,
+    cache: PixelCache | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[ImageStore, dict[int, str]]:
+    """Decode image files, once each, with as many threads as the process may use cores.
+
+    Args:
+        files: The images.
+        image_size: S, in pixels; proportions are not kept.
+        max_megapixels: Largest image to decode, in millions of pixels.
+        skip_broken: Leave broken images out.
+        names: What errors call the files; their paths by default.
+        cache: Where decoded images are kept between runs; a set that would take more than half of the free memory
+            stays there, and is read as it is needed.
+        on_progress: Called with the number of images decoded so far.
+
+    Returns:
+        The pixels of the images that could be read, in the order of `files`; and for each of the others its
+        place in `files` and the reason.
+
+    Raises:
+        BrokenImageError: An image cannot be used and `skip_broken` is off, or none can be used.
+    """
+    names = [str(file) for file in files] if names is None else names
+    loaded: list[tuple[torch.Tensor | StoredImage, str]] = []
+    broken: dict[int, BrokenImageError] = {}
+    load = partial(_load, cache=cache, image_size=image_size, max_megapixels=max_megapixels)
+    in_memory = 2 * len(files) * 3 * image_size**2 <= available_bytes(torch.device("cpu"))
+    with without_warnings():
+        for index, image in enumerate(_in_threads(load, files, names)):
+            if isinstance(image, BrokenImageError):
+                broken[index] = image
+            elif cache is None or cache.trouble or in_memory:
+                loaded.append((image.channels, image.digest))
+            else:
+                stored = StoredImage(
+                    cache=cache,
+                    entry=image.entry,
+                    digest=image.digest,
+                    is_grey=len(image.channels) == 1,
+                    name=names[index],
+                    decode=partial(load, files[index], names[index]),
+                )
+                loaded.append((stored, image.digest))
+            if on_progress is not None:
+                on_progress(index + 1)
+    if broken and (not skip_broken or not loaded):
+        raise _summary(list(broken.values()), len(files))
+    channels, digests = zip(*loaded, strict=True) if loaded else ((), ())
+    image_store = ImageStore(image_size=image_size, digests=digests, channels=channels)
+    return image_store, {index: error.reason for index, error in broken.items()}
+
+
+Load = Callable[[Path, str], SmallImage | BrokenImageError]
+
+
+def _in_threads(load: Load, files: Sequence[Path], names: Sequence[str]) -> Iterator[SmallImage | BrokenImageError]:
+    # threads, not processes: Pillow and hashlib let go of the interpreter lock while they work
+    with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
+        yield from pool.map(load, files, names)
+
+
+def _num_cores() -> int:
+    # the cores of this process: a container's share of a large machine, not the machine
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load(
+    file: Path, name: str, *, cache: PixelCache | None, image_size: int, max_megapixels: float
+) -> SmallImage | BrokenImageError:
+    """One image, from the cache where it is in it."""
+    try:
+        contents = read_file(file, name)
+        entry = hashlib.sha256(contents).hexdigest()
+        known = cache.load(entry) if cache else None
+        if known is not None and known.num_pixels <= max_megapixels * 1e6:
+            return known
+        image = decode(contents, name=name, max_megapixels=max_megapixels)
+    except BrokenImageError as error:
+        return error
+    small = SmallImage(
+        entry=entry,
+        channels=_channels(resize(image, image_size)),
+        digest=digest(image),
+        num_pixels=image.shape[0] * image.shape[1],
+    )
+    if cache:
+        cache.save(small)
+    return small
+
+
+def _channels(image: np.ndarray) -> torch.Tensor:
+    """(S, S, 3) to (3, S, S), or to (1, S, S) where all three channels are equal."""
+    red, green, blue = np.moveaxis(image, 2, 0)
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return torch.from_numpy(red[None].copy())
+    return torch.from_numpy(np.stack([red, green, blue]))
+
+
+def _summary(broken: list[BrokenImageError], num_files: int) -> TwinbudError:
+    if len(broken) == 1:
+        return broken[0]
+    named = first_few((f"{error.name} ({error.reason})" for error in broken), 3)
+    return BrokenImageError(
+        f"{len(broken)} of {num_files} that cannot be used",
+        name=named,
+        expected="images that can be read",
+        fix="Mend or remove them, or give --skip-broken to leave them out and list them",
+    )

@@ -1,0 +1,126 @@
+"""Where a run starts from: an architecture and, unless the start is random, weights of a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from twinbud.config.schema import Auxiliary, ModelConfig, RunConfig, TrainingConfig
+from twinbud.core.errors import TwinbudError
+from twinbud.models.selection_io import Selection, load_selection, select
+from twinbud.models.student_pair import StudentPair, build_baseline, build_student_pair
+from twinbud.models.student_spec import StudentSpec, read_student_spec
+from twinbud.models.teacher import read_teacher_card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialization:
+    """What S and S′ are built from.
+
+    Attributes:
+        model: The run's settings; with ``selected``, those that its plan was made with.
+        student_spec: The architecture of S and S′.
+        selection: What they inherit; None in CM2-CM4.
+        auxiliary: Which S′ is built.
+    """
+
+    model: ModelConfig
+    student_spec: StudentSpec
+    selection: Selection | None
+    auxiliary: Auxiliary
+
+    def build(self, training: TrainingConfig, *, num_classes: int, device: torch.device) -> StudentPair:
+        """S and, where there is one, S′ on the device they train on."""
+        assert training.drop_path != "auto", "drop_path is resolved before building"
+        common = {
+            "image_size": training.image_size,
+            "num_classes": num_classes,
+            "drop_path": training.drop_path,
+            "seed": training.seed,
+        }
+        if self.selection is not None:
+            student_pair = build_student_pair(self.selection, auxiliary=self.auxiliary, **common)
+        else:
+            student_pair = build_baseline(
+                self.student_spec, self.model.method, layer_scale=self.model.layer_scale, **common
+            )
+        for network in (student_pair.student, student_pair.auxiliary):
+            if network is not None:
+                network.to(device, memory_format=self.student_spec.family.memory_format)
+        return student_pair
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of the architecture, the plan, and the tensors of S and S′; names and places do not count."""
+        student_spec, selection = self.student_spec, self.selection
+        start = {
+            "student": [student_spec.architecture, student_spec.model_args, student_spec.mean, student_spec.std],
+            "plan": selection.plan.to_json() if selection else None,
+        }
+        digest = hashlib.sha256(json.dumps(start, sort_keys=True).encode())
+        for state in (selection.student_weights, selection.auxiliary_weights) if selection else ():
+            for name, tensor in sorted((state or {}).items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_initialization(config: RunConfig) -> Initialization:
+    """The students' architecture and the weights they inherit; the baselines CM2-CM4 open no teacher weights.
+
+    Raises:
+        TwinbudError: A setting that contradicts the plan of ``selected``; see also ``select``, ``load_selection``
+            and ``StudentSpec.timm_arguments``.
+    """
+    model, auxiliary = config.model, config.auxiliary
+    inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
+    if model.selected is not None:
+        selection = load_selection(model.selected)
+        given = config.given if config.recovery.recover == "none" else config.given - {"teacher"}
+        model = _as_planned(model, selection, given, teacher=model.teacher if given != config.given else None)
+        student_spec = selection.student_spec
+        student_spec.timm_arguments(config.training.image_size)
+        selection = selection if two_subsets else replace(selection, auxiliary_weights=None)
+        return Initialization(
+            model=model, student_spec=student_spec, selection=selection if inherits else None, auxiliary=auxiliary
+        )
+    card = read_teacher_card(model.teacher or "")
+    student_spec = read_student_spec(card, model.student)
+    student_spec.timm_arguments(config.training.image_size)  # before any weights are opened
+    if not inherits:
+        return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
+    selection = select(
+        card,
+        model.student,
+        rule=model.rule,
+        attention=model.attention,
+        seed=config.training.seed,
+        swap_roles=model.swap_roles,
+        with_auxiliary=two_subsets,
+    )
+    return Initialization(model=model, student_spec=selection.student_spec, selection=selection, auxiliary=auxiliary)
+
+
+def _as_planned(
+    model: ModelConfig, selection: Selection, given: Container[str], *, teacher: str | None = None
+) -> ModelConfig:
+    """The settings as the plan has them, but for a teacher that is to be opened, which says where it lies now.
+
+    Raises:
+        TwinbudError: One that was given says otherwise.
+    """
+    planned = selection.settings | ({"teacher": teacher} if teacher else {})
+    for setting in fields(model):
+        said, value = getattr(model, setting.name), planned.get(setting.name)
+        if setting.name not in planned or said == value or (said == setting.default and setting.name not in given):
+            continue
+        raise TwinbudError(
+            f"{value}, which {model.selected} was selected with",
+            got=f"'{said}'",
+            where=f"--{setting.name.replace('_', '-')}",
+            fix="Drop the option, or run 'twinbud select' with it",
+        )
+    return replace(model, **planned)

@@ -1,0 +1,256 @@
+"""The weights that S and S′ inherit, in memory or in a folder that travels without the teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from twinbud.config.schema import Attention, ModelConfig, Rule
+from twinbud.core.errors import TwinbudError, explained_writes, first_few
+from twinbud.core.files import new_folder, read_json
+from twinbud.models.families.base import State
+from twinbud.models.selection import PairRole, SelectionPlan, extract_weights, plan_selection
+from twinbud.models.student_spec import StudentSpec, make_student_spec, read_student_spec
+from twinbud.models.teacher import TeacherCard, open_teacher, read_safetensors, read_teacher_card
+from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
+
+FORMAT = 2
+_FILES: dict[PairRole, str] = {"student": "student.safetensors", "auxiliary": "auxiliary.safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Two sub-networks of one teacher.
+
+    Attributes:
+        teacher: The teacher's name.
+        student: The student as it was asked for: "half", or a timm name.
+        student_spec: The architecture of S and S′.
+        plan: Which teacher indices each width of S and S′ takes.
+        student_weights: Tensors of S by timm's names, float32, without classifier; the position grid still has the
+            teacher's size.
+        auxiliary_weights: The same of S′, or None where none was requested.
+    """
+
+    teacher: str
+    student: str
+    student_spec: StudentSpec
+    plan: SelectionPlan
+    student_weights: State
+    auxiliary_weights: State | None
+
+    def weights(self, pair_role: PairRole) -> State | None:
+        """The tensors of S or of S′."""
+        return self.student_weights if pair_role == "student" else self.auxiliary_weights
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of ModelConfig that it was made with."""
+        plan = self.plan
+        return {
+            "teacher": self.teacher,
+            "student": self.student,
+            "rule": plan.rule,
+            "attention": plan.attention,
+            "swap_roles": plan.swap_roles,
+        }
+
+
+def select(
+    card: TeacherCard,
+    student: str = "half",
+    *,
+    rule: Rule = "uniform",
+    attention: Attention = "interleaved",
+    seed: int = 0,
+    swap_roles: bool = False,
+    with_auxiliary: bool = True,
+) -> Selection:
+    """Select the weights of S and S′ from a teacher (paper section 3.1); see ``plan_selection`` for the arguments.
+
+    Raises:
+        TwinbudError: The teacher cannot be opened, or the student cannot be cut out of it.
+    """
+    student_spec = read_student_spec(card, student)
+    teacher = open_teacher(card).model
+    plan = plan_selection(
+        teacher,
+        student_spec.template,
+        student_spec.family,
+        rule=rule,
+        attention=attention,
+        seed=seed,
+        swap_roles=swap_roles,
+        with_auxiliary=with_auxiliary,
+    )
+    return Selection(
+        teacher=card.name,
+        student=student,
+        student_spec=student_spec,
+        plan=plan,
+        student_weights=extract_weights(plan, teacher, student_spec.template, student_spec.family, "student"),
+        auxiliary_weights=extract_weights(plan, teacher, student_spec.template, student_spec.family, "auxiliary")
+        if with_auxiliary
+        else None,
+    )
+
+
+def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``student.safetensors``, ``auxiliary.safetensors`` and ``plan.json`` into an existing folder.
+
+    Args:
+        selection: What to write; both S and S′ must be there.
+        folder: Where to.
+        dtype: float32, or float16 for half the size.
+    """
+    checksums = {}
+    with explained_writes(folder):
+        for pair_role, file in _FILES.items():
+            state = {
+                name: tensor.to(dtype).contiguous() for name, tensor in (selection.weights(pair_role) or {}).items()
+            }
+            contents = save(state)
+            # written from here, since safetensors hides a full disk in an error of its own
+            (folder / file).write_bytes(contents)
+            checksums[file] = hashlib.sha256(contents).hexdigest()
+        student_spec = selection.student_spec
+        content = {
+            "format": FORMAT,
+            "teacher": selection.teacher,
+            "student": {
+                "name": selection.student,
+                "architecture": student_spec.architecture,
+                "model_args": student_spec.model_args,
+            },
+            "mean": student_spec.mean,
+            "std": student_spec.std,
+            "sha256": checksums,
+            **selection.plan.to_json(),
+        }
+        (folder / "plan.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def select_to_folder(
+    model: ModelConfig, folder: Path, *, seed: int = 0, half_precision: bool = False, force: bool = False
+) -> Selection:
+    """Select as ``model`` says and write the outcome into a new folder, whole or not at all.
+
+    Raises:
+        TwinbudError: See ``select`` and ``new_folder``.
+    """
+    if model.teacher is None:
+        raise TwinbudError("a teacher", got="none", where="--teacher", fix="Give --teacher dinov2-small")
+    with new_folder(folder, force=force) as draft:
+        selection = select(
+            read_teacher_card(model.teacher),
+            model.student,
+            rule=model.rule,
+            attention=model.attention,
+            seed=seed,
+            swap_roles=model.swap_roles,
+        )
+        save_selection(selection, draft, torch.float16 if half_precision else torch.float32)
+    return selection
+
+
+def load_selection(folder: Path) -> Selection:
+    """Read what ``save_selection`` wrote.
+
+    Raises:
+        TwinbudError: The folder is not such an output, or its files do not belong together.
+    """
+    content = _read_plan(folder)
+    path = folder / "plan.json"
+    try:
+        checksums, student = dict(content["sha256"]), dict(content["student"])
+        teacher, plan = str(content["teacher"]), SelectionPlan.from_json(content)
+        widths = [*plan.widths.values(), *plan.tensor_widths.values()]
+        sizes = [size for width in widths for size in (width.teacher_size, width.student_size)]
+        tensor_status = [*plan.student_tensors.values(), *plan.teacher_tensors.values()]
+        sound = all(isinstance(status, str) for status in tensor_status) and all(
+            type(size) is int and size > 0 for size in sizes
+        )
+        saved = student["architecture"], student["model_args"], content["mean"], content["std"]
+        name = str(student.get("name", saved[0]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _no_plan(folder) from error
+    if not sound:
+        raise _no_plan(folder)
+    student_spec = make_student_spec(
+        read_architecture(saved[0], path),
+        read_model_args(saved[1], path),
+        mean=read_normalization(saved[2], path),
+        std=read_normalization(saved[3], path),
+    )
+    states = {
+        pair_role: _read_state(folder / file, checksums.get(file), student_spec) for pair_role, file in _FILES.items()
+    }
+    return Selection(
+        teacher=teacher,
+        student=name,
+        student_spec=student_spec,
+        plan=plan,
+        student_weights=states["student"],
+        auxiliary_weights=states["auxiliary"],
+    )
+
+
+def _read_state(path: Path, checksum: object, student_spec: StudentSpec) -> State:
+    """The tensors of S or S′: those that plan.json vouches for, in the shapes of its architecture."""
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+        raise TwinbudError(
+            "the weights that plan.json describes",
+            got="others or none",
+            where=str(path),
+            fix="Run 'twinbud select' again",
+        )
+    state = read_safetensors(path)
+    shapes = {name: tensor.shape for name, tensor in student_spec.template.state_dict().items()}
+    roles = {name: spec.role for name, spec in student_spec.family.specs(student_spec.template, "interleaved").items()}
+    wrong = [name for name in state if name not in shapes]
+    wrong += [name for name in shapes if name not in state and roles[name] not in ("classifier", "layer-scale")]
+    for name in shapes.keys() & state.keys():
+        expected, found = shapes[name], state[name].shape
+        if roles[name] == "position":  # its grid still has the teacher's size
+            expected, found = (len(expected), expected[-1]), (len(found), found[-1])
+        wrong += [name] if expected != found else []
+    if wrong:
+        raise TwinbudError(
+            f"tensors of {student_spec.architecture} as plan.json shapes it",
+            got=f"others ({first_few(sorted(wrong), 3)})",
+            where=str(path),
+            fix="Run 'twinbud select' again",
+        )
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    path = folder / "plan.json"
+    try:
+        content = read_json(path)
+        known = content["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_plan(folder) from error
+    if not known:
+        raise TwinbudError(
+            f"a plan.json of format {FORMAT}",
+            got="another",
+            where=str(path),
+            fix="Select again with this version of twinbud",
+        )
+    return content
+
+
+def _no_plan(folder: Path) -> TwinbudError:
+    return TwinbudError(
+        "the output folder of 'twinbud select'",
+        got="no readable plan.json",
+        where=str(folder),
+        fix="Run: twinbud select --teacher T --output DIR",
+    )

@@ -1,0 +1,141 @@
+"""Build S and S′ from what was selected, and the baselines CM1-CM4 (paper section 4.1).
+
+Every random draw has a stream of its own: S starts alike with and without S′, and the two heads differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from twinbud.config.schema import Auxiliary, LayerScale, Method
+from twinbud.core.rng import Stream, stream_seed
+from twinbud.models.families.base import State, TimmModel
+from twinbud.models.selection_io import Selection
+from twinbud.models.student_spec import StudentSpec
+from twinbud.models.widths import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentPair:
+    """The student S, which is trained, and the auxiliary S′, which follows it.
+
+    Attributes:
+        student: S.
+        auxiliary: S′, or None where S learns without one.
+        frozen: Whether S′ stays as it is instead of following S.
+        is_copy: Whether S′ starts as S does.
+    """
+
+    student: TimmModel
+    auxiliary: TimmModel | None
+    frozen: bool = False
+    is_copy: bool = False
+
+
+def build_student_pair(
+    selection: Selection,
+    *,
+    image_size: int,
+    num_classes: int,
+    drop_path: float = 0.0,
+    seed: int = 0,
+    auxiliary: Auxiliary = "other",
+) -> StudentPair:
+    """S and S′ (CM1: S alone) with the weights they inherit and new classifiers.
+
+    Args:
+        selection: What S and S′ inherit; without an auxiliary part, S′ can only be a copy of S.
+        image_size: Side of the images in pixels; the position grid is resampled to it.
+        num_classes: Classes of the new classifiers.
+        drop_path: Stochastic depth of S; S′ never trains.
+        seed: Of the streams ``student-head`` and ``auxiliary-head``.
+        auxiliary: S′ has the ``other`` subset and a classifier of its own (the method), also where it is ``frozen``;
+            as a ``copy`` it starts as all of S, the classifier too; or there is ``none``.
+    """
+
+    def inherit(state: State, head: Stream, drop: float) -> TimmModel:
+        student_spec = selection.student_spec
+        model = student_spec.build(image_size=image_size, num_classes=num_classes, drop_path=drop)
+        model.load_state_dict(student_spec.family.fit_positions(state, model), strict=False)
+        _set_ones(model, [n for n in _tensors(student_spec, model, "layer-scale") if n not in state])
+        _new_classifier(student_spec, model, stream_seed(head, seed))
+        return model
+
+    student = inherit(selection.student_weights, "student-head", drop_path)
+    state, head = (
+        (selection.student_weights, "student-head")
+        if auxiliary == "copy"
+        else (selection.auxiliary_weights, "auxiliary-head")
+    )
+    if state is None or auxiliary == "none":
+        return StudentPair(student=student, auxiliary=None)
+    second = inherit(state, head, 0.0).eval().requires_grad_(False)
+    return StudentPair(student=student, auxiliary=second, frozen=auxiliary == "frozen", is_copy=auxiliary == "copy")
+
+
+def build_baseline(
+    student_spec: StudentSpec,
+    method: Method,
+    *,
+    image_size: int,
+    num_classes: int,
+    drop_path: float = 0.0,
+    seed: int = 0,
+    layer_scale: LayerScale = "one",
+) -> StudentPair:
+    """A randomly initialised student: ``timm`` (CM2), ``xavier`` uniform (CM3) or ``kaiming`` normal (CM4).
+
+    Xavier and Kaiming fill every linear and convolution weight, the classifier's too; biases are zero and norms
+    1/0. LayerScale starts at 1 unless ``layer_scale`` keeps timm's, which switches the blocks off.
+    """
+    body = stream_seed("student", seed)
+    model = student_spec.build(image_size=image_size, num_classes=num_classes, drop_path=drop_path, seed=body)
+    if layer_scale == "one":
+        _set_ones(model, _tensors(student_spec, model, "layer-scale"))
+    if method == "timm":
+        _new_classifier(student_spec, model, stream_seed("student-head", seed))
+    else:
+        _fill(model, method, torch.Generator().manual_seed(body))
+    return StudentPair(student=model, auxiliary=None)
+
+
+def _tensors(student_spec: StudentSpec, model: TimmModel, role: Role) -> list[str]:
+    return [name for name, spec in student_spec.family.specs(model, "interleaved").items() if spec.role == role]
+
+
+@torch.no_grad()
+def _set_ones(model: TimmModel, names: list[str]) -> None:
+    for name in names:
+        model.get_parameter(name).fill_(1.0)
+
+
+@torch.no_grad()
+def _new_classifier(student_spec: StudentSpec, model: TimmModel, seed: int) -> None:
+    """timm's initialisation of a classifier: truncated normal of deviation 0.02, zero bias."""
+    generator = torch.Generator().manual_seed(seed)
+    for name in _tensors(student_spec, model, "classifier"):
+        parameter = model.get_parameter(name)
+        if parameter.dim() > 1:
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+        else:
+            parameter.zero_()
+
+
+@torch.no_grad()
+def _fill(model: TimmModel, method: Method, generator: torch.Generator) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            if method == "xavier":
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            else:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
+            if module.weight is not None:
+                module.weight.fill_(1.0)
+            if module.bias is not None:
+                module.bias.zero_()

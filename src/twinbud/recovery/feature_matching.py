@@ -1,0 +1,179 @@
+"""One step of recovery: a student learns to say what its frozen teacher says of an image, without its label.
+
+Shape legend: B batch, C channels, S image side, L positions, D channels of a residual stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twinbud.config.schema import RecoverTarget
+from twinbud.recovery.channel_map import ChannelMap
+from twinbud.training.optimizer import Optimizer
+
+
+class FeatureMatchingLoss(nn.Module):
+    """How far a student's final tokens are from its teacher's: smooth L1 between them, each layer-normalised.
+
+    Args:
+        channel_map: The student and its teacher, which are not part of this module.
+        target: ``all``: a linear map of the student's tokens, learned beside it and thrown away, against all of the
+            teacher's channels; ``own``: the student's tokens themselves against the channels that it was cut out at.
+        blocks: Whether the residual stream after every block is matched too, always at the student's own channels.
+    """
+
+    def __init__(self, channel_map: ChannelMap, *, target: RecoverTarget, blocks: bool) -> None:
+        super().__init__()
+        names = [pair.name for pair in channel_map.blocks]
+        own = [channel_map.stream_channels(name) for name in names]
+        self.channels: list[torch.Tensor | None] = [*(own if blocks else []), own[-1] if target == "own" else None]
+        self.blocks = blocks
+        self.map: nn.Linear | None = None
+        if target == "all":
+            width = channel_map.plan.widths[channel_map.family.stream_width(names[-1])]
+            self.map = nn.Linear(width.student_size, width.teacher_size, device=channel_map.device)
+            with torch.no_grad():  # starts where the student's channels are the teacher's
+                self.map.weight.zero_()
+                self.map.bias.zero_()
+                self.map.weight[own[-1], torch.arange(width.student_size, device=channel_map.device)] = 1.0
+        self.tokens = channel_map.family.tokens
+
+    def targets(self, streams: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """What the student is to say, from the teacher's streams: (B, L, D) each."""
+        pairs = zip(map(self.tokens, self._places(streams)), self.channels, strict=True)
+        return [normalized(tokens if channels is None else tokens[..., channels]) for tokens, channels in pairs]
+
+    def forward(self, streams: Iterable[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
+        """The loss: of the final tokens the mean over all elements, plus the mean of the same over the blocks."""
+        places = [normalized(self.tokens(stream)) for stream in self._places(streams)]
+        if self.map is not None:
+            places[-1] = self.map(places[-1]).float()
+        *inner, end = [F.smooth_l1_loss(features, target) for features, target in zip(places, targets, strict=True)]
+        return end + torch.stack(inner).mean() if inner else end
+
+    def _places(self, streams: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+        """The streams that are looked at; the others are not held."""
+        return streams if self.blocks else deque(streams, maxlen=1)
+
+
+def normalized(tokens: torch.Tensor) -> torch.Tensor:
+    """Each position to mean 0 and variance 1 over its channels, float32."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+
+
+class RecoveryStep:
+    """Carries a student, the map and the optimiser from one step to the next.
+
+    Args:
+        channel_map: The student, which is changed, and its frozen teacher.
+        feature_matching: The loss.
+        before: What is known of the time before, as tensors by name, to be kept with the rest.
+        weight_decay: AdamW's.
+        layer_decay: See ``Optimizer``.
+        clip_norm: Largest gradient norm, or None.
+        bf16: Whether the networks compute in bf16 autocast.
+        steps_per_epoch: Lets errors name epoch and batch.
+    """
+
+    def __init__(
+        self,
+        channel_map: ChannelMap,
+        feature_matching: FeatureMatchingLoss,
+        *,
+        before: Mapping[str, torch.Tensor],
+        weight_decay: float,
+        layer_decay: float,
+        clip_norm: float | None,
+        bf16: bool,
+        steps_per_epoch: int,
+    ) -> None:
+        self.channel_map, self.feature_matching, self.before, self.bf16 = (
+            channel_map,
+            feature_matching,
+            dict(before),
+            bf16,
+        )
+        networks: dict[str, nn.Module] = {"student": channel_map.student}
+        if feature_matching.map is not None:
+            networks["map"] = feature_matching.map
+        self.optimizer = Optimizer(
+            networks,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            clip_norm=clip_norm,
+            steps_per_epoch=steps_per_epoch,
+            advice="lower --recover-learning-rate",
+        )
+
+    def __call__(self, images_BCSS: torch.Tensor, learning_rate: float) -> torch.Tensor:
+        """Take one step.
+
+        Args:
+            images_BCSS: Normalised float32 images, one view that student and teacher share.
+            learning_rate: Of this step.
+
+        Returns:
+            The loss before the update, on the device.
+
+        Raises:
+            TwinbudError: See ``Optimizer.step``.
+        """
+        optimizer, channel_map = self.optimizer, self.channel_map
+        optimizer.set_rate(learning_rate)
+        with torch.autocast(optimizer.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                targets = self.feature_matching.targets(channel_map.teacher_streams(images_BCSS))
+            loss = self.feature_matching(channel_map.student_streams(images_BCSS), targets)
+        optimizer.step(loss)
+        optimizer.num_steps += 1
+        return loss.detach()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken so far."""
+        return self.optimizer.num_steps
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See ``Optimizer.tensors``."""
+        return {**self.optimizer.tensors(), **self.before}
+
+    def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+        """See ``Optimizer.restore``."""
+        self.before = {name: tensors[name] for name in self.before}
+        self.optimizer.restore(tensors, num_steps)
+
+    def check(self) -> None:
+        """See ``Optimizer.check``."""
+        self.optimizer.check()
+
+
+class LossMean:
+    """The sum of an epoch's losses, kept on the device.
+
+    Args:
+        device: Where the steps are taken.
+        state: What ``state`` gave in the middle of this epoch; empty at its start.
+    """
+
+    def __init__(self, device: torch.device, state: tuple[float, ...]) -> None:
+        total, self.count = state or (0.0, 0)
+        self.total = torch.tensor(total, dtype=torch.float64, device=device)
+
+    def state(self) -> tuple[float, ...]:
+        """What a checkpoint needs to go on from here."""
+        return (self.total.item(), self.count)
+
+    def add(self, loss: torch.Tensor, size: int) -> None:
+        """Count a step of ``size`` images."""
+        self.total += loss.double() * size
+        self.count += size
+
+    def means(self) -> dict[str, Any]:
+        """The mean over the images so far, as an ``EpochRecord`` names it."""
+        return {"loss": self.total.item() / self.count}

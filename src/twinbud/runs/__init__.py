@@ -1,0 +1,1 @@
+"""One run: pipeline, run folder, resume, inference, demo."""

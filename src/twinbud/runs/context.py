@@ -1,0 +1,69 @@
+"""What a run knows before its first step, and how its images are opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from twinbud.config.schema import RunConfig
+from twinbud.core.cache import cache_folder
+from twinbud.core.progress import Progress
+from twinbud.data.image_store import ImageStore, load_image_store
+from twinbud.data.index import ImageIndex
+from twinbud.data.pixel_cache import PixelCache
+from twinbud.data.source import read_index
+from twinbud.data.split import Split
+from twinbud.models.initialization import Initialization
+from twinbud.models.student_pair import StudentPair
+from twinbud.models.teacher import TeacherCard
+from twinbud.runs.resource_cache import ResourceCache, images_key, source_key
+from twinbud.training.amp import PrecisionChoice
+from twinbud.training.compile import Compilation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that is known before the first step: resolved settings, images, split, student and auxiliary."""
+
+    config: RunConfig
+    image_index: ImageIndex
+    image_store: ImageStore
+    split: Split
+    initialization: Initialization
+    teacher: TeacherCard | None
+    """To recover from, if that is asked for."""
+    student_pair: StudentPair
+    device: torch.device
+    precision: PrecisionChoice
+    compilation: Compilation
+
+
+def list_images(config: RunConfig, resource_cache: ResourceCache) -> ImageIndex:
+    """The images of the run's source, not opened yet."""
+    return resource_cache.once("index", source_key(config), lambda: read_index(config.data))
+
+
+def open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> tuple[ImageIndex, ImageStore]:
+    """The images that can be read, and their pixels."""
+    return resource_cache.once(
+        "images", images_key(config), lambda: decode_images(list_images(config, resource_cache), config, progress)
+    )
+
+
+def decode_images(image_index: ImageIndex, config: RunConfig, progress: Progress) -> tuple[ImageIndex, ImageStore]:
+    """Decode every image once, under a bar."""
+    size = config.training.image_size
+    cache = PixelCache(cache_folder() / "pixels", size) if config.pixel_cache else None
+    with progress.bar("decoding", len(image_index.rows)) as advance:
+        decoded = load_image_store(
+            image_index,
+            image_size=size,
+            max_megapixels=config.data.max_megapixels,
+            skip_broken=config.data.skip_broken,
+            cache=cache,
+            on_progress=advance,
+        )
+    if cache is not None and cache.trouble is not None:
+        progress.note(cache.trouble)
+    return decoded

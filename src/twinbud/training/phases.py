@@ -1,0 +1,9 @@
+"""Names of the phases of a run that come before its last one; each has a checkpoint folder of its own."""
+
+from __future__ import annotations
+
+FIRST_PHASE = "first-phase"
+"""Training of the frozen S′ of ``tf-kd-self`` (``training.two_phase``)."""
+RECOVERY_PHASES = {"student": "recovery-student", "auxiliary": "recovery-auxiliary"}
+"""Recovery of S and of S′ (``recovery.stage``)."""
+PHASES = (FIRST_PHASE, *RECOVERY_PHASES.values())

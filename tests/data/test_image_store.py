@@ -1,0 +1,142 @@
+"""Images are decoded once, kept small, and the broken ones are never dropped in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twinbud.config.schema import DataConfig
+from twinbud.core.errors import TwinbudError
+from twinbud.data import image_store as image_store_module
+from twinbud.data.formats.raster import BrokenImageError, decode, resize
+from twinbud.data.image_store import ImageStore, load_image_store, load_images
+from twinbud.data.index import IgnoredFile, ImageIndex
+from twinbud.data.source import read_index
+
+
+@pytest.fixture
+def image_index(tmp_path: Path) -> ImageIndex:
+    generator = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            shape = (20, 30, 3) if number % 2 else (20, 30)
+            image = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+            image.save(tmp_path / label / f"{number}.png")
+    return read_index(DataConfig(data=str(tmp_path)))
+
+
+def load(image_index: ImageIndex, *, skip_broken: bool = False) -> tuple[ImageIndex, ImageStore]:
+    return load_image_store(image_index, image_size=16, max_megapixels=1, skip_broken=skip_broken)
+
+
+def test_tensor_gathers_resized_images_in_the_order_asked(image_index: ImageIndex) -> None:
+    _, pixels = load(image_index)
+    batch = pixels.tensor([5, 0, 0])
+    assert batch.shape == (3, 3, 16, 16)
+    assert batch.dtype == torch.uint8
+    assert batch.is_contiguous()
+    for place, index in enumerate([5, 0, 0]):
+        image = decode(image_index.rows[index].file, name="", max_megapixels=1)
+        np.testing.assert_array_equal(batch[place].permute(1, 2, 0).numpy(), resize(image, 16))
+    assert pixels.tensor([]).shape == (0, 3, 16, 16)
+
+
+def test_grey_images_are_kept_as_one_channel(image_index: ImageIndex) -> None:
+    _, pixels = load(image_index)
+    assert [len(image) for image in pixels.channels if isinstance(image, torch.Tensor)] == [1, 3, 1, 3] * 2
+    assert len(pixels) == len(pixels.digests) == 8
+
+
+def test_every_image_is_decoded_exactly_once(image_index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def counting(source: Path | bytes, *, name: str, max_megapixels: float) -> np.ndarray:
+        decoded.append(name)
+        return decode(source, name=name, max_megapixels=max_megapixels)
+
+    monkeypatch.setattr(image_store_module, "decode", counting)
+    load(image_index)
+    assert sorted(decoded) == [row.path for row in image_index.rows]
+
+
+def test_progress_counts_up_to_all(image_index: ImageIndex) -> None:
+    seen: list[int] = []
+    load_image_store(
+        image_index,
+        image_size=8,
+        max_megapixels=1,
+        skip_broken=False,
+        on_progress=seen.append,
+    )
+    assert seen == list(range(1, 9))
+
+
+def test_a_broken_image_stops_and_is_named(image_index: ImageIndex) -> None:
+    image_index.rows[2].file.write_bytes(b"")
+    with pytest.raises(BrokenImageError, match=r"^a/2\.png: .* got an empty file .*--skip-broken"):
+        load(image_index)
+
+
+def test_an_image_that_vanishes_stops_and_is_named(image_index: ImageIndex) -> None:
+    image_index.rows[2].file.unlink()
+    with pytest.raises(BrokenImageError, match=r"^a/2\.png: .* got no file"):
+        load(image_index)
+
+
+def test_several_broken_images_are_one_error_with_their_number(image_index: ImageIndex) -> None:
+    for row in image_index.rows[1:5]:
+        row.file.write_bytes(b"no image")
+    with pytest.raises(BrokenImageError) as caught:
+        load(image_index)
+    assert str(caught.value) == (
+        "a/1.png (a file of another kind), a/2.png (a file of another kind), a/3.png (a file of another kind) "
+        "and 1 more: expected images that can be read, got 4 of 8 that cannot be used. "
+        "Mend or remove them, or give --skip-broken to leave them out and list them."
+    )
+
+
+def test_skipped_images_leave_the_catalog_and_are_listed(image_index: ImageIndex) -> None:
+    image_index.rows[2].file.write_bytes(b"")
+    kept, pixels = load(image_index, skip_broken=True)
+    assert kept.ignored == (IgnoredFile(path="a/2.png", reason="an empty file (0 bytes)"),)
+    assert [row.path for row in kept.rows] == [row.path for row in image_index.rows if row.path != "a/2.png"]
+    whole = load(ImageIndex(source="", rows=kept.rows, classes=kept.classes))[1]
+    assert pixels.digests == whole.digests
+    assert torch.equal(pixels.tensor(range(7)), whole.tensor(range(7)))
+
+
+def test_a_class_must_keep_two_images_when_broken_ones_are_skipped(image_index: ImageIndex) -> None:
+    for row in image_index.rows[:3]:
+        row.file.write_bytes(b"")
+    with pytest.raises(TwinbudError, match=r"at least two images a class .* got 'a' with 1"):
+        load(image_index, skip_broken=True)
+
+
+def test_a_class_of_which_nothing_can_be_read_is_not_forgotten(image_index: ImageIndex) -> None:
+    for row in image_index.rows[:4]:
+        row.file.write_bytes(b"")
+    with pytest.raises(TwinbudError, match="got 'a' with 0"):
+        load(image_index, skip_broken=True)
+
+
+def test_images_to_predict_take_the_same_way(image_index: ImageIndex) -> None:
+    files = [row.file for row in image_index.rows]
+    pixels, broken = load_images(files, image_size=16, max_megapixels=1, skip_broken=False)
+    assert broken == {}
+    assert torch.equal(pixels.tensor([0, 5]), load(image_index)[1].tensor([0, 5]))
+    files[1].write_bytes(b"")
+    pixels, broken = load_images(files, image_size=16, max_megapixels=1, skip_broken=True)
+    assert broken == {1: "an empty file (0 bytes)"}
+    assert len(pixels) == 7
+
+
+def test_nothing_readable_at_all_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.touch()
+    with pytest.raises(BrokenImageError, match=r"a\.png: .* got an empty file"):
+        load_images([file], image_size=16, max_megapixels=1, skip_broken=True)

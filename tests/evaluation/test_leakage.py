@@ -1,0 +1,82 @@
+"""A run is measured on nothing that it learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from twinbud.core.errors import TwinbudError
+from twinbud.data.image_store import ImageStore
+from twinbud.data.index import ImageIndex, ImageRow
+from twinbud.data.split import SplitRow
+from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
+
+
+def catalog_of(*names: str, patients: dict[str, str] | None = None) -> ImageIndex:
+    rows = [ImageRow(path=name, file=Path(name), label="a", patient_id=(patients or {}).get(name)) for name in names]
+    return ImageIndex(source="data", rows=tuple(rows), classes=("a", "b"), to_train=False)
+
+
+def pixels_of(*digests: str) -> ImageStore:
+    return ImageStore(image_size=1, digests=digests, channels=tuple(torch.zeros(1, 1, 1) for _ in digests))
+
+
+def split_row(name: str, digest: str | None, split: Any = "train", **values: Any) -> SplitRow:
+    row = {"label": "a", "patient_id": None, "labelled": split == "train", **values}
+    return SplitRow(image_path=name, split=split, digest=digest, **row)
+
+
+def left_out(image_index: ImageIndex, image_store: ImageStore, split: list[SplitRow]) -> dict[str, str]:
+    kept, theirs = never_learned_from(image_index, image_store, split)
+    assert len(kept.rows) == len(theirs)
+    return {file.path: file.reason for file in kept.ignored}
+
+
+def test_unlabelled_training_images_are_left_out_like_the_labelled() -> None:
+    """Their labels were not used, but which images are unlabelled is chance, and a later run may use them."""
+    split = [split_row("1", "one"), split_row("2", "two", labelled=False), split_row("3", "three", "test")]
+    found = left_out(catalog_of("x", "y", "z"), pixels_of("one", "two", "three"), split)
+    assert found == dict.fromkeys(("x", "y"), "identical to a training image of the run")
+
+
+def test_other_images_of_a_training_patient_are_left_out_and_of_a_test_patient_kept() -> None:
+    split = [
+        split_row("1", "one", patient_id="P1"),
+        split_row("2", "two", "test", patient_id="P2"),
+        split_row("3", "three", "val", patient_id="P3"),
+        split_row("4", "four"),
+    ]
+    patients = {"x": "P1", "y": "P2", "z": "P3"}
+    found = left_out(catalog_of("w", "x", "y", "z", patients=patients), pixels_of("5", "6", "7", "8"), split)
+    assert found == {"x": "of patient 'P1', whom the run was trained on"}
+
+
+def test_images_without_a_known_patient_on_either_side_are_kept() -> None:
+    assert left_out(catalog_of("x"), pixels_of("9"), [split_row("1", "one"), split_row("2", None)]) == {}
+
+
+def test_nothing_left_to_measure_on_is_an_error() -> None:
+    with pytest.raises(TwinbudError, match="expected images that the run was not trained on, got none"):
+        never_learned_from(catalog_of("x"), pixels_of("one"), [split_row("1", "one")])
+
+
+def test_images_that_changed_are_named_and_those_without_a_checksum_are_not() -> None:
+    split = [split_row("a", "1", "test"), split_row("b", "2", "test"), split_row("c", None, "test")]
+    assert changed_images(catalog_of("a", "b", "c"), pixels_of("1", "3", "4"), split) == ["b"]
+
+
+def test_the_own_test_part_is_what_was_held_out_and_all_of_it() -> None:
+    split = [split_row("a", "1"), split_row("b", "2", "test"), split_row("c", "3", "val")]
+    assert [row.path for row in own_test_part(catalog_of("a", "b", "c"), split).rows] == ["b"]
+    with pytest.raises(TwinbudError, match="expected the images that the run was tested on, got none at b"):
+        own_test_part(catalog_of("a", "c"), split)
+
+
+def test_a_moved_set_is_known_by_its_paths() -> None:
+    split = [split_row("a", "1"), split_row("b", "2", "test")]
+    assert has_the_paths(catalog_of("a", "b"), split)
+    assert not has_the_paths(catalog_of("a"), split)
+    assert not has_the_paths(catalog_of("a", "b", "c"), split)

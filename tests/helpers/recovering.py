@@ -1,0 +1,79 @@
+"""Small students beside the teachers that they were cut out of."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.builders import CONVNEXT, VIT, save_teacher
+from twinbud.models.selection import PairRole
+from twinbud.models.selection_io import select
+from twinbud.models.student_pair import build_student_pair
+from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.recovery.channel_map import ChannelMap
+from twinbud.recovery.least_squares import RefitBatch
+
+TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", {"init_values": 0.5, **VIT}),
+    "plain vit": ("vit_tiny_patch16_224", VIT),
+    "distilled vit": ("deit_tiny_distilled_patch16_224", VIT),
+    "vit with registers": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 2}),
+    "vit with query norms": ("vit_tiny_patch16_224", {**VIT, "qk_norm": True}),
+    "pooled vit": ("vit_tiny_patch16_224", {**VIT, "global_pool": "avg", "class_token": False}),
+    "response norms": ("convnextv2_atto", CONVNEXT),
+    "convnext": ("convnext_tiny", {"depths": [2, 2, 3, 2], "dims": CONVNEXT["dims"]}),
+    "convolutions": ("convnext_tiny", {**CONVNEXT, "conv_mlp": True}),
+}
+
+
+def batches(size: int, seed: int = 0, count: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def refit_batches(size: int) -> list[RefitBatch]:
+    """Three batches, one of them held out."""
+    return [RefitBatch(batch, is_held_out=number == 0) for number, batch in enumerate(batches(size, count=3))]
+
+
+def beside(folder: Path, kind: str, pair_role: PairRole = "student", **settings: Any) -> ChannelMap:
+    """A selected student and its teacher, as the stage puts them side by side."""
+    architecture, arguments = TEACHERS[kind]
+    card = read_teacher_card(save_teacher(folder / kind, architecture, **arguments))
+    selection = select(card, **settings)
+    size = image_size(kind)
+    student_pair = build_student_pair(selection, image_size=size, num_classes=2)
+    family = selection.student_spec.family
+    network = student_pair.student if pair_role == "student" else student_pair.auxiliary
+    assert network is not None
+    return ChannelMap(
+        student=network.eval(),
+        teacher=open_teacher_at(card, family, size),
+        family=family,
+        plan=selection.plan,
+        pair_role=pair_role,
+    )
+
+
+def image_size(kind: str) -> int:
+    return 28 if "vit" in kind else 64
+
+
+def whole(folder: Path) -> ChannelMap:
+    """A teacher beside a student that is all of it."""
+    pair = beside(folder, "plain vit")
+    widths = {
+        name: replace(width, student_size=width.teacher_size, student_indices=tuple(range(width.teacher_size)))
+        for name, width in pair.plan.widths.items()
+    }
+    return ChannelMap(
+        student=copy.deepcopy(pair.teacher).requires_grad_(True),
+        teacher=pair.teacher,
+        family=pair.family,
+        plan=replace(pair.plan, widths=widths),
+        pair_role="student",
+    )

@@ -1,0 +1,154 @@
+"""Small studies for the tests: recipes of runs that take a second, and records made up without any run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from helpers.builders import save_images, save_vit_teacher
+from twinbud.config.loading import settings_of
+from twinbud.study.grid import checked_config, plan_cells
+from twinbud.study.recipe import Recipe
+from twinbud.study.run_id import make_run_id, run_facts
+from twinbud.study.store import RunStore
+
+SETTINGS = {"threads": 1, "precision": "float32", "image_size": 28, "batch_size": 8, "epochs": 2}
+
+
+def recipe_content(teacher: str, **changes: Any) -> dict[str, Any]:
+    """Two methods and two samplings on one set; ``changes`` replace whole keys, None drops one."""
+    content = {
+        "title": "A small study",
+        "pairs": {"tiny": {"teacher": teacher, "student": "half"}},
+        "grid": {
+            "data": ["shades"],
+            "pair": ["tiny"],
+            "method": ["dual", "selection"],
+            "fraction": [1.0],
+            "sampling": 2,
+        },
+        "settings": SETTINGS,
+        "baseline": {"method": "selection"},
+    }
+    return {name: value for name, value in {**content, **changes}.items() if value is not None}
+
+
+def save_recipe(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write a recipe."""
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def save_material(folder: Path) -> tuple[Path, str]:
+    """Images of three shades, and a small teacher."""
+    images = save_images(folder / "images", {"dark": 10, "grey": 10, "light": 10})
+    return images, save_vit_teacher(folder / "teacher")
+
+
+def study_process(recipe: Path, images: Path, runs: Path, *words: object) -> subprocess.Popen[str]:
+    """``twinbud study`` in a session of its own, as a terminal would start it."""
+    command = [sys.executable, "-m", "twinbud", "study", str(recipe), "--data", f"shades={images}"]
+    return subprocess.Popen(
+        [*command, "--runs", str(runs), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that a study has started, as far as they still are."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    except OSError:
+        return []
+    return [pid for pid, line in lines.items() if b"spawn_main" in line]
+
+
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record but for what may differ between two doings of one run: time, memory, where."""
+    cost = {name: record["cost"][name] for name in ("num_train", "num_steps", "epochs")}
+    return {name: record[name] for name in ("facts", "classes", "metrics")} | {"cost": cost}
+
+
+def make_up_records(
+    recipe: Recipe,
+    folder: RunStore,
+    *,
+    images: Mapping[str, Mapping[str, Any]],
+    accuracy: Mapping[str, float],
+    missing: Sequence[tuple[str, int]] = (),
+    failed: Sequence[tuple[str, int]] = (),
+    profile: Any = None,
+) -> None:
+    """Fill a runs folder as a study would, with accuracies drawn around those given for each method.
+
+    Args:
+        recipe: Its runs.
+        folder: Where to.
+        images: Of each named set, ``num_images`` and ``classes``.
+        accuracy: Of each method.
+        missing: Methods and samplings without a record.
+        failed: Such of them as failed.
+        profile: Instead of the recipe's.
+    """
+    folder.create()
+    sets = {name: {"fingerprint": f"fingerprint of {name}", **description} for name, description in images.items()}
+    folder.agree_on_images(sets)
+    requested = []
+    for cell in plan_cells(recipe, profile=profile):
+        config, at = checked_config(cell.settings), cell.coordinates
+        facts = _facts(cell.settings, f"fingerprint of {cell.data}")
+        is_default = cell.default is not None and facts == _facts(cell.default, f"fingerprint of {cell.data}")
+        run_id = make_run_id(facts)
+        requested.append(
+            {
+                "identity": run_id,
+                "profile": profile or recipe.profile,
+                "coordinates": dict(at),
+                "is_default": is_default,
+            }
+        )
+        if (at["method"], at["sampling"]) in failed:
+            folder.fail(run_id, "step 3: expected a finite loss, got nan.")
+        if (at["method"], at["sampling"]) in (*missing, *failed) or folder.is_done(run_id):
+            continue
+        generator = random.Random(f"{at['sampling']} {run_id}")
+        classes = list(images[cell.data]["classes"])
+        value = accuracy[at["method"]] + generator.uniform(-0.02, 0.02)
+        metrics = dict.fromkeys(("accuracy", "balanced_accuracy", "auroc_macro"), value)
+        counts = [[7 if row == column else 1 for column in classes] for row in classes]
+        cost = {
+            "num_train": 56, "num_steps": 600, "epochs": config.training.epochs, "train_seconds": 100.0,
+            "images_per_second": 50.0, "peak_memory_mib": 1000.0, "memory_before_training_mib": 500.0,
+        }  # fmt: skip
+        environment = {"device_name": "A processor", "num_workers": 1, "precision": "float32"}
+        folder.write(
+            run_id,
+            {
+                "facts": facts,
+                "settings": {name: value for name, value in settings_of(config).items() if name != "data"},
+                "classes": classes,
+                "metrics": {**metrics, "confusion_matrix": counts},
+                "cost": cost,
+                "environment": {**environment, "packages": {"torch": "2"}},
+            },
+        )
+    folder.ask_for(recipe.name, recipe.digest, requested)
+
+
+def _facts(settings: Mapping[str, Any], images: str) -> dict[str, Any]:
+    from twinbud.models.families.vit import ViTFamily
+
+    config = checked_config(settings)
+    return run_facts(config, images=images, teacher=config.model.teacher or "", family=ViTFamily())

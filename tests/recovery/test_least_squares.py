@@ -1,0 +1,193 @@
+"""Least squares gives a student's layers back what the teacher says at the student's channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers.builders import CONVNEXT, save_teacher
+from helpers.recovering import TEACHERS, batches, beside, image_size, refit_batches, whole
+from twinbud.models.selection import PairRole
+from twinbud.models.selection_io import select
+from twinbud.models.student_pair import build_student_pair
+from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.recovery.channel_map import ChannelMap
+from twinbud.recovery.least_squares import (
+    RIDGES,
+    NormalEquations,
+    fit_layer,
+    input_rows,
+    matrix,
+    put_matrix,
+    refit_layers,
+)
+
+
+def distance(pair: ChannelMap, images: torch.Tensor) -> float:
+    """How far the stream after the last block is from the teacher's at the student's channels."""
+    with torch.no_grad():
+        *_, ours, _ = pair.student_streams(images)
+        *_, theirs, _ = pair.teacher_streams(images)
+    targets = pair.family.tokens(theirs)[..., pair.stream_channels(pair.blocks[-1].name)]
+    return float((pair.family.tokens(ours) - targets).square().mean() / targets.var())
+
+
+@pytest.mark.parametrize("pair_role", ["student", "auxiliary"])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_reconstructed_student_is_nearer_to_its_teacher_also_on_images_it_has_not_seen(
+    kind: str, pair_role: PairRole, tmp_path: Path
+) -> None:
+    pair = beside(tmp_path, kind, pair_role)
+    before = distance(pair, *batches(image_size(kind), seed=1, count=1))
+    fits = refit_layers(pair, refit_batches(image_size(kind)))
+    assert distance(pair, *batches(image_size(kind), seed=1, count=1)) < 0.7 * before
+    assert sum(fit.after > fit.before for fit in fits) > 0.9 * len(fits)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rule": "consecutive"}, {"rule": "random", "seed": 3}, {"attention": "heads"}, {"swap_roles": True}]
+)
+def test_it_does_so_whatever_was_selected(settings: dict[str, Any], tmp_path: Path) -> None:
+    pair, (unseen,) = beside(tmp_path, "vit", **settings), batches(28, seed=1, count=1)
+    before = distance(pair, unseen)
+    refit_layers(pair, refit_batches(28))
+    assert distance(pair, unseen) < 0.7 * before
+
+
+def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: Path) -> None:
+    done: list[int] = []
+    fits = refit_layers(beside(tmp_path, "vit"), refit_batches(28), on_layer=done.append)
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert [fit.layer for fit in fits] == [f"blocks.{number}.{part}" for number in range(2) for part in parts]
+    assert done == list(range(1, 9))
+    convnext = [fit.layer for fit in refit_layers(beside(tmp_path, "convnext"), refit_batches(64))]
+    assert convnext[4:7] == ["stages.1.downsample.1", "stages.1.blocks.0.mlp.fc1", "stages.1.blocks.0.mlp.fc2"]
+    assert len(convnext) == 2 * 9 + 3
+
+
+def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(tmp_path: Path) -> None:
+    pair = whole(tmp_path)
+    start = {name: tensor.clone() for name, tensor in pair.student.state_dict().items()}
+    fits = refit_layers(pair, refit_batches(28))
+    assert all(fit.before == pytest.approx(1, abs=1e-4) for fit in fits)
+    for name, tensor in pair.student.state_dict().items():
+        assert torch.allclose(tensor, start[name], atol=1e-4), name
+
+
+def rows_of_data(count: int, seed: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and what one linear map makes of them, the same for every seed, but for noise."""
+    generator, truth = (torch.Generator().manual_seed(number) for number in (seed, 99))
+    inputs = torch.randn(count, 6, generator=generator)
+    return inputs, inputs @ torch.randn(6, 4, generator=truth) + noise * torch.randn(count, 4, generator=generator)
+
+
+def equations_of(layer: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> NormalEquations:
+    """Summed in two parts."""
+    equations, half = NormalEquations(layer), len(inputs) // 2
+    equations.add(inputs[:half], targets[:half])
+    equations.add(inputs[half:], targets[half:])
+    return equations
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.3])
+def test_the_solution_is_that_of_ridge_regression_towards_the_weights_before(ridge: float) -> None:
+    """Against NumPy's least squares on the same problem written out: rows of data above rows of the prior."""
+    layer, (inputs, targets) = nn.Linear(6, 4), rows_of_data(50, seed=0)
+    start = matrix(layer).double().detach()
+    rows = np.concatenate([inputs.double().numpy(), np.ones((50, 1))], axis=1)
+    prior = np.sqrt(ridge * np.square(rows).sum(axis=0).mean()) * np.eye(7)
+    stacked = np.concatenate([rows, prior])
+    stacked_targets = np.concatenate([targets.double().numpy(), prior @ start.numpy()])
+    expected = np.linalg.lstsq(stacked, stacked_targets, rcond=None)[0]
+    equations = equations_of(layer, inputs, targets)
+    found = equations.solve(start, ridge)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    error = np.square(rows @ expected - targets.numpy()).sum()
+    explained = 1 - error / (targets.double().numpy().var(axis=0) * 50).sum()
+    assert equations.explained(found) == pytest.approx(explained, abs=1e-6)
+
+
+def test_the_ridge_is_the_one_that_unseen_rows_ask_for_and_they_are_learned_from_in_the_end() -> None:
+    layer = nn.Linear(6, 4)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    start = matrix(layer).double().detach()
+    few, many = rows_of_data(8, seed=1, noise=1.0), rows_of_data(400, seed=2)
+    learned, held_out = equations_of(layer, *few), equations_of(layer, *many)
+    by_hand = {ridge: held_out.explained(learned.solve(start, ridge)) for ridge in RIDGES}
+    with torch.no_grad():
+        before, after, ridge = fit_layer(layer, learned, held_out)
+    assert before == held_out.explained(start)
+    assert (ridge, after) == max(by_hand.items(), key=lambda pair: pair[1])
+    assert min(RIDGES) < ridge < max(RIDGES)
+    together = equations_of(layer, *(torch.cat(pair) for pair in zip(few, many, strict=True)))
+    assert torch.allclose(matrix(layer).double(), together.solve(start, ridge), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (2, 5, 6)),
+        (nn.Linear(6, 4, bias=False), (2, 3, 3, 6)),
+        (nn.Conv2d(6, 4, kernel_size=2, stride=2), (2, 6, 8, 8)),
+        (nn.Conv2d(6, 4, kernel_size=1), (2, 6, 3, 3)),
+    ],
+)
+def test_a_layer_is_a_matrix_on_the_rows_of_its_input(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    inputs = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    rows, weights = input_rows(layer, inputs), matrix(layer).clone()
+    if len(weights) > rows.shape[1]:
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    outputs = layer(inputs)
+    outputs = outputs.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else outputs
+    assert torch.allclose(rows @ weights, outputs.flatten(0, -2), atol=1e-5)
+    with torch.no_grad():
+        put_matrix(layer, 2 * weights)
+    assert torch.allclose(matrix(layer), 2 * weights)
+
+
+def test_layer_scale_stays_as_it_is_and_is_made_up_for() -> None:
+    """The layer times the scale is the fit; where the scale is 0, the layer stays as it was."""
+    plain, scaled = nn.Linear(6, 4), nn.Linear(6, 4)
+    scale = torch.tensor([0.5, -2.0, 1.0, 0.0])
+    with torch.no_grad():
+        put_matrix(plain, matrix(scaled) * scale)
+        before = matrix(scaled).clone()
+        learned, held_out = (equations_of(plain, *rows_of_data(50, seed)) for seed in (0, 1))
+        without = fit_layer(plain, learned, held_out)
+        within = fit_layer(scaled, learned, held_out, scale)
+    assert within == pytest.approx(without)
+    assert torch.allclose(matrix(scaled)[:, :3] * scale[:3], matrix(plain)[:, :3], atol=1e-6)
+    assert torch.equal(matrix(scaled)[:, 3], before[:, 3])
+
+
+def test_a_shallower_students_last_block_answers_for_the_rest_of_its_teacher(tmp_path: Path) -> None:
+    pair = beside(tmp_path, "convnext")
+    lengths = {block.name: len(block.teacher) for block in pair.blocks}
+    assert lengths["stages.2.blocks.2"] == 1
+    deep = save_teacher(tmp_path / "deep", "convnext_tiny", dims=CONVNEXT["dims"], depths=[3, 2, 9, 2])
+    card = read_teacher_card(deep)
+    selection = select(card)
+    student = build_student_pair(selection, image_size=64, num_classes=2).student
+    family = selection.student_spec.family
+    pair = ChannelMap(
+        student=student,
+        teacher=open_teacher_at(card, family, 64),
+        family=family,
+        plan=selection.plan,
+        pair_role="student",
+    )
+    lengths = {block.name: len(block.teacher) for block in pair.blocks}
+    assert (lengths["stages.0.blocks.0"], lengths["stages.0.blocks.1"], lengths["stages.2.blocks.5"]) == (1, 2, 4)
+    assert sum(lengths.values()) == 3 + 16
+    with torch.no_grad():
+        *_, end, _ = pair.teacher_streams(batches(64)[0])
+        assert torch.allclose(end, pair.teacher.stages(pair.teacher.stem(batches(64)[0])), atol=1e-5)
+    before = distance(pair, batches(64)[0])
+    refit_layers(pair, refit_batches(64))
+    assert distance(pair, batches(64)[0]) < 0.7 * before

@@ -1,0 +1,269 @@
+"""Recovery as a stage of a run: which images it may see, what it leaves behind, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from helpers.builders import save_teacher, save_vit_teacher
+from helpers.command import SMALL, refusal, train, trained
+from helpers.command import twinbud as command
+from twinbud.models.teacher import open_teacher_at
+from twinbud.recovery import stage, teacher_provider
+from twinbud.recovery.feature_matching import RecoveryStep
+from twinbud.training.train_step import TrainingStep
+
+RECOVER = ("--recover", "labelled", "--recover-epochs", 1, "--recover-batch-size", 8)
+MEAN, STD = 0.5, 0.2
+"""Of the small teachers' first channel."""
+
+
+def split_of(run: Path) -> list[dict[str, str]]:
+    with (run / "split.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def plain_images(folder: Path) -> Path:
+    """40 images, each of a grey value of its own that no crop and no mirror changes."""
+    for number in range(40):
+        path = folder / ("even" if number % 2 == 0 else "odd") / f"{5 * number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 5 * number).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("develop", [False, True])
+@pytest.mark.parametrize("recover", ["labelled", "unlabelled"])
+def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_test_part(
+    recover: str, develop: bool, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: set[str] = set()
+
+    def watched(*words: Any) -> Any:
+        teacher = open_teacher_at(*words)
+        teacher.patch_embed.register_forward_pre_hook(
+            lambda _, given: shown.update(f"{round(255 * (STD * float(i[0, 0, 0]) + MEAN)):03d}" for i in given[0])
+        )
+        return teacher
+
+    monkeypatch.setattr(teacher_provider, "open_teacher_at", watched)
+    words = (*RECOVER, "--recover", recover, "--fraction", 0.3, *(["--develop"] if develop else []))
+    run = trained(plain_images(tmp_path / "data"), shared_teacher, tmp_path / "run", *words)
+    rows = split_of(run)
+    may_see = {
+        Path(row["image_path"]).stem
+        for row in rows
+        if (row["labelled"] == "1" if recover == "labelled" else row["split"] == "train")
+    }
+    shown.remove("128")  # a blank, whose positions are counted; no image has this value
+    assert shown == may_see
+    assert metrics_of(run)["recover_num_images"] == len(shown)
+    assert {row["split"] for row in rows} == ({"train", "test", "closed"} if develop else {"train", "test"})
+    assert ("of the test part stay closed" in (run / "report.html").read_text(encoding="utf-8")) == develop
+    answer = command("evaluate", run)
+    assert ("fifth of the training part that the run held out" in answer.out + answer.err) == develop
+
+
+def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *RECOVER)
+    plain = trained(shared_images, shared_teacher, tmp_path / "plain")
+    assert weights(run) != weights(plain)
+    content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    assert content.keys() == {"student", "auxiliary"}
+    assert [epoch["epoch"] for epoch in content["student"]["epochs"]] == [1]
+    assert all(layer.keys() == {"layer", "before", "after", "ridge"} for layer in content["student"]["layers"])
+    metrics = metrics_of(run)
+    assert (metrics["recover_num_images"], metrics["recover_num_passes"]) == (24, 48)
+    assert (metrics["recover_num_views"], metrics["recover_num_views_asked"]) == (24, 24)
+    assert metrics["recover_seconds"] > 0
+    assert metrics["num_steps"] == metrics_of(plain)["num_steps"] + 2 * 3
+    assert metrics["num_passes"] == metrics_of(plain)["num_passes"] + 48
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Recovery</dt>" in page
+    steps = metrics["num_steps"] - metrics["recover_num_steps"]
+    assert f"<dd>1 epochs, {steps} steps of 8</dd>" in page
+    assert "<dt>Recovery</dt>" not in (plain / "report.html").read_text(encoding="utf-8")
+    answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert weights(run) == weights(tmp_path / "again")
+
+
+@pytest.mark.parametrize("auxiliary", ["other", "copy", "frozen", "none"])
+def test_recovery_goes_with_every_auxiliary(
+    auxiliary: str, shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *RECOVER, "--auxiliary", auxiliary)
+    student_pair = {"student", "auxiliary"} if auxiliary in ("other", "frozen") else {"student"}
+    assert json.loads((run / "recovery.json").read_text(encoding="utf-8")).keys() == student_pair
+
+
+def test_a_convnext_recovers_its_map(shared_images: Path, tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
+    size = ("--image-size", 64)
+    run = trained(shared_images, teacher, tmp_path / "run", *RECOVER, *size, "--recover-blocks")
+    layers = json.loads((run / "recovery.json").read_text(encoding="utf-8"))["student"]["layers"]
+    assert {"stages.1.downsample.1", "stages.3.blocks.1.mlp.fc2"} <= {layer["layer"] for layer in layers}
+
+
+def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    direct = trained(shared_images, shared_teacher, tmp_path / "direct", *RECOVER)
+    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
+    words = ("--data", shared_images, "--selected", tmp_path / "selected", "--teacher", shared_teacher, *SMALL)
+    answer = command("train", *words, *RECOVER, "--output", tmp_path / "carried")
+    assert answer.code == 0, answer.err
+    assert weights(direct) == weights(tmp_path / "carried")
+
+
+def test_a_selection_recovers_wherever_its_teacher_lies_now(shared_images: Path, tmp_path: Path) -> None:
+    teacher = save_vit_teacher(tmp_path / "then")
+    assert command("select", "--teacher", teacher, "--output", tmp_path / "selected").code == 0
+    (tmp_path / "then").rename(tmp_path / "now")
+    words = ("--selected", tmp_path / "selected", "--teacher", f"local-dir:{tmp_path / 'now'}", *SMALL, *RECOVER)
+    answer = command("train", "--data", shared_images, *words, "--output", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    answer = command("train", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert weights(tmp_path / "run") == weights(tmp_path / "again")
+    other = save_vit_teacher(tmp_path / "other", seed=1)
+    words = ("--selected", tmp_path / "selected", "--teacher", other, *SMALL, *RECOVER)
+    line = refusal(command("train", "--data", shared_images, *words, "--output", tmp_path / "refused"))
+    assert "expected the teacher that the weights were selected from, got another" in line
+
+
+def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
+    words = ("--data", shared_images, "--selected", tmp_path / "selected", *SMALL, *RECOVER)
+    assert refusal(command("train", *words, "--output", tmp_path / "run")) == (
+        "--recover: expected a teacher to recover from, got --selected alone. "
+        "Add the --teacher that it was cut out of, or --recover none."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("--method", "kaiming"), "--recover: expected none with --method kaiming, which inherits nothing"),
+        (("--rule", "random-inconsistent"), "--recover: expected none with --rule random-inconsistent"),
+        (("--recover-epochs", -1), "--recover-epochs: expected a whole number of at least 0"),
+        (("--recover-batch-size", 0), "--recover-batch-size: expected a whole number of at least 1"),
+        (
+            ("--recover-refit", "off", "--recover-epochs", 0),
+            "--recover-epochs: expected at least 1 with --recover-refit",
+        ),
+        (("--recover", "all"), "--recover: expected one of none, labelled, unlabelled"),
+    ],
+)
+def test_what_cannot_recover_is_refused_before_anything_is_read(
+    words: tuple[object, ...], place: str, shared_teacher: str, tmp_path: Path
+) -> None:
+    assert place in refusal(train("nowhere", shared_teacher, tmp_path / "run", *RECOVER, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [*itertools.product([()], [1, 4, 6, 8]), *itertools.product([("--distillation", "tf-kd-self")], [1, 4, 6])],
+    ids=str,
+)
+def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_not_been(
+    step: int,
+    words: tuple[str, ...],
+    shared_images: Path,
+    shared_teacher: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By SIGTERM, at the first step, in the second epoch, at the last and, where S′ recovers too, in its part."""
+    settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
+    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
+    taking, taken = RecoveryStep.__call__, []
+
+    def signalled(self: RecoveryStep, *batch: Any) -> Any:
+        taken.append(1)
+        if len(taken) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taking(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecoveryStep, "__call__", signalled)
+        stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
+    assert stopped.code == 75, stopped.err
+    folder, network, place = ("recovery-student", "S", step) if step <= 6 else ("recovery-auxiliary", "S′", step - 6)
+    assert any((tmp_path / "run" / "checkpoints" / folder).glob("step-*"))
+    resumed = train(shared_images, shared_teacher, tmp_path / "run", *settings, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert f"recovery of {network}: going on after step {place}" in resumed.err
+    assert weights(whole) == weights(tmp_path / "run")
+    counts = ("num_steps", "num_passes", "recover_num_passes", "accuracy")
+    assert all(metrics_of(whole)[name] == metrics_of(tmp_path / "run")[name] for name in counts)
+
+
+def test_a_run_that_crashes_after_its_recovery_does_not_recover_again(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *RECOVER)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", lambda *_: struck_by_lightning())
+        with pytest.raises(RuntimeError, match="lightning"):
+            train(shared_images, shared_teacher, tmp_path / "run", *RECOVER)
+    monkeypatch.setattr(teacher_provider, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened again"))
+    resumed = train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert weights(whole) == weights(tmp_path / "run")
+    assert recovery_of(whole) == recovery_of(tmp_path / "run")
+
+
+def struck_by_lightning() -> None:
+    raise RuntimeError("lightning struck")
+
+
+def recovery_of(run: Path) -> list[Any]:
+    """What was done, times aside."""
+    content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    return [(student["layers"], [epoch["loss"] for epoch in student["epochs"]]) for student in content.values()]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--recover", "none"), ("--recover-batch-size 8", "--recover-epochs 1")),
+        (("--recover-epochs", 0, "--recover-target", "own"), ("--recover-batch-size 8", "--recover-target own")),
+        (("--recover-refit", "off", "--recover-views", 9), ("--recover-views 9",)),
+        (("--recover-views", 2), ()),
+        (("--recover", "none", "--recover-epochs", 0, "--recover-batch-size", 64), ()),
+    ],
+)
+def test_settings_of_recovery_that_are_not_read_are_told(
+    words: tuple[object, ...], told: tuple[str, ...], shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    answer = train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, *words)
+    assert answer.code == 0, answer.err
+    lines = [line for line in answer.err.splitlines() if "is not read" in line]
+    assert lines == [f"{setting} is not read: its step of recovery is left out" for setting in told]
+
+
+def test_least_squares_that_would_not_fit_are_refused(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "available_bytes", lambda _: 10**5)
+    line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *RECOVER))
+    assert line.startswith("--recover-memory: expected 0.3 MiB of free memory for least squares, got 0.1. Lower it")

@@ -1,0 +1,65 @@
+"""Compilation is chosen by what it repays, and changes no number beyond float32's tolerance."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from helpers.builders import VIT, random_model
+from twinbud.config.schema import Distillation, TrainingConfig
+from twinbud.core.errors import TwinbudError
+from twinbud.models.student_pair import StudentPair
+from twinbud.training.compile import EAGER, STEPS_TO_COMPILE, STEPS_TO_RECORD, Compilation, choose_compilation
+from twinbud.training.fit import LabelledImages, fit
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "steps", "name"),
+    [
+        ("auto", CPU, STEPS_TO_COMPILE - 1, "none"),
+        ("auto", CPU, STEPS_TO_COMPILE, "inductor"),
+        ("auto", GPU, STEPS_TO_RECORD - 1, "none"),
+        ("auto", GPU, STEPS_TO_RECORD, "graphs"),
+        ("off", CPU, 10**6, "none"),
+        ("off", GPU, 10**6, "none"),
+        ("on", CPU, 1, "inductor"),
+        ("on", GPU, 1, "inductor+graphs"),
+    ],
+)
+def test_the_planned_steps_decide(requested: str, device: torch.device, steps: int, name: str) -> None:
+    assert choose_compilation(requested, device, steps).name == name  # pyright: ignore[reportArgumentType]
+
+
+def test_auto_says_from_how_many_steps_it_would_pay() -> None:
+    assert choose_compilation("auto", CPU, 360).reason == "360 steps; pays from about 1,500"
+
+
+def test_without_a_compiler_auto_goes_without_and_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    chosen = choose_compilation("auto", CPU, 10**6)
+    assert (chosen.name, chosen.reason) == ("none", "no C++ compiler")
+    with pytest.raises(TwinbudError, match=r"--compile on: expected a C\+\+ compiler, got none\. Install g\+\+"):
+        choose_compilation("on", CPU, 1)
+
+
+@pytest.mark.parametrize("distillation", ["skd", "cs-kd", "tf-kd"])
+def test_the_compiled_step_gives_the_plain_steps_numbers(distillation: Distillation) -> None:
+    """Drop path included; 10 images in batches of 4, so that each epoch's last, short batch takes the plain path."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    pair = [random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=0.3, **VIT) for seed in (0, 1)]
+    student_pair = StudentPair(student=pair[0], auxiliary=pair[1])
+    config = TrainingConfig(
+        image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.3, clip_norm=1.0, distillation=distillation
+    )
+    plain, compiled = copy.deepcopy(student_pair), copy.deepcopy(student_pair)
+    expected = fit(plain, data, config, compilation=EAGER)
+    found = fit(compiled, data, config, compilation=Compilation(inductor=True, graphs=False, reason="asked for"))
+    assert [record.loss for record in found.epochs] == pytest.approx([r.loss for r in expected.epochs], rel=1e-4)
+    for name, tensor in plain.student.state_dict().items():
+        torch.testing.assert_close(compiled.student.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
