@@ -101,7 +101,7 @@ def test_a_wrong_word_prints_one_line_and_the_tip(
 
 
 def test_a_recipe_given_as_settings_is_told_what_it_is(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[1] / "recipes" / "beyond" / "labels.yaml"
+    recipe = Path(__file__).parents[2] / "recipes" / "beyond" / "labels.yaml"
     line = refusal(twinbud("train", "--config", recipe, "--data", "phantom", "--output", tmp_path / "run"))
     assert f"expected settings of one run, got a recipe of many. Give it to 'twinbud study {recipe}'" in line
 
@@ -111,7 +111,7 @@ def test_what_a_profile_set_is_told_where_it_does_not_fit(tmp_path: Path) -> Non
     line = refusal(twinbud("train", *words, "--method", "kaiming"))
     advice = "got 'labelled'. Leave --profile best out, or set recover to none."
     assert line.endswith(advice)
-    recipe = Path(__file__).parents[1] / "recipes" / "paper" / "tables-2-4.yaml"
+    recipe = Path(__file__).parents[2] / "recipes" / "paper" / "tables-2-4.yaml"
     line = refusal(twinbud("study", recipe, "--profile", "best", "--runs", tmp_path / "runs"))
     assert line.startswith(f"{recipe}, chest-xray · vit · 1 % · sampling 0 · timm, --profile best: --recover: expected")
     assert line.endswith(advice)

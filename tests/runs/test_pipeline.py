@@ -22,7 +22,7 @@ from helpers.command import SMALL, refusal, train, trained
 from helpers.command import twinbud as command
 from twinbud.core.memory import PeakMemory
 from twinbud.data import image_store
-from twinbud.runs import pipeline
+from twinbud.runs import context, pipeline
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.epoch_loop import History
 from twinbud.training.fit import LabelledImages, fit
@@ -109,11 +109,11 @@ def test_predictions_hold_each_test_image_once_with_a_probability_a_class(shared
         assert row["label"] == row["path"].partition("/")[0]
 
 
-def test_the_plan_gives_each_width_with_both_index_lists_and_the_fate_of_each_tensor(shared_run: Path) -> None:
+def test_the_plan_gives_each_width_with_both_index_lists_and_the_status_of_each_tensor(shared_run: Path) -> None:
     plan = read_json(shared_run / "plan.json")
     for width in plan["widths"].values():
-        assert len(width["student"]) == len(width["auxiliary"]) == width["student"]
-        assert max(width["student"] + width["auxiliary"]) < width["teacher"]
+        assert len(width["student_indices"]) == len(width["auxiliary_indices"]) == width["student_size"]
+        assert max(width["student_indices"] + width["auxiliary_indices"]) < width["teacher_size"]
     assert plan["student_tensors"].keys() == load_file(shared_run / "model" / "model.safetensors").keys()
     assert plan["teacher_tensors"]["head.weight"] == "dropped: the classifier is always new"
 
@@ -334,8 +334,8 @@ def test_cheap_mistakes_are_found_before_the_teacher_is_opened_and_an_image_deco
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    for name in ("decode_images", "open_origin"):
-        monkeypatch.setattr(pipeline, name, lambda *arguments: opened.append(arguments))
+    for module, name in ((context, "decode_images"), (pipeline, "open_initialization")):
+        monkeypatch.setattr(module, name, lambda *arguments: opened.append(arguments))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for words in (("--split", tmp_path / "none.csv"), ("--device", "cuda")):
         assert str(words[0] if words[0] == "--device" else words[1]) in refusal(

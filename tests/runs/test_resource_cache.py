@@ -11,7 +11,7 @@ import pytest
 
 from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError
-from twinbud.runs import pipeline
+from twinbud.runs import context, pipeline
 from twinbud.runs.pipeline import train
 from twinbud.runs.resource_cache import ResourceCache
 
@@ -53,14 +53,14 @@ def test_runs_that_share_their_materials_open_them_once_and_end_alike(
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    for name in ("decode_images", "open_origin"):
-        original = getattr(pipeline, name)
+    for module, name in ((context, "decode_images"), (pipeline, "open_initialization")):
+        original = getattr(module, name)
 
         def counted(*given: Any, name: str = name, original: Any = original) -> Any:
             opened.append(name)
             return original(*given)
 
-        monkeypatch.setattr(pipeline, name, counted)
+        monkeypatch.setattr(module, name, counted)
 
     def run(output: str, resource_cache: ResourceCache | None, **changes: Any) -> dict[str, Any]:
         settings = {"data": str(shared_images), "teacher": shared_teacher, "image_size": 28, "epochs": 2, "threads": 1}
@@ -72,11 +72,11 @@ def test_runs_that_share_their_materials_open_them_once_and_end_alike(
         return {name: value for name, value in metrics.items() if "second" not in name and "mib" not in name}
 
     alone = [run("first", None), run("second", None, seed=1)]
-    assert sorted(opened) == ["decode_images"] * 2 + ["open_origin"] * 2
+    assert sorted(opened) == ["decode_images"] * 2 + ["open_initialization"] * 2
     opened.clear()
     shared = ResourceCache()
     assert [run("third", shared), run("fourth", shared, seed=1)] == alone
-    assert sorted(opened) == ["decode_images", "open_origin"]
+    assert sorted(opened) == ["decode_images", "open_initialization"]
     run("fifth", shared, rule="random")
     run("sixth", shared, rule="random", seed=1)
-    assert opened.count("open_origin") == 3, "a random selection depends on the seed"
+    assert opened.count("open_initialization") == 3, "a random selection depends on the seed"

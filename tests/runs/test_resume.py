@@ -98,7 +98,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(command: list[str], tmp_p
 def unfinished(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[Path, bytes]:
     """A run that failed after its last epoch, which left a checkpoint; returns what lies in its folder."""
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "measure", lambda *arguments: 1 / 0)
+        patched.setattr(pipeline, "evaluate_student", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             twinbud("train", "--data", data, "--output", run, *SMALL, "--checkpoint-seconds", 0, *words)
     return contents(run)

@@ -199,7 +199,7 @@ def test_a_signal_in_either_phase_stops_a_run_that_goes_on_exactly(
         patch.setattr(TrainingStep, "__call__", signalled)
         stopped = train(shared_images, shared_teacher, run, *words)
     assert stopped.code == 75, stopped.err
-    assert (run / "checkpoints" / "beforehand").is_dir()
+    assert (run / "checkpoints" / "first-phase").is_dir()
     resumed = train(shared_images, shared_teacher, run, *words, "--resume")
     assert resumed.code == 0, resumed.err
     in_first, phase = steps <= 6, "training S′ beforehand" if steps <= 6 else "training S"

@@ -73,8 +73,8 @@ def test_the_record_of_another_run_is_refused(folder: RunStore) -> None:
 
 def test_one_of_two_claims_is_granted_and_a_killed_process_loses_its_own(folder: RunStore) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from twinbud.study.store import RunsFolder\n"
-        f"with RunsFolder(Path({str(folder.path)!r})).claim('x') as mine:\n"
+        "import sys, time; from pathlib import Path; from twinbud.study.store import RunStore\n"
+        f"with RunStore(Path({str(folder.path)!r})).claim('x') as mine:\n"
         "    print(mine, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:

@@ -50,7 +50,7 @@ def train(checkpoints: CheckpointManager | None = None, **settings: Any) -> tupl
 
 def keepers(folder: Path, every_seconds: float = 60.0) -> CheckpointManager:
     """As a run opens them, each phase with what it finds."""
-    first, second = CheckpointFolder(folder / "beforehand", {}), CheckpointFolder(folder, {})
+    first, second = CheckpointFolder(folder / "first-phase", {}), CheckpointFolder(folder, {})
     before = CheckpointManager(first, first.latest()[0], every_seconds, keeps_last=True)
     return CheckpointManager(second, second.latest()[0], every_seconds, phases={FIRST_PHASE: before})
 

@@ -1,7 +1,4 @@
-"""The one error a user can cause, and the one line it becomes.
-
-Every message says what was expected, what came instead, where, and what to do about it.
-"""
+"""The one error that a user can cause, told in one line: where, what is wrong with which value, and what to do."""
 
 from __future__ import annotations
 
@@ -12,33 +9,34 @@ from contextlib import contextmanager
 
 
 class TwinbudError(Exception):
-    """Something the caller can put right, told in one line.
+    """A problem that the caller can solve, told in one line.
 
     Args:
-        expected: What twinbud needed, as a noun phrase ("a folder of images").
-        got: What it found instead ("an empty folder").
-        where: File, row, field, option or step that it concerns.
-        fix: What to do next, as an imperative sentence without its full stop.
+        problem: What is wrong with which value, as a clause that names the value ("'1.5' is not a share in (0, 1]",
+            "the folder holds no images").
+        where: File, row, option, field or step that it concerns.
+        fix: What to do, as an imperative sentence without its full stop.
+        got: Until every call is rewritten: makes ``problem`` read ``expected PROBLEM, got GOT``.
 
-    The text reads ``WHERE: expected EXPECTED, got GOT. FIX.`` and never holds a line break.
+    The text reads ``WHERE: PROBLEM. FIX.`` and never holds a line break.
     """
 
-    def __init__(self, expected: str, *, got: str, where: str | None = None, fix: str | None = None) -> None:
-        self.expected = expected
-        self.got = got
+    def __init__(
+        self, problem: str, *, where: str | None = None, fix: str | None = None, got: str | None = None
+    ) -> None:
+        self.expected, self.got = problem, got
+        self.problem = problem if got is None else f"expected {problem}, got {got}"
         self.where = where
         self.fix = fix
         text = f"{where}: " if where else ""
-        text += f"expected {expected}, got {got}."
+        text += f"{self.problem}."
         if fix:
             text += f" {fix}" if fix.endswith("?") else f" {fix.rstrip('.')}."
         super().__init__(" ".join(text.split()))
 
     def at(self, place: str) -> TwinbudError:
-        """The same error, and the larger place that its own lies in."""
-        return TwinbudError(
-            self.expected, got=self.got, where=f"{place}: {self.where}" if self.where else place, fix=self.fix
-        )
+        """The same error, with the larger place that its own lies in."""
+        return TwinbudError(self.problem, where=f"{place}: {self.where}" if self.where else place, fix=self.fix)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on

@@ -153,7 +153,7 @@ def test_the_largest_image_that_is_taken_stays_within_the_memory(kind: str, tmp_
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     script = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from helpers.limits import judge, peak_mib
 print(judge(Path(sys.argv[1]).read_bytes(), "scan"), peak_mib())
