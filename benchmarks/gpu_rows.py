@@ -114,7 +114,7 @@ def write_split(listing: Path, data: str, *, num_train: int, num_test: int) -> N
         writer = csv.writer(file)
         writer.writerow(("image_path", "label", "split"))
         for place, row in enumerate(rows[: num_train + num_test]):
-            writer.writerow((row.file.absolute(), row.label, "train" if place < num_train else "test"))
+            writer.writerow((row.image.file.absolute(), row.label, "train" if place < num_train else "test"))
 
 
 def parse() -> argparse.Namespace:

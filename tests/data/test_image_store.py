@@ -14,7 +14,7 @@ from twinbud.core.errors import TwinbudError
 from twinbud.data import image_store as image_store_module
 from twinbud.data.formats.raster import BrokenImageError, decode, resize
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
-from twinbud.data.index import IgnoredFile, ImageIndex
+from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef
 from twinbud.data.source import read_index
 
 
@@ -41,7 +41,7 @@ def test_tensor_gathers_resized_images_in_the_order_asked(image_index: ImageInde
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous()
     for place, index in enumerate([5, 0, 0]):
-        image = decode(image_index.rows[index].file, name="", max_megapixels=1)
+        image = decode(image_index.rows[index].image.file, name="", max_megapixels=1)
         np.testing.assert_array_equal(batch[place].permute(1, 2, 0).numpy(), resize(image, 16))
     assert pixels.tensor([]).shape == (0, 3, 16, 16)
 
@@ -77,20 +77,20 @@ def test_progress_counts_up_to_all(image_index: ImageIndex) -> None:
 
 
 def test_a_broken_image_stops_and_is_named(image_index: ImageIndex) -> None:
-    image_index.rows[2].file.write_bytes(b"")
+    image_index.rows[2].image.file.write_bytes(b"")
     with pytest.raises(BrokenImageError, match=r"^a/2\.png: .* got an empty file .*--skip-broken"):
         load(image_index)
 
 
 def test_an_image_that_vanishes_stops_and_is_named(image_index: ImageIndex) -> None:
-    image_index.rows[2].file.unlink()
+    image_index.rows[2].image.file.unlink()
     with pytest.raises(BrokenImageError, match=r"^a/2\.png: .* got no file"):
         load(image_index)
 
 
 def test_several_broken_images_are_one_error_with_their_number(image_index: ImageIndex) -> None:
     for row in image_index.rows[1:5]:
-        row.file.write_bytes(b"no image")
+        row.image.file.write_bytes(b"no image")
     with pytest.raises(BrokenImageError) as caught:
         load(image_index)
     assert str(caught.value) == (
@@ -101,7 +101,7 @@ def test_several_broken_images_are_one_error_with_their_number(image_index: Imag
 
 
 def test_skipped_images_leave_the_catalog_and_are_listed(image_index: ImageIndex) -> None:
-    image_index.rows[2].file.write_bytes(b"")
+    image_index.rows[2].image.file.write_bytes(b"")
     kept, pixels = load(image_index, skip_broken=True)
     assert kept.ignored == (IgnoredFile(path="a/2.png", reason="an empty file (0 bytes)"),)
     assert [row.path for row in kept.rows] == [row.path for row in image_index.rows if row.path != "a/2.png"]
@@ -112,25 +112,25 @@ def test_skipped_images_leave_the_catalog_and_are_listed(image_index: ImageIndex
 
 def test_a_class_must_keep_two_images_when_broken_ones_are_skipped(image_index: ImageIndex) -> None:
     for row in image_index.rows[:3]:
-        row.file.write_bytes(b"")
+        row.image.file.write_bytes(b"")
     with pytest.raises(TwinbudError, match=r"at least two images a class .* got 'a' with 1"):
         load(image_index, skip_broken=True)
 
 
 def test_a_class_of_which_nothing_can_be_read_is_not_forgotten(image_index: ImageIndex) -> None:
     for row in image_index.rows[:4]:
-        row.file.write_bytes(b"")
+        row.image.file.write_bytes(b"")
     with pytest.raises(TwinbudError, match="got 'a' with 0"):
         load(image_index, skip_broken=True)
 
 
 def test_images_to_predict_take_the_same_way(image_index: ImageIndex) -> None:
-    files = [row.file for row in image_index.rows]
-    pixels, broken = load_images(files, image_size=16, max_megapixels=1, skip_broken=False)
+    images = [row.image for row in image_index.rows]
+    pixels, broken = load_images(images, image_size=16, max_megapixels=1, skip_broken=False)
     assert broken == {}
     assert torch.equal(pixels.tensor([0, 5]), load(image_index)[1].tensor([0, 5]))
-    files[1].write_bytes(b"")
-    pixels, broken = load_images(files, image_size=16, max_megapixels=1, skip_broken=True)
+    images[1].file.write_bytes(b"")
+    pixels, broken = load_images(images, image_size=16, max_megapixels=1, skip_broken=True)
     assert broken == {1: "an empty file (0 bytes)"}
     assert len(pixels) == 7
 
@@ -139,4 +139,4 @@ def test_nothing_readable_at_all_is_an_error_even_when_skipping(tmp_path: Path) 
     file = tmp_path / "a.png"
     file.touch()
     with pytest.raises(BrokenImageError, match=r"a\.png: .* got an empty file"):
-        load_images([file], image_size=16, max_megapixels=1, skip_broken=True)
+        load_images([ImageRef(file)], image_size=16, max_megapixels=1, skip_broken=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from twinbud.data import image_store as image_store_module
 from twinbud.data.formats.raster import BrokenImageError, decode
 from twinbud.data.image_store import ImageStore, StoredImage, load_images
+from twinbud.data.index import ImageRef
 from twinbud.data.pixel_cache import PixelCache, SmallImage
 
 SIZE = 16
@@ -50,7 +51,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def load(files: list[Path], cache: PixelCache | None, max_megapixels: float = 1) -> ImageStore:
-    return load_images(files, image_size=SIZE, max_megapixels=max_megapixels, skip_broken=False, cache=cache)[0]
+    images = [ImageRef(file) for file in files]
+    return load_images(images, image_size=SIZE, max_megapixels=max_megapixels, skip_broken=False, cache=cache)[0]
 
 
 def entries(cache: PixelCache) -> list[Path]:
@@ -106,7 +108,8 @@ def test_the_limit_of_size_holds_for_known_images_too(files: list[Path], cache: 
 def test_sizes_do_not_share_entries(files: list[Path], cache: PixelCache, tmp_path: Path) -> None:
     load(files, cache)
     other = PixelCache(tmp_path / "cache", 8)
-    assert load_images(files, image_size=8, max_megapixels=1, skip_broken=False, cache=other)[0].image_size == 8
+    images = [ImageRef(file) for file in files]
+    assert load_images(images, image_size=8, max_megapixels=1, skip_broken=False, cache=other)[0].image_size == 8
     assert len(entries(cache)) == len(entries(other)) == 6
 
 
@@ -127,8 +130,9 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_says_so(files: list[Pa
 def test_two_processes_share_the_folder(files: list[Path], cache: PixelCache) -> None:
     program = (
         "import sys; from pathlib import Path; from twinbud.data.pixel_cache import PixelCache; "
-        "from twinbud.data.image_store import load_images; folder, *files = map(Path, sys.argv[1:]); "
-        f"[load_images(files, image_size={SIZE}, max_megapixels=1, skip_broken=False, "
+        "from twinbud.data.image_store import load_images; from twinbud.data.index import ImageRef; "
+        "folder, *files = map(Path, sys.argv[1:]); images = list(map(ImageRef, files)); "
+        f"[load_images(images, image_size={SIZE}, max_megapixels=1, skip_broken=False, "
         f"cache=PixelCache(folder, {SIZE})) for _ in range(20)]"
     )
     command = [sys.executable, "-c", program, str(cache.folder.parent), *map(str, files)]

@@ -55,7 +55,7 @@ def test_class_folders_become_rows_sorted_by_path(tmp_path: Path) -> None:
         ("b/2.png", "b"),
     ]
     assert image_index.classes == ("a", "b")
-    assert all(row.file == tmp_path / row.path for row in image_index.rows)
+    assert all(row.image.file == tmp_path / row.path for row in image_index.rows)
     assert not image_index.has_splits
     assert not image_index.has_patients
 
@@ -217,7 +217,7 @@ def test_csv_separators_and_byte_order_mark_are_understood(tmp_path: Path, separ
     assert image_index.classes == ("nan", "x")
     assert image_index.has_patients
     assert image_index.has_splits
-    assert all(row.file.is_file() for row in image_index.rows)
+    assert all(row.image.file.is_file() for row in image_index.rows)
 
 
 def test_csv_columns_have_the_names_they_are_given(tmp_path: Path) -> None:

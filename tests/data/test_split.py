@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.folds import connected_groups
-from twinbud.data.index import ImageIndex, ImageRow
+from twinbud.data.index import ImageIndex, ImageRef, ImageRow
 from twinbud.data.split import (
     NO_PATIENTS,
     SPLIT_COLUMNS,
@@ -33,7 +33,7 @@ def catalog_of(labels: str, patients: list[Any] | None = None, splits: list[Any]
     rows = [
         ImageRow(
             path=f"{number:05d}.png",
-            file=Path(f"{number:05d}.png"),
+            image=ImageRef(Path(f"{number:05d}.png")),
             label=label,
             patient_id=None if patients is None or patients[number] is None else str(patients[number]),
             split=None if splits is None else splits[number],

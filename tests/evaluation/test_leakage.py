@@ -10,13 +10,16 @@ import torch
 
 from twinbud.core.errors import TwinbudError
 from twinbud.data.image_store import ImageStore
-from twinbud.data.index import ImageIndex, ImageRow
+from twinbud.data.index import ImageIndex, ImageRef, ImageRow
 from twinbud.data.split import SplitRow
 from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
 
 
 def catalog_of(*names: str, patients: dict[str, str] | None = None) -> ImageIndex:
-    rows = [ImageRow(path=name, file=Path(name), label="a", patient_id=(patients or {}).get(name)) for name in names]
+    rows = [
+        ImageRow(path=name, image=ImageRef(Path(name)), label="a", patient_id=(patients or {}).get(name))
+        for name in names
+    ]
     return ImageIndex(source="data", rows=tuple(rows), classes=("a", "b"), to_train=False)
 
 

@@ -229,8 +229,11 @@ class Spy:
 
 def decoded(data: Path, paths: list[str]) -> torch.Tensor:
     from twinbud.data.image_store import load_images
+    from twinbud.data.index import ImageRef
 
-    image_store, _ = load_images([data / path for path in paths], image_size=28, max_megapixels=1, skip_broken=False)
+    image_store, _ = load_images(
+        [ImageRef(data / path) for path in paths], image_size=28, max_megapixels=1, skip_broken=False
+    )
     return image_store.tensor(range(len(image_store)))
 
 

@@ -14,7 +14,7 @@ from helpers.builders import save_vit_teacher
 from twinbud.config.loading import run_config
 from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError
-from twinbud.data.index import ImageIndex, ImageRow
+from twinbud.data.index import ImageIndex, ImageRef, ImageRow
 from twinbud.models.families.vit import ViTFamily
 from twinbud.study.run_id import (
     TRAINING_VERSION,
@@ -69,14 +69,16 @@ def test_what_changes_numbers_changes_who_it_is(changes: dict[str, Any]) -> None
 
 
 def image_index() -> ImageIndex:
-    rows = tuple(ImageRow(path=f"{n}.png", file=Path(f"{n}.png"), label="ab"[n % 2]) for n in range(4))
+    rows = tuple(ImageRow(path=f"{n}.png", image=ImageRef(Path(f"{n}.png")), label="ab"[n % 2]) for n in range(4))
     return ImageIndex(source="here", rows=rows, classes=("a", "b"))
 
 
 def test_images_are_known_by_pixels_labels_patients_and_order_not_by_paths() -> None:
     digests, here = ("p", "q", "r", "s"), image_index()
     print_ = images_fingerprint(here, digests)
-    moved = replace(here, source="there", rows=tuple(replace(r, path=f"x/{r.path}", file=Path("y")) for r in here.rows))
+    moved = replace(
+        here, source="there", rows=tuple(replace(r, path=f"x/{r.path}", image=ImageRef(Path("y"))) for r in here.rows)
+    )
     assert images_fingerprint(moved, digests) == print_
     relabelled = replace(here, rows=(replace(here.rows[0], label="b"), *here.rows[1:]))
     with_patient = replace(here, rows=(replace(here.rows[0], patient_id="7"), *here.rows[1:]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import read_bytes
-from twinbud.data.index import SPLIT_WORDS, ImageIndex, ImageRow, SplitName
+from twinbud.data.index import SPLIT_WORDS, ImageIndex, ImageRef, ImageRow, SplitName
 
 
 def read_csv_source(path: Path, config: DataConfig) -> ImageIndex:
@@ -38,7 +38,7 @@ def read_csv_source(path: Path, config: DataConfig) -> ImageIndex:
         lines[key] = line
         rows[key] = ImageRow(
             path=name,
-            file=path.parent / name,
+            image=ImageRef(path.parent / name),
             label=label,
             patient_id=cells.get(config.patient_column) or None,
             split=split_word(cells.get(config.split_column, ""), f"{where}, '{config.split_column}'"),
@@ -73,7 +73,7 @@ def _check_csv(path: Path, rows: Iterable[ImageRow], lines: Iterable[int], confi
     rows = list(rows)
     if not rows:
         raise TwinbudError("a row an image", got="a header only", where=str(path), fix="Add the images")
-    lost = [row.path for row in rows if not os.path.isfile(row.file)]  # noqa: PTH113 - which takes a name too long for a missing file
+    lost = [row.path for row in rows if not os.path.isfile(row.image.file)]  # noqa: PTH113 - which takes a name too long for a missing file
     if lost:
         raise TwinbudError(
             f"paths of images, relative to {path.parent}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import printable, require_unicode
-from twinbud.data.index import REARRANGE, SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRow, SplitName
+from twinbud.data.index import REARRANGE, SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings, in any case, of the files that are taken from a folder."""
@@ -41,7 +41,7 @@ def read_folder(root: Path) -> ImageIndex:
             ignored.append(IgnoredFile(path=printable(relative.as_posix()), reason=reason))
         else:
             split = class_folders[folder]
-            rows.append(ImageRow(path=relative.as_posix(), file=file, label=folder.name, split=split))
+            rows.append(ImageRow(path=relative.as_posix(), image=ImageRef(file), label=folder.name, split=split))
     _check_folder(root, list(class_folders), rows, ignored)
     classes = tuple(sorted({row.label for row in rows}))
     return ImageIndex(source=str(root), rows=tuple(rows), classes=classes, ignored=tuple(ignored))
@@ -80,8 +80,8 @@ def _check_folder(root: Path, folders: list[Path], rows: list[ImageRow], ignored
         got = f"{loose} images in no class folder" if loose else f"no image among {len(ignored)} files"
         got = got if ignored else "an empty folder"
         raise TwinbudError("a folder of class folders", got=got, where=str(root), fix=REARRANGE)
-    parents = {parent for row in rows for parent in row.file.parents}
-    direct = {row.file.parent for row in rows}
+    parents = {parent for row in rows for parent in row.image.file.parents}
+    direct = {row.image.file.parent for row in rows}
     empty = [f"'{folder.relative_to(root).as_posix()}'" for folder in folders if folder not in parents]
     if empty:
         got = f"none in {first_few(empty)}"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.memory import available_bytes
 from twinbud.data.formats.raster import BrokenImageError, decode, digest, read_file, resize, without_warnings
-from twinbud.data.index import ImageIndex
+from twinbud.data.index import ImageIndex, ImageRef
 from twinbud.data.pixel_cache import PixelCache, SmallImage
 
 OnProgress = Callable[[int], None]
@@ -152,7 +151,7 @@ def load_image_store(
         TwinbudError: Without its broken images, a class has fewer than two.
     """
     image_store, broken = load_images(
-        [row.file for row in image_index.rows],
+        [row.image for row in image_index.rows],
         names=[row.path for row in image_index.rows],
         image_size=image_size,
         max_megapixels=max_megapixels,
@@ -164,7 +163,7 @@ def load_image_store(
 
 
 def load_images(
-    files: Sequence[Path],
+    images: Sequence[ImageRef],
     *,
     image_size: int,
     max_megapixels: float,
@@ -176,7 +175,7 @@ def load_images(
     """Decode image files, once each, with as many threads as the process may use cores.
 
     Args:
-        files: The images.
+        images: The images.
         image_size: S, in pixels; proportions are not kept.
         max_megapixels: Largest image to decode, in millions of pixels.
         skip_broken: Leave broken images out.
@@ -186,19 +185,19 @@ def load_images(
         on_progress: Called with the number of images decoded so far.
 
     Returns:
-        The pixels of the images that could be read, in the order of `files`; and for each of the others its
-        place in `files` and the reason.
+        The pixels of the images that could be read, in the order of `images`; and for each of the others its
+        place in `images` and the reason.
 
     Raises:
         BrokenImageError: An image cannot be used and `skip_broken` is off, or none can be used.
     """
-    names = [str(file) for file in files] if names is None else names
+    names = [str(image.file) for image in images] if names is None else names
     loaded: list[tuple[torch.Tensor | StoredImage, str]] = []
     broken: dict[int, BrokenImageError] = {}
     load = partial(_load, cache=cache, image_size=image_size, max_megapixels=max_megapixels)
-    in_memory = 2 * len(files) * 3 * image_size**2 <= available_bytes(torch.device("cpu"))
+    in_memory = 2 * len(images) * 3 * image_size**2 <= available_bytes(torch.device("cpu"))
     with without_warnings():
-        for index, image in enumerate(_in_threads(load, files, names)):
+        for index, image in enumerate(_in_threads(load, images, names)):
             if isinstance(image, BrokenImageError):
                 broken[index] = image
             elif cache is None or cache.trouble or in_memory:
@@ -210,25 +209,27 @@ def load_images(
                     digest=image.digest,
                     is_grey=len(image.channels) == 1,
                     name=names[index],
-                    decode=partial(load, files[index], names[index]),
+                    decode=partial(load, images[index], names[index]),
                 )
                 loaded.append((stored, image.digest))
             if on_progress is not None:
                 on_progress(index + 1)
     if broken and (not skip_broken or not loaded):
-        raise _summary(list(broken.values()), len(files))
+        raise _summary(list(broken.values()), len(images))
     channels, digests = zip(*loaded, strict=True) if loaded else ((), ())
     image_store = ImageStore(image_size=image_size, digests=digests, channels=channels)
     return image_store, {index: error.reason for index, error in broken.items()}
 
 
-Load = Callable[[Path, str], SmallImage | BrokenImageError]
+Load = Callable[[ImageRef, str], SmallImage | BrokenImageError]
 
 
-def _in_threads(load: Load, files: Sequence[Path], names: Sequence[str]) -> Iterator[SmallImage | BrokenImageError]:
+def _in_threads(
+    load: Load, images: Sequence[ImageRef], names: Sequence[str]
+) -> Iterator[SmallImage | BrokenImageError]:
     # threads, not processes: Pillow and hashlib let go of the interpreter lock while they work
     with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
-        yield from pool.map(load, files, names)
+        yield from pool.map(load, images, names)
 
 
 def _num_cores() -> int:
@@ -237,11 +238,11 @@ def _num_cores() -> int:
 
 
 def _load(
-    file: Path, name: str, *, cache: PixelCache | None, image_size: int, max_megapixels: float
+    image_ref: ImageRef, name: str, *, cache: PixelCache | None, image_size: int, max_megapixels: float
 ) -> SmallImage | BrokenImageError:
     """One image, from the cache where it is in it."""
     try:
-        contents = read_file(file, name)
+        contents = read_file(image_ref.file, name)
         entry = hashlib.sha256(contents).hexdigest()
         known = cache.load(entry) if cache else None
         if known is not None and known.num_pixels <= max_megapixels * 1e6:

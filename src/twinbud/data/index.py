@@ -31,14 +31,29 @@ LAYOUTS = "FOLDER/CLASS/image.png, FOLDER/train/CLASS/image.png with FOLDER/test
 REARRANGE = f"Arrange the images as {LAYOUTS}, and give --data the folder that stands first"
 
 
+@dataclass(frozen=True)
+class ImageRef:
+    """Names the pixels of one image: a file, a frame of it and the window to read it with.
+
+    Attributes:
+        file: Path of the file.
+        frame: Index of the frame, counted from 0; None for a file that holds a single frame.
+        window: Name of the intensity window; None for the format's default.
+    """
+
+    file: Path
+    frame: int | None = None
+    window: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
     """One labelled image."""
 
     path: str
     """As it is reported: relative to the source folder, with /; or as the CSV writes it."""
-    file: Path
-    """Where it lies."""
+    image: ImageRef
+    """Which pixels to read."""
     label: str
     patient_id: str | None = None
     split: SplitName | None = None

@@ -15,7 +15,7 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
-from twinbud.data.index import IgnoredFile, ImageIndex
+from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef
 from twinbud.data.source import find_images, read_index
 from twinbud.data.split import SplitRow, read_split
 from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
@@ -126,7 +126,7 @@ def predict(
     progress = progress or SilentProgress()
     with progress.bar("decoding", len(files)) as advance:
         image_store, broken = load_images(
-            files,
+            [ImageRef(file) for file in files],
             image_size=model_folder.image_size,
             max_megapixels=max_megapixels,
             skip_broken=skip_broken,

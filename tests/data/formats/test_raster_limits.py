@@ -30,6 +30,7 @@ from helpers.mutations import (
 from twinbud.data.formats import raster as raster_module
 from twinbud.data.formats.raster import BrokenImageError, decode
 from twinbud.data.image_store import load_images
+from twinbud.data.index import ImageRef
 
 NUM_MUTATIONS = 300
 
@@ -241,5 +242,5 @@ def test_damaged_metadata_is_no_ones_business(tmp_path: Path) -> None:
     place = contents.index(b"MM\0*")
     damaged = contents[: place + 8] + struct.pack(">HHHII", 2, 0x0112, 3, 2**31, 2**31) + contents[place + 22 :]
     (tmp_path / "a.jpg").write_bytes(damaged)
-    pixels, broken = load_images([tmp_path / "a.jpg"], image_size=8, max_megapixels=1, skip_broken=False)
+    pixels, broken = load_images([ImageRef(tmp_path / "a.jpg")], image_size=8, max_megapixels=1, skip_broken=False)
     assert (len(pixels), broken) == (1, {})
