@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.builders import VIT, random_model
+from helpers.waiting import no_waiting
 from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
@@ -69,11 +70,8 @@ def test_no_step_waits_for_the_device(distillation: Distillation, monkeypatch: p
     plain = TrainingStep.__call__
 
     def strict(self: TrainingStep, *arguments: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             return plain(self, *arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainingStep, "__call__", strict)
     train("cuda", config=replace(SETTINGS, distillation=distillation))
