@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers.builders import save_vit_teacher
+from helpers.waiting import no_waiting
 from twinbud.config.schema import RecoveryConfig, TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
@@ -18,7 +19,6 @@ from twinbud.recovery.feature_matching import RecoveryStep
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
-from helpers.waiting import no_waiting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
