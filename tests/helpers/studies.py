@@ -1,4 +1,4 @@
-"""Small studies for the tests: recipes of runs that take a second, and records made up without any run."""
+"""Small studies: recipes whose runs take a second, and synthetic records."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from helpers.builders import save_images, save_vit_teacher
 from twinbud.config.loading import settings_of
 from twinbud.study.grid import checked_config, plan_cells
 from twinbud.study.recipe import Recipe
+from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import make_run_id, run_facts
 from twinbud.study.store import RunStore
 
@@ -23,7 +24,7 @@ SETTINGS = {"threads": 1, "precision": "float32", "image_size": 28, "batch_size"
 
 
 def recipe_content(teacher: str, **changes: Any) -> dict[str, Any]:
-    """Two methods and two samplings on one set; ``changes`` replace whole keys, None drops one."""
+    """A recipe of two methods and two samplings; ``changes`` replace top-level keys, and None removes one."""
     content = {
         "title": "A small study",
         "pairs": {"tiny": {"teacher": teacher, "student": "half"}},
@@ -46,14 +47,14 @@ def save_recipe(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
-def save_material(folder: Path) -> tuple[Path, str]:
-    """Images of three shades, and a small teacher."""
+def save_images_and_teacher(folder: Path) -> tuple[Path, str]:
+    """Write images of three shades and a small teacher."""
     images = save_images(folder / "images", {"dark": 10, "grey": 10, "light": 10})
     return images, save_vit_teacher(folder / "teacher")
 
 
 def study_process(recipe: Path, images: Path, runs: Path, *words: object) -> subprocess.Popen[str]:
-    """``twinbud study`` in a session of its own, as a terminal would start it."""
+    """Start ``twinbud study`` in its own session, as a terminal does."""
     command = [sys.executable, "-m", "twinbud", "study", str(recipe), "--data", f"shades={images}"]
     return subprocess.Popen(
         [*command, "--runs", str(runs), *map(str, words)],
@@ -66,7 +67,7 @@ def study_process(recipe: Path, images: Path, runs: Path, *words: object) -> sub
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that a study has started, as far as they still are."""
+    """Process ids of the living workers of a study."""
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
@@ -76,14 +77,14 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record but for what may differ between two doings of one run: time, memory, where."""
+    """The part of a record that must be equal in two executions of one run: no time, memory or machine."""
     cost = {name: record["cost"][name] for name in ("num_train", "num_steps", "epochs")}
     return {name: record[name] for name in ("facts", "classes", "metrics")} | {"cost": cost}
 
 
-def make_up_records(
+def write_records(
     recipe: Recipe,
-    folder: RunStore,
+    store: RunStore,
     *,
     images: Mapping[str, Mapping[str, Any]],
     accuracy: Mapping[str, float],
@@ -91,20 +92,20 @@ def make_up_records(
     failed: Sequence[tuple[str, int]] = (),
     profile: Any = None,
 ) -> None:
-    """Fill a runs folder as a study would, with accuracies drawn around those given for each method.
+    """Fill a runs folder with synthetic records, as a study would.
 
     Args:
-        recipe: Its runs.
-        folder: Where to.
-        images: Of each named set, ``num_images`` and ``classes``.
-        accuracy: Of each method.
+        recipe: The recipe.
+        store: The runs folder.
+        images: ``num_images`` and ``classes`` of each image set.
+        accuracy: Mean accuracy of each method; the samplings are random around it.
         missing: Methods and samplings without a record.
-        failed: Such of them as failed.
-        profile: Instead of the recipe's.
+        failed: Methods and samplings whose runs failed.
+        profile: Replaces the recipe's profile.
     """
-    folder.create()
+    store.create()
     sets = {name: {"fingerprint": f"fingerprint of {name}", **description} for name, description in images.items()}
-    folder.agree_on_images(sets)
+    store.register_images(sets)
     requested = []
     for cell in plan_cells(recipe, profile=profile):
         config, at = checked_config(cell.settings), cell.coordinates
@@ -112,16 +113,11 @@ def make_up_records(
         is_default = cell.default is not None and facts == _facts(cell.default, f"fingerprint of {cell.data}")
         run_id = make_run_id(facts)
         requested.append(
-            {
-                "identity": run_id,
-                "profile": profile or recipe.profile,
-                "coordinates": dict(at),
-                "is_default": is_default,
-            }
+            RequestedRun(run_id=run_id, profile=profile or recipe.profile, coordinates=dict(at), is_default=is_default)
         )
         if (at["method"], at["sampling"]) in failed:
-            folder.fail(run_id, "step 3: expected a finite loss, got nan.")
-        if (at["method"], at["sampling"]) in (*missing, *failed) or folder.is_done(run_id):
+            store.record_failure(run_id, "step 3: the loss is nan.")
+        if (at["method"], at["sampling"]) in (*missing, *failed) or store.is_done(run_id):
             continue
         generator = random.Random(f"{at['sampling']} {run_id}")
         classes = list(images[cell.data]["classes"])
@@ -133,7 +129,7 @@ def make_up_records(
             "images_per_second": 50.0, "peak_memory_mib": 1000.0, "memory_before_training_mib": 500.0,
         }  # fmt: skip
         environment = {"device_name": "A processor", "num_workers": 1, "precision": "float32"}
-        folder.write(
+        store.write(
             run_id,
             {
                 "facts": facts,
@@ -144,7 +140,7 @@ def make_up_records(
                 "environment": {**environment, "packages": {"torch": "2"}},
             },
         )
-    folder.ask_for(recipe.name, recipe.digest, requested)
+    store.add_requests(recipe.name, recipe.digest, requested)
 
 
 def _facts(settings: Mapping[str, Any], images: str) -> dict[str, Any]:

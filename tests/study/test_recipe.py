@@ -1,4 +1,4 @@
-"""Recipes: what they ask for, and what is wrong with one that cannot be used."""
+"""Recipes: the runs they list, and the errors of recipes that cannot be used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.studies import recipe_content, save_recipe
 from twinbud.config.loading import read_setting
 from twinbud.config.schema import PROFILES
 from twinbud.core.errors import TwinbudError
-from twinbud.study.grid import plan_cells, read_choices
+from twinbud.study.grid import parse_only, plan_cells
 from twinbud.study.recipe import Recipe, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -30,17 +30,17 @@ def small(tmp_path: Path, **changes: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_every_recipe_of_the_paper_is_one_and_asks_for_as_many_runs_as_it_should(path: Path) -> None:
+def test_every_recipe_of_the_paper_lists_the_documented_number_of_runs(path: Path) -> None:
     recipe = read_recipe(path)
     if path.stem == "table1":
         assert recipe.architectures == ("vit", "convnext", "dinov2")
         return
     assert len(plan_cells(recipe)) == NUM_RUNS[path.stem]
-    assert recipe.sweeps or recipe.baseline, "differences are to something"
+    assert recipe.sweeps or recipe.baseline, "a study without a comparison shows nothing"
 
 
 @pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
-def test_every_recipe_beyond_the_paper_is_one_in_all_of_its_methods(path: Path) -> None:
+def test_every_method_of_the_recipes_beyond_the_paper_is_valid(path: Path) -> None:
     recipe = read_recipe(path)
     cells = plan_cells(recipe, {"method": tuple(recipe.known_methods)})
     assert {cell.coordinates["method"] for cell in cells} >= set(recipe.methods)
@@ -49,7 +49,7 @@ def test_every_recipe_beyond_the_paper_is_one_in_all_of_its_methods(path: Path) 
 
 
 @pytest.mark.parametrize("path", BEYOND, ids=lambda path: path.stem)
-def test_best_is_the_profile_of_that_name(path: Path) -> None:
+def test_the_method_best_equals_the_profile_best(path: Path) -> None:
     recipe = read_recipe(path)
     ours = {name: value for name, value in PROFILES["best"].items() if PROFILES["quick"].get(name) != value}
     assert recipe.profile == "quick"
@@ -57,19 +57,19 @@ def test_best_is_the_profile_of_that_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*PAPER, *BEYOND], ids=lambda path: path.stem)
-def test_no_recipe_has_a_random_teacher(path: Path) -> None:
+def test_every_recipe_names_pretrained_weights(path: Path) -> None:
     for pair in read_recipe(path).pairs.values():
-        assert pair.teacher == "dinov2-small" or "." in pair.teacher, "a tag names the weights"
+        assert pair.teacher == "dinov2-small" or "." in pair.teacher, "a timm tag names the weights"
         assert "local-dir:" not in pair.teacher
 
 
-def test_a_sampling_is_finished_for_all_methods_before_the_next_begins(tmp_path: Path) -> None:
+def test_all_methods_of_a_sampling_come_before_the_next_sampling(tmp_path: Path) -> None:
     cells = plan_cells(small(tmp_path))
     order = [(cell.coordinates["sampling"], cell.coordinates["method"]) for cell in cells]
     assert order == [(0, "dual"), (0, "selection"), (1, "dual"), (1, "selection")]
 
 
-def test_settings_come_from_the_profile_the_recipe_the_method_and_the_axes_in_this_order(tmp_path: Path) -> None:
+def test_settings_of_axes_override_the_method_then_the_recipe_then_the_profile(tmp_path: Path) -> None:
     recipe = small(
         tmp_path,
         methods={"slow": {"method": "dual", "learning_rate": 1e-6, "beta": 0.5}},
@@ -82,7 +82,7 @@ def test_settings_come_from_the_profile_the_recipe_the_method_and_the_axes_in_th
     assert cell.settings["image_size"] == 28
 
 
-def test_values_are_read_as_their_settings_whatever_yaml_takes_them_for(tmp_path: Path) -> None:
+def test_values_are_converted_to_the_type_of_their_setting(tmp_path: Path) -> None:
     """YAML reads 1e-2 as text; two spellings of one number are one value."""
     grid = {**recipe_content("–")["grid"], "fraction": ["1e-2", 0.01, 1], "sampling": 1, "method": ["dual"]}
     cells = plan_cells(small(tmp_path, grid=grid, baseline=None))
@@ -90,15 +90,17 @@ def test_values_are_read_as_their_settings_whatever_yaml_takes_them_for(tmp_path
     swept = plan_cells(small(tmp_path, sweeps={"temperature": ["2", "auto"]}))
     assert {cell.settings["temperature"] for cell in swept} == {2.0, "auto"}
     grid["fraction"] = ["half"]
-    with pytest.raises(TwinbudError, match=r"small\.yaml: grid\.fraction: --fraction: expected a number, got 'half'"):
+    with pytest.raises(TwinbudError, match=r"small\.yaml: grid\.fraction: .*'half'"):
         plan_cells(small(tmp_path, grid=grid, baseline=None))
-    with pytest.raises(TwinbudError, match=r"small\.yaml: sweeps\.alpha: --alpha: expected a number, got 'x'"):
+    with pytest.raises(TwinbudError, match=r"small\.yaml: sweeps\.alpha: .*'x'"):
         plan_cells(small(tmp_path, sweeps={"alpha": ["x"]}))
 
 
-def test_a_choice_may_be_a_word_that_yaml_takes_for_a_truth(tmp_path: Path) -> None:
+def test_only_does_not_read_values_as_yaml(tmp_path: Path) -> None:
+    """In YAML, on is a boolean and 010 is octal."""
     recipe = small(tmp_path, sweeps={"compile": ["auto", "on"], "swap_roles": [True]})
-    assert read_choices(["compile=off", "swap_roles=false"], recipe) == {"compile": ("off",), "swap_roles": (False,)}
+    assert parse_only(["compile=off", "swap_roles=false"], recipe) == {"compile": ("off",), "swap_roles": (False,)}
+    assert parse_only(["sampling=010"], recipe) == {"sampling": (10,)}
 
 
 def test_a_sweep_varies_one_setting_at_a_time(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_a_sweep_varies_one_setting_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "number"),
+    ("options", "count"),
     [
         (["sampling=0"], 2),
         (["sampling=0,1,2,3,4"], 10),
@@ -119,17 +121,17 @@ def test_a_sweep_varies_one_setting_at_a_time(tmp_path: Path) -> None:
         (["data=elsewhere"], 4),
     ],
 )
-def test_a_choice_narrows_the_grid_or_takes_what_the_recipe_defines(
-    words: list[str], number: int, tmp_path: Path
+def test_only_narrows_the_grid_or_selects_what_the_recipe_defines(
+    options: list[str], count: int, tmp_path: Path
 ) -> None:
     recipe = small(tmp_path)
-    assert len(plan_cells(recipe, read_choices(words, recipe))) == number
+    assert len(plan_cells(recipe, parse_only(options, recipe))) == count
 
 
-def test_a_choice_narrows_the_sweeps(tmp_path: Path) -> None:
+def test_only_narrows_the_sweeps(tmp_path: Path) -> None:
     recipe = small(tmp_path, sweeps={"alpha": [0.2, 0.6], "beta": [0.5, 0.9]}, baseline=None)
-    assert len(plan_cells(recipe, read_choices(["sweep=alpha"], recipe))) == 8
-    assert len(plan_cells(recipe, read_choices(["alpha=0.2", "sampling=0"], recipe))) == 6
+    assert len(plan_cells(recipe, parse_only(["sweep=alpha"], recipe))) == 8
+    assert len(plan_cells(recipe, parse_only(["alpha=0.2", "sampling=0"], recipe))) == 6
 
 
 def drop(*path: str) -> Callable[[dict[str, Any]], None]:
@@ -151,74 +153,79 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
-        (put(1, "grdi"), ("small.yaml: expected one of title", "got 'grdi'. Did you mean 'grid'?")),
-        (put("dula", "grid", "method"), ("grid.method: expected one of dual", "got 'dula'. Did you mean 'dual'?")),
-        (put(["huge"], "grid", "pair"), ("grid.pair: expected one of tiny, got 'huge'.",)),
-        (put(["x"], "grid", "colour"), ("small.yaml: grid: expected one of data, pair", "got 'colour'")),
-        (put([0], "grid", "seed"), ("small.yaml: grid: expected one of", "got 'seed'")),
-        (put([], "grid", "method"), ("grid.method: expected a list of values, got none.",)),
-        (put(0, "grid", "sampling"), ("small.yaml: grid: expected values of data", "got none of sampling.")),
-        (drop("grid", "fraction"), ("small.yaml: grid: expected values of data", "got none of fraction.")),
-        (drop("grid"), ("small.yaml: expected a grid of runs, got an empty one.",)),
-        (put({}, "grid"), ("small.yaml: expected a grid of runs, got an empty one.",)),
-        (put({"epoch": 3}, "settings"), ("small.yaml: settings: expected one of", "Did you mean 'epochs'?")),
-        (drop("settings", "threads"), ("settings.threads: expected a fixed value", "got none.")),
-        (put("auto", "settings", "precision"), ("settings.precision: expected a fixed value", "got auto.")),
-        (put({"x": {"rul": "random"}}, "methods"), ("methods.x: expected one of", "Did you mean 'rule'?")),
-        (put({"method": "timm"}, "baseline"), ("baseline.method: expected one of dual, selection, got 'timm'.",)),
-        (put({"fraction": 1.0}, "baseline"), ("small.yaml: baseline: expected one of pair, method", "got 'fraction'")),
-        (put({"data": "shades"}, "baseline"), ("small.yaml: baseline: expected one of pair, method", "got 'data'")),
-        (put(["subject"], "grid", "patient_column"), ("small.yaml: grid: expected one of", "got 'patient_column'")),
-        (put({"x": {"skip_broken": True}}, "methods"), ("methods.x: expected one of", "got 'skip_broken'")),
-        (put({"student": "half"}, "pairs", "tiny"), ("pairs.tiny: expected a teacher, got none.",)),
-        (put("vit", "pairs", "tiny", "paper"), ("pairs.tiny.paper: expected one of vit_small -> vit_tiny",)),
-        (put({"table": "table 9"}, "paper"), ("paper.table: expected one of tables 2-4", "got 'table 9'")),
-        (put("fast", "profile"), ("small.yaml: profile: expected one of paper, quick, best, got 'fast'.",)),
-        (put([3], "pairs"), ("small.yaml: pairs: expected NAME: VALUE, got something else.",)),
-        (put({"alhpa": [1]}, "sweeps"), ("small.yaml: sweeps: expected one of", "Did you mean 'alpha'?")),
-        (put(["tiny", "big"], "architectures"), ("architectures: expected one of tiny, got 'big'.",)),
+        (put(1, "grdi"), ("small.yaml: ", "'grdi'", "Did you mean 'grid'?")),
+        (put("dula", "grid", "method"), ("grid.method: ", "'dula'", "Did you mean 'dual'?")),
+        (put(["huge"], "grid", "pair"), ("grid.pair: ", "'huge'", "tiny")),
+        (put(["x"], "grid", "colour"), ("small.yaml: grid: ", "'colour'")),
+        (put([0], "grid", "seed"), ("small.yaml: grid: ", "'seed'")),
+        (put([], "grid", "method"), ("grid.method: the list is empty.",)),
+        (put([[1]], "grid", "method"), ("grid.method: [[1]] is not a list of single values.",)),
+        (put(0, "grid", "sampling"), ("small.yaml: grid: sampling has no values.",)),
+        (put(True, "grid", "sampling"), ("grid.sampling: True is not a whole number of at least 0.",)),
+        (put([0, -1], "grid", "sampling"), ("grid.sampling: -1 is not a whole number of at least 0.",)),
+        (put([7], "grid", "data"), ('grid.data: 7 is not a name. Write "7".',)),
+        (drop("grid", "fraction"), ("small.yaml: grid: fraction has no values.",)),
+        (drop("grid"), ("small.yaml: the recipe has no grid.",)),
+        (put({}, "grid"), ("small.yaml: the recipe has no grid.",)),
+        (put({"epoch": 3}, "settings"), ("small.yaml: settings: ", "Did you mean 'epochs'?")),
+        (drop("settings", "threads"), ("settings.threads: the value is missing",)),
+        (put("auto", "settings", "precision"), ("settings.precision: 'auto' depends on the machine",)),
+        (put({"x": {"rul": "random"}}, "methods"), ("methods.x: ", "Did you mean 'rule'?")),
+        (put({"method": "timm"}, "baseline"), ("baseline.method: ", "'timm'", "dual, selection")),
+        (put({"fraction": 1.0}, "baseline"), ("small.yaml: baseline: ", "'fraction'", "pair, method")),
+        (put({"data": "shades"}, "baseline"), ("small.yaml: baseline: ", "'data'", "pair, method")),
+        (put(["subject"], "grid", "patient_column"), ("small.yaml: grid: ", "'patient_column'")),
+        (put({"x": {"skip_broken": True}}, "methods"), ("methods.x: ", "'skip_broken'")),
+        (put({"student": "half"}, "pairs", "tiny"), ("pairs.tiny: the pair has no teacher.",)),
+        (put("vit", "pairs", "tiny", "paper"), ("pairs.tiny.paper: ", "'vit'", "vit_small -> vit_tiny")),
+        (put({"table": "table 9"}, "paper"), ("paper.table: ", "'table 9'", "tables 2-4")),
+        (put("fast", "profile"), ("small.yaml: profile: ", "'fast'", "paper, quick, best")),
+        (put([3], "pairs"), ("small.yaml: pairs: '[3]' is not NAME: VALUE.",)),
+        (put({3: {}}, "pairs"), ('small.yaml: pairs: the name 3 is not text. Write "3":.',)),
+        (put({"alhpa": [1]}, "sweeps"), ("small.yaml: sweeps: ", "Did you mean 'alpha'?")),
+        (put(["tiny", "big"], "architectures"), ("architectures: ", "'big'", "tiny")),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, tuple) else "",
 )
-def test_a_recipe_that_is_wrong_is_told_in_one_line(
-    change: Callable[[dict[str, Any]], None], said: tuple[str, ...], tmp_path: Path
+def test_a_wrong_recipe_is_refused_in_one_line(
+    change: Callable[[dict[str, Any]], None], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     content = copy.deepcopy(recipe_content("dinov2-small"))
     change(content)
     with pytest.raises(TwinbudError) as error:
         read_recipe(save_recipe(tmp_path / "small.yaml", content))
-    for part in said:
+    for part in expected:
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: &x 1\nb: *x\n", ""])
-def test_a_file_that_is_no_recipe_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(text)
-    with pytest.raises(TwinbudError, match=r"small\.yaml: expected"):
+    with pytest.raises(TwinbudError, match=r"small\.yaml: (the recipe cannot be read|.* is not NAME: VALUE)"):
         read_recipe(tmp_path / "small.yaml")
     with pytest.raises(TwinbudError, match="No such file"):
         read_recipe(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("option", "expected"),
     [
-        ("method", "--only: expected KEY=VALUE, got 'method'."),
-        ("method=", "--only: expected KEY=VALUE"),
+        ("method", "--only: 'method' is not KEY=VALUE."),
+        ("method=", "--only: 'method=' is not KEY=VALUE."),
         ("mehtod=dual", "Did you mean 'method'?"),
-        ("method=dula", "--only method: expected one of dual"),
-        ("pair=big", "--only pair: expected one of tiny, got 'big'."),
-        ("sampling=a", "--only: sampling: expected a sampling of at least 0, got 'a'."),
-        ("sampling=-1", "expected a sampling of at least 0, got '-1'."),
-        ("fraction=2", "--fraction: expected a share in (0, 1], got 2"),
-        ("fraction=x", "--fraction: expected a number, got 'x'."),
+        ("method=dula", "Did you mean 'dual'?"),
+        ("pair=big", "--only pair: "),
+        ("sampling=a", "--only: sampling: 'a' is not a whole number of at least 0."),
+        ("sampling=-1", "--only: sampling: '-1' is not a whole number of at least 0."),
+        ("fraction=2", "small.yaml, shades · tiny · 200 % · sampling 0 · dual: "),
+        ("fraction=x", "--only: "),
     ],
 )
-def test_a_choice_that_is_wrong_is_told_in_one_line(word: str, said: str, tmp_path: Path) -> None:
+def test_a_wrong_only_option_is_refused_in_one_line(option: str, expected: str, tmp_path: Path) -> None:
     recipe = small(tmp_path)
     with pytest.raises(TwinbudError) as error:
-        plan_cells(recipe, read_choices([word], recipe))
-    assert said in str(error.value)
+        plan_cells(recipe, parse_only([option], recipe))
+    assert expected in str(error.value)

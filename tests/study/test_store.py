@@ -1,4 +1,4 @@
-"""The runs folder: records that are whole and of this folder, claims that die with their process."""
+"""The runs folder: records with checksums, claims that end with their process, and the format version."""
 
 from __future__ import annotations
 
@@ -11,129 +11,148 @@ from typing import Any
 import pytest
 
 from twinbud.core.errors import TwinbudError
+from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import make_run_id
-from twinbud.study.store import CorruptRecordError, RunStore
+from twinbud.study.store import FORMAT_VERSION, CorruptRecordError, RunStore, StudyPlan
 
 FACTS = {"images": "f", "settings": {"alpha": 0.6}}
 RECORD: dict[str, Any] = {"facts": FACTS, "metrics": {"accuracy": 0.1 + 0.2}}
-IDENTITY = make_run_id(FACTS)
+RUN_ID = make_run_id(FACTS)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunStore:
-    folder = RunStore(tmp_path / "runs")
-    folder.create()
-    return folder
+def store(tmp_path: Path) -> RunStore:
+    store = RunStore(tmp_path / "runs")
+    store.create()
+    return store
 
 
-def record_file(folder: RunStore) -> Path:
-    return folder.path / "records" / f"{IDENTITY}.json"
+def record_path(store: RunStore) -> Path:
+    return store.path / "records" / f"{RUN_ID}.json"
 
 
-def test_a_record_comes_back_as_it_was_and_ends_the_failure(folder: RunStore) -> None:
-    folder.fail(IDENTITY, "no luck")
-    assert folder.failure(IDENTITY) is not None
-    folder.write(IDENTITY, RECORD)
-    assert folder.read(IDENTITY) == RECORD
-    assert folder.failure(IDENTITY) is None
+def test_reading_returns_what_was_written_and_writing_removes_the_failure(store: RunStore) -> None:
+    store.record_failure(RUN_ID, "out of memory")
+    failure = store.read_failure(RUN_ID)
+    assert failure is not None
+    assert failure.reason == "out of memory"
+    assert (store.done_ids(), store.failed_ids()) == (set(), {RUN_ID})
+    store.write(RUN_ID, RECORD)
+    assert store.read(RUN_ID) == RECORD
+    assert store.read_failure(RUN_ID) is None
+    assert (store.done_ids(), store.failed_ids()) == ({RUN_ID}, set())
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "problem"),
     [
-        lambda text: text.replace("0.3", "0.9"),
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: json.dumps({"sha256": "x", "record": {}}),
-        lambda text: "\0" * len(text),
+        (lambda text: text.replace("0.3", "0.9"), "was changed after it was written"),
+        (lambda text: text[: len(text) // 2], "cannot be read"),
+        (lambda text: "", "cannot be read"),
+        (lambda text: "[]", "cannot be read"),
+        (lambda text: json.dumps({"sha256": "x", "record": {}}), "was changed after it was written"),
+        (lambda text: "\0" * len(text), "cannot be read"),
     ],
+    ids=["changed", "truncated", "empty", "list", "other checksum", "zeros"],
 )
-def test_a_corrupt_record_is_named_and_can_be_set_aside(folder: RunStore, damage: Any) -> None:
-    folder.write(IDENTITY, RECORD)
-    folder.work(IDENTITY).mkdir()
-    path = record_file(folder)
+def test_a_corrupt_record_is_refused_and_can_be_set_aside(store: RunStore, damage: Any, problem: str) -> None:
+    store.write(RUN_ID, RECORD)
+    store.run_dir(RUN_ID).mkdir()
+    path = record_path(store)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(CorruptRecordError, match=f"{path}: expected a record as it was written"):
-        folder.read(IDENTITY)
-    place = folder.set_aside(IDENTITY)
-    assert place is not None
-    assert place.parent == folder.path / "set-aside"
-    assert not folder.is_done(IDENTITY)
-    assert not folder.work(IDENTITY).exists(), "the run is made anew, not taken from what the record came from"
-    assert folder.set_aside(IDENTITY) is None
+    with pytest.raises(CorruptRecordError, match=f"{path}: the record {problem}"):
+        store.read(RUN_ID)
+    target = store.set_aside(RUN_ID)
+    assert target is not None
+    assert target.parent == store.path / "set-aside"
+    assert not store.is_done(RUN_ID)
+    assert not store.run_dir(RUN_ID).exists(), "the run must be executed again, not read from its folder"
+    assert store.set_aside(RUN_ID) is None
 
 
-def test_the_record_of_another_run_is_refused(folder: RunStore) -> None:
-    folder.write(IDENTITY, {**RECORD, "facts": {**FACTS, "images": "others"}})
-    with pytest.raises(TwinbudError, match="one made with other images or settings") as error:
-        folder.read(IDENTITY)
+def test_the_record_of_another_run_is_refused(store: RunStore) -> None:
+    store.write(RUN_ID, {**RECORD, "facts": {**FACTS, "images": "others"}})
+    with pytest.raises(TwinbudError, match="the record belongs to another run") as error:
+        store.read(RUN_ID)
     assert not isinstance(error.value, CorruptRecordError)
 
 
-def test_one_of_two_claims_is_granted_and_a_killed_process_loses_its_own(folder: RunStore) -> None:
+def test_one_process_holds_a_claim_and_a_killed_process_loses_it(store: RunStore) -> None:
     code = (
         "import sys, time; from pathlib import Path; from twinbud.study.store import RunStore\n"
-        f"with RunStore(Path({str(folder.path)!r})).claim('x') as mine:\n"
-        "    print(mine, flush=True); time.sleep(60)"
+        f"with RunStore(Path({str(store.path)!r})).claim('x') as is_claimed:\n"
+        "    print(is_claimed, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
-        with folder.claim("x") as mine, folder.claim("y") as another:
-            assert (mine, another) == (False, True)
+        with store.claim("x") as x_is_claimed, store.claim("y") as y_is_claimed:
+            assert (x_is_claimed, y_is_claimed) == (False, True)
         other.kill()
         other.wait()
-    with folder.claim("x") as mine:
-        assert mine
+    with store.claim("x") as is_claimed:
+        assert is_claimed
 
 
-def test_names_stand_for_the_same_images_ever_after(folder: RunStore) -> None:
+def test_the_name_of_an_image_set_keeps_its_images(store: RunStore) -> None:
     shades = {"fingerprint": "f", "num_images": 3, "classes": ["a", "b"]}
-    folder.agree_on_images({"shades": shades})
-    folder.agree_on_images({"others": {**shades, "fingerprint": "g"}})
-    assert folder.images()["shades"] == shades
-    with pytest.raises(TwinbudError, match="--data shades: expected the images that the records of 'shades'"):
-        folder.agree_on_images({"shades": {**shades, "fingerprint": "g"}})
-    assert folder.images()["shades"] == shades
+    store.register_images({"shades": shades})
+    store.register_images({"others": {**shades, "fingerprint": "g"}})
+    assert store.image_sets()["shades"] == shades
+    with pytest.raises(TwinbudError, match="--data shades: the images, labels or their order differ from those of"):
+        store.register_images({"shades": {**shades, "fingerprint": "g"}})
+    assert store.image_sets()["shades"] == shades
 
 
-def requested(method: str, sampling: int, run_id: str) -> dict[str, Any]:
-    coordinates = {"method": method, "sampling": sampling}
-    return {"identity": run_id, "profile": "paper", "coordinates": coordinates, "is_default": False}
+def request(method: str, sampling: int, run_id: str) -> RequestedRun:
+    return RequestedRun(run_id=run_id, profile="paper", coordinates={"method": method, "sampling": sampling})
 
 
-def test_what_is_asked_for_adds_up_until_the_recipe_changes(folder: RunStore) -> None:
-    folder.ask_for("small", "digest", [requested("dual", 0, "a"), requested("dual", 1, "b")])
-    folder.ask_for("small", "digest", [requested("dual", 1, "c"), requested("timm", 0, "d")])
-    plan = folder.read_plan("small")
+def test_requests_accumulate_until_the_recipe_changes(store: RunStore) -> None:
+    store.add_requests("small", "digest", [request("dual", 0, "a"), request("dual", 1, "b")])
+    store.add_requests("small", "digest", [request("dual", 1, "c"), request("timm", 0, "d")])
+    plan = store.read_plan("small")
     assert plan is not None
-    assert [run["identity"] for run in plan["runs"]] == ["a", "c", "d"]
-    folder.ask_for("small", "another", [requested("dual", 0, "e")])
-    assert folder.read_plan("small") == {"digest": "another", "runs": [requested("dual", 0, "e")]}
-    assert folder.read_plan("none") is None
+    assert [run.run_id for run in plan.runs] == ["a", "c", "d"]
+    store.add_requests("small", "another", [request("dual", 0, "e")])
+    assert store.read_plan("small") == StudyPlan("another", (request("dual", 0, "e"),))
+    assert store.read_plan("none") is None
 
 
-@pytest.mark.parametrize("text", ["{", '{"runs": []}', '{"digest": "x", "runs": [{}]}'])
-def test_a_damaged_plan_is_told_in_one_line(folder: RunStore, text: str) -> None:
-    (folder.path / "plans" / "small.json").write_text(text)
-    with pytest.raises(TwinbudError, match=r"small\.json: expected the plan of a study"):
-        folder.read_plan("small")
+@pytest.mark.parametrize("text", ["{", '{"runs": []}', '{"digest": "x", "runs": [{}]}', '{"digest": "x", "runs": [3]}'])
+def test_a_damaged_plan_is_refused(store: RunStore, text: str) -> None:
+    (store.path / "plans" / "small.json").write_text(text)
+    with pytest.raises(TwinbudError, match=r"small\.json: the plan of the study cannot be read"):
+        store.read_plan("small")
 
 
-def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for use in (RunStore(tmp_path).require, RunStore(tmp_path).create):
-        with pytest.raises(TwinbudError, match="expected the runs folder of 'twinbud study', got a folder without"):
+        with pytest.raises(TwinbudError, match=r"the folder is not a runs folder: it has no readable study\.json"):
             use()
-    with pytest.raises(TwinbudError, match="got a file"):
+    with pytest.raises(TwinbudError, match="the path is a file"):
         RunStore(tmp_path / "thesis.tex").create()
-    with pytest.raises(TwinbudError, match="got no such folder"):
+    with pytest.raises(TwinbudError, match="the runs folder does not exist"):
         RunStore(tmp_path / "none").require()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_runs_of_another_format_are_refused(folder: RunStore) -> None:
-    (folder.path / "study.json").write_text('{"format": 2, "data": {}}')
-    with pytest.raises(TwinbudError, match="expected runs of format 1, got others"):
-        folder.require()
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"format": 1, "data": {}}', f"format version 1, but this twinbud reads version {FORMAT_VERSION}"),
+        (
+            '{"format_version": 3, "image_sets": []}',
+            f"format version 3, but this twinbud reads version {FORMAT_VERSION}",
+        ),
+        ('{"format_version": 2}', r"no readable study\.json"),
+        ("[]", r"no readable study\.json"),
+        ("3", r"no readable study\.json"),
+    ],
+)
+def test_another_format_version_is_refused_in_one_line(store: RunStore, text: str, problem: str) -> None:
+    (store.path / "study.json").write_text(text)
+    for use in (store.require, store.create):
+        with pytest.raises(TwinbudError, match=problem):
+            use()

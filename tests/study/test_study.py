@@ -1,4 +1,4 @@
-"""Studies as a user runs them: shared, killed, stopped, failing, and always each run once."""
+"""Studies as a user runs them: shared, killed, stopped or failing, and every run is executed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from PIL import Image
 
 from helpers.builders import save_images
 from helpers.command import Answer, twinbud
-from helpers.studies import SETTINGS, comparable, recipe_content, save_material, save_recipe, study_process, workers_of
+from helpers.studies import (
+    SETTINGS,
+    comparable,
+    recipe_content,
+    save_images_and_teacher,
+    save_recipe,
+    study_process,
+    workers_of,
+)
 from twinbud.study.export import collect
 from twinbud.study.recipe import read_recipe
 from twinbud.study.run import StudyRequest, execute_study, plan_study
@@ -27,20 +35,20 @@ from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
 
 class Small(NamedTuple):
-    """A study of four runs, and the same done without a disturbance."""
+    """A study of four runs, and its runs folder after an undisturbed execution."""
 
     recipe: Path
     images: Path
     runs: Path
 
-    def begin(self, runs: Path, *words: object) -> subprocess.Popen[str]:
-        """Start it as a process of its own, to be killed or stopped."""
-        return study_process(self.recipe, self.images, runs, *words)
+    def begin(self, runs: Path, *options: object) -> subprocess.Popen[str]:
+        """Start the study as a process, to be killed or stopped."""
+        return study_process(self.recipe, self.images, runs, *options)
 
-    def finish(self, runs: Path, *words: object, code: int = 0) -> Answer:
-        """Do what is missing; one worker, since starting two takes longer than the runs."""
-        place = ("--data", f"shades={self.images}", "--runs", runs)
-        answer = twinbud("study", self.recipe, *place, "--workers", 1, *words)
+    def finish(self, runs: Path, *options: object, code: int = 0) -> Answer:
+        """Execute the missing runs, with one worker: starting two takes longer than the runs."""
+        options = ("--data", f"shades={self.images}", "--runs", runs)
+        answer = twinbud("study", self.recipe, *options, "--workers", 1, *options)
         assert answer.code == code, answer.err
         return answer
 
@@ -48,7 +56,7 @@ class Small(NamedTuple):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("small")
-    images, teacher = save_material(folder)
+    images, teacher = save_images_and_teacher(folder)
     content = recipe_content(teacher, settings={**SETTINGS, "epochs": 60})
     study = Small(save_recipe(folder / "small.yaml", content), images, folder / "runs")
     study.finish(study.runs)
@@ -56,23 +64,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> Answer:
-    """What a process said that ended by itself."""
+    """Wait until a process ends, and return its output."""
     out, err = process.communicate(timeout=180)
     assert process.returncode == code, err
     return Answer(process.returncode, out, err)
 
 
 def records(runs: Path) -> dict[str, dict[str, Any]]:
-    """All records, each whole."""
-    folder = RunStore(runs)
-    return {path.stem: folder.read(path.stem) for path in sorted((runs / "records").iterdir())}
+    """Read all records by run id."""
+    store = RunStore(runs)
+    return {run_id: store.read(run_id) for run_id in sorted(store.done_ids())}
 
 
-def require_same(runs: Path, whole: Path) -> None:
-    ours, theirs = records(runs), records(whole)
-    assert {name: comparable(one) for name, one in ours.items()} == {
-        name: comparable(one) for name, one in theirs.items()
-    }
+def require_same(runs: Path, expected: Path) -> None:
+    first, second = (
+        {run_id: comparable(record) for run_id, record in records(folder).items()} for folder in (runs, expected)
+    )
+    assert first == second
 
 
 def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
@@ -81,7 +89,7 @@ def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def test_a_study_leaves_a_record_a_run_and_small_run_folders(small: Small) -> None:
+def test_every_run_has_a_record_and_a_run_folder_without_model(small: Small) -> None:
     found = records(small.runs)
     assert len(found) == 4
     for run_id, record in found.items():
@@ -93,7 +101,7 @@ def test_a_study_leaves_a_record_a_run_and_small_run_folders(small: Small) -> No
         assert str(small.images) not in json.dumps(record["facts"])
 
 
-def test_the_same_command_again_does_nothing(small: Small) -> None:
+def test_a_finished_study_is_not_executed_again(small: Small) -> None:
     before = {path: path.stat().st_mtime_ns for path in (small.runs / "records").iterdir()}
     answer = twinbud("study", small.recipe, "--data", f"shades={small.images}", "--runs", small.runs)
     assert answer.code == 0, answer.err
@@ -101,20 +109,20 @@ def test_the_same_command_again_does_nothing(small: Small) -> None:
     assert {path: path.stat().st_mtime_ns for path in (small.runs / "records").iterdir()} == before
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(small: Small, tmp_path: Path) -> None:
-    words = ("study", small.recipe, "--data", f"shades={small.images}", "--dry-run")
-    done = twinbud(*words, "--runs", small.runs, "--workers", 1, "--only", "sampling=0,1,2")
+def test_a_dry_run_prints_the_plan_and_writes_nothing(small: Small, tmp_path: Path) -> None:
+    options = ("study", small.recipe, "--data", f"shades={small.images}", "--dry-run")
+    done = twinbud(*options, "--runs", small.runs, "--workers", 1, "--only", "sampling=0,1,2")
     assert "6 runs: 4 done, 2 to do; about " in done.out
-    assert "measuring" not in done.err, "a finished run of the same shape tells how long a step takes"
-    fresh = twinbud(*words, "--runs", tmp_path / "runs", "--workers", 1)
+    assert "measuring" not in done.err, "the time of a step comes from the records"
+    fresh = twinbud(*options, "--runs", tmp_path / "runs", "--workers", 1)
     assert "4 runs: 0 done, 4 to do; about " in fresh.out
     assert "with 1 worker\n" in fresh.out
     assert "measuring 6 steps: half, dual" in fresh.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_killed_at_any_moment_goes_on_and_ends_like_an_undisturbed_one(small: Small, tmp_path: Path) -> None:
-    """SIGKILL to the study and its workers, then to the study alone; then the same command again."""
+def test_a_killed_study_resumes_with_the_same_results(small: Small, tmp_path: Path) -> None:
+    """SIGKILL to the study and its workers, then to the study alone."""
     generator, runs = random.Random(0), tmp_path / "runs"
     for kills_workers in (True, False):
         process = small.begin(runs)
@@ -129,13 +137,13 @@ def test_a_study_killed_at_any_moment_goes_on_and_ends_like_an_undisturbed_one(s
     require_same(runs, small.runs)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_run_done(small: Small, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_run_resumed(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     process = small.begin(runs, "--workers", 1)
     wait_until(lambda: list(runs.glob("work/*/history.csv")), process)
     os.kill(workers_of(process)[0], signal.SIGKILL)
     answer = end(process)
-    assert "its process ended with SIGKILL; another worker takes over" in answer.err
+    assert "its worker process died (SIGKILL); another worker resumes the run" in answer.err
     assert "1 interrupted" in answer.err
     require_same(runs, small.runs)
 
@@ -143,38 +151,38 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_done(small: Small, tmp_
 def test_two_studies_on_one_folder_share_the_runs(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     other = small.begin(runs, "--workers", 1)
-    said = [small.finish(runs).err, end(other).err]
+    outputs = [small.finish(runs).err, end(other).err]
     require_same(runs, small.runs)
-    lines = [line for text in said for line in text.splitlines() if ": accuracy " in line]
-    assert len(lines) == 4, "no run was done twice"
+    lines = [line for output in outputs for line in output.splitlines() if ": accuracy " in line]
+    assert len(lines) == 4, "no run is executed twice"
 
 
-def test_a_study_asked_to_stop_saves_exits_75_and_goes_on(small: Small, tmp_path: Path) -> None:
+def test_an_interrupted_study_saves_exits_75_and_resumes(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     process = small.begin(runs, "--workers", 1)
     wait_until(lambda: list(runs.glob("work/*/history.csv")), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     last = end(process, code=75).err.splitlines()[-1]
     assert last.startswith("twinbud: stopped with ")
-    assert last.endswith("of 4 runs done; the same command goes on from there")
+    assert last.endswith("of 4 runs done; the same command resumes the study")
     assert list(runs.glob("work/*/checkpoints/step-*"))
     small.finish(runs)
     require_same(runs, small.runs)
 
 
-def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(small: Small, tmp_path: Path) -> None:
+def test_a_failing_run_does_not_end_the_study_and_is_tried_again(small: Small, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    runs_folder = RunStore(runs)
-    runs_folder.create()
-    obstacle = runs_folder.work(next(iter(records(small.runs))))
+    store = RunStore(runs)
+    store.create()
+    obstacle = store.run_dir(next(iter(records(small.runs))))
     obstacle.write_text("a file where a run folder should be")
     answer = small.finish(runs, code=2)
     assert answer.out.startswith("3 of 4 runs done\nfailed (1): ")
     assert answer.err.splitlines()[-1] == (
-        f"twinbud: {runs}/failures: expected all of 4 runs to end well, got 1 that failed. "
-        "Put right what they say, and give the same command again: it does those only."
+        f"twinbud: {runs}/failures: 1 of 4 runs failed. "
+        "Correct the causes, and give the same command again: it executes only these runs."
     )
-    (section,) = collect(read_recipe(small.recipe), runs_folder).sections
+    (section,) = collect(read_recipe(small.recipe), store).sections
     assert [row.samplings for row in section.rows if row.num_failed] == ["1 of 2, 1 failed"]
     obstacle.unlink()
     small.finish(runs)
@@ -182,7 +190,9 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(small: Small,
     assert not list((runs / "failures").iterdir())
 
 
-def test_a_corrupt_record_is_made_again_and_a_lost_one_is_taken_from_its_run(small: Small, tmp_path: Path) -> None:
+def test_a_corrupt_record_repeats_its_run_and_a_lost_one_is_rebuilt_from_its_run_folder(
+    small: Small, tmp_path: Path
+) -> None:
     runs = Path(shutil.copytree(small.runs, tmp_path / "runs"))
     damaged, lost, *_ = sorted((runs / "records").iterdir())
     damaged.write_text(damaged.read_text().replace('"accuracy": 0.', '"accuracy": 1.'))
@@ -190,12 +200,15 @@ def test_a_corrupt_record_is_made_again_and_a_lost_one_is_taken_from_its_run(sma
     histories = [runs / "work" / record.stem / "history.csv" for record in (damaged, lost)]
     before = [path.stat().st_mtime_ns for path in histories]
     answer = small.finish(runs)
-    assert f"{damaged}: one that was changed; set aside as {runs}/set-aside/{damaged.stem}-" in answer.err
+    assert (
+        f"{damaged}: the record was changed after it was written; moved to {runs}/set-aside/{damaged.stem}-"
+        in answer.err
+    )
     assert [path.stat().st_mtime_ns == then for path, then in zip(histories, before, strict=True)] == [False, True]
     require_same(runs, small.runs)
 
 
-def test_a_run_whose_results_are_damaged_is_done_again(small: Small, tmp_path: Path) -> None:
+def test_a_run_with_damaged_results_is_executed_again(small: Small, tmp_path: Path) -> None:
     """As after a power cut between the run and its record."""
     runs = Path(shutil.copytree(small.runs, tmp_path / "runs"))
     record = next((runs / "records").iterdir())
@@ -205,8 +218,8 @@ def test_a_run_whose_results_are_damaged_is_done_again(small: Small, tmp_path: P
     require_same(runs, small.runs)
 
 
-def test_a_run_begun_where_steps_are_computed_otherwise_is_begun_anew(small: Small, tmp_path: Path) -> None:
-    """On a GPU, or with a compiler: the checkpoint does not fit, the record is the same all the same."""
+def test_a_run_with_the_checkpoint_of_another_machine_starts_again(small: Small, tmp_path: Path) -> None:
+    """A checkpoint of a GPU or of a compiled run cannot be resumed elsewhere."""
     runs = Path(shutil.copytree(small.runs, tmp_path / "runs"))
     record = next((runs / "records").iterdir())
     record.unlink()
@@ -219,30 +232,30 @@ def test_a_run_begun_where_steps_are_computed_otherwise_is_begun_anew(small: Sma
     require_same(runs, small.runs)
 
 
-def test_images_that_change_while_a_study_lasts_are_not_recorded_as_the_old_ones(small: Small, tmp_path: Path) -> None:
+def test_images_that_change_during_a_study_fail_their_runs(small: Small, tmp_path: Path) -> None:
     images = Path(shutil.copytree(small.images, tmp_path / "images"))
-    order = StudyRequest(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=1)
-    study = plan_study(order)
+    request = StudyRequest(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=1)
+    study = plan_study(request)
     first = next(path for path in sorted(images.rglob("*.png")))
     Image.new("L", (32, 32), 7).save(first)
-    done = execute_study(order, study)
+    done = execute_study(request, study)
     assert not done.done
     ((_, reason), *_) = done.failures.values()
-    assert reason.startswith(f"{images}: expected the images that the study began with, got others.")
+    assert reason.startswith(f"{images}: the images changed after the study was planned.")
 
 
-def test_a_broken_image_is_named_with_what_a_recipe_can_do_about_it(small: Small, tmp_path: Path) -> None:
-    """``study`` has no --skip-broken: it is a setting of the recipe."""
+def test_the_error_for_a_broken_image_names_the_recipe_setting(small: Small, tmp_path: Path) -> None:
+    """``study`` has no --skip-broken option."""
     images = Path(shutil.copytree(small.images, tmp_path / "images"))
     (images / "dark" / "000.png").write_bytes(b"")
     line = refused(small, "--data", f"shades={images}", "--runs", tmp_path / "runs")
-    assert line.startswith("twinbud: dark/000.png: expected a readable PNG")
-    assert line.endswith("write skip_broken: true under settings: in the recipe to leave it out.")
+    assert line.startswith("twinbud: dark/000.png: ")
+    assert line.endswith("or skip broken files with skip_broken: true under settings: in the recipe.")
     assert "--skip-broken" not in line
 
 
-def refused(small: Small, *words: object) -> str:
-    answer = twinbud("study", small.recipe, *words)
+def refused(small: Small, *options: object) -> str:
+    answer = twinbud("study", small.recipe, *options)
     assert answer.code == 2
     return answer.err.splitlines()[-1]
 
@@ -252,43 +265,43 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
     others = save_images(tmp_path / "others", {"dark": 10, "grey": 10, "light": 10}, seed=1)
     answer = twinbud("study", small.recipe, "--data", f"shades={others}", "--runs", runs)
     assert answer.code == 2
-    assert "--data shades: expected the images that the records of 'shades' were made with" in answer.err
+    assert "--data shades: the images, labels or their order differ from those of the existing records" in answer.err
     assert records(runs) == records(small.runs)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "expected"),
     [
-        ((), "--data: expected a place for every set of images, got none for shades. Give --data shades=PATH."),
-        (("--data", "shades"), "--data: expected NAME=PATH, got 'shades'. Write --data shades=PATH."),
+        ((), "--data: shades has no path. Give --data shades=PATH."),
+        (("--data", "shades"), "--data: 'shades' is not NAME=PATH. Write --data shades=PATH."),
         (("--data", "shdaes=x"), "--data: expected one of shades, got 'shdaes'. Did you mean 'shades'?"),
         (("--data", "shades=none"), "--data none: expected a folder, a CSV or 'phantom', got a path where there is"),
-        (("--data", "shades={images}", "--workers", 0), "--workers: expected at least one worker, got 0."),
-        (("--data", "shades={images}", "--workers", 999), "--workers: expected at most "),
+        (("--data", "shades={images}", "--workers", -1), "--workers: -1 is negative."),
+        (("--data", "shades={images}", "--workers", 999), "--workers: 999 workers need 999 cores (1 for each run)"),
         (("--data", "shades={images}", "--workers", "many"), "--workers: expected a whole number or none, got 'many'."),
         (
             ("--data", "shades={images}", "--profile", "fast"),
             "--profile: expected one of paper, quick, best, got 'fast'.",
         ),
         (("--data", "shades={images}", "--only", "x=1"), "--only: expected one of data, pair, method"),
-        (("--data", "shades={images}", "--runs", "{images}"), "{images}: expected the runs folder of 'twinbud study'"),
+        (("--data", "shades={images}", "--runs", "{images}"), "{images}: the folder is not a runs folder"),
         (("--wrokers", 2), "Did you mean '--workers'?"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_wrong_word_is_told_in_one_line_and_nothing_is_written(
-    words: tuple[Any, ...], said: str, small: Small, tmp_path: Path
+def test_a_wrong_option_is_refused_in_one_line_and_nothing_is_written(
+    options: tuple[Any, ...], expected: str, small: Small, tmp_path: Path
 ) -> None:
-    given = [str(word).format(images=small.images) for word in words]
+    given = [str(word).format(images=small.images) for word in options]
     runs = () if "--runs" in given else ("--runs", tmp_path / "runs")
     answer = twinbud("study", small.recipe, *given, *runs)
     assert answer.code == 2
     assert answer.out == ""
-    assert said.format(images=small.images) in answer.err.splitlines()[-1]
+    assert expected.format(images=small.images) in answer.err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 
 
-def test_tables_are_made_by_the_command_that_a_study_ends_with(small: Small) -> None:
+def test_a_study_ends_with_the_command_that_writes_its_tables(small: Small) -> None:
     answer = twinbud("study", small.recipe, "--data", f"shades={small.images}", "--runs", small.runs)
     command = answer.out.splitlines()[-1].removeprefix("next: twinbud ")
     made = twinbud(*command.split())

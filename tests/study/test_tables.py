@@ -1,4 +1,4 @@
-"""Tables: what stands in a row, what is compared with what, and what is said of what is missing."""
+"""Tables: the numbers of a row, its comparison with the baseline, and the notes on missing runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers.studies import make_up_records, recipe_content, save_recipe
+from helpers.studies import recipe_content, save_recipe, write_records
 from twinbud.core.errors import TwinbudError
 from twinbud.study import export, run_id
 from twinbud.study.export import collect, write_tables
@@ -35,7 +35,7 @@ PAPER = {"table": "tables 2-4", "methods": {"dual": "Ours", "selection": "CM1", 
 
 
 def recipe_of(folder: Path, **changes: Any) -> Recipe:
-    """The paper's ViT pair on brain-mri at 5 %, three methods, five samplings."""
+    """A recipe of the paper's ViT pair on brain-mri at 5 %, with three methods and five samplings."""
     content = recipe_content(
         "–",
         pairs={"vit": VIT},
@@ -46,10 +46,10 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
     return read_recipe(save_recipe(folder / "small.yaml", {**content, **changes}))
 
 
-def tables_of(folder: Path, recipe: Recipe | None = None, **made_up: Any) -> Tables:
+def tables_of(folder: Path, recipe: Recipe | None = None, **changes: Any) -> Tables:
     recipe = recipe or recipe_of(folder)
     runs = RunStore(folder / "runs")
-    make_up_records(recipe, runs, **{"images": {"brain-mri": BRAIN}, "accuracy": ACCURACY, **made_up})
+    write_records(recipe, runs, **{"images": {"brain-mri": BRAIN}, "accuracy": ACCURACY, **changes})
     return collect(recipe, runs)
 
 
@@ -62,7 +62,7 @@ def accuracies(row: Row) -> dict[int, float]:
     return {s: run.record["metrics"]["accuracy"] for s, run in row.runs.items() if run.record is not None}
 
 
-def test_a_row_is_the_mean_of_its_samplings_and_the_paired_difference_to_the_baseline(tmp_path: Path) -> None:
+def test_a_row_has_the_mean_of_its_samplings_and_the_paired_difference_to_the_baseline(tmp_path: Path) -> None:
     rows = rows_of(tables_of(tmp_path))
     for method, row in rows.items():
         assert row.measures["accuracy"] == spread(list(accuracies(row).values()))
@@ -75,14 +75,14 @@ def test_a_row_is_the_mean_of_its_samplings_and_the_paired_difference_to_the_bas
     assert rows["timm"].difference.verdict == "lower"
 
 
-def test_the_papers_number_stands_beside_where_the_circumstances_are_its_own(tmp_path: Path) -> None:
+def test_the_paper_column_is_unmarked_if_the_runs_match_those_of_the_paper(tmp_path: Path) -> None:
     (section,) = tables_of(tmp_path).sections
     assert section.paper_head == "paper"
     assert [row.paper for row in section.rows] == [(0.774, 0.019), (0.766, 0.014), (0.741, 0.010)]
 
 
 @pytest.mark.parametrize(
-    ("made_up", "head"),
+    ("changes", "head"),
     [
         ({"profile": "quick"}, "paper (different: image size, epochs)"),
         ({"images": {"brain-mri": {**BRAIN, "classes": ["no tumor", "tumor"]}}}, "paper (different: classes)"),
@@ -90,14 +90,14 @@ def test_the_papers_number_stands_beside_where_the_circumstances_are_its_own(tmp
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_papers_column_says_in_what_its_runs_differ(made_up: dict[str, Any], head: str, tmp_path: Path) -> None:
-    (section,) = tables_of(tmp_path, **made_up).sections
+def test_the_paper_column_names_the_differences(changes: dict[str, Any], head: str, tmp_path: Path) -> None:
+    (section,) = tables_of(tmp_path, **changes).sections
     assert section.paper_head == head
     write_tables(tmp_path / "small.yaml", tmp_path / "runs")
     assert f"| {head} |" in (tmp_path / "runs" / "tables" / "small.md").read_text()
 
 
-def test_another_pair_is_named_and_a_pair_that_stands_for_none_has_no_column(tmp_path: Path) -> None:
+def test_another_pair_is_a_difference_and_a_pair_without_counterpart_has_no_column(tmp_path: Path) -> None:
     other = {"vit": {"teacher": "dinov2-small", "student": "half", "paper": VIT["paper"]}}
     (section,) = tables_of(tmp_path, recipe_of(tmp_path, pairs=other)).sections
     assert section.paper_head == "paper (different: pair)"
@@ -107,17 +107,17 @@ def test_another_pair_is_named_and_a_pair_that_stands_for_none_has_no_column(tmp
     assert section.paper_head is None
 
 
-def test_missing_and_failed_runs_are_counted_and_their_reasons_told(tmp_path: Path) -> None:
+def test_missing_and_failed_runs_are_counted_with_their_reasons(tmp_path: Path) -> None:
     tables = tables_of(tmp_path, missing=[("dual", 3)], failed=[("dual", 4), ("selection", 0)])
     rows = rows_of(tables)
     assert rows["dual"].samplings == "3 of 5, 1 failed"
     assert rows["timm"].samplings == "5"
     assert rows["dual"].difference is not None
     assert (rows["dual"].difference.count, rows["dual"].difference.verdict) == (2, None)
-    assert tables.failures == {"step 3: expected a finite loss, got nan.": 2}
+    assert tables.failures == {"step 3: the loss is nan.": 2}
     write_tables(tmp_path / "small.yaml", tmp_path / "runs")
     text = (tmp_path / "runs" / "tables" / "small.md").read_text()
-    assert "- Failed (2): step 3: expected a finite loss, got nan." in text
+    assert "- Failed (2): step 3: the loss is nan." in text
     assert ", 2 pairs | – | 3 of 5, 1 failed |" in text
 
 
@@ -140,7 +140,7 @@ def sweep_tables(folder: Path) -> Tables:
     return tables_of(folder, recipe)
 
 
-def test_a_sweep_is_compared_with_its_default_which_all_sweeps_share(tmp_path: Path) -> None:
+def test_a_sweep_is_compared_with_the_default_run_that_all_sweeps_share(tmp_path: Path) -> None:
     tables = sweep_tables(tmp_path)
     assert [section.coordinates["sweep"] for section in tables.sections] == ["alpha", "temperature"]
     defaults = []
@@ -153,7 +153,7 @@ def test_a_sweep_is_compared_with_its_default_which_all_sweeps_share(tmp_path: P
     assert len(list((tmp_path / "runs" / "records").iterdir())) == 3 * 2 * 5
 
 
-def test_pairs_can_be_compared_with_one_of_them(tmp_path: Path) -> None:
+def test_a_pair_can_be_the_baseline(tmp_path: Path) -> None:
     grid = {"data": ["brain-mri"], "pair": ["vit", "big"], "method": ["dual"], "fraction": [0.05], "sampling": 5}
     pairs = {"vit": VIT, "big": {**VIT, "teacher": "vit_base_patch16_224.augreg_in21k"}}
     recipe = recipe_of(tmp_path, grid=grid, pairs=pairs, baseline={"pair": "vit"})
@@ -162,7 +162,7 @@ def test_pairs_can_be_compared_with_one_of_them(tmp_path: Path) -> None:
     assert section.baseline == "vit"
 
 
-def test_the_files_hold_what_the_table_says(tmp_path: Path) -> None:
+def test_all_files_contain_the_numbers_of_the_table(tmp_path: Path) -> None:
     tables = tables_of(tmp_path, failed=[("timm", 2)])
     paths = write_tables(tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out")
     assert [path.name for path in paths] == [
@@ -180,14 +180,14 @@ def test_the_files_hold_what_the_table_says(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "small.json").read_text())
     found, _, third = content["sections"][0]["rows"]
     assert {int(s): run["metrics"]["accuracy"] for s, run in found["samplings"].items()} == accuracies(rows["dual"])
-    assert third["samplings"]["2"] == {"missing": "step 3: expected a finite loss, got nan."}
+    assert third["samplings"]["2"] == {"missing": "step 3: the loss is nan."}
     text = (tmp_path / "out" / "small.md").read_text()
     assert "The intervals are over samplings, one split" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table[:5]}) == 1
 
 
-def test_a_page_opens_offline_with_every_figure_once(tmp_path: Path) -> None:
+def test_a_page_loads_nothing_and_contains_every_figure_once(tmp_path: Path) -> None:
     grid = {"data": ["brain-mri"], "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05, 0.1], "sampling": 5}
     tables_of(tmp_path, recipe_of(tmp_path, grid=grid, title="<b>&"))
     (tmp_path / "sweep").mkdir()
@@ -208,7 +208,7 @@ def test_a_page_opens_offline_with_every_figure_once(tmp_path: Path) -> None:
         assert len(list((folder / "runs" / "tables").glob("small.*.svg"))) == len(titles)
 
 
-def test_a_figure_is_a_file_that_stands_alone(tmp_path: Path) -> None:
+def test_a_figure_file_has_its_own_style_and_size(tmp_path: Path) -> None:
     tables_of(tmp_path)
     *_, path = write_tables(tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out")
     root = ElementTree.parse(path).getroot()
@@ -220,7 +220,7 @@ def test_a_figure_is_a_file_that_stands_alone(tmp_path: Path) -> None:
     assert "sans-serif" in (style.text or "")
 
 
-def test_architectures_are_the_papers(tmp_path: Path) -> None:
+def test_architectures_match_the_paper(tmp_path: Path) -> None:
     recipe = TABLE_1
     write_tables(recipe, tmp_path / "none", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "table1.json").read_text())
@@ -235,21 +235,21 @@ def test_architectures_are_the_papers(tmp_path: Path) -> None:
         assert found[pair, role]["num_parameters"] / 1e6 == pytest.approx(millions, abs=0.01)
 
 
-def test_tables_before_any_run_is_done_are_told_in_one_line(tmp_path: Path) -> None:
-    recipe, folder = recipe_of(tmp_path), RunStore(tmp_path / "runs")
-    with pytest.raises(TwinbudError, match="expected the runs folder of 'twinbud study', got no such folder"):
-        collect(recipe, folder)
-    folder.create()
-    with pytest.raises(TwinbudError, match=r"expected a finished run, got none of small\. Run: twinbud study small"):
-        collect(recipe, folder)
+def test_tables_without_a_finished_run_are_refused_in_one_line(tmp_path: Path) -> None:
+    recipe, store = recipe_of(tmp_path), RunStore(tmp_path / "runs")
+    with pytest.raises(TwinbudError, match="the runs folder does not exist"):
+        collect(recipe, store)
+    store.create()
+    with pytest.raises(TwinbudError, match=r"no run of recipe 'small' was requested\. Run: twinbud study small"):
+        collect(recipe, store)
     everything = [(method, sampling) for method in ACCURACY for sampling in range(5)]
-    with pytest.raises(TwinbudError, match=r"expected a finished run, got none of 15\."):
+    with pytest.raises(TwinbudError, match=r"none of 15 runs is finished\."):
         tables_of(tmp_path, missing=everything)
 
 
-def test_tables_of_a_recipe_that_has_changed_are_refused(tmp_path: Path) -> None:
+def test_tables_of_a_changed_recipe_are_refused(tmp_path: Path) -> None:
     tables_of(tmp_path)
-    with pytest.raises(TwinbudError, match="small: expected the recipe that the runs were asked for with"):
+    with pytest.raises(TwinbudError, match=r"small\.yaml: the recipe differs from the one that the runs"):
         collect(
             recipe_of(tmp_path, settings={"threads": 1, "precision": "float32", "epochs": 3}),
             RunStore(tmp_path / "runs"),
@@ -260,7 +260,7 @@ def test_tables_of_a_recipe_that_has_changed_are_refused(tmp_path: Path) -> None
     assert collect(read_recipe(path), RunStore(tmp_path / "runs")).sections
 
 
-def test_a_corrupt_record_is_missing_and_named_and_one_of_other_images_is_refused(tmp_path: Path) -> None:
+def test_a_corrupt_record_counts_as_missing_and_one_with_other_images_is_refused(tmp_path: Path) -> None:
     tables_of(tmp_path)
     recipe, folder = recipe_of(tmp_path), RunStore(tmp_path / "runs")
     first, *_ = sorted((folder.path / "records").iterdir())
@@ -269,46 +269,44 @@ def test_a_corrupt_record_is_missing_and_named_and_one_of_other_images_is_refuse
     tables = collect(recipe, folder)
     assert sum(row.num_done for row in rows_of(tables).values()) == 14
     assert tables.notes == (
-        f"{first}: a file that cannot be read, counted as missing; the next study makes it anew",
+        f"{first}: the record cannot be read. The run counts as missing; 'twinbud study' executes it again.",
     )  # fmt: skip
     first.write_text(text)
     marker = folder.path / "study.json"
     marker.write_text(marker.read_text().replace("fingerprint of brain-mri", "fingerprint of others"))
-    with pytest.raises(TwinbudError, match="expected a record made with the images that its folder names"):
+    with pytest.raises(TwinbudError, match="the record has other images than the image set 'brain-mri' of its folder"):
         collect(recipe, folder)
 
 
-def test_runs_of_an_earlier_training_version_are_missing_and_said_to_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or the paired difference would cross versions."""
+def test_runs_of_another_training_version_count_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a paired difference would compare two versions of the training code."""
     tables_of(tmp_path)
     monkeypatch.setattr(export, "TRAINING_VERSION", run_id.TRAINING_VERSION + 1)
-    with pytest.raises(TwinbudError, match=r"expected a finished run, got none of 15\."):
+    with pytest.raises(TwinbudError, match=r"none of 15 runs is finished\."):
         collect(recipe_of(tmp_path), RunStore(tmp_path / "runs"))
 
 
 def test_two_teachers_of_one_name_are_not_compared(tmp_path: Path) -> None:
     tables_of(tmp_path)
-    folder = RunStore(tmp_path / "runs")
-    plan = folder.read_plan("small")
+    store = RunStore(tmp_path / "runs")
+    plan = store.read_plan("small")
     assert plan is not None
-    record = folder.read(plan["runs"][0]["identity"])
+    record = store.read(plan.runs[0].run_id)
     record["facts"]["teacher"] = "sha256:others"
     name = run_id.make_run_id(record["facts"])
-    folder.write(name, record)
-    path = folder.path / "plans" / "small.json"
-    path.write_text(path.read_text().replace(plan["runs"][0]["identity"], name))
-    with pytest.raises(TwinbudError, match=r"expected one teacher for all runs of a pair, got two for vit"):
-        collect(recipe_of(tmp_path), folder)
+    store.write(name, record)
+    path = store.path / "plans" / "small.json"
+    path.write_text(path.read_text().replace(plan.runs[0].run_id, name))
+    with pytest.raises(TwinbudError, match=r"the runs of pair 'vit' have two different teachers"):
+        collect(recipe_of(tmp_path), store)
 
 
-def test_the_papers_column_does_not_claim_to_match_while_nothing_is_done(tmp_path: Path) -> None:
+def test_the_paper_column_is_not_compared_before_a_run_is_finished(tmp_path: Path) -> None:
     sets, runs = ["brain-mri", "lung-ct"], RunStore(tmp_path / "runs")
     grid = {"data": sets, "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05], "sampling": 5}
     recipe = recipe_of(tmp_path, grid=grid)
     images = {"brain-mri": BRAIN, "lung-ct": {"num_images": 4597, "classes": ["a", "b"]}}
-    make_up_records(recipe, runs, images=images, accuracy=ACCURACY)
+    write_records(recipe, runs, images=images, accuracy=ACCURACY)
     for path in (runs.path / "records").iterdir():
         if json.loads(path.read_text())["record"]["classes"] == ["a", "b"]:
             path.unlink()
@@ -316,12 +314,12 @@ def test_the_papers_column_does_not_claim_to_match_while_nothing_is_done(tmp_pat
     assert heads["lung-ct"] == "paper (no run yet)"
 
 
-def test_architectures_in_the_default_place_do_not_spoil_the_runs_folder(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_but_tables_can_become_a_runs_folder(tmp_path: Path) -> None:
     write_tables(TABLE_1, tmp_path / "runs")
     RunStore(tmp_path / "runs").create()
 
 
-def test_runs_that_saw_or_were_measured_on_other_images_are_named(tmp_path: Path) -> None:
+def test_notes_name_runs_trained_or_tested_on_other_images(tmp_path: Path) -> None:
     (plain,) = tables_of(tmp_path / "plain", recipe_in(tmp_path / "plain")).sections
     assert plain.protocol_notes == ()
     methods = {"more": {"method": "selection", "recover": "unlabelled"}}

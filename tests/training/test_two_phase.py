@@ -15,7 +15,7 @@ import torch
 from helpers.builders import VIT, random_model
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import Stopped
-from twinbud.core.progress import Advance, SilentProgress
+from twinbud.core.progress import Advance, BarKind, SilentProgress
 from twinbud.models.student_pair import StudentPair
 from twinbud.training import two_phase
 from twinbud.training.checkpoint import CheckpointFolder, EpochRecord
@@ -109,17 +109,20 @@ def test_cost_counts_both_phases_and_the_history_is_of_the_second() -> None:
 
 
 def test_each_phase_has_a_bar_of_its_own() -> None:
-    shown: list[tuple[str, int]] = []
+    shown: list[tuple[str, int, BarKind]] = []
 
     class Shown(SilentProgress):
         @contextmanager
-        def bar(self, label: str, total: int) -> Iterator[Advance]:
-            shown.append((label, total))
-            with super().bar(label, total) as advance:
+        def bar(self, label: str, total: int, *, kind: BarKind = "items") -> Iterator[Advance]:
+            shown.append((label, total, kind))
+            with super().bar(label, total, kind=kind) as advance:
                 yield advance
 
     train(progress=Shown(), label="training dual")
-    assert shown == [("training S′ beforehand", STEPS_A_PHASE), ("training dual", STEPS_A_PHASE)]
+    assert shown == [
+        ("training S′ beforehand", STEPS_A_PHASE, "steps"),
+        ("training dual", STEPS_A_PHASE, "steps"),
+    ]
 
 
 @pytest.mark.parametrize("steps", range(1, 2 * STEPS_A_PHASE + 1))

@@ -1,4 +1,4 @@
-"""``twinbud study`` and ``twinbud tables``: their options, and words to calls; torch waits until a command is known."""
+"""``twinbud study`` and ``twinbud tables``: their options and functions; torch is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _RUNS = Path("runs/study")
 
 
 def study_options(parser: ArgumentParser) -> None:
-    """What ``study`` can be told."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="What to run; see recipes/paper/.")
-    text = "Where a set of images of the recipe lies; 'phantom' needs none. Can be given several times."
+    """Add the options of ``twinbud study``."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="The recipe, such as those in recipes/paper/.")
+    text = "Path of an image set of the recipe; 'phantom' needs none. Can be repeated."
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help=text)
-    _add_runs(parser, "Runs folder; several recipes can share one, and then share runs")
-    text = "Runs at once [as many as the cores carry; one on a GPU]."
+    _add_runs(parser, "Runs folder; recipes with the same folder share runs")
+    text = "Worker processes; 0 runs in this process [as many as the CPU cores allow; one on a GPU]."
     parser.add_argument("--workers", metavar="N", help=text)
-    text = "Where the defaults of all settings come from [the recipe's]."
+    text = "Profile that supplies the defaults of all settings [the recipe's]."
     parser.add_argument("--profile", type=str | None, metavar="|".join(PROFILES), help=text)
-    text = "Do these runs only, such as fraction=0.05 or sampling=0,1,2. Can be given several times."
+    text = "Execute these runs only, such as fraction=0.05 or sampling=0,1,2. Can be repeated."
     parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=text)
     parser.add_argument("--keep-models", action="store_true", help="Keep the trained model of every run.")
-    text = "Keep no decoded images in the cache folder; each worker then decodes them for itself."
+    text = "Do not cache decoded images on the disk; each worker then decodes all images."
     parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="Only say what would be run, and how long it takes.")
+    parser.add_argument("--dry-run", action="store_true", help="Print the plan and the estimated time, and stop.")
 
 
 def tables_options(parser: ArgumentParser) -> None:
-    """What ``tables`` can be told."""
+    """Add the options of ``twinbud tables``."""
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="The recipe given to 'twinbud study'.")
     _add_runs(parser, "Runs folder of 'twinbud study'")
     parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for the tables [RUNS/tables].")
@@ -42,12 +42,12 @@ def _add_runs(parser: ArgumentParser, text: str) -> None:
 
 
 def study(chosen: Namespace) -> None:
-    """Do a study, or say what it would do."""
-    from twinbud.cli.study_display import show_plan, show_study_result, watching
+    """Execute a study, or print its plan."""
+    from twinbud.cli.study_display import show_plan, show_status, show_study_result
     from twinbud.core.progress import TerminalProgress
     from twinbud.study.run import StudyRequest, estimate_seconds, execute_study, plan_study, require_success
 
-    order = StudyRequest(
+    request = StudyRequest(
         recipe=chosen.recipe,
         runs=chosen.runs,
         data=chosen.data,
@@ -58,18 +58,18 @@ def study(chosen: Namespace) -> None:
         pixel_cache=chosen.pixel_cache,
     )
     progress = TerminalProgress()
-    planned = plan_study(order, progress)
+    planned = plan_study(request, progress)
     if chosen.dry_run:
         show_plan(planned, estimate_seconds(planned, progress))
         return
-    with watching(planned.distinct) as watch:
-        done = execute_study(order, planned, progress, watch)
+    with show_status(planned.distinct) as on_status:
+        done = execute_study(request, planned, progress, on_status)
     show_study_result(done, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
     require_success(done)
 
 
 def tables(chosen: Namespace) -> None:
-    """Write the tables, and say where."""
+    """Write the tables, and print their paths."""
     from twinbud.cli.study_display import show_written
     from twinbud.study.export import write_tables
 

@@ -1,4 +1,4 @@
-"""What a person sees of a study: live bars on a terminal, lines elsewhere, and words before and after."""
+"""Terminal output of a study: its plan, live bars or log lines while it runs, and its result."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from rich.table import Table
 from rich.text import Text
 
 from twinbud.core.progress import duration
-from twinbud.study.executors.local import StudyStatus, Watch
 from twinbud.study.grid import PlannedRun
 from twinbud.study.run import Study
+from twinbud.study.status import OnStatus, StudyStatus
 
-_SHOWN_RUNS = 16
+_MAX_SHOWN_RUNS = 16
 
 
 @contextmanager
-def watching(runs: Mapping[str, PlannedRun], interval: float = 10.0) -> Iterator[Watch]:
-    """Shows a study for as long as the context lasts.
+def show_status(runs: Mapping[str, PlannedRun], interval: float = 10.0) -> Iterator[OnStatus]:
+    """Show the status of a study while the context is open.
 
     Args:
-        runs: All of them, by identity.
-        interval: Seconds between two lines where standard error is no terminal.
+        runs: All runs, by run id.
+        interval: Seconds between two lines where standard error is not a terminal.
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _Lines(console, interval)
+        yield _LogLines(console, interval)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def show(status: StudyStatus) -> None:
-            if status.line:
-                live.console.print(status.line, markup=False, soft_wrap=True)
-            live.update(_picture(status, runs))
+            if status.message:
+                live.console.print(status.message, markup=False, soft_wrap=True)
+            live.update(_status_view(status, runs))
 
         yield show
 
 
-class _Lines:
-    """A line whenever a run has ended, and one every few seconds besides."""
+class _LogLines:
+    """Prints a line for each message, and one every ``interval`` seconds."""
 
     def __init__(self, console: Console, interval: float) -> None:
         self.console, self.interval = console, interval
@@ -53,50 +53,50 @@ class _Lines:
 
     def __call__(self, status: StudyStatus) -> None:
         now = time.monotonic()
-        if status.line or now - self.last >= self.interval:
+        if status.message or now - self.last >= self.interval:
             self.last = now
-            line = f" · {status.line}" if status.line else ""
-            self.console.print(f"study: {_counts(status)}{line}", markup=False, soft_wrap=True)
+            message = f" · {status.message}" if status.message else ""
+            self.console.print(f"study: {_counts(status)}{message}", markup=False, soft_wrap=True)
 
 
 def _counts(status: StudyStatus) -> str:
-    words = [f"{status.done}/{status.total} done"]
-    for number, word in ((status.failed, "failed"), (status.interrupted, "interrupted")):
-        words += [f"{number} {word}"] if number else []
-    words += [f"{len(status.running)} running"] if status.running else []
-    words += [f"{duration(status.seconds_left)} left"] if status.seconds_left is not None else []
-    return " · ".join(words)
+    parts = [f"{status.num_done}/{status.num_runs} done"]
+    for count, word in ((status.num_failed, "failed"), (status.num_interrupted, "interrupted")):
+        parts += [f"{count} {word}"] if count else []
+    parts += [f"{len(status.running)} running"] if status.running else []
+    parts += [f"{duration(status.seconds_left)} left"] if status.seconds_left is not None else []
+    return " · ".join(parts)
 
 
-def _picture(status: StudyStatus, runs: Mapping[str, PlannedRun]) -> Group:
+def _status_view(status: StudyStatus, runs: Mapping[str, PlannedRun]) -> Group:
     rows = Table.grid(padding=(0, 2))
-    for run_id, (num_steps, text) in list(status.running.items())[:_SHOWN_RUNS]:
+    for run_id, latest in list(status.running.items())[:_MAX_SHOWN_RUNS]:
         run = runs[run_id]
         rows.add_row(
             Text(run.label, overflow="ellipsis", no_wrap=True),
-            ProgressBar(total=run.num_steps, completed=num_steps, width=20),
-            Text(text or "starting", style="dim", overflow="ellipsis", no_wrap=True),
+            ProgressBar(total=run.num_steps, completed=latest.num_steps, width=20),
+            Text(latest.text, style="dim", overflow="ellipsis", no_wrap=True),
         )
-    whole = Table.grid(padding=(0, 2))
-    ended = status.done + status.failed
-    whole.add_row(Text("study", style="bold"), ProgressBar(total=status.total, completed=ended, width=40))
-    return Group(whole, Text(_counts(status), style="bold"), rows)
+    total = Table.grid(padding=(0, 2))
+    num_settled = status.num_done + status.num_failed
+    total.add_row(Text("study", style="bold"), ProgressBar(total=status.num_runs, completed=num_settled, width=40))
+    return Group(total, Text(_counts(status), style="bold"), rows)
 
 
 def show_plan(study: Study, seconds: float) -> None:
-    """What a study would do: its runs, group by group, and how long those will take that are missing."""
+    """Print the runs of a study by group, and the estimated time of those that are missing."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(_plan_table(study))
     missing = len(study.missing)
     line = f"{len(study.distinct)} runs: {len(study.done)} done, {missing} to do"
     if study.failures:
-        line += f" ({len(study.failures)} of them failed before)"
+        line += f" ({len(study.failures)} failed before)"
     if missing:
-        workers = min(len(study.shares), missing)
+        workers = study.num_workers
         line += f"; about {duration(seconds)} with {workers} worker{'s' if workers > 1 else ''}"
     console.print(line, markup=False)
     if study.corrupt:
-        console.print(f"{len(study.corrupt)} records are corrupt and would be set aside", markup=False)
+        console.print(f"{len(study.corrupt)} records are corrupt and would be made again", markup=False)
 
 
 def _plan_table(study: Study) -> Table:
@@ -122,10 +122,10 @@ def _plan_table(study: Study) -> Table:
 
 
 def show_study_result(study: Study, tables: str) -> None:
-    """How a study ended, and the command that makes its tables."""
+    """Print the result of a study, and the command that writes its tables."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{len(study.done)} of {len(study.distinct)} runs done", markup=False)
-    reasons = Counter(reason for _, reason in study.failures.values())
+    reasons = Counter(failure.reason for failure in study.failures.values())
     for reason, count in reasons.most_common():
         console.print(f"failed ({count}): {reason}", markup=False)
     if study.done:
@@ -133,7 +133,7 @@ def show_study_result(study: Study, tables: str) -> None:
 
 
 def show_written(paths: Iterable[Path]) -> None:
-    """Where the tables are."""
+    """Print the paths of the tables."""
     console = Console(highlight=False, soft_wrap=True)
     for path in paths:
         console.print(f"written: {path}", markup=False)

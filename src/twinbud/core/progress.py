@@ -1,30 +1,33 @@
-"""What a person sees while something takes long: a live bar on a terminal, lines elsewhere, nothing in a library."""
+"""Progress reporting: a live bar on a terminal, log lines elsewhere, silence by default in the library."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
+
+BarKind = Literal["items", "steps"]
+"""What a bar counts: optimizer steps, which count towards a run's planned total, or any other items."""
 
 
 class Advance(Protocol):
-    """Says how many of the planned units are done, and what to show beside the bar."""
+    """Moves a bar to a number of completed units, and sets the text beside it."""
 
     def __call__(self, done: int, text: str = "", /) -> None:
-        """Move the bar."""
+        """Move the bar to ``done`` units."""
         ...
 
 
 class Progress(Protocol):
-    """Where stages report to."""
+    """Receiver of the progress of a long computation."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Report one line."""
         ...
 
-    def bar(self, label: str, total: int) -> AbstractContextManager[Advance]:
-        """Show a bar of ``total`` units for as long as the context lasts."""
+    def bar(self, label: str, total: int, *, kind: BarKind = "items") -> AbstractContextManager[Advance]:
+        """Show a bar of ``total`` units while the context is open."""
         ...
 
 
@@ -32,18 +35,18 @@ class SilentProgress:
     """Reports nothing; the default of the library's functions."""
 
     def note(self, text: str) -> None:
-        """Drop the line."""
+        """Ignore the line."""
         del text
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """No bar."""
-        del label, total
+    def bar(self, label: str, total: int, *, kind: BarKind = "items") -> Iterator[Advance]:
+        """Show no bar."""
+        del label, total, kind
         yield lambda done, text="": None
 
 
 class TerminalProgress:
-    """A live bar with the time left where standard error is a terminal, else a line every ``interval`` seconds."""
+    """Shows a live bar where standard error is a terminal, else prints a line every ``interval`` seconds."""
 
     def __init__(self, interval: float = 10.0) -> None:
         from rich.console import Console
@@ -56,8 +59,9 @@ class TerminalProgress:
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """See Progress.bar."""
+    def bar(self, label: str, total: int, *, kind: BarKind = "items") -> Iterator[Advance]:
+        """Show a bar; see ``Progress.bar``."""
+        del kind
         if self.console.is_terminal:
             with self._live(label, total) as advance:
                 yield advance
@@ -95,7 +99,7 @@ class TerminalProgress:
 
 
 def duration(seconds: float | None) -> str:
-    """``3.2 s``, ``48 s``, ``3 min 05 s`` or ``2 h 10 min``; a dash where it is not known."""
+    """Format a duration: ``3.2 s``, ``48 s``, ``3 min 05 s`` or ``2 h 10 min``; a dash for None."""
     if seconds is None:
         return "–"
     whole = round(seconds)

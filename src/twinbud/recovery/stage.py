@@ -267,7 +267,7 @@ class _Stage:
         )
 
     def _match(self, step: RecoveryStep, memory: PeakMemory) -> tuple[EpochRecord, ...]:
-        with self.progress.bar(self.label, self.plan.num_steps) as advance:
+        with self.progress.bar(self.label, self.plan.num_steps, kind="steps") as advance:
             epochs = _Recovering(
                 step,
                 self.images,

@@ -1,4 +1,4 @@
-"""One run of a study: trained or gone on with, recorded, and its folder made small."""
+"""Execute one run of a study: train or resume it, write its record, and delete the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MODEL = "model"
 
 def execute_run(
     run: PlannedRun,
-    folder: RunStore,
+    store: RunStore,
     resource_cache: ResourceCache,
     progress: Progress,
     *,
@@ -43,84 +43,84 @@ def execute_run(
     keep_model: bool = False,
     pixel_cache: bool = True,
 ) -> str:
-    """Do a claimed run to its end, from its last checkpoint if there is one, and record it.
+    """Execute a claimed run, from its last checkpoint if there is one, and write its record.
 
-    A run that was finished, but not recorded, when its process died is recorded as it is.
+    If the process died after the run and before its record, only the record is written.
 
     Args:
-        run: Which.
-        folder: Where to; the caller holds the claim.
-        resource_cache: What earlier runs of this process have opened.
-        progress: Where to report.
+        run: The run.
+        store: The runs folder; the caller holds the claim.
+        resource_cache: Images, teachers and selections of earlier runs of this process.
+        progress: Reports the progress of the run.
         num_workers: How many runs share the machine, for the record.
         keep_model: Whether the run folder keeps the trained model.
-        pixel_cache: Whether decoded images are kept for other processes.
+        pixel_cache: Whether decoded images are cached on the disk for other processes.
 
     Returns:
-        One line on how it went.
+        The accuracy, as text.
 
     Raises:
         TwinbudError: See ``twinbud.runs.pipeline.train``.
-        Stopped: The system asked for a stop.
+        Stopped: The system requested a stop.
     """
-    place = folder.work(run.run_id)
-    record = _finished(run, place, num_workers)
+    folder = store.run_dir(run.run_id)
+    record = _read_finished(run, folder, num_workers)
     if record is None:
-        config = run_config(run.settings, output=place, resume=True, pixel_cache=pixel_cache)
-        _require_same_material(run, config, resource_cache, progress)
+        config = run_config(run.settings, output=folder, resume=True, pixel_cache=pixel_cache)
+        _require_planned_inputs(run, config, resource_cache, progress)
         try:
             train(config, progress, resource_cache=resource_cache)
-        except OtherRunError:  # begun on another kind of machine, where steps are computed otherwise
-            shutil.rmtree(place)
+        except OtherRunError:  # the checkpoint is of another kind of machine, which computes steps differently
+            shutil.rmtree(folder)
             train(config, progress, resource_cache=resource_cache)
-        record = _finished(run, place, num_workers)
-        assert record is not None, "a run that has ended has its results"
+        record = _read_finished(run, folder, num_workers)
+        assert record is not None, "train() writes the results"
     if not keep_model:
-        shutil.rmtree(place / _MODEL, ignore_errors=True)
-    folder.write(run.run_id, record)
+        shutil.rmtree(folder / _MODEL, ignore_errors=True)
+    store.write(run.run_id, record)
     return f"accuracy {record['metrics']['accuracy']:.3f}"
 
 
-def _finished(run: PlannedRun, place: Path, num_workers: int) -> dict[str, Any] | None:
-    """The record of a run that has ended; None, and nothing left of it, where its results cannot be read."""
-    if (place / MARKER).exists() or not (place / METRICS).exists():
+def _read_finished(run: PlannedRun, folder: Path, num_workers: int) -> dict[str, Any] | None:
+    """Make the record of a finished run. If its results cannot be read, delete the folder and return None."""
+    if (folder / MARKER).exists() or not (folder / METRICS).exists():
         return None
     try:
-        environment = read_json(place / "environment.json") | {"num_workers": num_workers}
-        return make_record(run, read_json(place / METRICS), environment)
+        environment = read_json(folder / "environment.json") | {"num_workers": num_workers}
+        return make_record(run, read_json(folder / METRICS), environment)
     except (OSError, ValueError, KeyError, TypeError):
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
         return None
 
 
-def _require_same_material(
+def _require_planned_inputs(
     run: PlannedRun, config: RunConfig, resource_cache: ResourceCache, progress: Progress
 ) -> None:
-    """Refuse images and teachers that are not those the run was planned with.
+    """Refuse images or a teacher that differ from those the run was planned with.
 
     Raises:
-        TwinbudError: They have changed since the study began.
+        TwinbudError: They have changed since the study started.
     """
     image_index, image_store = open_images(config, progress, resource_cache)
-    for what, found, planned in (
-        ("images", images_fingerprint(image_index, image_store.digests), run.facts["images"]),
-        ("teacher", teacher_fingerprint(config.model.teacher or ""), run.facts["teacher"]),
+    teacher = config.model.teacher or ""
+    for name, where, found in (
+        ("images", config.data.data, images_fingerprint(image_index, image_store.digests)),
+        ("teacher", teacher, teacher_fingerprint(teacher)),
     ):
-        if found != planned:
+        if found != run.facts[name]:
             raise TwinbudError(
-                f"the {what} that the study began with",
-                got="others",
-                where=config.data.data if what == "images" else str(config.model.teacher),
-                fix="Put them back, or give the command again",
+                f"the {name} changed after the study was planned",
+                where=where,
+                fix="Restore them, or give the command again",
             )
 
 
 def make_record(run: PlannedRun, metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a finished run, as plain JSON.
+    """Make the record of a finished run, as a JSON object.
 
     Returns:
-        ``facts`` that its identity is the checksum of, ``settings`` as they were given, ``classes``, ``metrics``,
-        ``cost`` and ``environment`` (which hold all that may differ between two doings of one run).
+        ``facts``, which the run id is the checksum of; ``settings`` without the path of the images; ``classes``;
+        ``metrics``; and ``cost`` and ``environment``, which can differ between two executions of one run.
     """
     return {
         "facts": dict(run.facts),

@@ -1,4 +1,4 @@
-"""The tables of a recipe as files: Markdown to read, CSV to compute with, JSON with everything, one HTML page."""
+"""Write the tables of a recipe: Markdown, CSV, JSON with every run, one HTML page, and the figures as SVG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import glob
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,20 @@ from twinbud.study.tables import Row, Section, Tables, make_tables
 
 
 def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> list[Path]:
-    """Write ``NAME.md``, ``NAME.csv``, ``NAME.json`` and ``NAME.html``, each whole, and each figure as an SVG file.
+    """Write ``NAME.md``, ``NAME.csv``, ``NAME.json``, ``NAME.html``, and an SVG file for each figure.
 
     The figures of the first section are ``NAME.1.FIGURE.svg``.
 
     Args:
         recipe_path: The recipe given to ``twinbud study``.
-        runs: The runs folder; a recipe of architectures needs none.
-        output: Where to; by default ``tables`` in the runs folder.
+        runs: The runs folder; not used for a recipe of architectures.
+        output: The output folder; by default ``tables`` in the runs folder.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        TwinbudError: A recipe or a runs folder that cannot be used, or no finished run of the recipe.
+        TwinbudError: The recipe or the runs folder cannot be used, or no run of the recipe is finished.
     """
     recipe = read_recipe(recipe_path)
     folder = output or runs / TABLES
@@ -63,95 +66,85 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
     write_json(paths["json"], content)
     write_text(paths["html"], page)
     for path in folder.glob(f"{glob.escape(recipe.name)}.[0-9]*.*.svg"):
-        if path not in drawings:  # of a recipe that was another one
+        if path not in drawings:  # left from an earlier version of the recipe
             path.unlink()
     for path, svg in drawings.items():
         write_text(path, standing_alone(svg))
     return [*paths.values(), *drawings]
 
 
-def collect(recipe: Recipe, folder: RunStore) -> Tables:
-    """Read what was asked for under a recipe, and what became of it.
+def collect(recipe: Recipe, store: RunStore) -> Tables:
+    """Read the runs requested with a recipe, and make its tables.
 
     Raises:
-        TwinbudError: Not a runs folder, a recipe that has changed since, a record of another run or of other
-            images, or nothing finished.
+        TwinbudError: The folder is not a runs folder, the recipe has changed, a record has other images or another
+            teacher, or no run is finished.
     """
-    folder.require()
-    plan, command = folder.read_plan(recipe.name), f"Run: twinbud study {recipe.name}.yaml --runs {folder.path}"
+    store.require()
+    command = f"Run: twinbud study {recipe.name}.yaml --runs {store.path}"
+    plan = store.read_plan(recipe.name)
     if plan is None:
-        raise TwinbudError("a finished run", got=f"none of {recipe.name}", where=str(folder.path), fix=command)
-    if plan["digest"] != recipe.digest:
+        raise TwinbudError(f"no run of recipe '{recipe.name}' was requested", where=str(store.path), fix=command)
+    if plan.digest != recipe.digest:
+        problem = "the recipe differs from the one that the runs were requested with"
+        raise TwinbudError(problem, where=recipe.path, fix=f"{command}; finished runs are not repeated")
+    image_sets, notes = store.image_sets(), dict[str, None]()
+    runs = [_read_result(run, store, image_sets, notes) for run in plan.runs]
+    _require_one_teacher_per_pair(runs, store)
+    if not any(run.record for run in runs):
+        raise TwinbudError(f"none of {len(runs)} runs is finished", where=str(store.path), fix=command)
+    return make_tables(recipe, runs, image_sets, notes)
+
+
+def _read_result(
+    run: RequestedRun, store: RunStore, image_sets: Mapping[str, Mapping[str, Any]], notes: dict[str, None]
+) -> RequestedRun:
+    """Add the record of a run, or the reason of its failure; adds to ``notes`` why a record is not used."""
+    record = None
+    try:
+        if store.is_done(run.run_id):
+            record = store.read(run.run_id)
+    except CorruptRecordError as error:
+        notes[f"{error.where}: {error.problem}. The run counts as missing; 'twinbud study' executes it again."] = None
+    if record is not None and record["facts"]["training_version"] != TRAINING_VERSION:
+        notes[
+            "Records of another version of the training code are not used. Their runs count as missing; "
+            "'twinbud study' executes them again."
+        ] = None
+        record = None
+    if record is None:
+        failure = store.read_failure(run.run_id)
+        return replace(run, reason=failure.reason if failure else None)
+    if record["facts"]["images"] != image_sets[run.coordinates["data"]]["fingerprint"]:
         raise TwinbudError(
-            "the recipe that the runs were asked for with",
-            got="another one of the same name, or a changed one",
-            where=recipe.name,
-            fix=f"{command}; what is done is not done again",
+            f"the record has other images than the image set '{run.coordinates['data']}' of its folder",
+            where=str(store.path / "records" / f"{run.run_id}.json"),
+            fix="Move the file away, and run the study again",
         )
-    images, notes = folder.images(), []
-    requested = []
-    for run in plan["runs"]:
-        run_id, record, failure = run["identity"], None, None
-        try:
-            record = _record_on(folder, run_id, images[run["coordinates"]["data"]])
-        except CorruptRecordError as error:
-            notes.append(f"{error.where}: {error.got}, counted as missing; the next study makes it anew")
-        if record is not None and record["facts"]["training_version"] != TRAINING_VERSION:
-            notes.append("runs of an earlier version of the training are counted as missing; the study makes them anew")
-            record = None
-        failure = folder.failure(run_id) if record is None else None
-        requested.append(
-            RequestedRun(
-                coordinates=run["coordinates"],
-                profile=run["profile"],
-                is_default=run["is_default"],
-                record=record,
-                reason=failure[1] if failure else None,
-            )
-        )
-    _require_one_teacher_a_pair(requested, folder)
-    if not any(run.record for run in requested):
-        got = f"none of {len(requested)}"
-        raise TwinbudError("a finished run", got=got, where=str(folder.path), fix=command)
-    return make_tables(recipe, requested, images, dict.fromkeys(notes))
+    return replace(run, record=record)
 
 
-def _require_one_teacher_a_pair(requested: Sequence[RequestedRun], folder: RunStore) -> None:
-    """Refuse to compare runs from two teachers of one name.
+def _require_one_teacher_per_pair(runs: Sequence[RequestedRun], store: RunStore) -> None:
+    """Refuse to compare runs of a pair that have different teachers.
 
     Raises:
-        TwinbudError: The weights of a pair's teacher have changed between its runs.
+        TwinbudError: The weights of a teacher have changed between the runs of a pair.
     """
     teachers: dict[Any, str] = {}
-    for run in requested:
+    for run in runs:
         if run.record is None:
             continue
         pair, teacher = run.coordinates["pair"], run.record["facts"]["teacher"]
         if teachers.setdefault(pair, teacher) != teacher:
             raise TwinbudError(
-                "one teacher for all runs of a pair",
-                got=f"two for {pair} (its file has changed)",
-                where=str(folder.path),
-                fix="Run the whole study again, or in another --runs",
+                f"the runs of pair '{pair}' have two different teachers: the teacher's file has changed",
+                where=str(store.path),
+                fix="Run the whole study again, or use another --runs",
             )
 
 
-def _record_on(folder: RunStore, run_id: str, images: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if not folder.is_done(run_id):
-        return None
-    record = folder.read(run_id)
-    if record["facts"]["images"] != images["fingerprint"]:
-        raise TwinbudError(
-            "a record made with the images that its folder names",
-            got="one made with others",
-            where=str(folder.path / "records" / f"{run_id}.json"),
-            fix="Move it away, and run the study again",
-        )
-    return record
-
-
 def tables_json(tables: Tables) -> dict[str, Any]:
-    """Everything, each sampling's metrics and costs too."""
+    """All tables as a JSON object, with the metrics and costs of every run."""
     recipe = tables.recipe
     return {
         "title": recipe.title,
@@ -187,14 +180,14 @@ def _row_json(row: Row) -> dict[str, Any]:
         "samplings": {
             str(sampling): {"metrics": run.record["metrics"], "cost": run.record["cost"]}
             if run.record is not None
-            else {"missing": run.reason or "not done yet"}
+            else {"missing": run.reason or "not finished"}
             for sampling, run in row.runs.items()
         },
     }
 
 
 def _flat(recipe: Recipe, section: Section) -> list[dict[str, Any]]:
-    """One row of the CSV for each row of a table; a column that has no value is empty."""
+    """The CSV rows of a section, one for each row of its table; None is an empty cell."""
     rows = []
     for row in section.rows:
         flat: dict[str, Any] = {"recipe": recipe.name, "profile": section.profile}

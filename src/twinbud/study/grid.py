@@ -1,4 +1,4 @@
-"""From a recipe to the runs it asks for: every combination of its axes, or those that ``--only`` leaves."""
+"""From a recipe to its runs: every combination of the axes, or those that ``--only`` selects."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from twinbud.config.loading import read_setting, run_config
 from twinbud.config.schema import PROFILES, Profile, RunConfig
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.study.recipe import AXES, Recipe
 
-_OUTERMOST = ("data", "pair", "fraction", "sampling", "method")
-"""The order of the runs: a sampling is finished for all methods before the next begins, so that pairs fill up first."""
+_ORDER = ("data", "pair", "fraction", "sampling", "method")
+"""The axes from the outermost loop to the innermost: all methods finish a sampling before the next sampling starts, so
+that paired differences are complete early."""
+_NAME_AXES = ("data", "pair", "method", "sweep")
+"""Axes whose values are names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A run as the recipe asks for it, before it is known where the images lie.
+    """One place in the recipe's grid; the paths of the images are not known yet.
 
     Attributes:
-        coordinates: Its place on every axis; in a sweep also ``sweep``, the setting's name, and ``value``.
-        settings: What ``run_config`` takes; ``data`` is still the name of the set.
-        default: The settings without the sweep's; None where there is no sweep.
+        coordinates: The value on every axis; in a sweep also ``sweep``, the setting's name, and ``value``.
+        settings: The settings for ``run_config``; ``data`` is the name of the image set.
+        default: The settings without the sweep's value; None without a sweep.
     """
 
     coordinates: Mapping[str, Any]
@@ -35,22 +36,22 @@ class Cell:
 
     @property
     def data(self) -> str:
-        """The name of the set of images."""
+        """The name of the image set."""
         return str(self.coordinates["data"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run that a worker can carry out.
+    """A run that an executor can execute.
 
     Attributes:
         run_id: See ``twinbud.study.run_id``.
-        facts: What the identity is the checksum of.
-        coordinates: Its place in the recipe.
-        settings: What ``run_config`` takes.
-        num_steps: Optimiser steps it will take.
-        num_test: Images it will be measured on.
-        is_default: Whether it is the run of a sweep whose value is the default.
+        facts: The facts that ``run_id`` is the checksum of.
+        coordinates: The value on every axis of the recipe.
+        settings: The settings for ``run_config``.
+        num_steps: Optimizer steps of recovery and training.
+        num_test: Images in the test part.
+        is_default: Whether it is the run of a sweep that has the default value.
     """
 
     run_id: str
@@ -63,108 +64,107 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        """``brain-mri · dinov2 · 5 % · dual · sampling 2``."""
+        """``brain-mri · dinov2 · 5 % · sampling 2 · dual``."""
         return describe_coordinates(self.coordinates)
 
 
 def describe_coordinates(coordinates: Mapping[str, Any]) -> str:
-    """Where a run stands in its recipe, in one line."""
-    words = []
+    """Describe a place in the recipe in one line."""
+    parts = []
     for axis, value in coordinates.items():
         if axis == "fraction":
-            words.append(f"{100 * value:g} %")
+            parts.append(f"{100 * value:g} %")
         elif axis == "sweep":
-            words.append(f"{value} {coordinates['value']}")
+            parts.append(f"{value} {coordinates['value']}")
         elif axis in ("data", "pair", "method"):
-            words.append(str(value))
+            parts.append(str(value))
         elif axis != "value":
-            words.append(f"{axis} {value}")
-    return " · ".join(words)
+            parts.append(f"{axis} {value}")
+    return " · ".join(parts)
 
 
-def read_choices(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Any, ...]]:
-    """What ``--only KEY=VALUE,...`` asks for, a key given twice taken together.
+def parse_only(options: Sequence[str], recipe: Recipe) -> dict[str, tuple[Any, ...]]:
+    """Parse ``--only KEY=VALUE,...``; values of a repeated key are joined.
 
-    Pairs and methods may be any that the recipe defines, and fractions, samplings and sets any at all, also such as
-    its grid leaves out.
+    The recipe must define pairs and methods, but its grid need not contain them. Fractions, samplings and image sets
+    can be any.
 
     Raises:
-        TwinbudError: No KEY=VALUE, an unknown key, or a pair or method that the recipe does not define.
+        TwinbudError: An option is not KEY=VALUE, or has an unknown key, pair, method or sweep.
     """
-    choices: dict[str, list[Any]] = {}
-    for word in words:
-        key, equals, values = word.partition("=")
+    chosen: dict[str, list[Any]] = {}
+    for option in options:
+        key, equals, values = option.partition("=")
         if not equals or not values:
-            raise TwinbudError("KEY=VALUE", got=f"'{word}'", where="--only", fix="Write --only fraction=0.05")
+            raise TwinbudError(f"'{option}' is not KEY=VALUE", where="--only", fix="Give a value: --only fraction=0.05")
         valid = [*recipe.grid, *(["sweep"] if recipe.sweeps else []), *recipe.sweeps]
         if key not in valid:
             raise unknown_choice("--only", key, valid)
         try:
-            choices.setdefault(key, []).extend(_typed(key, [_value(key, text) for text in values.split(",")]))
+            chosen.setdefault(key, []).extend(_convert(key, [_parse_value(key, text) for text in values.split(",")]))
         except TwinbudError as error:
             raise error.at("--only") from error
     for key, known in (("pair", recipe.pairs), ("method", recipe.known_methods), ("sweep", recipe.sweeps)):
-        for value in choices.get(key, []):
+        for value in chosen.get(key, []):
             if value not in known:
                 raise unknown_choice(f"--only {key}", value, known)
-    return {key: tuple(dict.fromkeys(values)) for key, values in choices.items()}
+    return {key: tuple(dict.fromkeys(values)) for key, values in chosen.items()}
 
 
-def _value(key: str, text: str) -> Any:
-    if key in ("data", "pair", "method", "sweep"):
+def _parse_value(key: str, text: str) -> Any:
+    if key in _NAME_AXES:
         return text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, bool) and text not in ("true", "false"):
-        value = text  # on and off are words of some settings
-    if key == "sampling" and (type(value) is not int or value < 0):
-        raise TwinbudError("a sampling of at least 0", got=f"'{text}'", where="sampling")
-    return value
+    if key == "sampling":
+        if not (text.isascii() and text.isdecimal()):
+            raise TwinbudError(f"'{text}' is not a whole number of at least 0", where="sampling")
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
 
 
 def plan_cells(
-    recipe: Recipe, choices: Mapping[str, Sequence[Any]] | None = None, profile: Profile | None = None
+    recipe: Recipe, only: Mapping[str, Sequence[Any]] | None = None, profile: Profile | None = None
 ) -> tuple[Cell, ...]:
-    """Every run that the recipe, narrowed by the choices, asks for, each of its settings checked.
+    """List every run of the recipe, narrowed by ``only``, and check its settings.
+
+    Args:
+        recipe: The recipe.
+        only: The result of ``parse_only``.
+        profile: Replaces the recipe's profile.
 
     Raises:
-        TwinbudError: A setting's value of another type or out of its range, or nothing is left.
+        TwinbudError: A setting has a value of the wrong type or outside its range, or no run is left.
     """
     if not recipe.grid:
         raise TwinbudError(
-            "a recipe with runs",
-            got="one that only lists architectures",
-            where=recipe.path,
-            fix="Give it to 'twinbud tables'",
+            "the recipe has no runs: it only lists architectures", where=recipe.path, fix="Use 'twinbud tables' instead"
         )
     if profile is not None and profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
-    choices = choices or {}
-    axes = {axis: choices.get(axis, _typed(axis, values, recipe, "grid")) for axis, values in recipe.grid.items()}
+    only = only or {}
+    axes = {axis: only.get(axis, _convert(axis, values, recipe, "grid")) for axis, values in recipe.grid.items()}
+    sweep_points = _sweep_points(recipe, only)
     cells = [
         Cell(
-            coordinates=coordinates | step,
-            settings=_settings(recipe, coordinates, step, profile),
-            default=_settings(recipe, coordinates, {}, profile) if step else None,
+            coordinates=coordinates | point,
+            settings=_settings(recipe, coordinates, point, profile),
+            default=_settings(recipe, coordinates, {}, profile) if point else None,
         )
         for coordinates in _combinations(axes)
-        for step in _steps(recipe, choices)
+        for point in sweep_points
     ]
     if not cells:
-        raise TwinbudError("at least one run", got="none", where="--only", fix="Widen the choice")
+        raise TwinbudError("no run is left", where="--only", fix="Select more values")
     for cell in cells:
         try:
             checked_config(cell.settings)
         except TwinbudError as error:
-            said = f", --profile {profile}" if profile else ""
-            raise error.at(f"{recipe.path}, {describe_coordinates(cell.coordinates)}{said}") from error
+            option = f", --profile {profile}" if profile else ""
+            raise error.at(f"{recipe.path}, {describe_coordinates(cell.coordinates)}{option}") from error
     return tuple(cells)
 
 
 def checked_config(settings: Mapping[str, Any]) -> RunConfig:
-    """The run that a cell's settings describe, wherever it will be kept.
+    """The configuration of a cell, without an output folder.
 
     Raises:
         TwinbudError: See ``run_config``.
@@ -173,42 +173,42 @@ def checked_config(settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    order = [*_OUTERMOST, *(axis for axis in axes if axis not in AXES)]
+    order = [*_ORDER, *(axis for axis in axes if axis not in AXES)]
     for values in itertools.product(*(axes[axis] for axis in order)):
         yield dict(zip(order, values, strict=True))
 
 
-def _steps(recipe: Recipe, choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """What the sweeps add to each combination; without sweeps nothing."""
+def _sweep_points(recipe: Recipe, only: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The coordinates that the sweeps add to each combination; a single empty one without sweeps."""
     if not recipe.sweeps:
         return [{}]
     return [
         {"sweep": name, "value": value}
         for name, values in recipe.sweeps.items()
-        if name in choices.get("sweep", recipe.sweeps)
-        for value in choices.get(name, _typed(name, values, recipe, "sweeps"))
+        if name in only.get("sweep", recipe.sweeps)
+        for value in only.get(name, _convert(name, values, recipe, "sweeps"))
     ]
 
 
-def _typed(axis: str, values: Sequence[Any], recipe: Recipe | None = None, part: str = "") -> tuple[Any, ...]:
-    """The values of an axis as the setting's type, each once: YAML reads 1e-2 as text.
+def _convert(axis: str, values: Sequence[Any], recipe: Recipe | None = None, section: str = "") -> tuple[Any, ...]:
+    """Convert the values of an axis to the setting's type, without repetitions: YAML reads 1e-2 as text.
 
     Raises:
-        TwinbudError: One of them is none, in this part of this recipe.
+        TwinbudError: A value has the wrong type; the error names ``section`` of ``recipe``.
     """
-    if axis in ("data", "pair", "method", "sampling", "sweep"):
+    if axis in _NAME_AXES or axis == "sampling":
         return tuple(values)
     try:
         return tuple(dict.fromkeys(read_setting(axis, value) for value in values))
     except TwinbudError as error:
-        raise (error.at(f"{recipe.path}: {part}.{axis}") if recipe else error) from error
+        raise (error.at(f"{recipe.path}: {section}.{axis}") if recipe else error) from error
 
 
 def _settings(
-    recipe: Recipe, coordinates: Mapping[str, Any], step: Mapping[str, Any], profile: Profile | None
+    recipe: Recipe, coordinates: Mapping[str, Any], sweep_point: Mapping[str, Any], profile: Profile | None
 ) -> dict[str, Any]:
+    """Settings of a run. Later ones win: profile, recipe, method, axes, sweep."""
     pair, method = recipe.pairs[coordinates["pair"]], coordinates["method"]
-    extra = {name: value for name, value in coordinates.items() if name not in AXES}
     return {
         "profile": profile or recipe.profile,
         **recipe.settings,
@@ -219,6 +219,6 @@ def _settings(
         "seed": coordinates["sampling"],
         "method": method,
         **recipe.methods.get(method, {}),
-        **extra,
-        **({step["sweep"]: step["value"]} if step else {}),
+        **{name: value for name, value in coordinates.items() if name not in AXES},
+        **({sweep_point["sweep"]: sweep_point["value"]} if sweep_point else {}),
     }

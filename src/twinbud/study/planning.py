@@ -1,4 +1,4 @@
-"""From the cells of a recipe to runs that can be carried out: where the images lie, and who each run is."""
+"""From the cells of a recipe to planned runs: image paths, run ids and numbers of steps."""
 
 from __future__ import annotations
 
@@ -23,40 +23,38 @@ from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts, tea
 from twinbud.training.epoch_loop import plan_steps
 
 
-def read_places(words: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
-    """Where the images of each named set lie, from ``NAME=PATH``; ``phantom`` needs none.
+def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
+    """Parse ``--data NAME=PATH`` for each image set of the cells; ``phantom`` needs no path.
 
     Raises:
-        TwinbudError: No NAME=PATH, a name that no run has, or a set without a place.
+        TwinbudError: An option is not NAME=PATH or names an unknown set, or a set has no path.
     """
     names = list(dict.fromkeys(cell.data for cell in cells))
-    places = {"phantom": "phantom"}
-    for word in words:
-        name, equals, place = word.partition("=")
-        if not equals or not place:
-            raise TwinbudError("NAME=PATH", got=f"'{word}'", where="--data", fix=f"Write --data {names[0]}=PATH")
+    paths = {"phantom": "phantom"}
+    for option in options:
+        name, equals, path = option.partition("=")
+        if not equals or not path:
+            raise TwinbudError(f"'{option}' is not NAME=PATH", where="--data", fix=f"Write --data {names[0]}=PATH")
         if name not in names:
             raise unknown_choice("--data", name, names)
-        places[name] = place
-    if missing := [name for name in names if name not in places]:
-        known = [name for name in names if name in places]
+        paths[name] = path
+    if missing := [name for name in names if name not in paths]:
+        known = [name for name in names if name in paths]
         fix = f"Give {' '.join(f'--data {name}=PATH' for name in missing)}"
         if known:
-            fix += f", or leave them out with --only data={','.join(known)}"
-        raise TwinbudError(
-            "a place for every set of images", got=f"none for {first_few(missing)}", where="--data", fix=fix
-        )
-    return {name: places[name] for name in names}
+            fix += f", or exclude them with --only data={','.join(known)}"
+        raise TwinbudError(f"{first_few(missing)} has no path", where="--data", fix=fix)
+    return {name: paths[name] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """What is known of a named set once its images have been decoded; the pixels are let go.
+    """A named set of images that were decoded once; it does not hold the pixels.
 
     Attributes:
-        image_index: Its images.
-        digests: Of each image, the SHA-256 of its decoded pixels.
-        fingerprint: That of the whole.
+        image_index: The images.
+        digests: SHA-256 of the decoded pixels of each image.
+        fingerprint: See ``images_fingerprint``.
     """
 
     image_index: ImageIndex
@@ -65,7 +63,7 @@ class ImageSet:
 
     @property
     def description(self) -> dict[str, Any]:
-        """As the runs folder keeps it."""
+        """The JSON object for the runs folder."""
         return {
             "fingerprint": self.fingerprint,
             "num_images": len(self.digests),
@@ -74,7 +72,7 @@ class ImageSet:
 
 
 def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
-    """Decode a set of images and say what it is.
+    """Decode a set of images.
 
     Raises:
         TwinbudError: See ``read_index`` and ``load_image_store``.
@@ -82,8 +80,8 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
     try:
         image_index, image_store = decode_images(read_index(config.data), config, progress)
     except BrokenImageError as error:
-        fix = "Mend or remove it, or write skip_broken: true under settings: in the recipe to leave it out"
-        raise TwinbudError(error.expected, got=error.got, where=error.where, fix=fix) from error
+        fix = "Repair or remove the file, or skip broken files with skip_broken: true under settings: in the recipe"
+        raise TwinbudError(error.problem, where=error.where, fix=fix) from error
     return ImageSet(
         image_index=image_index,
         digests=image_store.digests,
@@ -92,20 +90,29 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
 
 
 def plan_runs(
-    cells: Iterable[Cell], places: Mapping[str, str], progress: Progress, *, pixel_cache: bool = True
+    cells: Iterable[Cell], paths: Mapping[str, str], progress: Progress, *, pixel_cache: bool = True
 ) -> tuple[tuple[PlannedRun, ...], dict[str, ImageSet]]:
-    """The runs to carry out, in order, and what each name of a set stands for.
+    """Plan the run of each cell.
+
+    Args:
+        cells: The cells.
+        paths: Path of each image set.
+        progress: Reports the decoding of images.
+        pixel_cache: Whether decoded images are cached on the disk.
+
+    Returns:
+        The runs in the order of the cells, and the image sets by name.
 
     Raises:
-        TwinbudError: Images, a teacher or a student that cannot be used.
+        TwinbudError: Images, a teacher or a student cannot be used.
     """
     planner = _Planner(progress, pixel_cache)
-    runs = tuple(planner.plan(cell, places[cell.data]) for cell in cells)
-    return runs, planner.sets
+    runs = tuple(planner.plan(cell, paths[cell.data]) for cell in cells)
+    return runs, planner.image_sets
 
 
-class Sizes(NamedTuple):
-    """How many images are labelled, in the training part, and in the test part."""
+class _SplitSizes(NamedTuple):
+    """Number of images that are labelled, in the training part and in the test part."""
 
     labelled: int
     train: int
@@ -113,20 +120,23 @@ class Sizes(NamedTuple):
 
 
 class _Planner:
-    """Remembers what the runs of a study share."""
+    """Caches what the runs of a study share: image sets, teachers, students and splits."""
 
     def __init__(self, progress: Progress, pixel_cache: bool) -> None:
         self.progress, self.pixel_cache = progress, pixel_cache
-        self.sets: dict[str, ImageSet] = {}
+        self.image_sets: dict[str, ImageSet] = {}
         self.teachers: dict[str, str] = {}
         self.families: dict[tuple[str, str], Family] = {}
-        self.sizes: dict[tuple[str, DataConfig], Sizes] = {}
+        self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
 
-    def plan(self, cell: Cell, place: str) -> PlannedRun:
-        settings = {**cell.settings, "data": place}
+    def plan(self, cell: Cell, path: str) -> PlannedRun:
+        settings = {**cell.settings, "data": path}
         config = checked_config(settings)
         facts = self._facts(cell.data, config)
-        sizes = self._sizes(cell.data, config.data)
+        sizes = self._split_sizes(cell.data, config.data)
+        is_default = False
+        if cell.default is not None:
+            is_default = facts == self._facts(cell.data, checked_config({**cell.default, "data": path}))
         return PlannedRun(
             run_id=make_run_id(facts),
             facts=facts,
@@ -134,31 +144,31 @@ class _Planner:
             settings=settings,
             num_steps=_num_steps(config, sizes),
             num_test=sizes.test,
-            is_default=cell.default is not None
-            and facts == self._facts(cell.data, checked_config({**cell.default, "data": place})),
+            is_default=is_default,
         )
 
     def _facts(self, name: str, config: RunConfig) -> dict[str, Any]:
         teacher, student = config.model.teacher or "", config.model.student
-        if (teacher, student) not in self.families:  # before any image is decoded: a mistake here is found at once
+        if (teacher, student) not in self.families:  # checked before images are decoded, which can take minutes
             self.families[teacher, student] = read_student_spec(read_teacher_card(teacher), student).family
             self.teachers[teacher] = teacher_fingerprint(teacher)
-        if name not in self.sets:
+        if name not in self.image_sets:
             self.progress.note(f"reading {name}: {config.data.data}")
-            self.sets[name] = open_image_set(replace(config, pixel_cache=self.pixel_cache), self.progress)
-        images, family = self.sets[name].fingerprint, self.families[teacher, student]
+            self.image_sets[name] = open_image_set(replace(config, pixel_cache=self.pixel_cache), self.progress)
+        images, family = self.image_sets[name].fingerprint, self.families[teacher, student]
         return run_facts(config, images=images, teacher=self.teachers[teacher], family=family)
 
-    def _sizes(self, name: str, data: DataConfig) -> Sizes:
-        """How many images each part has; every sampling has as many."""
-        if (name, data) not in self.sizes:
-            split = make_split(self.sets[name].image_index, self.sets[name].digests, data, seed=0)
-            self.sizes[name, data] = Sizes(len(split.labelled), len(split.train), len(split.test))
-        return self.sizes[name, data]
+    def _split_sizes(self, name: str, data: DataConfig) -> _SplitSizes:
+        """The sizes of the split, which are the same for every sampling."""
+        if (name, data) not in self.split_sizes:
+            image_set = self.image_sets[name]
+            split = make_split(image_set.image_index, image_set.digests, data, seed=0)
+            self.split_sizes[name, data] = _SplitSizes(len(split.labelled), len(split.train), len(split.test))
+        return self.split_sizes[name, data]
 
 
-def _num_steps(config: RunConfig, sizes: Sizes) -> int:
-    """Of recovery and of every phase of training."""
-    seen = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
+def _num_steps(config: RunConfig, sizes: _SplitSizes) -> int:
+    """Optimizer steps of recovery and of all phases of training."""
+    num_images = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
     training = config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
-    return num_recovery_steps(config, seen) + training
+    return num_recovery_steps(config, num_images) + training

@@ -1,4 +1,4 @@
-"""A recipe: one experiment in a YAML file, as a grid of runs short enough to read."""
+"""A recipe: one experiment in a YAML file, as a grid of runs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from twinbud.core.files import read_yaml
 from twinbud.study.paper import paper_pairs, paper_tables
 
 AXES = ("data", "pair", "method", "fraction", "sampling")
-"""What every grid says; any setting may be a further axis."""
+"""The axes of every grid; any setting can be a further axis."""
 SHARED = frozenset({"image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels"})
-"""Settings that decide what a set of images is, and so are the same for all runs."""
+"""Settings that define an image set, and so are the same for all runs."""
 RESERVED = frozenset({"data", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"})
-"""Settings that the axes, the command line or the machine decide."""
+"""Settings that the axes, the command line or the machine define."""
 _UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates"})
-"""Axes along which the labelled images differ, so that nothing on them can be compared image by image."""
+"""Axes along which the labelled images differ, so that runs cannot be compared sampling by sampling."""
 _KEYS = ("title", "profile", "pairs", "methods", "grid", "sweeps", "settings", "baseline", "paper", "architectures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A teacher and the student cut out of it, as ``--teacher`` and ``--student`` spell them.
+    """A teacher and its student, as ``--teacher`` and ``--student`` take them.
 
     Attributes:
-        teacher: Its name.
-        student: Its name, or "half".
-        paper: The paper's pair whose numbers stand beside, by its name in ``paper-tables.json``; None for none.
+        teacher: Name of the teacher.
+        student: Name of the student, or "half".
+        paper: Name of the paper's pair in ``paper-tables.json`` whose results are shown beside; None for none.
     """
 
     teacher: str
@@ -43,11 +43,11 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """Which of the paper's numbers stand beside ours.
+    """The results of the paper to show beside those of the study.
 
     Attributes:
-        table: Its name in ``paper-tables.json``.
-        methods: What the paper calls each of our methods.
+        table: Name of the table in ``paper-tables.json``.
+        methods: The paper's name of each method.
     """
 
     table: str
@@ -59,19 +59,19 @@ class Recipe:
     """One experiment.
 
     Attributes:
-        path: The file, as it was given.
-        name: The file's name without its ending.
-        title: One line for the tables.
-        profile: Where the defaults of all settings come from.
+        path: Path of the file, as given.
+        name: Name of the file without its suffix.
+        title: Title of the tables, one line.
+        profile: The profile that supplies the defaults of all settings.
         pairs: Teacher and student by name.
-        methods: Settings by name, besides the methods that ``twinbud train`` knows.
-        grid: The values of each axis; empty where the recipe only lists architectures.
-        sweeps: Settings varied one at a time from their default, each with its values.
-        settings: What all runs share.
-        baseline: Values of some axes; every other value is compared with these, sampling by sampling.
-        paper: The paper's numbers to show.
-        architectures: Names of the pairs to count parameters of.
-        digest: SHA-256 of what the file says, comments aside.
+        methods: Settings by name, in addition to the methods of ``twinbud train``.
+        grid: Values of each axis; empty if the recipe only lists architectures.
+        sweeps: Settings that vary one at a time from their default, with their values.
+        settings: Settings of all runs.
+        baseline: Values of some axes; the other values are compared with these, sampling by sampling.
+        paper: The results of the paper to show.
+        architectures: Names of the pairs whose parameters are counted.
+        digest: SHA-256 of the contents without comments.
     """
 
     path: str
@@ -90,7 +90,7 @@ class Recipe:
 
     @property
     def known_methods(self) -> tuple[str, ...]:
-        """Methods that a grid or ``--only`` may name."""
+        """Methods that a grid or ``--only`` can name."""
         return (*get_args(Method), *self.methods)
 
 
@@ -98,97 +98,109 @@ def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        TwinbudError: No such file, not YAML, an unknown key, pair, method or setting, or an empty grid.
+        TwinbudError: The file cannot be read, is not YAML, has an unknown key, pair, method or setting, or has no grid.
     """
     try:
         content = read_yaml(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TwinbudError("a YAML recipe", got=f"none ({reason})", where=str(path)) from error
-    content = _mapping(content, str(path))
-    _known(content, _KEYS, str(path))
-    reading = _Reading(str(path), content)
+        raise TwinbudError(f"the recipe cannot be read ({reason})", where=str(path)) from error
+    content = _require_mapping(content, str(path))
+    _require_known(content, _KEYS, str(path))
+    parser = _RecipeParser(str(path), content)
     recipe = Recipe(
         path=str(path),
         name=path.stem,
         title=str(content.get("title", path.stem)),
-        profile=reading.profile(),
-        pairs=reading.pairs(),
-        methods=reading.methods(),
-        grid=reading.grid(),
-        sweeps=reading.sweeps(),
-        settings=reading.settings(),
-        baseline=reading.section("baseline"),
-        paper=reading.paper(),
-        architectures=reading.architectures(),
+        profile=parser.profile(),
+        pairs=parser.pairs(),
+        methods=parser.methods(),
+        grid=parser.grid(),
+        sweeps=parser.sweeps(),
+        settings=parser.settings(),
+        baseline=parser.section("baseline"),
+        paper=parser.paper(),
+        architectures=parser.architectures(),
         digest=hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest(),
     )
-    _check(recipe, str(path))
+    _check(recipe)
     return recipe
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """The parts of one file, each with its place for errors."""
+class _RecipeParser:
+    """Parses the sections of one file; errors name the path and the section."""
 
     path: str
     content: Mapping[str, Any]
 
-    def section(self, key: str) -> Mapping[str, Any]:
-        return _mapping(self.content.get(key) or {}, f"{self.path}: {key}")
+    def where(self, section: str) -> str:
+        return f"{self.path}: {section}"
 
-    def values(self, where: str, given: Any) -> list[Any]:
+    def section(self, key: str) -> Mapping[str, Any]:
+        return _require_mapping(self.content.get(key) or {}, self.where(key))
+
+    def values(self, section: str, given: Any) -> list[Any]:
+        """A list of distinct values; a single value is a list of one."""
         values = given if isinstance(given, list) else [given]
         if not values or any(isinstance(value, list | dict) or value is None for value in values):
-            got = "none" if not values else "something else"
-            raise TwinbudError("a list of values", got=got, where=f"{self.path}: {where}", fix="Name at least one")
+            problem = "the list is empty" if not values else f"{given} is not a list of single values"
+            raise TwinbudError(problem, where=self.where(section), fix="Give at least one value")
         return list(dict.fromkeys(values))
 
     def profile(self) -> Profile:
         profile = self.content.get("profile", "paper")
         if profile not in PROFILES:
-            raise unknown_choice(f"{self.path}: profile", profile, PROFILES)
+            raise unknown_choice(self.where("profile"), profile, PROFILES)
         return profile
 
     def pairs(self) -> Mapping[str, Pair]:
         pairs = {}
         for name, given in self.section("pairs").items():
-            where = f"{self.path}: pairs.{name}"
-            given = _mapping(given, where)
-            _known(given, ("teacher", "student", "paper"), where)
+            where = self.where(f"pairs.{name}")
+            given = _require_mapping(given, where)
+            _require_known(given, ("teacher", "student", "paper"), where)
             if "teacher" not in given:
-                raise TwinbudError("a teacher", got="none", where=where, fix="Write teacher: NAME, student: NAME")
-            words = {key: str(value) for key, value in given.items()}
-            pairs[str(name)] = Pair(**{"student": "half"} | words)
+                raise TwinbudError("the pair has no teacher", where=where, fix="Write teacher: NAME, student: NAME")
+            names = {key: str(value) for key, value in given.items()}
+            pairs[name] = Pair(**{"student": "half"} | names)
         return pairs
 
     def methods(self) -> Mapping[str, Mapping[str, Any]]:
         methods = {}
         for name, given in self.section("methods").items():
-            where = f"{self.path}: methods.{name}"
-            methods[str(name)] = _mapping(given, where)
-            _known(methods[str(name)], _varied_settings(), where)
+            where = self.where(f"methods.{name}")
+            methods[name] = _require_mapping(given, where)
+            _require_known(methods[name], _varied_settings(), where)
         return methods
 
     def grid(self) -> Mapping[str, tuple[Any, ...]]:
         given = self.section("grid")
-        _known(given, (*AXES, *_varied_settings()), f"{self.path}: grid")
+        _require_known(given, (*AXES, *_varied_settings()), self.where("grid"))
+        if not given:
+            return {}
         values = {axis: self.values(f"grid.{axis}", given[axis]) for axis in given}
-        if "sampling" in given and isinstance(given["sampling"], int):
+        if type(given.get("sampling")) is int:  # a bool is not a number of samplings
             values["sampling"] = list(range(given["sampling"]))
-        if missing := [axis for axis in AXES if given and not values.get(axis)]:
-            where = f"{self.path}: grid"
-            raise TwinbudError(f"values of {', '.join(AXES)}", got=f"none of {', '.join(missing)}", where=where)
-        return {axis: tuple(values[axis]) for axis in (*AXES, *sorted(set(given) - set(AXES))) if given}
+        if missing := [axis for axis in AXES if not values.get(axis)]:
+            problem = f"{', '.join(missing)} {'has' if len(missing) == 1 else 'have'} no values"
+            raise TwinbudError(problem, where=self.where("grid"), fix=f"Give values of {', '.join(AXES)}")
+        for value in values["data"]:
+            if not isinstance(value, str):
+                raise TwinbudError(f"{value} is not a name", where=self.where("grid.data"), fix=f'Write "{value}"')
+        for value in values["sampling"]:
+            if type(value) is not int or value < 0:
+                raise TwinbudError(f"{value} is not a whole number of at least 0", where=self.where("grid.sampling"))
+        return {axis: tuple(values[axis]) for axis in (*AXES, *sorted(set(given) - set(AXES)))}
 
     def sweeps(self) -> Mapping[str, tuple[Any, ...]]:
         given = self.section("sweeps")
-        _known(given, _varied_settings(), f"{self.path}: sweeps")
+        _require_known(given, _varied_settings(), self.where("sweeps"))
         return {name: tuple(self.values(f"sweeps.{name}", values)) for name, values in given.items()}
 
     def settings(self) -> Mapping[str, Any]:
         settings = self.section("settings")
-        _known(settings, _free_settings(), f"{self.path}: settings")
+        _require_known(settings, _free_settings(), self.where("settings"))
         return settings
 
     def architectures(self) -> tuple[str, ...]:
@@ -200,58 +212,59 @@ class _Reading:
         given = self.section("paper")
         if not given:
             return None
-        _known(given, ("table", "methods"), f"{self.path}: paper")
-        methods = _mapping(given.get("methods") or {}, f"{self.path}: paper.methods")
-        return PaperTable(table=str(given.get("table")), methods={str(k): str(v) for k, v in methods.items()})
+        _require_known(given, ("table", "methods"), self.where("paper"))
+        methods = _require_mapping(given.get("methods") or {}, self.where("paper.methods"))
+        return PaperTable(table=str(given.get("table")), methods={key: str(value) for key, value in methods.items()})
 
 
-def _check(recipe: Recipe, path: str) -> None:
-    """What one part of a recipe needs of another."""
-    _named(recipe.architectures, recipe.pairs, f"{path}: architectures")
+def _check(recipe: Recipe) -> None:
+    """Check what the sections require of each other."""
+    path = recipe.path
+    _require_known(recipe.architectures, recipe.pairs, f"{path}: architectures")
     for name, pair in recipe.pairs.items():
-        _named([pair.paper] if pair.paper else [], paper_pairs(), f"{path}: pairs.{name}.paper")
+        _require_known([pair.paper] if pair.paper else [], paper_pairs(), f"{path}: pairs.{name}.paper")
     if recipe.paper:
-        _named([recipe.paper.table], paper_tables(), f"{path}: paper.table")
-        _named(recipe.paper.methods, recipe.known_methods, f"{path}: paper.methods")
+        _require_known([recipe.paper.table], paper_tables(), f"{path}: paper.table")
+        _require_known(recipe.paper.methods, recipe.known_methods, f"{path}: paper.methods")
     if not recipe.grid:
         if recipe.architectures:
             return
-        raise TwinbudError("a grid of runs", got="an empty one", where=path, fix="Write grid: or architectures:")
-    _named(recipe.grid["pair"], recipe.pairs, f"{path}: grid.pair")
-    _named(recipe.grid["method"], recipe.known_methods, f"{path}: grid.method")
+        raise TwinbudError("the recipe has no grid", where=path, fix="Write grid: or architectures:")
+    _require_known(recipe.grid["pair"], recipe.pairs, f"{path}: grid.pair")
+    _require_known(recipe.grid["method"], recipe.known_methods, f"{path}: grid.method")
     for axis, value in recipe.baseline.items():
-        _named([axis], [axis for axis in recipe.grid if axis not in _UNPAIRED], f"{path}: baseline")
-        _named([value], recipe.grid[axis], f"{path}: baseline.{axis}")
+        _require_known([axis], [axis for axis in recipe.grid if axis not in _UNPAIRED], f"{path}: baseline")
+        _require_known([value], recipe.grid[axis], f"{path}: baseline.{axis}")
     for name in ("threads", "precision"):
-        if recipe.settings.get(name) in (None, "auto", "none"):
+        if (value := recipe.settings.get(name)) in (None, "auto", "none"):
             raise TwinbudError(
-                "a fixed value, since numbers depend on it",
-                got=str(recipe.settings.get(name, "none")),
+                f"{'the value is missing' if value is None else f'{value!r} depends on the machine'}, but the numbers "
+                "of a run depend on it",
                 where=f"{path}: settings.{name}",
                 fix="Write settings: {threads: 1, precision: float32}",
             )
 
 
-def _named(names: Iterable[Any], valid: Collection[Any], where: str) -> None:
+def _free_settings() -> tuple[str, ...]:
+    """Settings that a recipe can set."""
+    return tuple(name for name in setting_names() if name not in RESERVED)
+
+
+def _varied_settings() -> tuple[str, ...]:
+    """Settings that can differ between the runs of a recipe."""
+    return tuple(name for name in _free_settings() if name not in SHARED)
+
+
+def _require_known(names: Iterable[Any], valid: Collection[Any], where: str) -> None:
     for name in names:
         if name not in valid:
             raise unknown_choice(where, name, map(str, valid))
 
 
-def _free_settings() -> tuple[str, ...]:
-    return tuple(name for name in setting_names() if name not in RESERVED)
-
-
-def _varied_settings() -> tuple[str, ...]:
-    """Those in which the runs of a recipe may differ."""
-    return tuple(name for name in _free_settings() if name not in SHARED)
-
-
-def _known(given: Mapping[str, Any], valid: tuple[str, ...], where: str) -> None:
-    _named(given, valid, where)
-
-
-def _mapping(given: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise TwinbudError("NAME: VALUE", got="something else", where=where)
+def _require_mapping(given: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise TwinbudError(f"{str(given)[:60]!r} is not NAME: VALUE", where=where)
+    for name in given:
+        if not isinstance(name, str):
+            raise TwinbudError(f"the name {name} is not text", where=where, fix=f'Write "{name}":')
     return given

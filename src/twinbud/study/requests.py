@@ -1,4 +1,4 @@
-"""A run as a recipe requested it, with its record once there is one."""
+"""A run that a study requested, with its record once there is one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,49 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedRun:
-    """A run that was asked for, and what became of it.
+    """A run that a study requested, and its result.
 
     Attributes:
-        coordinates: Its place in the recipe.
-        profile: Where its defaults came from.
-        is_default: Whether it is the run of a sweep whose value is the default.
+        run_id: See ``twinbud.study.run_id``.
+        profile: The profile that supplies the defaults of its settings.
+        coordinates: Its value on each axis of the recipe.
+        is_default: Whether it is the run of a sweep that has the default value.
         record: Its record, or None.
-        reason: Why there is none, if it failed.
+        reason: Why it failed, if it has no record and its last attempt failed.
     """
 
-    coordinates: Mapping[str, Any]
+    run_id: str
     profile: str
+    coordinates: Mapping[str, Any]
     is_default: bool = False
     record: Mapping[str, Any] | None = None
     reason: str | None = None
 
     @property
     def sampling(self) -> int:
-        """Which labels were drawn."""
+        """The number of its draw of labelled images."""
         return int(self.coordinates["sampling"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The request without its result, as a plan holds it."""
+        return {
+            "run_id": self.run_id,
+            "profile": self.profile,
+            "coordinates": dict(self.coordinates),
+            "is_default": self.is_default,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RequestedRun:
+        """Read what ``to_json`` returned.
+
+        Raises:
+            KeyError: A key is missing.
+            TypeError: A value has another type.
+        """
+        return cls(
+            run_id=content["run_id"],
+            profile=content["profile"],
+            coordinates=dict(content["coordinates"]),
+            is_default=content["is_default"],
+        )

@@ -1,38 +1,43 @@
-"""A study from its recipe to its records: what is asked for, what is done already, and the doing of the rest."""
+"""A study from its recipe to its records: plan the runs, execute those that are missing, and report the state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from twinbud.config.schema import Profile
-from twinbud.core.errors import TwinbudError
+from twinbud.config.schema import Profile, TrainingConfig
+from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.study.estimate import Estimate
-from twinbud.study.executors.local import Watch, Workers, share_cores
-from twinbud.study.executors.worker import Assignment
-from twinbud.study.grid import PlannedRun, checked_config, plan_cells, read_choices
-from twinbud.study.planning import plan_runs, read_places
+from twinbud.study.executors.base import Assignment, Event, Executor
+from twinbud.study.executors.in_process import InProcessExecutor
+from twinbud.study.executors.local import LocalExecutor, assign_cores
+from twinbud.study.grid import PlannedRun, checked_config, parse_only, plan_cells
+from twinbud.study.planning import parse_data_paths, plan_runs
 from twinbud.study.recipe import Recipe, read_recipe
-from twinbud.study.store import CorruptRecordError, RunStore
+from twinbud.study.requests import RequestedRun
+from twinbud.study.status import OnStatus, StatusTracker
+from twinbud.study.store import CorruptRecordError, Failure, RunStore
 from twinbud.training.amp import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What a study is asked to do.
+    """The arguments of a study.
 
     Attributes:
         recipe: The YAML file.
-        runs: The runs folder, made if it is not there.
-        data: ``NAME=PATH`` of each named set of images.
-        only: ``KEY=VALUE,...``, which narrow the recipe's grid.
-        profile: Instead of the recipe's own.
-        num_workers: Runs at once; None for as many as the cores carry, and one on a GPU.
+        runs: The runs folder, created if missing.
+        data: ``NAME=PATH`` for each image set.
+        only: ``KEY=VALUE,...`` to narrow the recipe's grid.
+        profile: Replaces the recipe's profile.
+        num_workers: Worker processes; 0 executes the runs in the calling process, None starts as many as the CPU cores
+            allow and one on a GPU.
         keep_models: Whether finished runs keep their trained models.
-        pixel_cache: Whether decoded images are kept in the cache folder, for all workers.
+        pixel_cache: Whether decoded images are cached on the disk for all workers.
     """
 
     recipe: Path
@@ -47,151 +52,185 @@ class StudyRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study as it stands on the disk.
+    """A planned study, and the state of its runs on the disk.
 
     Attributes:
-        recipe: What was read.
-        folder: Where the runs are.
-        runs: All that was asked for, one for each place in the recipe; some may be the same run.
-        sets: Of each named set of images, what it is; see ``RunStore.images``.
-        shares: The cores of each worker.
-        done: Identities with a whole record.
-        corrupt: Identities whose record is not what was written, and why.
-        failures: Of runs without a record that failed when they were last tried, when and why.
+        recipe: The recipe.
+        profile: The profile that supplies the defaults of all settings.
+        store: The runs folder.
+        runs: All requested runs, one for each place in the recipe; several can have the same run id.
+        image_sets: Description of each image set; see ``RunStore.image_sets``.
+        executor: Executes the runs.
+        done: Ids of runs with an intact record.
+        corrupt: The error of each corrupt record, by run id.
+        failures: The last failure of each run without a record, by run id.
     """
 
     recipe: Recipe
-    folder: RunStore
+    profile: Profile
+    store: RunStore
     runs: tuple[PlannedRun, ...]
-    sets: Mapping[str, Mapping[str, Any]]
-    shares: tuple[tuple[int, ...], ...]
+    image_sets: Mapping[str, Mapping[str, Any]]
+    executor: Executor
     done: frozenset[str] = frozenset()
     corrupt: Mapping[str, CorruptRecordError] = field(default_factory=dict)
-    failures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def distinct(self) -> dict[str, PlannedRun]:
-        """Each run once, in order."""
+        """Each run once, by run id, in order."""
         return {run.run_id: run for run in self.runs}
 
-    @property
+    @cached_property
     def missing(self) -> list[PlannedRun]:
         """Runs without a record, in order."""
         return [run for run_id, run in self.distinct.items() if run_id not in self.done]
 
+    @property
+    def num_workers(self) -> int:
+        """How many missing runs are executed at the same time, at least 1."""
+        return max(1, min(self.executor.num_workers, len(self.missing)))
 
-def plan_study(order: StudyRequest, progress: Progress | None = None) -> Study:
-    """What the study would do, and how far it is; nothing is written.
+
+def plan_study(request: StudyRequest, progress: Progress | None = None, *, executor: Executor | None = None) -> Study:
+    """Plan a study and read the state of its runs, without writing anything.
+
+    Args:
+        request: The arguments.
+        progress: Reports the decoding of images.
+        executor: Executes the runs; by default processes of this machine, as ``request.num_workers`` says.
 
     Raises:
-        TwinbudError: A recipe, images, a teacher or a runs folder that cannot be used.
+        TwinbudError: The recipe, the images, a teacher or the runs folder cannot be used.
     """
     progress = progress or SilentProgress()
-    recipe = read_recipe(order.recipe)
-    cells = plan_cells(recipe, read_choices(order.only, recipe), order.profile)
-    places = read_places(order.data, cells)
-    folder = RunStore(order.runs)
-    folder.require(begun=False)
-    training = checked_config(cells[0].settings).training
+    recipe = read_recipe(request.recipe)
+    cells = plan_cells(recipe, parse_only(request.only, recipe), request.profile)
+    paths = parse_data_paths(request.data, cells)
+    store = RunStore(request.runs)
+    store.require(must_exist=False)
+    executor = executor or _choose_executor(request.num_workers, checked_config(cells[0].settings).training)
+    runs, image_sets = plan_runs(cells, paths, progress, pixel_cache=request.pixel_cache)
+    descriptions = {name: image_set.description for name, image_set in image_sets.items()}
+    store.check_images(descriptions)
+    study = Study(
+        recipe=recipe,
+        profile=request.profile or recipe.profile,
+        store=store,
+        runs=runs,
+        image_sets=descriptions,
+        executor=executor,
+    )
+    return refresh_study(study)
+
+
+def _choose_executor(num_workers: int | None, training: TrainingConfig) -> Executor:
+    if num_workers == 0:
+        return InProcessExecutor()
+    if num_workers is not None and num_workers < 0:
+        raise TwinbudError(f"{num_workers} is negative", where="--workers", fix="Give 1 or more, or 0 for no processes")
     on_gpu = choose_device(training.device).type == "cuda"
-    shares = share_cores(order.num_workers, training.threads or 1, on_gpu=on_gpu)
-    runs, sets = plan_runs(cells, places, progress, pixel_cache=order.pixel_cache)
-    described = {name: images.description for name, images in sets.items()}
-    folder.check_images(described)
-    return as_it_stands(Study(recipe=recipe, folder=folder, runs=runs, sets=described, shares=shares))
+    return LocalExecutor(assign_cores(num_workers, training.threads or 1, on_gpu=on_gpu))
 
 
 def execute_study(
-    order: StudyRequest, study: Study, progress: Progress | None = None, watch: Watch = lambda status: None
+    request: StudyRequest,
+    study: Study,
+    progress: Progress | None = None,
+    on_status: OnStatus = lambda status: None,
 ) -> Study:
-    """Do all runs that are missing, together with whoever else works on the same folder.
+    """Execute all missing runs; other processes may work on the same folder.
 
     Args:
-        order: What to do.
-        study: What ``plan_study`` made of it.
-        progress: Where to report what comes before the first run.
-        watch: Told how far the runs are, a few times a second.
+        request: The arguments.
+        study: The result of ``plan_study``.
+        progress: Reports what happens before the first run.
+        on_status: Receives the status several times a second.
 
     Returns:
-        The study as it then stands; runs that failed are in ``failures``, and are tried again by the next call.
+        The study with its new state. Failed runs are in ``failures``; the next call tries them again.
 
     Raises:
-        TwinbudError: The folder may not be written, or another process has begun it with other images.
-        Stopped: The system asked for a stop; the same call goes on from there.
+        TwinbudError: The folder cannot be written, or another process has started it with other images.
+        Stopped: The system requested a stop; the same call resumes.
     """
     progress = progress or SilentProgress()
-    folder, profile = study.folder, order.profile or study.recipe.profile
-    folder.create()
-    folder.agree_on_images(study.sets)
-    requested = [
-        {
-            "identity": run.run_id,
-            "profile": profile,
-            "coordinates": dict(run.coordinates),
-            "is_default": run.is_default,
-        }
+    _prepare_store(study, progress)
+    if not study.missing:
+        return refresh_study(study)
+    assignment = Assignment(
+        store=study.store,
+        runs=study.missing,
+        earlier_failures={run_id: failure.time for run_id, failure in study.failures.items()},
+        threads=checked_config(study.missing[0].settings).training.threads or 1,
+        keep_models=request.keep_models,
+        pixel_cache=request.pixel_cache,
+    )
+    tracker = StatusTracker(assignment, num_done=len(study.done))
+
+    def on_event(event: Event) -> None:
+        on_status(tracker.update(event))
+
+    try:
+        study.executor.run(assignment, on_event)
+    except Stopped as stopped:
+        tracker.scan()
+        counts = f"{tracker.status.num_done} of {tracker.status.num_runs} runs done"
+        raise Stopped(f"stopped with {counts}; the same command resumes the study") from stopped
+    return refresh_study(study)
+
+
+def _prepare_store(study: Study, progress: Progress) -> None:
+    """Create the runs folder, write what is requested, and move corrupt records away."""
+    store = study.store
+    store.create()
+    store.register_images(study.image_sets)
+    requests = [
+        RequestedRun(run_id=run.run_id, profile=study.profile, coordinates=run.coordinates, is_default=run.is_default)
         for run in study.runs
     ]
-    folder.ask_for(study.recipe.name, study.recipe.digest, requested)
+    store.add_requests(study.recipe.name, study.recipe.digest, requests)
     for run_id, error in study.corrupt.items():
-        if place := folder.set_aside(run_id):
-            progress.note(f"{error.where}: {error.got}; set aside as {place}, and made again")
-    if study.missing:
-        assignment = Assignment(
-            folder=folder,
-            runs=study.missing,
-            failures={run_id: when for run_id, (when, _) in study.failures.items()},
-            cores=(),
-            threads=checked_config(study.missing[0].settings).training.threads or 1,
-            num_workers=len(study.shares),
-            keep_models=order.keep_models,
-            pixel_cache=order.pixel_cache,
-        )
-        Workers(assignment, study.shares[: len(study.missing)], watch).run()
-    return as_it_stands(study)
+        if target := store.set_aside(run_id):
+            progress.note(f"{error.where}: {error.problem}; moved to {target}, and the run is executed again")
 
 
-def as_it_stands(study: Study) -> Study:
-    """The same study after another look at its folder.
+def refresh_study(study: Study) -> Study:
+    """Read the state of all runs again.
 
     Raises:
-        TwinbudError: A record of another run, such as one on other images.
+        TwinbudError: A file holds the record of another run, such as one on other images.
     """
-    folder, done, corrupt = study.folder, set(), {}
+    store, done, corrupt, failures = study.store, set(), {}, {}
+    done_ids, failed_ids = store.done_ids(), store.failed_ids()
     for run_id in study.distinct:
-        if not folder.is_done(run_id):
-            continue
-        try:
-            folder.read(run_id)
-            done.add(run_id)
-        except CorruptRecordError as error:
-            corrupt[run_id] = error
-    failures = {run_id: folder.failure(run_id) for run_id in study.distinct if run_id not in done}
-    return replace(
-        study,
-        done=frozenset(done),
-        corrupt=corrupt,
-        failures={run_id: failure for run_id, failure in failures.items() if failure},
-    )
+        if run_id in done_ids:
+            try:
+                store.read(run_id)
+                done.add(run_id)
+            except CorruptRecordError as error:
+                corrupt[run_id] = error
+        elif run_id in failed_ids and (failure := store.read_failure(run_id)):
+            failures[run_id] = failure
+    return replace(study, done=frozenset(done), corrupt=corrupt, failures=failures)
 
 
 def estimate_seconds(study: Study, progress: Progress | None = None) -> float:
-    """About how long the missing runs will take, from measured steps and this call's workers."""
-    records = [study.folder.read(run_id) for run_id in sorted(study.done)]
+    """Estimate the time of the missing runs, from measured steps and the number of workers."""
+    records = [study.store.read(run_id) for run_id in sorted(study.done)]
     estimate = Estimate(records, progress or SilentProgress())
-    return sum(map(estimate.seconds, study.missing)) / max(1, min(len(study.shares), len(study.missing)))
+    return sum(map(estimate.seconds, study.missing)) / study.num_workers
 
 
 def require_success(study: Study) -> None:
-    """Say that runs have failed, for whoever reads exit codes only.
+    """Raise an error if runs have failed, so that the exit code shows it.
 
     Raises:
-        TwinbudError: Some have.
+        TwinbudError: Runs have failed.
     """
     if study.missing:
         raise TwinbudError(
-            f"all of {len(study.distinct)} runs to end well",
-            got=f"{len(study.missing)} that failed",
-            where=str(study.folder.path / "failures"),
-            fix="Put right what they say, and give the same command again: it does those only",
+            f"{len(study.missing)} of {len(study.distinct)} runs failed",
+            where=str(study.store.path / "failures"),
+            fix="Correct the causes, and give the same command again: it executes only these runs",
         )

@@ -1,11 +1,11 @@
-"""The runs folder: one immutable record a finished run, one file a failure, claims that die with their process.
+"""The runs folder: one immutable record for each finished run, and locks that end with their process.
 
-- ``study.json`` marks the folder, and says which images each name stands for.
-- ``plans/RECIPE.json``: the runs that were asked for under a recipe.
-- ``records/IDENTITY.json``: a finished run; written once, whole, with its own checksum.
-- ``failures/IDENTITY.json``: why a run failed when it was last tried.
-- ``claims/IDENTITY.lock``: held by the process that does the run; the system lets go of it however that process ends.
-- ``work/IDENTITY/``: the run folder, see ``twinbud.runs.run_dir``.
+- ``study.json`` marks the folder; it holds the format version and the fingerprint of each image set.
+- ``plans/RECIPE.json``: the runs requested with a recipe.
+- ``records/RUN_ID.json``: a finished run, written once, with a checksum.
+- ``failures/RUN_ID.json``: why the last attempt of a run failed.
+- ``claims/RUN_ID.lock``: locked by the process that executes the run; the system unlocks it when the process ends.
+- ``work/RUN_ID/``: the run folder, see ``twinbud.runs.run_dir``.
 - ``set-aside/``: corrupt records.
 """
 
@@ -18,121 +18,152 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.core.files import read_json, write_json, write_text
+from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import canonical, make_run_id
 
-FORMAT = 1
+FORMAT_VERSION = 2
+"""Raised when the files of the folder change; a folder of another version is refused."""
 MARKER = "study.json"
 TABLES = "tables"
-"""Where ``twinbud tables`` writes if it is not told otherwise."""
-_ASKED = ("identity", "profile", "coordinates", "is_default")
+"""The default output folder of ``twinbud tables``, inside the runs folder."""
 _FOLDERS = ("plans", "records", "failures", "claims", "work", "set-aside")
+_OTHER_FOLDER = "Choose another --runs"
 
 
 class CorruptRecordError(TwinbudError):
-    """A record that is not what was written."""
+    """A record is damaged."""
+
+
+class Failure(NamedTuple):
+    """Time and reason of a failed attempt."""
+
+    time: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """The runs requested with a recipe.
+
+    Attributes:
+        digest: The recipe's digest.
+        runs: The requests, in order.
+    """
+
+    digest: str
+    runs: tuple[RequestedRun, ...]
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """What several processes share: each file appears whole or not at all, and a run is done by one that claimed it."""
+    """The runs folder, which several processes can use at the same time.
+
+    Each file appears whole or not at all. A run is executed only by the process that has claimed it.
+    """
 
     path: Path
 
-    def require(self, *, begun: bool = True) -> None:
-        """Refuse a folder that holds something else.
+    def require(self, *, must_exist: bool = True) -> None:
+        """Refuse a folder that is not a runs folder.
 
         Args:
-            begun: Whether it must be there already; else it may also be missing or empty.
+            must_exist: Whether a missing or an empty folder is refused too.
 
         Raises:
-            TwinbudError: It is no runs folder.
+            TwinbudError: The folder has other contents or another format version.
         """
         if self.path.is_dir():
-            held = {path.name for path in self.path.iterdir() if path.suffix != ".draft"}
-            if begun or held - {*_FOLDERS, TABLES}:
-                self._manifest()
-        elif begun or self.path.exists():
-            got = "a file" if self.path.exists() else "no such folder"
+            entries = {path.name for path in self.path.iterdir() if path.suffix != ".draft"}
+            if must_exist or entries - {*_FOLDERS, TABLES}:
+                self.image_sets()
+        elif self.path.exists():
+            raise TwinbudError("the path is a file, not a runs folder", where=str(self.path), fix=_OTHER_FOLDER)
+        elif must_exist:
             raise TwinbudError(
-                "the runs folder of 'twinbud study'", got=got, where=str(self.path), fix="Check --runs, or run it first"
+                "the runs folder does not exist", where=str(self.path), fix="Check --runs, or run 'twinbud study' first"
             )
 
     def create(self) -> None:
-        """Make the folder, or go on in one that is a runs folder already.
+        """Create the folder, or do nothing if it is a runs folder.
 
         Raises:
-            TwinbudError: Something else is there, or it may not be written.
+            TwinbudError: The folder has other contents, or cannot be written.
         """
-        self.require(begun=False)
+        self.require(must_exist=False)
         with explained_writes(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for name in _FOLDERS:
                 (self.path / name).mkdir(exist_ok=True)
-            with self._alone():
+            with self._lock():
                 if not (self.path / MARKER).exists():
-                    write_json(self.path / MARKER, {"format": FORMAT, "data": {}})
+                    self._write_image_sets({})
 
-    def _manifest(self) -> dict[str, Any]:
-        path = self.path / MARKER
-        try:
-            content = read_json(path)
-            data, known = dict(content["data"]), content["format"] == FORMAT
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TwinbudError(
-                "the runs folder of 'twinbud study'",
-                got=f"a folder without a readable {MARKER}",
-                where=str(self.path),
-                fix="Choose another --runs",
-            ) from error
-        if not known:
-            raise TwinbudError(f"runs of format {FORMAT}", got="others", where=str(path), fix="Choose another --runs")
-        return data
-
-    def images(self) -> dict[str, dict[str, Any]]:
-        """Of each named set: ``fingerprint``, ``num_images`` and ``classes``."""
-        return self._manifest()
-
-    def check_images(self, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What the names stand for so far, none of them for other images than now.
+    def image_sets(self) -> dict[str, dict[str, Any]]:
+        """Read ``fingerprint``, ``num_images`` and ``classes`` of each image set.
 
         Raises:
-            TwinbudError: A name stood for other images when the folder's runs were made.
+            TwinbudError: The folder is not a runs folder, or has another format version.
         """
-        known = self._manifest() if (self.path / MARKER).exists() else {}
+        try:
+            content = read_json(self.path / MARKER)
+            version = content.get("format_version", content.get("format"))
+            image_sets = dict(content["image_sets"]) if version == FORMAT_VERSION else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TwinbudError(
+                f"the folder is not a runs folder: it has no readable {MARKER}", where=str(self.path), fix=_OTHER_FOLDER
+            ) from error
+        if version != FORMAT_VERSION:
+            problem = f"the runs folder has format version {version}, but this twinbud reads version {FORMAT_VERSION}"
+            raise TwinbudError(problem, where=str(self.path), fix=_OTHER_FOLDER)
+        return image_sets
+
+    def check_images(self, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Compare image sets with those of the existing records.
+
+        Returns:
+            The image sets that the folder knows.
+
+        Raises:
+            TwinbudError: A set has the name of a known one, but other images.
+        """
+        known = self.image_sets() if (self.path / MARKER).exists() else {}
         for name, description in found.items():
             if name in known and known[name]["fingerprint"] != description["fingerprint"]:
                 raise TwinbudError(
-                    f"the images that the records of '{name}' were made with",
-                    got="others (an image, a label or their order has changed)",
+                    f"the images, labels or their order differ from those of the existing records of '{name}'",
                     where=f"--data {name}",
                     fix="Give the same images, or another --runs",
                 )
         return known
 
-    def agree_on_images(self, found: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write down which images each name stands for.
+    def register_images(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add image sets to the folder.
 
         Raises:
             TwinbudError: See ``check_images``.
         """
-        with self._alone():
-            write_json(self.path / MARKER, {"format": FORMAT, "data": {**self.check_images(found), **found}})
+        with self._lock():
+            self._write_image_sets({**self.check_images(found), **found})
+
+    def _write_image_sets(self, image_sets: Mapping[str, Any]) -> None:
+        write_json(self.path / MARKER, {"format_version": FORMAT_VERSION, "image_sets": dict(image_sets)})
 
     @contextmanager
     def claim(self, run_id: str) -> Iterator[bool]:
-        """Whether the run is this process's to do, for as long as the context lasts.
+        """Claim a run while the context is open, and yield whether that succeeded.
 
-        A process that dies loses its claims, so nothing has to be tidied up after it.
+        The claim of a process that dies is released by the system.
         """
         lock = FileLock(self.path / "claims" / f"{run_id}.lock")
         try:
-            lock.acquire(timeout=0)
+            with explained_writes(lock.lock_file):
+                lock.acquire(timeout=0)
         except Timeout:
             yield False
             return
@@ -141,119 +172,132 @@ class RunStore:
         finally:
             lock.release()
 
-    def work(self, run_id: str) -> Path:
+    def run_dir(self, run_id: str) -> Path:
         """The run folder."""
         return self.path / "work" / run_id
 
     def is_done(self, run_id: str) -> bool:
-        """Whether there is a record, unread."""
-        return self._record(run_id).exists()
+        """Whether the run has a record, which may be corrupt."""
+        return self._record_path(run_id).exists()
+
+    def done_ids(self) -> set[str]:
+        """Ids of all runs that have a record."""
+        return {path.stem for path in (self.path / "records").glob("[!.]*.json")}
+
+    def failed_ids(self) -> set[str]:
+        """Ids of all runs whose last attempt failed."""
+        return {path.stem for path in (self.path / "failures").glob("[!.]*.json")}
 
     def read(self, run_id: str) -> dict[str, Any]:
-        """A finished run's record.
+        """Read the record of a finished run.
 
         Raises:
-            CorruptRecordError: It is not what was written.
-            TwinbudError: It is the record of another run, such as one on other images.
+            CorruptRecordError: The file is damaged.
+            TwinbudError: The file holds the record of another run, such as one on other images.
         """
-        path = self._record(run_id)
+        path = self._record_path(run_id)
         try:
-            sealed = read_json(path)
-            record = sealed["record"]
-            whole = sealed["sha256"] == hashlib.sha256(canonical(record).encode()).hexdigest()
-            facts = record["facts"] if whole else {}
+            content = read_json(path)
+            record = content["record"]
+            is_intact = content["sha256"] == _checksum(record)
+            facts = record["facts"] if is_intact else {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._corrupt(path, "a file that cannot be read") from error
-        if not whole:
-            raise self._corrupt(path, "one that was changed")
+            raise _corrupt(path, "the record cannot be read") from error
+        if not is_intact:
+            raise _corrupt(path, "the record was changed after it was written")
         if make_run_id(facts) != run_id:
             raise TwinbudError(
-                "the record of the run that its name says",
-                got="one made with other images or settings",
+                "the record belongs to another run, with other images or settings",
                 where=str(path),
-                fix="Move it away, and run the study again",
+                fix="Move the file away, and run the study again",
             )
         return record
 
     def write(self, run_id: str, record: Mapping[str, Any]) -> None:
-        """Keep a finished run's record; to be called by the claim's holder alone."""
-        checksum = hashlib.sha256(canonical(record).encode()).hexdigest()
-        write_json(self._record(run_id), {"sha256": checksum, "record": record})
-        self._failure(run_id).unlink(missing_ok=True)
+        """Write the record of a finished run; the caller holds its claim."""
+        write_json(self._record_path(run_id), {"sha256": _checksum(record), "record": record})
+        self._failure_path(run_id).unlink(missing_ok=True)
 
     def set_aside(self, run_id: str) -> Path | None:
-        """Move a corrupt record out of the way, and its run folder with it, unless another process has done so.
+        """Move a corrupt record away and delete the run folder, unless another process does so or has done so.
 
         Returns:
-            Where the record now lies.
+            The new path of the record, or None.
         """
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        place = self.path / "set-aside" / f"{run_id}-{now}.json"
-        with self.claim(run_id) as is_mine, explained_writes(place):
-            if not is_mine or not self.is_done(run_id):
+        target = self.path / "set-aside" / f"{run_id}-{now}.json"
+        with self.claim(run_id) as is_claimed, explained_writes(target):
+            if not is_claimed or not self.is_done(run_id):
                 return None
-            shutil.rmtree(self.work(run_id), ignore_errors=True)
-            self._record(run_id).replace(place)
-            return place
+            shutil.rmtree(self.run_dir(run_id), ignore_errors=True)
+            self._record_path(run_id).replace(target)
+            return target
 
-    def fail(self, run_id: str, reason: str, traceback: str = "") -> None:
-        """Write down why a run failed."""
+    def record_failure(self, run_id: str, reason: str, traceback: str = "") -> None:
+        """Write why an attempt failed."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        write_json(self._failure(run_id), {"reason": reason, "time": now, "traceback": traceback})
+        write_json(self._failure_path(run_id), {"reason": reason, "time": now, "traceback": traceback})
 
-    def failure(self, run_id: str) -> tuple[str, str] | None:
-        """When and why the run last failed, if it did and has not been done since."""
+    def read_failure(self, run_id: str) -> Failure | None:
+        """Read why the last attempt failed; None if it did not fail, or the run has a record since."""
+        path = self._failure_path(run_id)
         try:
-            content = read_json(self._failure(run_id))
-            return str(content["time"]), str(content["reason"])
+            content = read_json(path)
+            return Failure(str(content["time"]), str(content["reason"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            return "", "the file that says why cannot be read"
+            return Failure("", f"the reason cannot be read from {path}")
 
-    def ask_for(self, name: str, digest: str, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Add runs to those asked for under a recipe; another recipe of that name begins anew.
+    def add_requests(self, name: str, digest: str, runs: Sequence[RequestedRun]) -> None:
+        """Add runs to the plan of a recipe; if the recipe has changed, the plan is replaced.
 
         Args:
-            name: The recipe's.
-            digest: That of what the recipe says.
-            runs: Each with its ``run_id``, ``profile``, ``coordinates`` and ``is_default``; one asked for again takes
-                the place of the earlier one.
+            name: The recipe's name.
+            digest: The recipe's digest.
+            runs: The requests. One with the profile and coordinates of an earlier request replaces it.
         """
-        with self._alone():
+        with self._lock():
             earlier = self.read_plan(name)
-            kept = earlier["runs"] if earlier and earlier["digest"] == digest else []
-            by_place = {canonical([run["profile"], run["coordinates"]]): run for run in [*kept, *runs]}
-            plan = {"digest": digest, "runs": list(by_place.values())}
-            write_text(self.path / "plans" / f"{name}.json", canonical(plan) + "\n")
+            kept = earlier.runs if earlier and earlier.digest == digest else ()
+            requests = {canonical([run.profile, dict(run.coordinates)]): run for run in (*kept, *runs)}
+            content = {"digest": digest, "runs": [run.to_json() for run in requests.values()]}
+            write_text(self._plan_path(name), canonical(content) + "\n")
 
-    def read_plan(self, name: str) -> dict[str, Any] | None:
-        """What was asked for under a recipe, or None.
+    def read_plan(self, name: str) -> StudyPlan | None:
+        """Read the runs requested with a recipe, or None if there are none.
 
         Raises:
             TwinbudError: The file is damaged.
         """
-        path = self.path / "plans" / f"{name}.json"
+        path = self._plan_path(name)
         try:
-            plan = read_json(path)
-            runs = [{name: run[name] for name in _ASKED} for run in plan["runs"]]
-            return {"digest": str(plan["digest"]), "runs": runs}
+            content = read_json(path)
+            return StudyPlan(str(content["digest"]), tuple(map(RequestedRun.from_json, content["runs"])))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TwinbudError(
-                "the plan of a study", got="a file that cannot be read", where=str(path), fix="Delete it, and run again"
+                "the plan of the study cannot be read", where=str(path), fix="Delete it, and run the study again"
             ) from error
 
-    def _alone(self) -> FileLock:
-        """Held while a file is changed that several processes change."""
+    def _lock(self) -> FileLock:
+        """The lock for files that several processes change."""
         return FileLock(self.path / "claims" / "study.lock")
 
-    def _record(self, run_id: str) -> Path:
+    def _record_path(self, run_id: str) -> Path:
         return self.path / "records" / f"{run_id}.json"
 
-    def _failure(self, run_id: str) -> Path:
+    def _failure_path(self, run_id: str) -> Path:
         return self.path / "failures" / f"{run_id}.json"
 
-    def _corrupt(self, path: Path, got: str) -> CorruptRecordError:
-        return CorruptRecordError("a record as it was written", got=got, where=str(path), fix="Run the study again")
+    def _plan_path(self, name: str) -> Path:
+        return self.path / "plans" / f"{name}.json"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(record).encode()).hexdigest()
+
+
+def _corrupt(path: Path, problem: str) -> CorruptRecordError:
+    return CorruptRecordError(problem, where=str(path), fix="Run the study again")

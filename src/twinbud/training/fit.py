@@ -101,7 +101,7 @@ def fit(
     with (
         preserved_rng_state(data.device),
         suitable_attention((student_pair.student, student_pair.auxiliary), data.device, bf16=bf16),
-        progress.bar(label, plan.num_steps) as advance,
+        progress.bar(label, plan.num_steps, kind="steps") as advance,
     ):
         training = _Training(
             step,

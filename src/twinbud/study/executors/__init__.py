@@ -1,1 +1,1 @@
-"""Where the runs of a study are executed."""
+"""Executors: where and how the runs of a study are executed."""

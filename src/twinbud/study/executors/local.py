@@ -1,271 +1,218 @@
-"""The processes of a study: each has its share of the machine, is watched, and is replaced if it dies."""
+"""The local executor: worker processes with CPU cores of their own, replaced when they die."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.core.signals import stop_on_signal
-from twinbud.study.executors.worker import Assignment, Message, is_settled, work
+from twinbud.study.executors.base import (
+    Assignment,
+    OnEvent,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    Waiting,
+)
+from twinbud.study.executors.worker import STOP, WorkerFailed, run_worker
 
-_LOOK_SECONDS = 0.25
-_MOST_INTERRUPTIONS = 3
-"""A run that its process did not survive so often has failed: it may need more memory than there is."""
-_PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.25
+_MAX_DEATHS = 3
+"""A run whose worker has died this often has failed: it may need more memory than the machine has."""
+_SAVE_SECONDS = 30.0
+"""How long a terminated worker may take to save its run before it is killed."""
+
+CoreSet = tuple[int, ...]
 
 
-@dataclass(kw_only=True)
-class StudyStatus:
-    """How far a study has come, for whoever watches.
+class LocalExecutor:
+    """Executes runs in processes of this machine.
 
-    Attributes:
-        total: Runs asked for.
-        done: Runs with a record, also such as other processes made.
-        failed: Runs that have failed since it began.
-        interrupted: How often a run's process ended under it.
-        running: Of each run in progress here, its steps so far and what it last said.
-        seconds_left: An estimate, or None before there is one.
-        line: What has just happened, or an empty text.
+    Args:
+        core_sets: The CPU cores of each worker, one set a worker; an empty set means any core.
     """
 
-    total: int
-    done: int = 0
-    failed: int = 0
-    interrupted: int = 0
-    running: dict[str, tuple[int, str]] = field(default_factory=dict)
-    seconds_left: float | None = None
-    line: str = ""
+    def __init__(self, core_sets: tuple[CoreSet, ...]) -> None:
+        self.core_sets = core_sets
 
+    @property
+    def num_workers(self) -> int:
+        """How many runs are executed at the same time, at most."""
+        return len(self.core_sets)
 
-Watch = Callable[[StudyStatus], None]
+    def run(self, assignment: Assignment, on_event: OnEvent) -> None:
+        """Return when every run has a record or has failed; see ``Executor.run``."""
+        _Supervisor(assignment, self.core_sets[: len(assignment.runs)], on_event).run()
 
 
 @dataclass(eq=False)
 class _Worker:
-    process: SpawnProcess
-    reports: Connection
-    run: str = ""
-    is_open: bool = True
-    is_asked_to_stop: bool = False
+    """A worker process.
 
-
-class Workers:
-    """Does the runs of an assignment with several processes.
-
-    Args:
-        assignment: What each worker gets, its cores aside.
-        shares: The cores of each worker; empty for any. As many workers as there are shares.
-        watch: Told of everything that happens, a few times a second.
+    Attributes:
+        process: The process.
+        pipe: The executor's end.
+        cores: The process's CPU cores.
+        run_id: The run in progress, or None.
+        has_closed: Whether the pipe is at its end, so that no event is left to read.
+        is_stopping: Whether a stop was requested.
     """
 
-    def __init__(self, assignment: Assignment, shares: tuple[tuple[int, ...], ...], watch: Watch) -> None:
-        self.assignment, self.shares, self.watch = assignment, shares, watch
-        self.runs = {run.run_id: run for run in assignment.runs}
-        self.status = StudyStatus(total=len(self.runs))
-        self.interruptions: Counter[str] = Counter()
-        self.unsettled = list(self.runs)
+    process: SpawnProcess
+    pipe: Connection
+    cores: CoreSet
+    run_id: str | None = None
+    has_closed: bool = False
+    is_stopping: bool = False
+
+
+class _Supervisor:
+    """Starts workers, forwards their events, and replaces those that die."""
+
+    def __init__(self, assignment: Assignment, core_sets: tuple[CoreSet, ...], on_event: OnEvent) -> None:
+        self.assignment, self.core_sets, self.on_event = assignment, core_sets, on_event
+        self.workers: list[_Worker] = []
+        self.num_deaths: Counter[str | None] = Counter()
+        """Worker deaths by the run in progress; None for a worker that had no run."""
         self.stop_requested = False
-        self.clock = _Clock(self.runs)
 
-    def run(self) -> StudyStatus:
-        """Work until every run is done or has failed.
-
-        Raises:
-            Stopped: The system asked for a stop; runs in progress were saved.
-            TwinbudError: Workers end before they have taken a run.
-        """
-        workers: dict[int, _Worker] = {}
-        with stop_on_signal(self._ask_to_stop):  # workers save and stop
-            for place in range(len(self.shares)):
-                workers[place] = self._start(place)
+    def run(self) -> None:
+        with stop_on_signal(self._request_stop):
             try:
-                while workers:
-                    self._look(workers)
+                for cores in self.core_sets:
+                    self.workers.append(self._start(cores))
+                while self.workers:
+                    self._poll()
                     if self.stop_requested:
-                        _ask_to_stop(workers.values())
-                    self._tell()
+                        _request_stop(self.workers)
+                    self.on_event(Waiting())
             finally:
-                _end(workers)
+                _terminate(self.workers)
         if self.stop_requested:
-            raise Stopped(
-                f"stopped with {self.status.done} of {self.status.total} runs done; the same command goes on from there"
-            )
-        return self.status
+            raise Stopped("a signal stopped the workers")
 
-    def _start(self, place: int) -> _Worker:
-        context = get_context("spawn")  # a fork would inherit the locks of torch's thread pools
-        receiver, sender = context.Pipe()
-        assignment = replace(self.assignment, cores=self.shares[place])
-        process = context.Process(target=work, args=(assignment, sender), name=f"twinbud-{place}", daemon=True)
-        process.start()
-        sender.close()
-        return _Worker(process, receiver)
-
-    def _look(self, workers: dict[int, _Worker]) -> None:
-        """Hear what the workers say, and see who has ended."""
-        heard = {worker.reports: worker for worker in workers.values() if worker.is_open}
-        ended: dict[Any, int] = {worker.process.sentinel: place for place, worker in workers.items()}
-        for ready in connection.wait([*heard, *ended], timeout=_LOOK_SECONDS):
-            if ready in heard:
-                self._hear(heard[ready])  # type: ignore[index]
-            elif not workers[ended[ready]].is_open:
-                self._reap(workers, ended[ready])
-
-    def _hear(self, worker: _Worker) -> None:
-        """One message; the end of the pipe comes after the last one, whatever the worker died of."""
-        try:
-            message: Message = worker.reports.recv()
-        except (EOFError, OSError):
-            worker.is_open = False
-            return
-        status = self.status
-        if message.kind in ("started", "stepped"):
-            worker.run = message.run_id
-            status.running[message.run_id] = message.num_steps, message.text
-            self.clock.step(message)
-        elif message.kind in ("done", "failed"):
-            self.clock.step(message)
-            status.running.pop(message.run_id, None)
-            status.line = f"{self.runs[message.run_id].label}: {message.text}"
-            worker.run = ""
-
-    def _reap(self, workers: dict[int, _Worker], place: int) -> None:
-        """A worker has ended: well, since nothing was left to take or a stop was asked for, or badly."""
-        worker = workers.pop(place)
-        worker.process.join()
-        worker.reports.close()
-        self.status.running.pop(worker.run, None)
-        if worker.process.exitcode == 0 or self.stop_requested:
-            return
-        ending = f"its process ended with {_ending(worker.process.exitcode)}"
-        self.interruptions[worker.run] += 1
-        if not worker.run:
-            self._require_workers_that_start(ending)
-        else:
-            self._interrupted(worker.run, ending)
-        self._count()
-        if self.unsettled:
-            workers[place] = self._start(place)
-
-    def _require_workers_that_start(self, ending: str) -> None:
-        if self.interruptions[""] >= _MOST_INTERRUPTIONS:
-            raise TwinbudError("workers that take runs", got=ending, where="twinbud study", fix="Try --workers 1")
-
-    def _interrupted(self, run_id: str, ending: str) -> None:
-        """A process has ended under its run: another takes it over, unless that has happened too often."""
-        label = self.runs[run_id].label
-        self.status.interrupted += 1
-        self.status.line = f"{label}: {ending}; another worker takes over"
-        if self.interruptions[run_id] >= _MOST_INTERRUPTIONS:
-            reason = f"{ending}, {_MOST_INTERRUPTIONS} times; there may be too little memory"
-            self.assignment.folder.fail(run_id, reason)
-            self.status.line = f"{label}: {reason}"
-
-    def _count(self) -> None:
-        """Look which runs are done or have failed, here or in another process."""
-        folder, failures = self.assignment.folder, self.assignment.failures
-        for run_id in [run_id for run_id in self.unsettled if is_settled(folder, run_id, failures)]:
-            self.unsettled.remove(run_id)
-            self.status.done += folder.is_done(run_id)
-            self.status.failed += not folder.is_done(run_id)
-
-    def _tell(self) -> None:
-        self._count()
-        self.status.seconds_left = self.clock.seconds_left(self.unsettled)
-        self.watch(self.status)
-        self.status.line = ""
-
-    def _ask_to_stop(self) -> None:
+    def _request_stop(self) -> None:
         self.stop_requested = True
 
+    def _start(self, cores: CoreSet) -> _Worker:
+        context = get_context("spawn")  # a forked process would inherit locks of torch's thread pools
+        ours, theirs = context.Pipe()
+        args = (self.assignment, cores, len(self.core_sets), theirs)
+        process = context.Process(target=run_worker, args=args, name="twinbud-worker", daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, cores)
 
-def _ask_to_stop(workers: Iterable[_Worker]) -> None:
-    """Once each: a second signal would end a worker before it has saved."""
+    def _poll(self) -> None:
+        """Read the events that have arrived, and handle workers that have ended."""
+        pipes = {worker.pipe: worker for worker in self.workers if not worker.has_closed}
+        sentinels = {worker.process.sentinel: worker for worker in self.workers if worker.has_closed}
+        for ready in connection.wait([*pipes, *sentinels], timeout=_POLL_SECONDS):
+            if isinstance(ready, int):
+                self._reap(sentinels[ready])
+            else:
+                self._receive(pipes[ready])  # type: ignore[index]
+
+    def _receive(self, worker: _Worker) -> None:
+        """Read one event. The pipe ends after the worker's last event, also if the worker is killed."""
+        try:
+            event = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.has_closed = True
+            return
+        if isinstance(event, WorkerFailed):
+            raise TwinbudError(event.problem, where=event.where, fix=event.fix)
+        if isinstance(event, RunStarted):
+            worker.run_id = event.run_id
+        elif isinstance(event, RunFinished | RunFailed):
+            worker.run_id = None
+        self.on_event(event)
+
+    def _reap(self, worker: _Worker) -> None:
+        """Remove a worker that has ended, and replace it if it has died."""
+        self.workers.remove(worker)
+        worker.process.join()
+        worker.pipe.close()
+        if worker.process.exitcode == 0 or self.stop_requested:
+            return
+        self.num_deaths[worker.run_id] += 1
+        ending = _describe_exit(worker.process.exitcode)
+        has_died_too_often = self.num_deaths[worker.run_id] >= _MAX_DEATHS
+        if worker.run_id is not None:
+            self._report_death(worker.run_id, ending, has_failed=has_died_too_often)
+        elif has_died_too_often:
+            raise TwinbudError(
+                f"worker processes die before they start a run ({ending})", where="twinbud study", fix="Try --workers 0"
+            )
+        if not all(self.assignment.is_settled(run.run_id) for run in self.assignment.runs):
+            self.workers.append(self._start(worker.cores))
+
+    def _report_death(self, run_id: str, ending: str, *, has_failed: bool) -> None:
+        self.on_event(RunInterrupted(run_id, f"its worker process died ({ending})"))
+        if has_failed:
+            reason = f"its worker process died {_MAX_DEATHS} times ({ending}); memory may be too small"
+            self.assignment.store.record_failure(run_id, reason)
+            self.on_event(RunFailed(run_id, reason))
+
+
+def _request_stop(workers: Iterable[_Worker]) -> None:
+    """Request a stop from each worker once: a second signal would kill it before its run is saved."""
     for worker in workers:
-        if not worker.is_asked_to_stop:
-            worker.is_asked_to_stop = True
+        if not worker.is_stopping:
+            worker.is_stopping = True
             with suppress(OSError):
-                worker.reports.send("stop")  # a signal that comes as a run ends is lost on it
+                worker.pipe.send(STOP)  # a run that is just ending misses the signal
             worker.process.terminate()
 
 
-def _end(workers: Mapping[int, _Worker]) -> None:
-    """Whatever has gone wrong here, runs in progress are saved if there is time."""
-    for worker in workers.values():
-        worker.process.terminate()
-    for worker in workers.values():
-        worker.process.join(_PATIENCE_SECONDS)
+def _terminate(workers: Iterable[_Worker]) -> None:
+    """End all workers; runs in progress are saved if time allows."""
+    _request_stop(workers)
+    for worker in workers:
+        worker.process.join(_SAVE_SECONDS)
         worker.process.kill()
 
 
-class _Clock:
-    """How long the rest will take, from the steps taken so far."""
-
-    def __init__(self, runs: dict[str, Any]) -> None:
-        self.steps = {run_id: run.num_steps for run_id, run in runs.items()}
-        self.begun: dict[str, int] = {}
-        self.reached: dict[str, int] = {}
-        self.start = 0.0
-
-    def step(self, message: Message) -> None:
-        if message.kind == "stepped" and message.num_steps:
-            self.start = self.start or time.monotonic()
-            self.begun.setdefault(message.run_id, message.num_steps)  # a resumed run begins late
-            self.reached[message.run_id] = message.num_steps
-        elif message.kind == "done" and message.run_id in self.begun:
-            self.reached[message.run_id] = message.num_steps
-
-    def seconds_left(self, unsettled: list[str]) -> float | None:
-        """None before a rate is known."""
-        taken = sum(self.reached[run_id] - self.begun[run_id] for run_id in self.begun)
-        if taken == 0:
-            return None
-        left = sum(self.steps[run_id] - self.reached.get(run_id, 0) for run_id in unsettled)
-        return left * (time.monotonic() - self.start) / taken
-
-
-def _ending(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
+    """``SIGKILL`` or ``exit code 1``."""
     if code is not None and code < 0:
         with suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit code {code}"
 
 
-def share_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tuple[tuple[int, ...], ...]:
-    """The cores of each worker: as many as its run has threads, none of them shared.
+def assign_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tuple[CoreSet, ...]:
+    """Give each worker as many CPU cores as its run has threads; no core belongs to two workers.
 
     Args:
-        num_workers: How many; None for as many as the cores carry, and one on a GPU.
-        threads: Threads of a run, which the recipe fixes.
-        on_gpu: Whether runs train on a GPU, where workers may be more than the cores carry.
+        num_workers: Number of workers, at least 1; None for as many as the cores allow, and one on a GPU.
+        threads: CPU threads of a run, as the recipe sets them.
+        on_gpu: Whether runs train on a GPU. Workers are then not bound to cores, since a run has further threads that
+            decode and transfer images.
 
     Raises:
-        TwinbudError: More workers than the cores carry: their threads would wait for one another.
+        TwinbudError: More workers than the cores allow; they would slow each other down.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    most = max(1, len(cores) // threads)
-    count = (1 if on_gpu else most) if num_workers is None else num_workers
-    if count < 1:
-        raise TwinbudError("at least one worker", got=str(count), where="--workers")
-    if on_gpu:  # a run on it has threads that decode, fetch and wait besides
+    max_workers = max(1, len(cores) // threads)
+    count = (1 if on_gpu else max_workers) if num_workers is None else num_workers
+    if on_gpu:
         return ((),) * count
-    if count > most:
+    if count > max_workers:
         raise TwinbudError(
-            f"at most {most} workers ({len(cores)} cores, {threads} for each run)",
-            got=str(count),
+            f"{count} workers need {count * threads} cores ({threads} for each run), but the machine has {len(cores)}",
             where="--workers",
-            fix="Runs that share cores slow each other down more than they gain",
+            fix=f"Give at most --workers {max_workers}; runs that share cores slow each other down",
         )
     if threads > len(cores):
         return ((),)
-    return tuple(tuple(cores[place * threads : (place + 1) * threads]) for place in range(count))
+    return tuple(tuple(cores[index * threads : (index + 1) * threads]) for index in range(count))
