@@ -14,7 +14,8 @@ import numpy as np
 
 from helpers.mutations import mutation
 from twinbud.config.schema import DataConfig
-from twinbud.data.formats.raster import BrokenImageError, decode, without_warnings
+from twinbud.data.formats.base import BrokenImageError
+from twinbud.data.formats.decoding import decode, without_warnings
 
 MAX_SECONDS = 5.0
 MAX_MIB = 512
@@ -29,7 +30,7 @@ def judge(contents: bytes, name: str) -> str:
             with without_warnings():
                 image = decode(contents, name=name, max_megapixels=PIXELS)
         except BrokenImageError as error:
-            answer = "refused" if str(error).startswith(f"{name}: expected ") else f"unnamed: {error}"
+            answer = "refused" if str(error).startswith(f"{name}: the file ") else f"unnamed: {error}"
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
         else:

@@ -101,7 +101,7 @@ def test_history_counts_images_and_steps_and_tests_only_when_asked() -> None:
 def test_a_view_depends_on_seed_epoch_and_sample_alone() -> None:
     few, many = (draw_views(0, 3, count, crop_scale=0.8, flip=0.5) for count in (4, 40))
     assert torch.equal(few.scale_N2, many.scale_N2[:4])
-    assert torch.equal(few.centre_N2, many.centre_N2[:4])
+    assert torch.equal(few.center_N2, many.center_N2[:4])
     assert torch.equal(few.flip_N, many.flip_N[:4])
     assert not torch.equal(few.scale_N2, draw_views(0, 4, 4, crop_scale=0.8, flip=0.5).scale_N2)
     assert not torch.equal(few.scale_N2, draw_views(1, 3, 4, crop_scale=0.8, flip=0.5).scale_N2)
@@ -114,7 +114,7 @@ def test_crops_have_the_area_and_ratio_of_random_resized_crop_and_stay_inside() 
     assert float(area.max()) <= 1
     assert float(ratio.min()) >= 3 / 4 - 1e-6
     assert float(ratio.max()) <= 4 / 3 + 1e-6
-    assert bool((views.centre_N2.abs() + views.scale_N2 <= 1 + 1e-6).all())
+    assert bool((views.center_N2.abs() + views.scale_N2 <= 1 + 1e-6).all())
     assert float(views.flip_N.float().mean()) == pytest.approx(0.5, abs=0.03)
 
 
@@ -123,7 +123,7 @@ def test_the_whole_image_comes_back_as_it_was_and_its_mirror_mirrored() -> None:
     assert isinstance(images, torch.Tensor)
     views = draw_views(0, 1, 2, crop_scale=1.0, flip=0.0)
     views.scale_N2.fill_(1.0)
-    views.centre_N2.zero_()
+    views.center_N2.zero_()
     torch.testing.assert_close(apply_views(images, views), images.float(), rtol=0, atol=0.05)
     views.flip_N.fill_(True)
     torch.testing.assert_close(apply_views(images, views), images.float().flip(-1), rtol=0, atol=0.05)
@@ -136,7 +136,7 @@ def test_a_crop_is_what_pillow_cuts_and_scales() -> None:
     images = torch.from_numpy(np.repeat(smooth[None, None], 3, axis=1).copy())
     views = draw_views(0, 1, 1, crop_scale=1.0, flip=0.0)
     views.scale_N2.fill_(0.5)
-    views.centre_N2.copy_(torch.tensor([[0.25, -0.25]]))  # columns 12..28, rows 4..20
+    views.center_N2.copy_(torch.tensor([[0.25, -0.25]]))  # columns 12..28, rows 4..20
     expected = Image.fromarray(smooth).resize((32, 32), Image.Resampling.BICUBIC, box=(12, 4, 28, 20))
     seen = apply_views(images, views)[0, 0].numpy()
     assert np.abs(seen - np.asarray(expected, dtype=np.float32))[2:-2, 2:-2].max() <= 2

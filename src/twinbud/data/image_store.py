@@ -1,11 +1,10 @@
-"""Every image decoded once, resized, and kept as uint8: in memory, or on the disk where memory is too small.
+"""Decoded and resized images as uint8: in memory, or in the cache on disk if memory is too small.
 
-Shape legend: N images, B batch, C channels (1 where all are grey, else 3), S image side.
+Shape legend: N images, B batch, C channels (1 if all images are gray, else 3), S image side.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,32 +14,34 @@ from functools import partial
 import numpy as np
 import torch
 
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import first_few
 from twinbud.core.memory import available_bytes
-from twinbud.data.formats.raster import BrokenImageError, decode, digest, read_file, resize, without_warnings
+from twinbud.data.formats.base import SKIP, BrokenImageError
+from twinbud.data.formats.decoding import decode, digest, read_file, without_warnings
 from twinbud.data.index import ImageIndex, ImageRef
-from twinbud.data.pixel_cache import PixelCache, SmallImage
+from twinbud.data.pixel_cache import PixelCache, SmallImage, entry_name
+from twinbud.data.preprocessing import resize
 
 OnProgress = Callable[[int], None]
-"""Called with the number of images done, from the thread that asked."""
+"""Receives the number of images done, on the calling thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStore:
-    """Resized images, in the order of their files; a grey image is kept as one channel."""
+    """Resized images, in the order of their files. A gray image is stored as one channel."""
 
     image_size: int
     """S, in pixels."""
     digests: tuple[str, ...]
-    """For each image, the SHA-256 of its decoded pixels at full resolution."""
+    """SHA-256 of each image's decoded pixels at full resolution."""
     channels: tuple[torch.Tensor | StoredImage, ...]
-    """For each image, uint8 (1, S, S), or (3, S, S) where its channels differ; or where to read them."""
+    """Pixels of each image, uint8 (1, S, S), or (3, S, S) if its channels differ; or where to read them."""
 
     def __len__(self) -> int:
         return len(self.channels)
 
     def without(self, left_out: Container[int]) -> ImageStore:
-        """The images less some, in the same order."""
+        """Return the store without some images, in the same order."""
         kept = [index for index in range(len(self)) if index not in left_out]
         return replace(
             self,
@@ -52,8 +53,8 @@ class ImageStore:
         """Gather images.
 
         Args:
-            indices: Which, in the order wanted.
-            num_channels: C: 3, or 1 where all of them are grey.
+            indices: Indices of the images, in the order of the result.
+            num_channels: C: 3, or 1 if all of them are gray.
 
         Returns:
             (N, C, S, S) uint8, contiguous, on the CPU.
@@ -65,62 +66,64 @@ class ImageStore:
         return batch
 
     def rows(self, indices: Sequence[int]) -> ImageSubset:
-        """Some of the images, gathered when they are asked for."""
+        """Return a view of some images; their pixels are gathered on access."""
         return ImageSubset(self, indices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """An image that is read when it is needed: from the cache or, should its entry be gone, from its file."""
+    """An image that is read on access: from the cache or, if its entry is missing, from its file."""
 
     cache: PixelCache
     entry: str
     digest: str
-    is_grey: bool
+    is_gray: bool
     name: str
     decode: Callable[[], SmallImage | BrokenImageError]
 
     def read(self) -> torch.Tensor:
-        """Its channels.
+        """Return the pixels, uint8 (1, S, S) or (3, S, S).
 
         Raises:
-            BrokenImageError: The entry has gone, and the file has too, or has changed.
+            BrokenImageError: The cache entry is missing, and the file is missing too or has changed.
         """
         image = self.cache.load(self.entry) or self.decode()
         if isinstance(image, SmallImage) and image.digest != self.digest:
-            image = BrokenImageError("others", name=self.name, expected="the pixels it had at the start")
+            image = BrokenImageError(
+                "the file changed on disk during the run", name=self.name, fix="Restore it, or start the run again"
+            )
         if isinstance(image, BrokenImageError):
             raise image
         return image.channels
 
 
 class ImageSubset:
-    """Some images of a set; like a tensor (N, C, S, S), but that nothing is held."""
+    """Some images of a store, indexed like a tensor (N, C, S, S); pixels are gathered on access."""
 
     def __init__(self, image_store: ImageStore, indices: Sequence[int]) -> None:
         self.image_store, self.indices = image_store, indices
         images = (image_store.channels[index] for index in indices)
-        grey = all(image.is_grey if isinstance(image, StoredImage) else len(image) == 1 for image in images)
-        self.num_channels = 1 if grey else 3
+        gray = all(image.is_gray if isinstance(image, StoredImage) else len(image) == 1 for image in images)
+        self.num_channels = 1 if gray else 3
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, rows_B: torch.Tensor) -> torch.Tensor:
-        """(B, C, S, S) uint8, on the CPU, of the images with these int64 numbers."""
+        """Return (B, C, S, S) uint8, on the CPU, of the images at these int64 positions."""
         return self.image_store.tensor([self.indices[row] for row in rows_B.tolist()], self.num_channels)
 
     @property
     def num_bytes(self) -> int:
-        """What all of them take in memory."""
+        """Size of all pixels in bytes."""
         return len(self) * self.num_channels * self.image_store.image_size**2
 
     def tensor(self) -> torch.Tensor:
-        """(N, C, S, S) uint8, on the CPU, of all of them."""
+        """Return (N, C, S, S) uint8, on the CPU, of all images."""
         return self.image_store.tensor(self.indices, self.num_channels)
 
     def fitting(self, device: torch.device) -> torch.Tensor | ImageSubset:
-        """All of them on ``device`` if they take at most half of its free memory, else these rows as they are."""
+        """Return all pixels on ``device`` if they need at most half of its free memory, else this subset."""
         return self.tensor().to(device) if 2 * self.num_bytes <= available_bytes(device) else self
 
 
@@ -133,22 +136,22 @@ def load_image_store(
     cache: PixelCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageIndex, ImageStore]:
-    """Decode every image of a catalog, once.
+    """Decode every image of an index, once.
 
     Args:
         image_index: The images.
         image_size: S, in pixels; proportions are not kept.
         max_megapixels: Largest image to decode, in millions of pixels.
-        skip_broken: Leave broken images out and list them in the catalog's `ignored`.
-        cache: Where decoded images are kept between runs, of the same image size; None keeps them nowhere.
+        skip_broken: Leave broken images out and list them in the index's `ignored`.
+        cache: Cache of decoded images, for the same image size; None: no cache.
         on_progress: Called with the number of images decoded so far.
 
     Returns:
-        The catalog of the images that could be read, and their pixels in the order of its rows.
+        The index of the images that were decoded, and their pixels in the order of its rows.
 
     Raises:
-        BrokenImageError: An image cannot be used and `skip_broken` is off; it names the first few and counts.
-        TwinbudError: Without its broken images, a class has fewer than two.
+        BrokenImageError: An image cannot be decoded and `skip_broken` is off.
+        TwinbudError: Without its broken images, a class has fewer than two images.
     """
     image_store, broken = load_images(
         [row.image for row in image_index.rows],
@@ -172,24 +175,24 @@ def load_images(
     cache: PixelCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[ImageStore, dict[int, str]]:
-    """Decode image files, once each, with as many threads as the process may use cores.
+    """Decode image files, once each, with one thread per available core.
 
     Args:
         images: The images.
         image_size: S, in pixels; proportions are not kept.
         max_megapixels: Largest image to decode, in millions of pixels.
         skip_broken: Leave broken images out.
-        names: What errors call the files; their paths by default.
-        cache: Where decoded images are kept between runs; a set that would take more than half of the free memory
-            stays there, and is read as it is needed.
+        names: Names of the images in messages; their paths by default.
+        cache: Cache of decoded images. Pixels that need more than half of the free memory stay there and are read
+            on access.
         on_progress: Called with the number of images decoded so far.
 
     Returns:
-        The pixels of the images that could be read, in the order of `images`; and for each of the others its
-        place in `images` and the reason.
+        The pixels of the images that were decoded, in the order of `images`; and for each of the others its
+        position in `images` and the reason.
 
     Raises:
-        BrokenImageError: An image cannot be used and `skip_broken` is off, or none can be used.
+        BrokenImageError: An image cannot be decoded and `skip_broken` is off, or none can be decoded.
     """
     names = [str(image.file) for image in images] if names is None else names
     loaded: list[tuple[torch.Tensor | StoredImage, str]] = []
@@ -207,7 +210,7 @@ def load_images(
                     cache=cache,
                     entry=image.entry,
                     digest=image.digest,
-                    is_grey=len(image.channels) == 1,
+                    is_gray=len(image.channels) == 1,
                     name=names[index],
                     decode=partial(load, images[index], names[index]),
                 )
@@ -218,7 +221,7 @@ def load_images(
         raise _summary(list(broken.values()), len(images))
     channels, digests = zip(*loaded, strict=True) if loaded else ((), ())
     image_store = ImageStore(image_size=image_size, digests=digests, channels=channels)
-    return image_store, {index: error.reason for index, error in broken.items()}
+    return image_store, {index: error.problem for index, error in broken.items()}
 
 
 Load = Callable[[ImageRef, str], SmallImage | BrokenImageError]
@@ -227,27 +230,29 @@ Load = Callable[[ImageRef, str], SmallImage | BrokenImageError]
 def _in_threads(
     load: Load, images: Sequence[ImageRef], names: Sequence[str]
 ) -> Iterator[SmallImage | BrokenImageError]:
-    # threads, not processes: Pillow and hashlib let go of the interpreter lock while they work
+    # threads, not processes: Pillow and hashlib release the interpreter lock while they work
     with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
         yield from pool.map(load, images, names)
 
 
 def _num_cores() -> int:
-    # the cores of this process: a container's share of a large machine, not the machine
+    # cores of this process, which may be fewer than those of the machine (containers)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load(
     image_ref: ImageRef, name: str, *, cache: PixelCache | None, image_size: int, max_megapixels: float
 ) -> SmallImage | BrokenImageError:
-    """One image, from the cache where it is in it."""
+    """Load one image, from the cache if it has an entry."""
     try:
         contents = read_file(image_ref.file, name)
-        entry = hashlib.sha256(contents).hexdigest()
+        entry = entry_name(contents, image_ref)
         known = cache.load(entry) if cache else None
         if known is not None and known.num_pixels <= max_megapixels * 1e6:
             return known
-        image = decode(contents, name=name, max_megapixels=max_megapixels)
+        image = decode(
+            contents, name=name, max_megapixels=max_megapixels, frame=image_ref.frame, window=image_ref.window
+        )
     except BrokenImageError as error:
         return error
     small = SmallImage(
@@ -262,20 +267,18 @@ def _load(
 
 
 def _channels(image: np.ndarray) -> torch.Tensor:
-    """(S, S, 3) to (3, S, S), or to (1, S, S) where all three channels are equal."""
+    """Rearrange (S, S, 3) as (3, S, S), or as (1, S, S) if all three channels are equal."""
     red, green, blue = np.moveaxis(image, 2, 0)
     if np.array_equal(red, green) and np.array_equal(red, blue):
         return torch.from_numpy(red[None].copy())
     return torch.from_numpy(np.stack([red, green, blue]))
 
 
-def _summary(broken: list[BrokenImageError], num_files: int) -> TwinbudError:
+def _summary(broken: list[BrokenImageError], num_files: int) -> BrokenImageError:
     if len(broken) == 1:
         return broken[0]
-    named = first_few((f"{error.name} ({error.reason})" for error in broken), 3)
+    named = first_few((f"{error.name} ({error.problem})" for error in broken), 3)
     return BrokenImageError(
-        f"{len(broken)} of {num_files} that cannot be used",
-        name=named,
-        expected="images that can be read",
-        fix="Mend or remove them, or give --skip-broken to leave them out and list them",
+        f"{len(broken)} of {num_files} image files cannot be used: {named}",
+        fix=f"Repair or remove them, or {SKIP.replace(' it', ' them')}",
     )

@@ -1,8 +1,11 @@
-"""Decoded images on the disk, named by the bytes of the file they came from: no image is decoded twice.
+"""A cache of decoded images on disk: no image is decoded twice.
 
-An entry is one small file that appears whole, behind its own checksum. Several processes may share the folder: two
-that save the same image write the same bytes, and a damaged entry is as good as none. Entries hold pixels of patients,
-so that only the user who made them may read them.
+The key of an entry holds everything that its pixels depend on: the bytes of the file, frame and window, the version of
+this package's decoding and of the decoding libraries, the image size and the resize rule.
+
+An entry is one small file with a checksum, moved into place when complete. Several processes may share the folder: two
+that save the same image write the same bytes, and a damaged entry counts as missing. Entries hold pixels of patients,
+so only the user who made them may read them.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import struct
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +24,19 @@ import PIL
 import torch
 
 from twinbud.core.files import read_bytes
+from twinbud.data.index import ImageRef
+from twinbud.data.preprocessing import RESIZE_RULE
 
-DECODING_VERSION = 1
-"""To be raised when decode.py gives other pixels for the same file."""
+DECODING_VERSION = 2
+"""Raise it when ``data.formats`` gives other pixels for the same file."""
 _CHECKSUM_BYTES = 32
 _HEADER = struct.Struct("<32sQ")
 """SHA-256 of the pixels at full resolution, and their number."""
+
+
+def entry_name(contents: bytes, image: ImageRef) -> str:
+    """Return the name of an image's entry: the SHA-256, in hexadecimal, of its file, frame and window."""
+    return hashlib.sha256(hashlib.sha256(contents).digest() + repr((image.frame, image.window)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +44,10 @@ class SmallImage:
     """One image, decoded and resized.
 
     Attributes:
-        entry: SHA-256, in hexadecimal, of its file; it names the image in the cache.
-        channels: uint8 (1, S, S), or (3, S, S) where its channels differ.
+        entry: Name of its cache entry; see ``entry_name``.
+        channels: uint8 (1, S, S), or (3, S, S) if its channels differ.
         digest: SHA-256, in hexadecimal, of its decoded pixels at full resolution.
-        num_pixels: Of those, the number.
+        num_pixels: Number of its pixels at full resolution.
     """
 
     entry: str
@@ -49,18 +60,19 @@ class PixelCache:
     """The entries of one image size.
 
     Args:
-        folder: Made when the first entry is saved.
+        folder: Folder of the cache, made when the first entry is saved.
         image_size: S, in pixels.
     """
 
     def __init__(self, folder: Path, image_size: int) -> None:
-        self.folder = folder / f"v{DECODING_VERSION}-pillow{PIL.__version__}-{image_size}"
+        libraries = f"pillow{PIL.__version__}-tifffile{version('tifffile')}"
+        self.folder = folder / f"v{DECODING_VERSION}-{libraries}-{image_size}-{RESIZE_RULE}"
         self.image_size = image_size
         self.trouble: str | None = None
-        """Why nothing can be saved, once that has happened."""
+        """Why entries cannot be saved; None until saving fails."""
 
     def load(self, entry: str) -> SmallImage | None:
-        """The image of that name, or None where there is none that is whole."""
+        """Return an image, or None if its entry is missing or damaged."""
         one_channel = self.image_size**2
         try:
             data = read_bytes(self._path(entry), _CHECKSUM_BYTES + _HEADER.size + 3 * one_channel)
@@ -80,14 +92,14 @@ class PixelCache:
         )
 
     def save(self, image: SmallImage) -> None:
-        """Keep an image; where that is impossible, ``trouble`` says why and nothing is tried again."""
+        """Save an image; after a failure, ``trouble`` gives the reason and nothing is saved any more."""
         if self.trouble is not None:
             return
         content = _HEADER.pack(bytes.fromhex(image.digest), image.num_pixels) + image.channels.numpy().tobytes()
         path = self._path(image.entry)
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, draft = tempfile.mkstemp(dir=path.parent)  # for its owner alone
+            descriptor, draft = tempfile.mkstemp(dir=path.parent)  # readable by its owner only
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(hashlib.sha256(content).digest() + content)
@@ -97,7 +109,7 @@ class PixelCache:
                     Path(draft).unlink()
                 raise
         except OSError as error:
-            self.trouble = f"decoded images cannot be kept in {self.folder} ({error.strerror})"
+            self.trouble = f"decoded images cannot be saved in {self.folder} ({error.strerror})"
 
     def _path(self, entry: str) -> Path:
         return self.folder / entry[:2] / entry[2:]

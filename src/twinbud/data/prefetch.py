@@ -1,4 +1,4 @@
-"""Batches of images on the device, from wherever the images live.
+"""Batches of images on the device, fetched one batch ahead.
 
 Shape legend: N images, B batch, C channels, S image side.
 """
@@ -16,15 +16,14 @@ from twinbud.data.image_store import ImageSubset
 def prefetch(
     images_NCSS: torch.Tensor | ImageSubset, order: Sequence[torch.Tensor], device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """The batches of an epoch, one after another.
+    """Yield the batches of an epoch.
 
-    Images that are not on ``device`` are fetched by a thread, one batch ahead of the one in use, and sent over while
-    the device works.
+    If the images are not on ``device``, a thread fetches each batch while the device works on the one before it.
 
     Args:
         images_NCSS: uint8 pixels, on the device or elsewhere.
-        order: For each batch the int64 numbers (B,) of its images, on the device for images that are there.
-        device: Where they are wanted.
+        order: For each batch the int64 indices (B,) of its images, on the device if the images are.
+        device: Device of the batches.
 
     Yields:
         (B, C, S, S) uint8 on the device.
@@ -38,7 +37,7 @@ def prefetch(
         batch = images_NCSS[rows_B.cpu()]
         return batch.pin_memory() if device.type == "cuda" else batch
 
-    with ThreadPoolExecutor(1, thread_name_prefix="supply") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         ahead = pool.submit(fetch, order[0]) if order else None
         for following in [*order[1:], None]:
             if ahead is None:

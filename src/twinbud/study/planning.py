@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from twinbud.config.schema import DataConfig, RunConfig
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.progress import Progress
-from twinbud.data.formats.raster import BrokenImageError
+from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.index import ImageIndex
 from twinbud.data.source import read_index
 from twinbud.data.split import make_split

@@ -1,1 +1,1 @@
-"""One reader for each file format."""
+"""Image file formats: one reader per format behind one interface (``base``); ``decoding`` chooses the reader."""

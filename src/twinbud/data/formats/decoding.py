@@ -1,0 +1,137 @@
+"""From an image file to (H, W, 3) uint8 RGB pixels, whatever its format.
+
+To add a format, write a reader for it (``formats.base.ImageReader``) and add it to ``READERS``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from twinbud.core.files import read_bytes
+from twinbud.data.formats.base import SKIP, BrokenImageError, ImageInfo, ImageReader, UnreadableImage
+from twinbud.data.formats.raster import RasterReader
+
+READERS: tuple[ImageReader, ...] = (RasterReader(),)
+"""All readers; the first whose ``probe`` accepts a file reads it."""
+MAX_FILE_BYTES = 208 * 2**20
+"""Larger files are refused unread: 36 megapixels of 16-bit RGB, uncompressed, are 206 MiB."""
+
+
+def decode(
+    source: Path | bytes,
+    *,
+    name: str,
+    max_megapixels: float,
+    frame: int | None = None,
+    window: str | None = None,
+) -> np.ndarray:
+    """Decode one image to RGB.
+
+    Up to 36 megapixels, decoding takes at most 512 MiB of memory (more for large files that hardly compress). Pillow
+    may warn; see ``without_warnings``.
+
+    Args:
+        source: The file, or its bytes.
+        name: Name of the file in messages.
+        max_megapixels: Largest number of pixels, in millions, checked before pixels are decoded.
+        frame: Index of the frame, counted from 0; None for a file that holds a single frame.
+        window: Name of the intensity window; None for the default of the format.
+
+    Returns:
+        (H, W, 3) uint8, contiguous, channels in the order red, green, blue.
+
+    Raises:
+        BrokenImageError: The file is missing, empty, truncated, damaged, of an unknown format or of a layout that
+            would be read wrongly; the image is too large; or ``frame`` names none of several frames.
+    """
+    contents = source if isinstance(source, bytes) else read_file(source, name)
+    try:
+        reader = _find_reader(contents)
+        number = _check_header(reader.describe(contents), frame, max_megapixels)
+        return reader.read(contents, frame=number, window=window)
+    except UnreadableImage as error:
+        raise BrokenImageError(
+            f"the file {error.problem}", name=name, fix=error.fix and f"{error.fix}, or {SKIP}"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders meet a damaged file with OSError, SyntaxError, ValueError and more
+        problem = "the file is truncated" if "truncated" in str(error).lower() else "the file is damaged"
+        raise BrokenImageError(f"{problem} ({error})", name=name) from error
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence the decoders' warnings of damaged metadata, which changes no pixel; enter before threads decode."""
+    log = logging.getLogger("tifffile")
+    was_disabled = log.disabled
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.filterwarnings("ignore", module=r"tifffile")
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = was_disabled
+
+
+def digest(image: np.ndarray) -> str:
+    """Return the SHA-256, in hexadecimal, of an image's shape and decoded RGB values.
+
+    Args:
+        image: (H, W, 3) uint8 at full resolution. A gray file and an RGB file of equal channels have the same digest.
+    """
+    sha256 = hashlib.sha256(f"{image.shape}".encode())
+    sha256.update(np.ascontiguousarray(image).data)
+    return sha256.hexdigest()
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """Read an image file.
+
+    Raises:
+        BrokenImageError: The file is missing, cannot be opened or is too large.
+    """
+    try:
+        return read_bytes(path, MAX_FILE_BYTES)
+    except FileNotFoundError as error:
+        raise BrokenImageError("the file does not exist (was it moved or removed?)", name=name) from error
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            problem = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({error.strerror})"
+            raise BrokenImageError(problem, name=name) from error
+        raise BrokenImageError(f"the file cannot be opened ({error.strerror})", name=name) from error
+
+
+def _find_reader(contents: bytes) -> ImageReader:
+    if not contents:
+        raise UnreadableImage("is empty (0 bytes)")
+    for reader in READERS:
+        if reader.probe(contents):
+            return reader
+    raise UnreadableImage("is not a PNG, JPEG, BMP, TIFF or WebP image")
+
+
+def _check_header(info: ImageInfo, frame: int | None, max_megapixels: float) -> int:
+    """Return the index of the frame to read."""
+    megapixels = info.width * info.height / 1e6
+    if megapixels > max_megapixels:
+        raise UnreadableImage(
+            f"has {info.width}×{info.height} pixels ({megapixels:.1f} megapixels; the limit is {max_megapixels:g})",
+            "Shrink it or raise --max-megapixels",
+        )
+    if frame is None and info.num_frames > 1:
+        frames = info.frames or f"{info.num_frames} frames"
+        raise UnreadableImage(f"holds {frames} instead of a single image", "Save the frames to use as separate files")
+    frame = frame or 0
+    if not 0 <= frame < info.num_frames:
+        raise UnreadableImage(f"has no frame {frame} (number of frames: {info.num_frames})")
+    return frame
