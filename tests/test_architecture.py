@@ -1,8 +1,10 @@
-"""The house's rules, kept as tests: floors, sizes, and what is never imported."""
+"""Rules of the code base: floors, sizes, and what is never imported."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -20,6 +22,9 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 def room(module: str) -> str:
     return module.partition("/")[0]
+
+
+POSIX_ONLY = ("resource", "fcntl", "termios", "tty", "pty", "pwd", "grp", "syslog")
 
 
 def parsed(module: str) -> ast.Module:
@@ -89,3 +94,23 @@ def test_only_the_command_line_prints(module: str) -> None:
 
 def test_no_file_is_called_utils() -> None:
     assert not [module for module in FILES if module.rpartition("/")[2] in ("util", "utils", "helpers", "common")]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_modules_that_windows_lacks_are_imported_where_they_are_used(module: str) -> None:
+    top = [node for node in parsed(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", None) for node in top}
+    assert not names & {*POSIX_ONLY}
+
+
+def test_every_module_is_imported_without_resource_and_fcntl() -> None:
+    """As on Windows; the libraries that this system has cannot do without the other modules."""
+    modules = ["twinbud", *("twinbud." + name.replace("/", ".").removesuffix(".__init__") for name in FILES)]
+    modules = [name for name in modules if not name.endswith(("__init__", "__main__"))]
+    code = (
+        "import importlib, sys\n"
+        "sys.modules['resource'] = sys.modules['fcntl'] = None\n"
+        f"for name in {modules}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

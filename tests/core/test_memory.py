@@ -1,9 +1,11 @@
-"""How much memory is free: what the machine has, and what its container may still take."""
+"""Free memory: what the machine has, and what its container may still take; and the peak of a process."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -14,27 +16,37 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 1,000 KiB available."""
-    (tmp_path / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable: 1000 kB\n")
-    monkeypatch.setattr(memory, "_MEMORY", tmp_path / "meminfo")
+    """A machine with 1,024,000 free bytes and no container."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_024_000))
     monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("most", "now", "free"),
+    ("limit", "used", "free"),
     [("500000", "300000", 250_000), ("500000", "600000", 0), ("max", "300000", 1_024_000), ("9000000", "1", 1_024_000)],
 )
-def test_a_container_may_take_what_it_has_not_taken_yet_files_aside(
-    most: str, now: str, free: int, system: Path
+def test_a_container_has_its_limit_less_what_it_uses_without_files(
+    limit: str, used: str, free: int, system: Path
 ) -> None:
-    (system / "memory.max").write_text(f"{most}\n")
-    (system / "memory.current").write_text(f"{now}\n")
+    (system / "memory.max").write_text(f"{limit}\n")
+    (system / "memory.current").write_text(f"{used}\n")
     (system / "memory.stat").write_text("anon 7\ninactive_file 50000\n")
     assert memory.available_bytes(CPU) == free
 
 
-def test_without_a_container_the_machine_tells_and_without_both_there_is_enough(system: Path) -> None:
+def test_without_a_container_the_memory_of_the_machine_counts(system: Path) -> None:
+    del system
     assert memory.available_bytes(CPU) == 1_024_000
-    (system / "meminfo").unlink()
-    assert memory.available_bytes(CPU) > 2**60
+
+
+def test_the_peak_covers_memory_that_was_freed_again() -> None:
+    peak = memory.PeakMemory(CPU)
+    torch.ones(2**25).sum()  # 128 MiB of float32
+    assert peak.mib >= peak.before_mib + 100
+
+
+def test_without_proc_the_peak_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_STATUS", Path("/nowhere"))
+    monkeypatch.setattr(memory, "_CLEAR_REFS", Path("/nowhere/clear_refs"))
+    assert memory.PeakMemory(CPU).mib >= psutil.Process().memory_info().rss / 2**20 - 1

@@ -1,8 +1,7 @@
-"""How much memory is free, and how much a stage took at its peak."""
+"""Free memory, and the peak of what a stage takes."""
 
 from __future__ import annotations
 
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,35 +10,34 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_MEMORY = Path("/proc/meminfo")
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
-    """How much memory is free: the GPU's, or the machine's, but no more than its container may still have.
+    """Return the free memory of the GPU, or of the machine but no more than its container may still take.
 
-    What torch holds on a GPU without using it is free, and so are files that the system keeps in memory. Where the
-    system does not tell, there is taken to be enough.
+    Memory that torch holds on a GPU without using it counts as free, and so do files that the system keeps in memory.
     """
+    import psutil  # not above: on Linux it needs modules that other systems lack
+
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    found = [sys.maxsize]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = _MEMORY.read_text(encoding="ascii").splitlines()
-        found.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 2**10)
-    with suppress(OSError, ValueError, StopIteration):
-        most, now = (int((_CONTAINER / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError, StopIteration):  # no container, or one without a limit
+        limit, used = (
+            int((_CONTAINER / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current")
+        )
         lines = (_CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
         files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        found.append(max(0, most - now + files))
-    return min(found)
+        free = min(free, max(0, limit - used + files))
+    return free
 
 
 class PeakMemory:
     """Peak memory since construction, in MiB: the process's resident set on a CPU, allocated memory on a GPU.
 
-    Linux can start the CPU's count afresh; where it cannot, the peak is that of the whole process.
+    Only Linux can reset the peak of a process; elsewhere it is the peak since the process began.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -56,8 +54,22 @@ class PeakMemory:
         """The peak so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        try:
-            lines = _STATUS.read_text(encoding="ascii").splitlines()
-            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
-        except (OSError, StopIteration):
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return _peak_resident_bytes() / 2**20
+
+
+def _peak_resident_bytes() -> int:
+    """Return the largest resident set of this process; the present one where the system keeps no peak."""
+    with suppress(OSError, StopIteration):
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 2**10
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    if sys.platform == "win32":
+        return memory.peak_wset
+    with suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 2**10
+    return memory.rss
