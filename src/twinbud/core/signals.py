@@ -1,4 +1,4 @@
-"""How a process learns that it should stop: the first signal asks, the second one ends it."""
+"""How a process learns that it should stop: the first signal asks it to, the second one ends it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""Requests to stop, as far as the system has them: Ctrl-C, ``kill``, a closed terminal, Ctrl-Break."""
+
+
+def heeded_signals() -> tuple[signal.Signals, ...]:
+    """Return those of ``SIGNALS`` that the process does not ignore.
+
+    A shell starts background jobs with SIGINT ignored, and ``nohup`` starts its command with SIGHUP ignored: such a
+    signal is meant for others and stays ignored.
+    """
+    return tuple(number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None))
 
 
 @contextmanager
-def stop_on_signal(ask: Callable[[], None]) -> Iterator[None]:
-    """While this lasts, the first SIGINT or SIGTERM calls ``ask``, and a second one ends the process at once.
+def stop_on_signal(request_stop: Callable[[], None]) -> Iterator[None]:
+    """While the context lasts, the first signal calls ``request_stop``, and a second one ends the process at once.
 
-    ``ask`` runs inside the handler and should only set a flag. Outside the main thread nothing is caught.
+    Args:
+        request_stop: Called inside the signal handler, so that it should only set a flag.
+
+    Outside the main thread, and for signals that are ignored when the context begins, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in heeded_signals()}
 
     def handle(number: int, frame: FrameType | None) -> None:
         del number, frame
-        ask()
-        for each in SIGNALS:
+        request_stop()
+        for each in before:
             signal.signal(each, signal.SIG_DFL)
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, handle)
     try:
         yield

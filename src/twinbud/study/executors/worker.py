@@ -14,7 +14,7 @@ from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 
 from twinbud.core.errors import Stopped, TwinbudError
-from twinbud.core.signals import SIGNALS
+from twinbud.core.signals import heeded_signals
 from twinbud.study.executors.base import Assignment, Event
 from twinbud.study.executors.run_loop import execute_pending_runs
 
@@ -57,7 +57,7 @@ def _configure_process(cores: tuple[int, ...], threads: int) -> None:
     """Set cores and threads, and leave the terminal's process group: the executor forwards a signal, once."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    for number in SIGNALS:
+    for number in {*heeded_signals(), signal.SIGTERM}:  # the study stops its workers by SIGTERM
         signal.signal(number, signal.default_int_handler)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
