@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from twinbud.core.csv_files import format_csv
 from twinbud.core.progress import duration
 from twinbud.data.index import IgnoredFile
 from twinbud.evaluation.predictions import Predictions, prediction_rows
@@ -94,7 +94,7 @@ def tensor_status(plan: SelectionPlan) -> list[str]:
 
 def show_predictions(predictions: Predictions) -> None:
     """The predictions as CSV on standard output."""
-    csv.writer(sys.stdout, lineterminator="\n").writerows(prediction_rows(predictions))
+    sys.stdout.write(format_csv(prediction_rows(predictions)))
 
 
 def show_ignored(ignored: Iterable[IgnoredFile]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +94,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     Raises:
         TwinbudError: If the disk is full or the folder may not be written.
     """
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(prediction_rows(predictions))
-    write_text(path, text.getvalue())
+    write_csv(path, prediction_rows(predictions))
 
 
 def prediction_rows(predictions: Predictions) -> Iterator[list[str]]:

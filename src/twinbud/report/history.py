@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import socket
 import time
@@ -12,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from twinbud.core.csv_files import format_csv
 from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.training.checkpoint import EpochRecord
 
@@ -29,8 +29,7 @@ class HistoryWriter:
         self.folder = folder
         self.file = (folder / "history.csv").open("w", encoding="utf-8", newline="")
         self.events = EventFile(folder)
-        self.rows = csv.DictWriter(self.file, [field.name for field in fields(EpochRecord)])
-        self.rows.writeheader()
+        self.file.write(format_csv([[field.name for field in fields(EpochRecord)]]))
 
     def __call__(self, record: EpochRecord) -> None:
         """Add one epoch.
@@ -42,7 +41,7 @@ class HistoryWriter:
             raise TwinbudError("the run folder", got="none (was it moved or removed?)", where=str(self.folder))
         row = asdict(record)
         with explained_writes(self.folder):
-            self.rows.writerow(row)
+            self.file.write(format_csv([row.values()]))
             self.file.flush()
             parts = {name: "test" if name.startswith("test") else "train" for name in _CURVES if row[name] is not None}
             self.events.write(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from twinbud.core.csv_files import format_records
 from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.core.files import write_json, write_text
 from twinbud.report.figures import standing_alone
@@ -62,7 +61,7 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
     with explained_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(paths["md"], markdown)
-    write_text(paths["csv"], _csv(rows))
+    write_text(paths["csv"], format_records(rows))
     write_json(paths["json"], content)
     write_text(paths["html"], page)
     for path in folder.glob(f"{glob.escape(recipe.name)}.[0-9]*.*.svg"):
@@ -209,12 +208,3 @@ def _flat(recipe: Recipe, section: Section) -> list[dict[str, Any]]:
         flat["paper_differs"] = None if section.differs is None else "; ".join(section.differs)
         rows.append(flat)
     return rows
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: "" if row.get(name) is None else row[name] for name in columns} for row in rows)
-    return text.getvalue()
