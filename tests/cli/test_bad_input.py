@@ -71,38 +71,39 @@ CONFIG = ("--config", "{bad}/run.yaml")
 
 CASES: dict[str, Case] = {
     "missing path": Case(
-        words=("--data", "{bad}/none"), said=("--data {bad}/none: expected a folder", "Check --data.")
+        words=("--data", "{bad}/none"),
+        said=("--data {bad}/none: there is no such file or folder.", "Give a folder of class"),
     ),
-    "empty folder": Case(words=DATA, said=("{bad}: expected a folder of class folders, got an empty folder.", LAYOUT)),
+    "empty folder": Case(words=DATA, said=("{bad}: the folder is empty.", LAYOUT)),
     "class folders that hold only folders": Case(
         words=DATA,
-        said=("images directly in each class folder, got only folders in 'site'", LAYOUT),
+        said=("class folders that hold folders instead of images: 'site'.", LAYOUT),
         prepare=lambda bad: save_images(bad / "site", {"a": 3, "b": 3}) and save_images(bad, {"other": 3}),
     ),
     "one class only": Case(
         words=DATA,
-        said=("{bad}: expected at least two classes, got one, 'only'.", LAYOUT),
+        said=("{bad}: all images are of one class, 'only'; training needs at least two classes.", LAYOUT),
         prepare=lambda bad: save_images(bad, {"only": 5}),
     ),
     "a class with a single image": Case(
         words=DATA,
-        said=("at least two images a class", "got 'rare' with 1.", "Add images, or take the class out."),
+        said=("every class needs at least two images", "'rare' has 1.", "Add images, or take the class out."),
         prepare=lambda bad: save_images(bad, {"common": 5, "rare": 1}),
     ),
     "CSV without the columns": Case(
         words=TABLE,
-        said=("{bad}/labels.csv: expected the columns 'image_path', 'label'", "got 'file', 'class'", "--image-column"),
+        said=("{bad}/labels.csv: missing columns: 'image_path', 'label'", "has 'file', 'class'", "--image-column"),
         files=tables("file,class\na/000.png,a\n"),
     ),
     "CSV with unknown paths": Case(
         words=TABLE,
-        said=("column 'image_path': expected paths", "got 1 of 9 where there is no file: a/999.png.", "Correct the"),
+        said=("column 'image_path': 1 of 9 paths lead to no file: a/999.png.", "Write paths relative to"),
         prepare=four_images,
         files=tables(f"image_path,label\n{EIGHT}a/999.png,a\n"),
     ),
     "CSV with a patient on both sides": Case(
         words=TABLE,
-        said=("expected each patient on one side of the given split, got 'P0' in test and train", "Move all images"),
+        said=("the given split has patients in more than one part: 'P0' in test and train", "Move all images"),
         prepare=four_images,
         files=tables(
             "image_path,label,patient_id,split\n"
@@ -112,7 +113,7 @@ CASES: dict[str, Case] = {
     "split.csv of other data": Case(
         words=("--split", "{bad}/split.csv"),
         said=(
-            "--split {bad}/split.csv: expected the paths of {images}",
+            "--split {bad}/split.csv for {images}: the data lacks images of the split",
             "a/000.png",
             "Give the split of the same data",
         ),
@@ -121,7 +122,7 @@ CASES: dict[str, Case] = {
     "split.csv that is missing": Case(words=("--split", "{bad}/none.csv"), said=("{bad}/none.csv", "Check the path.")),
     "split.csv without the columns": Case(
         words=("--split", "{bad}/split.csv"),
-        said=("'image_path', 'label', 'split'", "Give the split.csv of a run."),
+        said=("missing columns: 'image_path', 'label', 'split'", "Give the split.csv of a run."),
         files={"split.csv": "path,part\na/000.png,train\n"},
     ),
     "image over the limit": Case(
@@ -231,7 +232,7 @@ CASES: dict[str, Case] = {
     ),
     "no path": Case(words=("--data", ""), said=("--data: expected a folder, a CSV or 'phantom', got ''.",)),
     "path of 5,000 characters": Case(
-        words=("--data", "{bad}/" + "x" * 5000), said=("x…: expected a folder", "got File name too long. Check --data.")
+        words=("--data", "{bad}/" + "x" * 5000), said=("x…: file name too long. Give a folder",)
     ),
     "file name that is no UTF-8": Case(
         words=DATA,
@@ -339,7 +340,7 @@ def test_a_class_that_only_broken_images_make_small_is_refused(shared_teacher: s
     data = save_images(tmp_path / "data", {"dark": 2, "light": 5})
     (data / "dark" / "000.png").write_bytes(b"")
     line = refusal(train(data, shared_teacher, tmp_path / "run", "--skip-broken"))
-    assert "got 'dark' with 1." in line
+    assert "'dark' has 1." in line
     assert not (tmp_path / "run").exists()
 
 
@@ -438,11 +439,14 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a folder that is no run": (("evaluate", "{bad}"), ("{bad}: expected a run folder", "Give the --output")),
     "classes the model does not know": (
         ("evaluate", "{run}", "--data", "{bad}/other"),
-        ("{bad}/other: expected classes the model knows (dark, grey, light), got glioma, healthy.", "Rename or leave"),
+        (
+            "{bad}/other: unknown classes: 'glioma', 'healthy'; the model knows dark, grey, light.",
+            "Rename the class as",
+        ),
     ),
     "images that are missing": (
         ("evaluate", "{run}", "--data", "{bad}/none"),
-        ("--data {bad}/none: expected a folder", "Check --data."),
+        ("--data {bad}/none: there is no such file or folder.", "Give a folder of class"),
     ),
     "an output that exists": (
         ("evaluate", "{run}", "--output", "{bad}"),
@@ -454,8 +458,11 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "no model": (("predict", "{bad}", "{images}"), ("{bad}: expected a model folder", "Give RUN, or RUN/model")),
     "no model at all": (("predict", "{bad}/none", "{images}"), ("{bad}/none: expected a model folder", "Give RUN")),
-    "no image": (("predict", "{run}", "{bad}/none.png"), ("{bad}/none.png: expected an image or a folder, got",)),
-    "an empty folder": (("predict", "{run}", "{bad}/empty"), ("{bad}/empty: expected images", "got an empty folder")),
+    "no image": (
+        ("predict", "{run}", "{bad}/none.png"),
+        ("{bad}/none.png: there is no such file or folder. Give images",),
+    ),
+    "an empty folder": (("predict", "{run}", "{bad}/empty"), ("{bad}/empty: the folder is empty. Give images",)),
     "a file of another kind": (("predict", "{run}", "{bad}/notes.txt"), ("{bad}/notes.txt: the file is not a PNG",)),
     "an image over the limit": (
         ("predict", "{run}", "{images}/dark/000.png", "--max-megapixels", "0.001"),

@@ -409,7 +409,7 @@ def test_tables_of_a_stranger_are_refused_in_one_line(
 def test_a_split_without_an_end_is_not_waited_for(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "split.csv")
     line = refusal(train(shared_images, shared_teacher, tmp_path / "run", "--split", tmp_path / "split.csv"))
-    assert "split.csv: expected a CSV, got not a regular file." in line
+    assert "split.csv: the CSV cannot be read (not a regular file)." in line
 
 
 def stop_early(folder: Path, identity: dict[str, Any]) -> CheckpointFolder:

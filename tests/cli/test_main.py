@@ -271,7 +271,7 @@ def test_a_runs_own_columns_and_seed_hold_when_it_is_evaluated(shared_teacher: s
     answer = twinbud("evaluate", run, *words)
     assert answer.code == 0, answer.err
     assert answer.err.count("left out: ") == 2
-    assert "left out: dark/000.png (of patient 'both0', whom the run was trained on)" in answer.err
+    assert "left out: dark/000.png (of training patient 'both0')" in answer.err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["bootstrap_unit"] == "patient"
     own = json.loads((run / "metrics.json").read_text())

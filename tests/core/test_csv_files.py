@@ -15,7 +15,8 @@ from twinbud.core.errors import TwinbudError
 
 ODD_NAMES = (
     "im\r0", "a\nb", "a\r\nb", " a", "b ", "\ta", "a\xa0", '"', '""', 'say "x"', "a,b", "a;b;c;d;e;f", "a\tb",
-    "", "=cmd|' /C calc'!A0", "+1", "-1", "@x", "'001", "image_path", "label", "\ufeff", "\u2028", "x" * 250, "\xe9", "e\u0301",
+    "", "=cmd|' /C calc'!A0", "+1", "-1", "@x", "'001", "image_path", "label", "\ufeff", "\u2028", "x" * 250,
+    "\xe9", "e\u0301",
 )  # fmt: skip
 CELLS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(ODD_NAMES)
 

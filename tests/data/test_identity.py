@@ -103,6 +103,7 @@ def test_what_cannot_be_seen_is_escaped() -> None:
     assert visible_text("no\u200brmal") == r"'no\u200brmal'"
     assert visible_text("le\u0301sion") == r"'le\u0301sion'"
     assert visible_text("im\r0") == r"'im\r0'"
+    assert visible_text("a  b ") == r"'a \x20b '"
     assert visible_text("\xe9 a") == "'\xe9 a'"
 
 

@@ -11,7 +11,7 @@ import torch
 from twinbud.core.errors import TwinbudError
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageIndex, ImageRef, ImageRow
-from twinbud.data.split import SplitRow
+from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
 
 
@@ -54,7 +54,7 @@ def test_other_images_of_a_training_patient_are_left_out_and_of_a_test_patient_k
     ]
     patients = {"x": "P1", "y": "P2", "z": "P3"}
     found = left_out(catalog_of("w", "x", "y", "z", patients=patients), pixels_of("5", "6", "7", "8"), split)
-    assert found == {"x": "of patient 'P1', whom the run was trained on"}
+    assert found == {"x": "of training patient 'P1'"}
 
 
 def test_images_without_a_known_patient_on_either_side_are_kept() -> None:
@@ -62,7 +62,9 @@ def test_images_without_a_known_patient_on_either_side_are_kept() -> None:
 
 
 def test_nothing_left_to_measure_on_is_an_error() -> None:
-    with pytest.raises(TwinbudError, match="expected images that the run was not trained on, got none"):
+    with pytest.raises(
+        TwinbudError, match="every image is a training image of the run, or of one of its training patients"
+    ):
         never_learned_from(catalog_of("x"), pixels_of("one"), [split_row("1", "one")])
 
 
@@ -74,7 +76,7 @@ def test_images_that_changed_are_named_and_those_without_a_checksum_are_not() ->
 def test_the_own_test_part_is_what_was_held_out_and_all_of_it() -> None:
     split = [split_row("a", "1"), split_row("b", "2", "test"), split_row("c", "3", "val")]
     assert [row.path for row in own_test_part(catalog_of("a", "b", "c"), split).rows] == ["b"]
-    with pytest.raises(TwinbudError, match="expected the images that the run was tested on, got none at b"):
+    with pytest.raises(TwinbudError, match="test images of the run are missing: 'b'"):
         own_test_part(catalog_of("a", "c"), split)
 
 
@@ -83,3 +85,17 @@ def test_a_moved_set_is_known_by_its_paths() -> None:
     assert has_the_paths(catalog_of("a", "b"), split)
     assert not has_the_paths(catalog_of("a"), split)
     assert not has_the_paths(catalog_of("a", "b", "c"), split)
+
+
+@pytest.mark.parametrize("spelling", ["1", "1.0", " 001", "\u200b001", "\uff11"])
+def test_a_training_patient_in_another_spelling_is_left_out(spelling: str) -> None:
+    split = [split_row("1", "one", patient_id="001"), split_row("2", "two", patient_id="2")]
+    index = catalog_of("x", "y", patients={"x": spelling, "y": "3"})
+    reason = left_out(index, pixels_of("8", "9"), split)["x"]
+    assert reason.startswith("of training patient '")
+    assert reason.endswith("', spelled '001' in the run")
+
+
+def test_ids_that_stand_for_a_missing_value_are_no_patient() -> None:
+    split = [split_row("1", "one", patient_id="unknown"), split_row("2", "two", patient_id="nan")]
+    assert left_out(catalog_of("x", patients={"x": "nan"}), pixels_of("9"), split) == {}

@@ -1,6 +1,6 @@
 """The one CSV dialect of twinbud: every cell that is written here is read back unchanged.
 
-Written: UTF-8, comma, ``\\n``. A cell is quoted if it holds a quote, a separator or a line break, or if it begins or
+Written: UTF-8, comma, line feed. A cell is quoted if it holds a quote, a separator or a line break, or if it begins or
 ends with white space. Read: UTF-8 with or without a byte-order mark; comma, semicolon or tab, whichever gives the
 header the most columns; any line ending. White space around an unquoted cell does not count; inside quotes it does.
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import read_bytes, write_text
@@ -69,11 +70,12 @@ def parse_csv(text: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         CsvSyntaxError: A quote is not closed, or is followed by more text.
     """
-    return _parse(text, max(_SEPARATORS, key=lambda separator: _num_columns(text, separator)))
+    for number, cells in _parse(text):
+        yield number, [_stripped(cell) for cell in cells]
 
 
 def read_cells(
-    path: Path, required: Sequence[str], *, rename: str = "Rename the columns"
+    path: Path, required: Sequence[str], *, rename: str = "Rename the columns", exact: Collection[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Read a CSV file with a header.
 
@@ -81,6 +83,7 @@ def read_cells(
         path: The file.
         required: Columns that it must have, each once.
         rename: Advice for a file that lacks them.
+        exact: Columns in which white space around an unquoted cell counts, because a program wrote them.
 
     Yields:
         The number of each row, as a spreadsheet shows it (the header is 1), and its cells by column.
@@ -89,8 +92,8 @@ def read_cells(
         TwinbudError: No such file, another encoding, a missing column, or a row of another length than the header.
     """
     try:
-        rows = parse_csv(read_bytes(path, sys.maxsize).decode("utf-8-sig"))
-        columns = next(rows, (1, []))[1]
+        rows = _parse(read_bytes(path, sys.maxsize).decode("utf-8-sig"))
+        columns = [_stripped(cell) for cell in next(rows, (1, []))[1]]
         _check_columns(path, columns, required, rename)
         for number, cells in rows:
             if len(cells) != len(columns):
@@ -99,7 +102,8 @@ def read_cells(
                     where=f"{path}, row {number}",
                     fix="Put quotes around cells that hold the separator",
                 )
-            yield number, dict(zip(columns, cells, strict=True))
+            named = zip(columns, cells, strict=True)
+            yield number, {name: cell.text if name in exact else _stripped(cell) for name, cell in named}
     except UnicodeDecodeError as error:
         raise TwinbudError(f"the file is not UTF-8 ({error})", where=str(path), fix="Save it as 'CSV UTF-8'") from error
     except CsvSyntaxError as error:
@@ -119,24 +123,32 @@ def _format_row(cells: Iterable[object]) -> str:
     return ",".join(quoted) + "\n"
 
 
-def _parse(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+class _Cell(NamedTuple):
+    text: str
+    is_quoted: bool
+
+
+def _stripped(cell: _Cell) -> str:
+    return cell.text if cell.is_quoted else cell.text.strip()
+
+
+def _parse(text: str, separator: str | None = None) -> Iterator[tuple[int, list[_Cell]]]:
+    separator = separator or max(_SEPARATORS, key=lambda one: _num_columns(text, one))
     cell, place, number = _CELL[separator], 0, 1
     while place < len(text):
-        cells: list[str] = []
-        is_blank = True
+        cells: list[_Cell] = []
         while True:
             match = cell.match(text, place)
             assert match is not None  # an empty cell always matches
             quoted, plain = match.group("quoted", "plain")
             if quoted is None and plain.lstrip().startswith('"'):
                 raise CsvSyntaxError(f"row {number} has a quote that is not closed, or that is followed by more text")
-            cells.append(plain.strip() if quoted is None else quoted.replace('""', '"'))
-            is_blank &= quoted is None and not cells[-1]
+            cells.append(_Cell(plain, False) if quoted is None else _Cell(quoted.replace('""', '"'), True))
             place = match.end()
             if not text.startswith(separator, place):
                 break
             place += 1
-        if not is_blank:
+        if any(one.is_quoted or one.text.strip() for one in cells):
             yield number, cells
         number += 1
         if end := _LINE_END.match(text, place):
@@ -158,9 +170,9 @@ def _check_columns(path: Path, columns: list[str], required: Sequence[str], rena
     absent = [name for name in required if not counts[name]]
     if absent:
         has = first_few((f"'{name}'" for name in columns), 8)
-        raise TwinbudError(f"column {_named(absent)} is missing (the header has {has})", where=str(path), fix=rename)
+        raise TwinbudError(f"missing columns: {_named(absent)} (the header has {has})", where=str(path), fix=rename)
     if doubled := [name for name in required if counts[name] > 1]:
-        raise TwinbudError(f"column {_named(doubled)} appears more than once", where=str(path), fix=rename)
+        raise TwinbudError(f"columns that appear more than once: {_named(doubled)}", where=str(path), fix=rename)
 
 
 def _named(columns: Sequence[str]) -> str:

@@ -1,27 +1,30 @@
-"""A folder becomes rows: class folders, or split folders of class folders.
+"""Read a folder of images: class folders, or split folders of class folders.
 
-Hidden files, files that are no images and images outside the class folders are listed, each with its reason.
+Every file that is not used (hidden, of another type, outside the class folders) is listed with its reason. Links are
+followed: two links to one file are two images with identical pixels.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import printable, require_unicode
+from twinbud.data.identity import same_path_key, sort_classes
 from twinbud.data.index import REARRANGE, SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-"""Endings, in any case, of the files that are taken from a folder."""
+"""Suffixes of the files that are taken from a folder; case does not count."""
 
 _SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
 _LOOSE = "not in a class folder"
 
 
 def read_folder(root: Path) -> ImageIndex:
-    """Read `FOLDER/<class>/…`, or `FOLDER/<split>/<class>/…` if all folders at the top are named like splits.
+    """Read ``FOLDER/CLASS/…``, or ``FOLDER/SPLIT/CLASS/…`` if all folders at the top are named like splits.
+
+    A class has exactly the name of its folder.
 
     Raises:
         TwinbudError: Neither of the two layouts, or a class folder without images.
@@ -36,19 +39,19 @@ def read_folder(root: Path) -> ImageIndex:
     for file in _walk(root):
         relative = file.relative_to(root)
         folder = root.joinpath(*relative.parts[:depth])
-        reason = why_ignored(relative) or (_LOOSE if len(relative.parts) <= depth else None)
+        reason = _why_ignored(file, relative) or (_LOOSE if len(relative.parts) <= depth else None)
         if reason:
             ignored.append(IgnoredFile(path=printable(relative.as_posix()), reason=reason))
         else:
             split = class_folders[folder]
             rows.append(ImageRow(path=relative.as_posix(), image=ImageRef(file), label=folder.name, split=split))
     _check_folder(root, list(class_folders), rows, ignored)
-    classes = tuple(sorted({row.label for row in rows}))
+    classes = sort_classes(row.label for row in rows)
     return ImageIndex(source=str(root), rows=tuple(rows), classes=classes, ignored=tuple(ignored))
 
 
 def _split_folders(root: Path) -> dict[Path, SplitName]:
-    """The folders at the top with their splits, or none where they are classes."""
+    """The folders at the top with their splits; empty where they are classes."""
     folders = _visible_folders(root)
     splits: dict[Path, SplitName] = {
         folder: SPLIT_WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_WORDS
@@ -57,10 +60,9 @@ def _split_folders(root: Path) -> dict[Path, SplitName]:
     if splits and others:
         named = first_few(f"'{folder.name}'" for folder in splits)
         raise TwinbudError(
-            "folders that are all splits or all classes",
-            got=f"{named} (named like a split) beside {first_few(others)}",
+            f"split folders ({named}) are mixed with other folders ({first_few(others)})",
             where=str(root),
-            fix="Move what is no split elsewhere, or rename the class folders",
+            fix="Move the other folders elsewhere, or rename class folders that are named like a split",
         )
     return splits
 
@@ -77,76 +79,79 @@ def _check_folder(root: Path, folders: list[Path], rows: list[ImageRow], ignored
     """Raise TwinbudError unless there are class folders, and each holds images directly."""
     if not folders:
         loose = sum(file.reason == _LOOSE for file in ignored)
-        got = f"{loose} images in no class folder" if loose else f"no image among {len(ignored)} files"
-        got = got if ignored else "an empty folder"
-        raise TwinbudError("a folder of class folders", got=got, where=str(root), fix=REARRANGE)
+        problem = f"{loose} images are in no class folder" if loose else f"none of {len(ignored)} files is an image"
+        raise TwinbudError(problem if ignored else "the folder is empty", where=str(root), fix=REARRANGE)
     parents = {parent for row in rows for parent in row.image.file.parents}
     direct = {row.image.file.parent for row in rows}
     empty = [f"'{folder.relative_to(root).as_posix()}'" for folder in folders if folder not in parents]
     if empty:
-        got = f"none in {first_few(empty)}"
-        fix = f"{REARRANGE}; remove folders that are no class"
-        raise TwinbudError("images in each class folder", got=got, where=str(root), fix=fix)
+        problem = f"class folders without images: {first_few(empty)}"
+        raise TwinbudError(problem, where=str(root), fix=f"{REARRANGE}; remove folders that are not a class")
     deep = [f"'{folder.relative_to(root).as_posix()}'" for folder in folders if folder not in direct]
     if deep:
-        got = f"only folders in {first_few(deep)}"
-        raise TwinbudError("images directly in each class folder", got=got, where=str(root), fix=REARRANGE)
+        problem = f"class folders that hold folders instead of images: {first_few(deep)}"
+        raise TwinbudError(problem, where=str(root), fix=REARRANGE)
 
 
 def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredFile, ...]]:
-    """List images to predict: files as they are given, folders with all that lies below them, each file once.
+    """List images to predict: files as given, and everything below folders.
+
+    Links and copies are images of their own. A path that is given twice is used once, and the repetition is listed.
 
     Returns:
-        The images, in the order given and by path within a folder; and what was left out of the folders.
+        The images, in the order given and by path within a folder; and the files of the folders that are not used.
 
     Raises:
-        TwinbudError: A missing path, no image at all, or one whose name is not UTF-8.
+        TwinbudError: A missing path, no image at all, or a file name that is not UTF-8.
     """
-    found: dict[str, Path] = {}
+    found: dict[tuple[str, str], Path] = {}
     ignored: list[IgnoredFile] = []
     for path in paths:
         if not path.exists():
-            raise TwinbudError("an image or a folder", got="a path where there is nothing", where=str(path))
+            fix = "Give images, or folders that hold images"
+            raise TwinbudError("there is no such file or folder", where=str(path), fix=fix)
         for file in _walk(path) if path.is_dir() else [path]:
-            reason = why_ignored(file.relative_to(path)) if path.is_dir() else None
+            reason = _why_ignored(file, file.relative_to(path)) if path.is_dir() else None
+            if reason is None:
+                first = found.setdefault(same_path_key(file), file)
+                reason = None if first is file else f"given already as {first}"
             if reason:
                 ignored.append(IgnoredFile(path=printable(str(file)), reason=reason))
-            else:
-                found.setdefault(os.path.realpath(file), file)
     if not found:
-        got = f"none among {len(ignored)} files" if ignored else "an empty folder"
-        raise TwinbudError(f"images ({_endings()})", got=got, where=first_few(paths), fix="Give other paths")
+        problem = f"none of {len(ignored)} files is an image" if ignored else "the folder is empty"
+        raise TwinbudError(problem, where=first_few(paths), fix=f"Give images ({_suffixes()}), or folders of images")
     require_unicode(map(str, found.values()))
     return tuple(found.values()), tuple(ignored)
 
 
-def why_ignored(relative: Path) -> str | None:
-    """Why a file below a folder is not an image to be used, or None if it is one."""
+def _why_ignored(file: Path, relative: Path) -> str | None:
+    """Why a file below a folder is not used, or None if it is an image to use."""
     if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in relative.parts):
         return "hidden or made by the system"
+    if file.is_dir():
+        return "a link to a folder that contains it"
     if relative.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"no image by its ending ({_endings()})"
+        return f"not an image by its suffix ({_suffixes()})"
     return None
 
 
-def _endings() -> str:
+def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a folder, by name; links are followed, but not back to a folder they lie in."""
-    here = folder.resolve()
-    if here in above:
-        return
+    """All files below a folder, by name. Links are followed; one to a folder that contains it is yielded."""
+    here = (*above, folder.resolve())
     for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _walk(entry, (*above, here))
-        else:
+        if not entry.is_dir() or entry.resolve() in here:
             yield entry
+        else:
+            yield from _walk(entry, here)
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise TwinbudError("a folder that may be read", got=str(error.strerror), where=str(folder)) from error
+        problem = f"the folder cannot be read ({(error.strerror or 'no permission').lower()})"
+        raise TwinbudError(problem, where=str(folder), fix="Check its permissions") from error

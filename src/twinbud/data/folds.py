@@ -1,7 +1,8 @@
-"""How a set is divided 80/20: stratified by class, with groups of images that must not be torn apart.
+"""Divide a set 80/20: stratified by class, with groups of images that stay on one side.
 
-The test part is the first of five folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold where every image
-stands alone). A class too rare for its fifth still gets one group on each side: its smallest group is moved.
+The test part is the first of five folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold if every image is a
+group of its own) that is not much larger than a fifth. A class too rare for its fifth still gets one group on each
+side: its smallest group is moved.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from twinbud.core.rng import stream_seed
 NUM_FOLDS = 5
 """One of them is the test part."""
 
+MAX_TEST_SHARE = 0.3
+"""A fold with a larger share of the images, because it holds a large group, is the test part only if all have one."""
+
 
 def connected_groups(*keys: Sequence[str]) -> np.ndarray:
     """Number the groups of images that share a key, directly or through others.
 
     Args:
-        keys: One sequence a kind of key (patients, pixels), each with a key an image. Keys of different kinds are
-            never equal.
+        keys: One sequence for each kind of key (patients, pixels), with one key an image. Keys of different kinds
+            are never equal.
 
     Returns:
-        (N,) int: groups numbered in the order of their first images.
+        (N,) int: groups are numbered in the order of their first images.
     """
     num_images = len(keys[0])
     names = [f"{kind}/{key}" for kind, of_kind in enumerate(keys) for key in of_kind]
@@ -48,18 +52,21 @@ def choose_test_part(labels: np.ndarray, groups: np.ndarray, split_seed: int) ->
     Args:
         labels: (N,) class names.
         groups: (N,) int; images of one group stay on one side.
-        split_seed: Of the shuffle.
+        split_seed: Seed of the shuffle.
 
     Returns:
-        (N,) bool. Where the groups allow it each class is on both sides: if the first fold cannot be mended so,
-        the next that can is taken.
+        (N,) bool: the first fold with each class on both sides, after moving groups if need be, and with at most
+        MAX_TEST_SHARE of the images; without such a fold, the first with each class on both sides; else the first.
     """
     candidates = [*_folds(labels, groups, split_seed), np.zeros(len(labels), bool)]
+    has_all_classes: list[np.ndarray] = []
     for in_test in candidates:
         _put_classes_on_both_sides(in_test, labels, groups)
         if all(0 < in_test[labels == name].mean() < 1 for name in set(labels)):
-            return in_test
-    return candidates[0]
+            if in_test.mean() <= MAX_TEST_SHARE:
+                return in_test
+            has_all_classes.append(in_test)
+    return (has_all_classes or candidates)[0]
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[np.ndarray]:
@@ -73,7 +80,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[
     alone = num_groups == len(labels)
     folds = StratifiedKFold(**options) if alone else StratifiedGroupKFold(**options)
     with warnings.catch_warnings():
-        # a class with fewer images than folds: the caller sees to it that it is on both sides
+        # a class with fewer images than folds: the caller puts it on both sides
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         for _, chosen in folds.split(labels, labels, None if alone else groups):
             in_test = np.zeros(len(labels), bool)
@@ -82,7 +89,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[
 
 
 def _put_classes_on_both_sides(in_test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> None:
-    """Move, for each class that one side lacks, its smallest group that leaves all classes of the other there."""
+    """For each class that one side lacks, move its smallest group that leaves every class on the other side."""
     for side in (True, False):
         for name in sorted(set(labels)):
             if (in_test[labels == name] == side).any():

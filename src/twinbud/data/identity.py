@@ -27,13 +27,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MISSING_VALUES = frozenset(
-    "#N/A,#N/A N/A,#NA,-1.#IND,-1.#QNAN,-NaN,-nan,1.#IND,1.#QNAN,<NA>,N/A,NA,NULL,NaN,NaT,None,n/a,nan,null".split(",")
+    {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
+    | {"N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null"}
 )
 """What ``pandas.read_csv`` takes for a missing value, and ``NaT``; ``none`` in lower case is a word like any other."""
 
-_MISSING_PATIENTS = frozenset(
-    "none,unknown,unk,unspecified,undefined,missing,anonymous,anonymized,anonymised,anon,not available".split(",")
-) | {value.casefold() for value in MISSING_VALUES}
+_MISSING_PATIENTS = (
+    {value.casefold() for value in MISSING_VALUES}
+    | {"unknown", "unk", "unspecified", "undefined", "missing", "not available"}
+    | {"anonymous", "anonymized", "anonymised", "anon"}
+)
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -98,12 +101,13 @@ def same_path_key(path: Path) -> tuple[str, str]:
 
 
 def visible_text(text: str) -> str:
-    """``text`` in quotes, with an escape for each character that cannot be seen or that breaks a line."""
-    shown = (
-        c if c.isprintable() and unicodedata.category(c) != "Mn" and not _INVISIBLE.match(c) else ascii(c)[1:-1]
-        for c in text
-    )
-    return f"'{''.join(shown)}'"
+    """``text`` in quotes, with an escape for each character that cannot be seen, or that an error line would lose."""
+    shown = "".join(c if _is_visible(c) else ascii(c)[1:-1] for c in text)
+    return "'" + re.sub("(?<= ) ", r"\\x20", shown) + "'"
+
+
+def _is_visible(character: str) -> bool:
+    return character.isprintable() and unicodedata.category(character) != "Mn" and not _INVISIBLE.match(character)
 
 
 _CONTROL_TO_SPACE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")

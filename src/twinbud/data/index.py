@@ -1,17 +1,16 @@
-"""What is known of each image of a source, and what any source must hold to be trained on."""
+"""The images of a source with labels and patients, and the checks that training requires of them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError, first_few
-from twinbud.core.files import write_text
+from twinbud.data.identity import MISSING_VALUES, comparison_key, patient_key, respellings, visible_text
 
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
@@ -25,10 +24,10 @@ SPLIT_WORDS: dict[str, SplitName] = {
     "test": "test",
     "testing": "test",
 }
-"""Names of split folders and words of a split column, in any case."""
+"""Accepted names of split folders and words of a split column; case does not count."""
 
 LAYOUTS = "FOLDER/CLASS/image.png, FOLDER/train/CLASS/image.png with FOLDER/test/CLASS/image.png, or a CSV"
-REARRANGE = f"Arrange the images as {LAYOUTS}, and give --data the folder that stands first"
+REARRANGE = f"Arrange the images as {LAYOUTS}, and give --data the outermost folder"
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,33 @@ class ImageRef:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
-    """One labelled image."""
+    """One labelled image.
+
+    Attributes:
+        path: As it is reported: relative to the source folder, with ``/``; or as the CSV writes it.
+        image: Which pixels to read.
+        label: Name of the class.
+        patient_id: As the source writes it; None where the patient is not known. Compare ids by ``patient_key``.
+        split: The part that the source gives the image, if it gives one.
+        row_number: Row of the CSV, as a spreadsheet numbers it; None for an image of a folder.
+    """
 
     path: str
-    """As it is reported: relative to the source folder, with /; or as the CSV writes it."""
     image: ImageRef
-    """Which pixels to read."""
     label: str
     patient_id: str | None = None
     split: SplitName | None = None
-    """The side that the source itself gives it, if it does."""
+    row_number: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where a user finds the row: ``row 7`` of a CSV, or the path."""
+        return visible_text(self.path) if self.row_number is None else f"row {self.row_number}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IgnoredFile:
-    """A file that was met and left out."""
+    """A file that was found and not used."""
 
     path: str
     reason: str
@@ -70,34 +81,40 @@ class IgnoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageIndex:
-    """All images of one source, sorted by path, so that the order of files on the disk changes nothing."""
+    """All images of one source, sorted by path, so that the order of files on the disk has no effect.
+
+    Attributes:
+        source: Folder or CSV, as errors name it.
+        rows: One row an image.
+        classes: In the order of ``twinbud.data.identity.sort_classes``, which is timm's.
+        ignored: Files that were found and not used.
+        to_train: Whether each class needs an image in the training and in the test part.
+    """
 
     source: str
     rows: tuple[ImageRow, ...]
     classes: tuple[str, ...]
-    """Sorted."""
     ignored: tuple[IgnoredFile, ...] = ()
     to_train: bool = True
-    """Whether each class needs an image on either side of a split."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path)))
 
     @property
     def has_patients(self) -> bool:
-        """Whether any image has a patient."""
+        """Whether the patient of any image is known."""
         return any(row.patient_id is not None for row in self.rows)
 
     @property
     def has_splits(self) -> bool:
-        """Whether the source itself divides its images."""
+        """Whether the source itself gives images to train, val and test."""
         return any(row.split is not None for row in self.rows)
 
     def without(self, left_out: Mapping[int, str]) -> ImageIndex:
-        """The catalog less some rows, which join `ignored`.
+        """Return the index without some rows, which join ``ignored``.
 
         Args:
-            left_out: For each index into `rows`, the reason.
+            left_out: For each of these indices into ``rows``, the reason.
 
         Raises:
             TwinbudError: A class is left with fewer images than training needs.
@@ -110,57 +127,112 @@ class ImageIndex:
 
 
 def check_classes(rows: Iterable[ImageRow], source: str, *, classes: Iterable[str] = ()) -> None:
-    """Raise TwinbudError unless there are two classes, and two images in each of them and of `classes`."""
-    counts = Counter(dict.fromkeys(classes, 0))
-    counts.update(row.label for row in rows)
-    if len(counts) < 2:
-        got = f"one, '{next(iter(counts))}'" if counts else "none"
-        raise TwinbudError("at least two classes", got=got, where=source, fix=REARRANGE)
-    small = [f"'{name}' with {count}" for name, count in sorted(counts.items()) if count < 2]
-    if small:
+    """Check that the labels of a source can be trained on.
+
+    Args:
+        rows: The images.
+        source: Folder or CSV, for the error.
+        classes: Classes that must have images, beside those of the rows.
+
+    Raises:
+        TwinbudError: Labels that differ only in spelling, a label that stands for a missing value, fewer than two
+            classes, or a class with fewer than two images.
+    """
+    by_label: dict[str, list[ImageRow]] = {name: [] for name in classes}
+    for row in rows:
+        by_label.setdefault(row.label, []).append(row)
+    _check_spelling(by_label, source)
+    if len(by_label) < 2:
+        only = f"all images are of one class, {visible_text(next(iter(by_label)))}" if by_label else "there is no image"
+        raise TwinbudError(f"{only}; training needs at least two classes", where=source, fix=REARRANGE)
+    if small := [f"{visible_text(name)} has {len(of)}" for name, of in sorted(by_label.items()) if len(of) < 2]:
         raise TwinbudError(
-            "at least two images a class (one to train on, one to test on)",
-            got=first_few(small),
+            f"every class needs at least two images, one to train on and one to test on: {first_few(small)}",
             where=source,
             fix="Add images, or take the class out",
         )
 
 
-def check_given_split(rows: Sequence[ImageRow], where: str) -> None:
-    """Raise TwinbudError unless the rows' splits leave each patient on one side and each class in train."""
-    sides: dict[SplitName, set[str]] = {name: set() for name in SPLIT_NAMES}
-    patients: dict[str, set[SplitName]] = defaultdict(set)
+def _check_spelling(by_label: Mapping[str, Sequence[ImageRow]], source: str) -> None:
+    for group in respellings(by_label):
+        named = (f"{visible_text(label)} ({_places(by_label[label])})" for label in group)
+        usual = max(group, key=lambda label: len(by_label[label]))
+        raise TwinbudError(
+            f"labels differ only in spelling: {first_few(named)}",
+            where=source,
+            fix=f"Write {visible_text(usual)} for all of them, or give different classes different names",
+        )
+    if missing := sorted(set(by_label) & MISSING_VALUES):
+        named = (f"{visible_text(label)} ({_places(by_label[label])})" for label in missing)
+        raise TwinbudError(
+            f"labels that stand for a missing value: {first_few(named)}",
+            where=source,
+            fix="Fill in the labels or drop the images; rename a class of that name, for example to 'no finding'",
+        )
+
+
+def _places(rows: Sequence[ImageRow]) -> str:
+    """``rows 2, 5 and 7 more``, or the first paths."""
+    numbers = [row.row_number for row in rows if row.row_number is not None]
+    if len(numbers) == len(rows) > 1:
+        return f"rows {first_few(sorted(numbers), 3)}"
+    return first_few((row.place for row in rows), 1)
+
+
+def unknown_labels(rows: Iterable[ImageRow], classes: Sequence[str]) -> list[str]:
+    """Describe labels that are not in ``classes``, each with the class that differs only in spelling, if any."""
+    by_key = {comparison_key(name): name for name in classes}
+    unknown = sorted({row.label for row in rows} - set(classes))
+    near = (by_key.get(comparison_key(label)) for label in unknown)
+    return [
+        visible_text(label) + (f" (the model spells it {visible_text(name)})" if name else "")
+        for label, name in zip(unknown, near, strict=True)
+    ]
+
+
+def check_given_split(rows: Sequence[ImageRow], where: str, *, way_out: str) -> None:
+    """Check a split that was given.
+
+    Args:
+        rows: The images with their parts.
+        where: Where the split was given, for the error.
+        way_out: How to let twinbud split the images instead, as a clause for the error's advice.
+
+    Raises:
+        TwinbudError: There is no train part, a patient is in two parts, or a class is in val or test only.
+    """
+    labels: dict[SplitName, set[str]] = {name: set() for name in SPLIT_NAMES}
+    patients: dict[str, set[tuple[SplitName, str]]] = defaultdict(set)
     for row in rows:
         if row.split is not None:
-            sides[row.split].add(row.label)
-        if row.split is not None and row.patient_id is not None:
-            patients[row.patient_id].add(row.split)
-    if not sides["train"]:
-        given = first_few(name for name in SPLIT_NAMES if sides[name])
-        raise TwinbudError("a train part", got=f"only {given}", where=where, fix="Add one, or give no split at all")
-    both = {name: " and ".join(sorted(on)) for name, on in sorted(patients.items()) if len(on) > 1}
-    if both:
+            labels[row.split].add(row.label)
+            if key := patient_key(row.patient_id):
+                patients[key].add((row.split, row.patient_id or ""))
+    if not labels["train"]:
+        has = first_few(name for name in SPLIT_NAMES if labels[name])
+        fix = f"Add a train part, or {way_out}"
+        raise TwinbudError(f"the given split has no train part, only {has}", where=where, fix=fix)
+    if torn := [_parts_of(seen) for _, seen in sorted(patients.items()) if len({part for part, _ in seen}) > 1]:
         raise TwinbudError(
-            "each patient on one side of the given split",
-            got=first_few((f"'{name}' in {on}" for name, on in both.items()), 3),
+            f"the given split has patients in more than one part: {first_few(torn, 3)}",
             where=where,
-            fix="Move all images of a patient to one side, or leave the split to twinbud",
+            fix=f"Move all images of a patient to one part, or {way_out}",
         )
     for name in ("val", "test"):
-        unknown = sorted(sides[name] - sides["train"])
-        if unknown:
+        if unknown := sorted(labels[name] - labels["train"]):
             raise TwinbudError(
-                f"no class in the {name} part that the train part lacks",
-                got=first_few(f"'{label}'" for label in unknown),
+                f"the {name} part has classes that the train part lacks: {first_few(map(visible_text, unknown))}",
                 where=where,
-                fix="Give both parts the same class names, or leave the split to twinbud",
+                fix=f"Use the same class names in all parts, or {way_out}",
             )
 
 
+def _parts_of(seen: set[tuple[SplitName, str]]) -> str:
+    """``'P0' in test and train``, with every spelling of the patient."""
+    spellings = " = ".join(visible_text(text) for text in sorted({text for _, text in seen}))
+    return f"{spellings} in {' and '.join(sorted({part for part, _ in seen}))}"
+
+
 def write_left_out(path: Path, image_index: ImageIndex) -> None:
-    """Write a CSV of the files that were met and left out: path, reason."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "reason"])
-    rows.writerows([file.path, file.reason] for file in image_index.ignored)
-    write_text(path, text.getvalue())
+    """Write a CSV of the files that were found and not used: path, reason."""
+    write_csv(path, [("path", "reason"), *((file.path, file.reason) for file in image_index.ignored)])

@@ -1,6 +1,6 @@
-"""The images of one source: a folder, a CSV, or the embedded phantom set (index.py says what a row holds).
+"""List the images of one source: a folder, a CSV, or the embedded phantom set.
 
-Nothing is opened yet, and nothing is left out in silence: what is not trained on is listed with its reason.
+No image is opened yet, and none is skipped silently: each file that is not used is listed with its reason.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from twinbud.data.index import ImageIndex, check_classes, check_given_split
 
 __all__ = ["find_images", "read_index"]
 
+_FIX = "Give a folder of class folders, a CSV, or 'phantom'"
+
 
 def read_index(config: DataConfig, *, to_train: bool = True) -> ImageIndex:
-    """List the images of `config.data`, without opening them.
+    """List the images of ``config.data`` without opening them.
 
     Args:
-        config: Where they are, and the names of the columns.
-        to_train: Whether they must do for training; one class, or a test part alone, can only be evaluated.
+        config: Source of the images, and names of the CSV columns.
+        to_train: Check that the images can be trained on. A single class, or a test part alone, can be evaluated only.
 
     Raises:
-        TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong
-            cells, fewer than two classes, a class with a single image, or a given split that is not one.
+        TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong cells,
+            labels that differ only in spelling, fewer than two classes, a class with a single image, or a given split
+            without a train part or with a patient in two parts.
     """
     if config.data == "phantom":
         from twinbud.data.phantom import phantom_folder
@@ -39,17 +42,19 @@ def read_index(config: DataConfig, *, to_train: bool = True) -> ImageIndex:
     elif path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
         image_index = read_csv_source(path, config)
     else:
-        raise _no_source(path, f"a {path.suffix or 'plain'} file" if path.exists() else _NOTHING)
+        problem = f"a {path.suffix or 'plain'} file is no source of images" if path.exists() else _NOTHING
+        raise TwinbudError(problem, where=f"--data {path}", fix=_FIX)
     require_unicode([image_index.source, *(row.path for row in image_index.rows)])
     if not to_train:
         return replace(image_index, to_train=False)
     check_classes(image_index.rows, image_index.source)
     if image_index.has_splits and config.split is None:
-        check_given_split(image_index.rows, image_index.source)
+        way_out = "remove the split column" if path.is_file() else "move the images out of the split folders"
+        check_given_split(image_index.rows, image_index.source, way_out=way_out)
     return image_index
 
 
-_NOTHING = "a path where there is nothing"
+_NOTHING = "there is no such file or folder"
 
 
 def _source(data: str) -> Path:
@@ -58,9 +63,6 @@ def _source(data: str) -> Path:
         path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or an unknown user's home
         shown = data if len(data) < 100 else f"{data[:100]}…"
-        raise _no_source(shown, getattr(error, "strerror", None) or _NOTHING) from error
+        problem = (getattr(error, "strerror", None) or _NOTHING).lower()
+        raise TwinbudError(problem, where=f"--data {shown}", fix=_FIX) from error
     return path
-
-
-def _no_source(path: object, got: str) -> TwinbudError:
-    return TwinbudError("a folder, a CSV or 'phantom'", got=got, where=f"--data {path}", fix="Check --data")

@@ -1,4 +1,4 @@
-"""Which images a finished run may be measured on: those that it never learned from, as its split.csv tells."""
+"""Which images a finished run may be evaluated on: those that it did not learn from, according to its split.csv."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from twinbud.core.errors import TwinbudError, first_few
+from twinbud.data.identity import patient_key, visible_text
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageIndex
-from twinbud.data.split import SplitRow
+from twinbud.data.split_file import SplitRow
 
 
 def own_test_part(image_index: ImageIndex, split: Sequence[SplitRow]) -> ImageIndex:
-    """The rows of the run's own source that it held out.
+    """Return the rows of the run's own source that it held out.
 
     Raises:
         TwinbudError: Some of them are missing.
@@ -22,21 +23,23 @@ def own_test_part(image_index: ImageIndex, split: Sequence[SplitRow]) -> ImageIn
     missing = sorted(held_out - {row.path for row in rows})
     if missing:
         raise TwinbudError(
-            "the images that the run was tested on",
-            got=f"none at {first_few(missing)}",
+            f"test images of the run are missing: {first_few(map(visible_text, missing), 3)}",
             where=image_index.source,
-            fix="Give their place with --data",
+            fix="Restore them, or name the folder or CSV that has them with --data",
         )
     return replace(image_index, rows=rows)
 
 
 def has_the_paths(image_index: ImageIndex, split: Sequence[SplitRow]) -> bool:
-    """Whether a source holds what the run's own source held, by path: it may be the same set in another place."""
+    """Whether a source has exactly the paths of the run's own source: it may be the same set in another place."""
     return {row.path for row in image_index.rows} == {row.image_path for row in split}
 
 
 def changed_images(image_index: ImageIndex, image_store: ImageStore, split: Sequence[SplitRow]) -> list[str]:
-    """The images, by path, whose pixels are not those that the run saw."""
+    """Paths of the images whose pixels differ from those that the run read.
+
+    An image without a checksum counts as unchanged.
+    """
     digests = {row.image_path: row.digest for row in split if row.digest is not None}
     pairs = zip(image_index.rows, image_store.digests, strict=True)
     return [row.path for row, digest in pairs if digests.get(row.path, digest) != digest]
@@ -45,26 +48,29 @@ def changed_images(image_index: ImageIndex, image_store: ImageStore, split: Sequ
 def never_learned_from(
     image_index: ImageIndex, image_store: ImageStore, split: Sequence[SplitRow]
 ) -> tuple[ImageIndex, ImageStore]:
-    """Leave out, and list, images that the run may have learned from, and other images of the patients it learned from.
+    """Leave out, and list, the images of the run's training part and all images of its patients.
 
-    Whether the labels of the training part were used does not count; patients are told apart by their ids alone.
+    Whether the labels of the training part were used makes no difference. Patients are compared by ``patient_key``,
+    so that ``1`` and ``1.0`` are training patients where the run knew ``001``.
 
     Raises:
-        TwinbudError: Nothing is left.
+        TwinbudError: No image is left.
     """
-    digests = {row.digest for row in split if row.split == "train"}
-    patients = {row.patient_id for row in split if row.split == "train"} - {None}
+    digests = {row.digest for row in split if row.split == "train"} - {None}
+    patients = {patient_key(row.patient_id): row.patient_id for row in split if row.split == "train"}
     seen: dict[int, str] = {}
     for index, (row, digest) in enumerate(zip(image_index.rows, image_store.digests, strict=True)):
+        key = patient_key(row.patient_id)
         if digest in digests:
             seen[index] = "identical to a training image of the run"
-        elif row.patient_id in patients:
-            seen[index] = f"of patient '{row.patient_id}', whom the run was trained on"
+        elif key is not None and key in patients:
+            seen[index] = f"of training patient {visible_text(row.patient_id or '')}"
+            if row.patient_id != patients[key]:
+                seen[index] += f", spelled {visible_text(patients[key] or '')} in the run"
     if len(seen) == len(image_index.rows):
         raise TwinbudError(
-            "images that the run was not trained on",
-            got="none",
+            "every image is a training image of the run, or of one of its training patients",
             where=image_index.source,
-            fix="Give other images, or evaluate without --data",
+            fix="Give images of other patients, or leave out --data to evaluate on the run's own test part",
         )
     return (image_index.without(seen), image_store.without(seen)) if seen else (image_index, image_store)

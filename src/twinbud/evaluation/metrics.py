@@ -25,6 +25,7 @@ from sklearn.metrics import (
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.rng import numpy_stream
+from twinbud.data.identity import patient_key
 from twinbud.evaluation.predictions import Predictions
 
 NUM_CALIBRATION_BINS = 15
@@ -187,10 +188,11 @@ def _per_class(
 
 def _bootstrap_units(patient_ids: tuple[str | None, ...] | None, num_images: int) -> tuple[np.ndarray, str]:
     """(N,) index of the unit that each image belongs to; an image without an id is a unit of its own."""
-    if patient_ids is None or all(patient is None for patient in patient_ids):
+    patients = [patient_key(patient) for patient in patient_ids or ()]
+    if all(patient is None for patient in patients):
         return np.arange(num_images), "image"
     index: dict[tuple[str, str | int], int] = {}
-    keys = (("image", i) if patient is None else ("patient", patient) for i, patient in enumerate(patient_ids))
+    keys = (("image", i) if patient is None else ("patient", patient) for i, patient in enumerate(patients))
     return np.array([index.setdefault(key, len(index)) for key in keys]), "patient"
 
 

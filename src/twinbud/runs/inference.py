@@ -15,9 +15,9 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
-from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef
+from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, unknown_labels
 from twinbud.data.source import find_images, read_index
-from twinbud.data.split import SplitRow, read_split
+from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
@@ -219,13 +219,11 @@ def _decode(
     model_folder: ModelFolder, image_index: ImageIndex, data: DataConfig, progress: Progress
 ) -> tuple[ImageIndex, ImageStore]:
     """Decode every image, once the model is known to know its class."""
-    unknown = sorted({row.label for row in image_index.rows} - set(model_folder.classes))
-    if unknown:
+    if unknown := unknown_labels(image_index.rows, model_folder.classes):
         raise TwinbudError(
-            f"classes the model knows ({', '.join(model_folder.classes)})",
-            got=first_few(unknown),
+            f"unknown classes: {first_few(unknown)}; the model knows {first_few(model_folder.classes, 20)}",
             where=image_index.source,
-            fix="Rename or leave out the others",
+            fix="Rename the class as the model spells it, or leave its images out",
         )
     with progress.bar("decoding", len(image_index.rows)) as advance:
         return load_image_store(

@@ -16,8 +16,10 @@ from twinbud.core.errors import explained_writes
 from twinbud.core.files import write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress, SilentProgress
+from twinbud.data.duplicates import blank_digests
 from twinbud.data.index import ImageIndex, write_left_out
-from twinbud.data.split import check_split_file, make_split, write_split
+from twinbud.data.split import check_split_file, make_split
+from twinbud.data.split_file import write_split
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_probabilities
 from twinbud.evaluation.predictions import Predictions, write_predictions
@@ -104,7 +106,13 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
         "initialization", initialization_key(config), lambda: open_initialization(config)
     )
     image_index, image_store = open_images(config, progress, resource_cache)
-    split = make_split(image_index, image_store.digests, config.data, seed=config.training.seed)
+    split = make_split(
+        image_index,
+        image_store.digests,
+        config.data,
+        seed=config.training.seed,
+        blank=blank_digests(image_store),
+    )
     gc.collect()  # the networks of an earlier run hang in cycles, and would count as memory of this one
     family = initialization.student_spec.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
@@ -125,7 +133,7 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
 def save_inputs(job: Job, folder: Path) -> dict[str, Any]:
     """Write what the run starts from: settings, split, plan and environment; returns the last."""
     write_settings(folder, settings_of(with_absolute_paths(job.config)))
-    write_split(folder / "split.csv", job.image_index, job.split, job.image_store.digests)
+    write_split(folder / "split.csv", job.split.rows(job.image_index, job.image_store.digests))
     if job.image_index.ignored:
         write_left_out(folder / "left_out.csv", job.image_index)
     if job.initialization.selection is not None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from twinbud.config.schema import DataConfig, RunConfig
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.progress import Progress
+from twinbud.data.duplicates import blank_digests
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.index import ImageIndex
 from twinbud.data.source import read_index
@@ -54,11 +55,13 @@ class ImageSet:
     Attributes:
         image_index: The images.
         digests: SHA-256 of the decoded pixels of each image.
+        blank: Digests of repeated blank images.
         fingerprint: See ``images_fingerprint``.
     """
 
     image_index: ImageIndex
     digests: tuple[str, ...]
+    blank: frozenset[str]
     fingerprint: str
 
     @property
@@ -85,6 +88,7 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
     return ImageSet(
         image_index=image_index,
         digests=image_store.digests,
+        blank=blank_digests(image_store),
         fingerprint=images_fingerprint(image_index, image_store.digests),
     )
 
@@ -162,7 +166,7 @@ class _Planner:
         """The sizes of the split, which are the same for every sampling."""
         if (name, data) not in self.split_sizes:
             image_set = self.image_sets[name]
-            split = make_split(image_set.image_index, image_set.digests, data, seed=0)
+            split = make_split(image_set.image_index, image_set.digests, data, seed=0, blank=image_set.blank)
             self.split_sizes[name, data] = _SplitSizes(len(split.labelled), len(split.train), len(split.test))
         return self.split_sizes[name, data]
 
