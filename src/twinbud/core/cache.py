@@ -1,18 +1,64 @@
-"""Where generated and downloaded files are kept between runs."""
+"""The folder that keeps generated, converted and decoded files between runs.
+
+A cache saves time and decides nothing. Where it cannot be written, its users go on without it, or with the temporary
+folder of this process, and say so in one line.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import tempfile
 from pathlib import Path
+
+CACHE_VARIABLE = "TWINBUD_CACHE"
 
 
 def cache_folder() -> Path:
-    """Twinbud's cache: ``$TWINBUD_CACHE``, else ``$XDG_CACHE_HOME/twinbud``, else ``~/.cache/twinbud``.
+    """Return twinbud's cache: ``$TWINBUD_CACHE``, else ``$XDG_CACHE_HOME/twinbud``, else ``~/.cache/twinbud``.
 
-    The folder is named, not created.
+    The folder is named, not created. Without a home directory it is the temporary folder of this process.
     """
-    if chosen := os.environ.get("TWINBUD_CACHE"):
-        return Path(chosen).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "twinbud"
-    return Path.home() / ".cache" / "twinbud"
+    try:
+        if chosen := os.environ.get(CACHE_VARIABLE):
+            return Path(chosen).expanduser()
+        if shared := os.environ.get("XDG_CACHE_HOME"):
+            return Path(shared).expanduser() / "twinbud"
+        return Path.home() / ".cache" / "twinbud"
+    except RuntimeError:
+        warn_of_cache("the home directory is unknown, so that nothing is kept after this process")
+        return temporary_folder()
+
+
+def temporary_folder() -> Path:
+    """Return a folder that only this user can read and that is deleted when the process ends."""
+    return Path(_temporary_directory().name)
+
+
+@functools.cache
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="twinbud-", ignore_cleanup_errors=True)
+
+
+@functools.cache  # once for each text
+def warn_of_cache(problem: str) -> None:
+    """Log in one line what the cache cannot do, and which variable chooses another folder."""
+    logging.getLogger("twinbud").warning("cache: %s; set %s to a folder that can be written", problem, CACHE_VARIABLE)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file could not be written or read, in a few words without its path."""
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+
+
+def use_temporary_home() -> None:
+    """Give this process, and those that it starts, a temporary home directory if the user has none.
+
+    PyTorch's compiler, Matplotlib and the client of the Hugging Face hub keep caches in the home directory, or in a
+    folder that is named after the user, and fail or complain where the system knows neither.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.expanduser raises instead
+        if CACHE_VARIABLE not in os.environ:
+            warn_of_cache("the home directory is unknown, so that nothing is kept after this command")
+        os.environ["HOME"] = str(temporary_folder())

@@ -23,6 +23,7 @@ import numpy as np
 import PIL
 import torch
 
+from twinbud.core.cache import CACHE_VARIABLE
 from twinbud.core.files import read_bytes
 from twinbud.data.index import ImageRef
 from twinbud.data.preprocessing import RESIZE_RULE
@@ -109,7 +110,10 @@ class PixelCache:
                     Path(draft).unlink()
                 raise
         except OSError as error:
-            self.trouble = f"decoded images cannot be saved in {self.folder} ({error.strerror})"
+            self.trouble = (
+                f"cache: decoded images cannot be saved in {self.folder} ({error.strerror}); "
+                f"set {CACHE_VARIABLE} to a folder that can be written"
+            )
 
     def _path(self, entry: str) -> Path:
         return self.folder / entry[:2] / entry[2:]

@@ -11,15 +11,17 @@ import hashlib
 import importlib.util
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from twinbud.core.cache import cache_folder
-from twinbud.core.errors import TwinbudError, explained_writes
+from twinbud.core.cache import cache_folder, reason_of, warn_of_cache
+from twinbud.core.errors import TwinbudError
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
 NATIVE_IMAGE_SIZE = 518
@@ -52,20 +54,25 @@ _RENAMES = (
 def load_dinov2_small() -> dict[str, torch.Tensor]:
     """The backbone as a float32 state dict of timm's ``vit_small_patch14_dinov2`` with its 37 × 37 grid.
 
-    Converted once, then read from the cache folder.
+    Converted once, then read from the cache folder; converted each time where that cannot be written.
 
     Raises:
         TwinbudError: The wheel or the ``demo`` extra is not installed, or the file is not the known one.
     """
     cached = cache_folder() / "teachers" / f"dinov2-small-{SHA256[:16]}.safetensors"
-    if not cached.is_file():
-        state = convert(_verified_file())
-        with explained_writes(cached.parent):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            draft = cached.with_suffix(f".{os.getpid()}.draft")
-            draft.write_bytes(save(state))
-            draft.replace(cached)
-    return load_file(cached)
+    with suppress(OSError, SafetensorError):  # converted anew if there is none that can be read
+        return load_file(cached)
+    state = convert(_verified_file())
+    draft = cached.with_suffix(f".{os.getpid()}.draft")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(save(state))
+        draft.replace(cached)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        warn_of_cache(f"the converted teacher dinov2-small is not kept in {cached.parent} ({reason_of(error)})")
+    return state
 
 
 def onnx_file() -> Path:

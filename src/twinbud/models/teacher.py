@@ -7,6 +7,7 @@ A folder says its normalisation itself; a file gets that of timm's weights for `
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -224,6 +225,12 @@ def _from_hub(name: str) -> State:
             get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_SECONDS)
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client and its transports raise many unrelated types
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise TwinbudError(
+                f"the hub's client cannot write its cache ({error.strerror})",
+                where=f"--teacher {name}",
+                fix="Set HF_HOME to a folder that can be written",
+            ) from error
         raise TwinbudError(
             "pretrained weights from the hub",
             got=f"no answer from it ({type(error).__name__})",

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinbud.core.cache import cache_folder
+from twinbud.core.cache import cache_folder, reason_of, temporary_folder, warn_of_cache
 from twinbud.core.errors import TwinbudError, explained_writes, unknown_choice
 from twinbud.core.rng import numpy_stream
 from twinbud.data.phantom.anatomy import AIR, Canvas, draw_anatomy, skin_depth
@@ -99,23 +99,39 @@ def phantom_folder(
         raise TwinbudError("at least 32 pixels", got=str(size), where="phantom size")
     prefix = f"v{PHANTOM_VERSION}-seed{seed}-{size}px"
     name = f"{prefix}-{patients_per_class}x{slices_per_patient}"
-    folder = Path(root) if root is not None else cache_folder() / "phantom" / name
     rows = [
         # A patient's number does not depend on how many there are: smaller sets are subsets of larger ones.
         Row(label, patient * len(CLASSES) + CLASSES.index(label), slice_index, prefix)
         for label, patient, slice_index in product(CLASSES, range(patients_per_class), range(slices_per_patient))
     ]
+    if root is not None:
+        with explained_writes(root, "root"):
+            return _complete_folder(Path(root), rows, seed=seed, size=size)
+    try:
+        return _complete_folder(cache_folder() / "phantom" / name, rows, seed=seed, size=size)
+    except (OSError, TwinbudError) as error:
+        warn_of_cache(f"the phantom set is not kept in {cache_folder() / 'phantom'} ({reason_of(error)})")
+    with explained_writes(temporary_folder(), "TMPDIR"):
+        return _complete_folder(temporary_folder() / "phantom" / name, rows, seed=seed, size=size)
+
+
+def _complete_folder(folder: Path, rows: list[Row], *, seed: int, size: int) -> Path:
+    """Return ``folder`` with the set in it, built if it is not complete.
+
+    Raises:
+        OSError: It cannot be written.
+        TwinbudError: It holds files that are not of a phantom set.
+    """
     if _is_complete(folder, rows):
         return folder
     _refuse_foreign_files(folder)
-    with explained_writes(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _write(aside / "new", rows, seed=seed, size=size)
-            _put_in_place(aside, folder, rows)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(aside / "new", rows, seed=seed, size=size)
+        _put_in_place(aside, folder, rows)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -141,8 +157,11 @@ def _labels_text(rows: list[Row]) -> str:
 
 def _is_complete(folder: Path, rows: list[Row]) -> bool:
     """Whether the folder holds exactly this set: the same table and every image it names."""
-    table = folder / "labels.csv"
-    if not table.is_file() or table.read_text(encoding="utf-8") != _labels_text(rows):
+    try:
+        table = (folder / "labels.csv").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    if table != _labels_text(rows):
         return False
     return all((folder / row.image_path).is_file() for row in rows)
 
