@@ -5,7 +5,6 @@ Only this file, the options and the settings are read before a command is known,
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from argparse import SUPPRESS, Action, _SubParsersAction
@@ -18,8 +17,10 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from twinbud.cli import options, study
+from twinbud.cli.streams import require_written, tolerant_streams
 from twinbud.config.loading import read_settings_file, run_config, setting_names, stage_config, with_words
 from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig
+from twinbud.core.cache import use_temporary_home
 from twinbud.core.errors import Stopped, TwinbudError, unknown_choice
 from twinbud.core.files import require_unicode
 
@@ -63,8 +64,13 @@ class _Parser(ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 to be put right, 75 stopped and resumable, 130 interrupted)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with tolerant_streams():
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(words: list[str]) -> int:
     try:
+        use_temporary_home()
         require_unicode(words)
         chosen = build_parser().parse_args(words)
         COMMANDS[chosen.subcommand].run(chosen[chosen.subcommand])
@@ -77,9 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("twinbud: stopped", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # whoever read our output has gone: there is nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -187,6 +190,7 @@ def _predict(chosen: Namespace) -> None:
     )
     if chosen.output is None:
         show_predictions(predictions)
+        require_written("the predictions")
     show_ignored(ignored)
 
 
