@@ -68,10 +68,10 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("--verbose",), "twinbud --help"),
         (
             ("evaluate", "run", "--epochs", "3"),
-            "expected one of --data, --force, --help, --image-column, --label-column",
+            "'--epochs' is not one of --data, --force, --help, --image-column, --label-column",
         ),
         (("predict", "run", "x", "--ouptut", "y"), "Did you mean '--output'?"),
-        (("train", "--output", "caf\udce9"), "caf\\udce9: expected file names in UTF-8, got 1 in other bytes"),
+        (("train", "--output", "caf\udce9"), "caf\\udce9: 1 file name is not UTF-8"),
         (("train", "--outptu", "x"), "Did you mean '--output'?"),
         (("train", "--output", "x", "--epoch-count", "3"), "twinbud train --help"),
         (("train", "--teacher", "dinov2-small"), "expected --output, got none."),
@@ -86,7 +86,7 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("study", "none.yaml"), "none.yaml: expected a YAML recipe, got none (No such file or directory)."),
         (
             ("select", "--teacher", "x", "--weights", "int8", "--output", "x"),
-            "--weights: expected one of float32, float16",
+            "is not one of float32, float16",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -155,7 +155,8 @@ def test_the_place_of_the_predictions_is_looked_at_before_any_image(
     (tmp_path / "split.csv").write_text("mine")
     (tmp_path / "broken.png").write_bytes(b"")
     line = refusal(twinbud("predict", shared_run, tmp_path / "broken.png", "--output", output))
-    assert line.startswith(f"{output}: expected a {'new file' if taken == 'file' else 'place'} to write")
+    problem = {"file": "the file exists already", "folder": "a folder stands where a file", "nowhere": "its parent"}
+    assert line.startswith(f"{output}: {problem[taken]}")
     assert (tmp_path / "split.csv").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -326,7 +327,7 @@ def test_force_replaces_an_earlier_output_and_nothing_else(
     assert twinbud(*words, "--output", output, "--force").code == 0
     (output / "thesis.tex").write_text("years of work")
     line = refusal(twinbud(*words, "--output", output, "--force"))
-    assert "got a folder that holds something else (thesis.tex)" in line
+    assert "the folder holds files that this command does not write (thesis.tex)" in line
     assert (output / "thesis.tex").read_text() == "years of work"
     assert [path.name for path in tmp_path.iterdir()] == ["output"]
 

@@ -171,7 +171,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_wrong_arguments_are_explained(tmp_path: Path):
-    with pytest.raises(TwinbudError, match=r"phantom label: expected one of .*Did you mean 'glioma'"):
+    with pytest.raises(TwinbudError, match=r"phantom label: '.*' is not one of .*Did you mean 'glioma'"):
         phantom_slice(0, 0, "gliom")
     with pytest.raises(TwinbudError, match="phantom patients_per_class: expected at least 1, got 0"):
         phantom_folder(patients_per_class=0, root=tmp_path)

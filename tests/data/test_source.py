@@ -131,7 +131,7 @@ def test_a_path_that_cannot_be_is_an_error_that_shows_its_beginning(tmp_path: Pa
 def test_a_name_that_is_no_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
     make_images(tmp_path, *FOUR, "a/caf\udce9.png", "b/na\udcefve.png")
     line = refusal(tmp_path)
-    assert line.startswith("a/caf\\udce9.png, b/na\\udcefve.png: expected file names in UTF-8, got 2 in other bytes.")
+    assert line.startswith("a/caf\\udce9.png, b/na\\udcefve.png: 2 file names are not UTF-8.")
     with pytest.raises(TwinbudError, match=r"caf\\udce9\.png: expected file names in UTF-8"):
         find_images([tmp_path / "a"])
 

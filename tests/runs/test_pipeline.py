@@ -171,8 +171,8 @@ def test_a_run_is_marked_unfinished_while_it_runs_and_after_it_fails(
     assert not (run / "metrics.json").exists()
     for words in (("evaluate", run), ("predict", run, shared_images)):
         line = refusal(command(*words))
-        advice = "If it has stopped, begin it again with --resume, or anew with --force."
-        assert line == f"{run}: expected a finished run, got one that has not finished. {advice}"
+        advice = "Repeat it with --resume, or replace it with --force."
+        assert line == f"{run}: the run has not finished. {advice}"
 
 
 def test_an_interrupted_run_says_stopped_and_stays_unfinished(
@@ -211,7 +211,7 @@ def test_force_never_replaces_a_folder_that_is_no_run(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("years of work")
     line = refusal(train(shared_images, shared_teacher, tmp_path / "mine", "--force"))
-    assert "expected an earlier run to replace, got a folder that holds something else" in line
+    assert "the folder holds files that are not of a run" in line
     assert (tmp_path / "mine" / name).read_text() == "years of work"
 
 

@@ -170,7 +170,7 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
             ("--recover-refit", "off", "--recover-epochs", 0),
             "--recover-epochs: expected at least 1 with --recover-refit",
         ),
-        (("--recover", "all"), "--recover: expected one of none, labelled, unlabelled"),
+        (("--recover", "all"), "--recover: 'all' is not one of none, labelled, unlabelled"),
     ],
 )
 def test_what_cannot_recover_is_refused_before_anything_is_read(

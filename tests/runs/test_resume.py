@@ -75,7 +75,7 @@ def test_a_terminated_run_says_how_to_go_on_and_does(command: list[str], tmp_pat
         [*longer, "--resume", "--output", str(run)], capture_output=True, text=True, timeout=60, check=False
     )
     assert again.returncode == 2
-    assert "expected an unfinished run to resume, got a finished one" in again.stderr
+    assert "the run has finished. Nothing is left to do" in again.stderr
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(command: list[str], tmp_path: Path) -> None:

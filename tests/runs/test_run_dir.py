@@ -1,12 +1,19 @@
-"""A run folder holds what a run leaves, and nothing else of it is ever touched."""
+"""A run folder holds the files of one run, is used by one process at a time, and keeps the files of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import errno
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import new_folder
@@ -27,7 +34,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize("name", ["thesis.tex", "model/notes.txt", "evaluation/metrics.json", "checkpoints/mine.pt"])
 @pytest.mark.parametrize("unfinished", [True, False])
-def test_a_run_is_not_replaced_where_others_files_lie_in_it(name: str, unfinished: bool, tmp_path: Path) -> None:
+def test_a_folder_with_files_that_are_not_of_a_run_is_never_replaced(
+    name: str, unfinished: bool, tmp_path: Path
+) -> None:
     run = finished_run(tmp_path / "run")
     if unfinished:
         (run / "UNFINISHED").touch()
@@ -38,36 +47,108 @@ def test_a_run_is_not_replaced_where_others_files_lie_in_it(name: str, unfinishe
     for resume in (True, False) if unfinished else (False,):
         with pytest.raises(TwinbudError) as caught, started_run(run, force=not resume, resume=resume):
             pass
-        assert f"got a folder that holds something else ({foreign})." in str(caught.value)
-        assert "move what is not the run's" in str(caught.value)
+        assert f"the folder holds files that are not of a run ({foreign})." in str(caught.value)
+        assert "or move these files." in str(caught.value)
     assert contents(run) == before
 
 
-def test_a_run_is_replaced_whole_where_nothing_else_lies_in_it(tmp_path: Path) -> None:
+def test_force_replaces_a_run_and_its_leftovers(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     (run / ".split.csv.123.draft").touch()
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     (run / "checkpoints" / ".step-00000002.draft").mkdir()
     with started_run(run, force=True):
-        assert [path.name for path in run.iterdir()] == ["UNFINISHED"]
+        assert {path.name for path in run.iterdir()} == {"UNFINISHED", ".lock"}
+    assert list(run.iterdir()) == []
 
 
-def test_an_unfinished_run_that_can_go_on_says_so(tmp_path: Path) -> None:
+def test_an_unfinished_run_names_the_ways_to_continue(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RuntimeError), started_run(run, force=False):
         raise RuntimeError
     for refused in (read_settings, lambda folder: require_run_output(folder, force=False)):
-        with pytest.raises(TwinbudError, match="If it has stopped, begin it again with --resume, or anew"):
+        with pytest.raises(TwinbudError, match="Repeat it with --resume, or replace it with --force"):
             refused(run)
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     for refused in (read_settings, lambda folder: require_run_output(folder, force=False)):
-        with pytest.raises(TwinbudError, match=r"If it has stopped, go on with it with --resume, or anew"):
+        with pytest.raises(TwinbudError, match=r"Continue it with --resume, or replace it with --force"):
             refused(run)
 
 
 @pytest.mark.parametrize("fill", [started_run, new_folder])
-def test_what_fails_while_a_folder_is_filled_is_not_called_a_place_that_cannot_be_written(
+def test_an_error_inside_the_context_is_not_reported_as_an_error_of_the_output_folder(
     fill: Callable[..., AbstractContextManager[Path]], tmp_path: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match="an image that vanished"), fill(tmp_path / "folder", force=False):
         raise FileNotFoundError(2, "an image that vanished")
+
+
+def hold(run: Path, receiver: Connection) -> None:
+    with started_run(run, force=False):
+        receiver.send("started")
+        receiver.recv()
+
+
+@pytest.fixture
+def live_run(tmp_path: Path) -> Iterator[tuple[Path, SpawnProcess]]:
+    """A run folder that another process works in."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path / "run", theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "started"
+    yield tmp_path / "run", process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("words", [{"force": True}, {"force": False}, {"force": False, "resume": True}], ids=str)
+def test_a_run_folder_with_a_process_at_work_is_refused_unchanged(
+    words: dict[str, bool], live_run: tuple[Path, SpawnProcess]
+) -> None:
+    run, process = live_run
+    (run / "history.csv").write_text("epoch\n1\n")
+    before = contents(run)
+    for refused in (require_run_output, started_run):
+        with pytest.raises(TwinbudError) as caught, refused(run, **words) or nullcontext():
+            pass
+        assert f"{run}: process {process.pid} on " in str(caught.value)
+        assert "works in this run folder. Wait for it or stop it" in str(caught.value)
+    assert contents(run) == before
+
+
+def test_a_killed_process_leaves_no_lock(live_run: tuple[Path, SpawnProcess]) -> None:
+    run, process = live_run
+    process.kill()
+    process.join()
+    with started_run(run, force=False, resume=True):
+        assert (run / "UNFINISHED").exists()
+    assert list(run.iterdir()) == []
+
+
+def test_two_threads_cannot_work_in_one_run_folder(tmp_path: Path) -> None:
+    with (
+        started_run(tmp_path / "run", force=False),
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(TwinbudError, match=f"process {os.getpid()} on"),
+    ):
+        pool.submit(require_run_output, tmp_path / "run", force=True).result()
+
+
+def test_a_folder_with_a_lock_file_alone_is_an_empty_one(tmp_path: Path) -> None:
+    """A process killed just after it had made the lock file left it."""
+    (tmp_path / ".lock").touch()
+    with started_run(tmp_path, force=False):
+        pass
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    with started_run(tmp_path / "run", force=False):
+        pass
+    assert "cannot be locked" in caplog.text

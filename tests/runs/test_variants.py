@@ -113,7 +113,7 @@ def test_a_frozen_auxiliary_takes_no_notice_of_beta(shared_images: Path, shared_
         ),
         (
             ("--distillation", "cskd"),
-            "--distillation: expected one of skd, cs-kd, cs-kd-pair, tf-kd, tf-kd-self, tf-kd-reg, got 'cskd'. "
+            "--distillation: 'cskd' is not one of skd, cs-kd, cs-kd-pair, tf-kd, tf-kd-self, tf-kd-reg. "
             "Did you mean 'cs-kd'?",
         ),
     ],

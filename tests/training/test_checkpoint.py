@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: 
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TwinbudError, match=r"got a full disk"):
+    with pytest.raises(TwinbudError, match=r"the disk is full"):
         folder.save(found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
 

@@ -1,4 +1,4 @@
-"""The one error that a user can cause, told in one line: where, what is wrong with which value, and what to do."""
+"""The error that a user can cause, one line long: where, what is wrong with which value, and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class TwinbudError(Exception):
-    """A problem that the caller can solve, told in one line.
+    """A problem that the caller can solve, described in one line.
 
     Args:
         problem: What is wrong with which value, as a clause that names the value ("'1.5' is not a share in (0, 1]",
@@ -35,55 +35,62 @@ class TwinbudError(Exception):
         super().__init__(" ".join(text.split()))
 
     def at(self, place: str) -> TwinbudError:
-        """The same error, with the larger place that its own lies in."""
+        """Return the same error with ``place`` before its own place."""
         return TwinbudError(self.problem, where=f"{place}: {self.where}" if self.where else place, fix=self.fix)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
-    """A run was asked to stop; the text says where it stands and how to go on."""
+    """A run has been stopped on request; the text says after which step, and how to continue."""
 
 
 def unknown_choice(what: str, value: object, choices: Iterable[str]) -> TwinbudError:
-    """The error for a word that is none of the valid ones, with the nearest of them named."""
+    """Return the error for a value outside a list of choices; it names the nearest choice."""
     valid = list(choices)
     near = difflib.get_close_matches(str(value), valid, n=1)
     return TwinbudError(
-        f"one of {', '.join(valid)}",
-        got=f"'{value}'",
+        f"'{value}' is not one of {', '.join(valid)}",
         where=what,
         fix=f"Did you mean '{near[0]}'?" if near else None,
     )
 
 
 def first_few(items: Iterable[object], limit: int = 5) -> str:
-    """``a, b, c and 4 more``: enough of a list to find the trouble, short enough for one line."""
+    """Return the head of a list as ``a, b, c and 4 more``, short enough for one line."""
     named = [str(item) for item in items]
     shown = ", ".join(named[:limit])
     return shown if len(named) <= limit else f"{shown} and {len(named) - limit} more"
 
 
+_WRITE_PROBLEMS = {
+    errno.ENOSPC: ("the disk is full", "Free some space or choose another {setting}"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space or choose another {setting}"),
+    errno.EACCES: ("there is no permission to write", "Choose another {setting}"),
+    errno.EPERM: ("writing is not permitted", "Choose another {setting}"),
+    errno.EROFS: ("the file system is read-only", "Choose another {setting}"),
+    errno.ENOENT: ("its parent folder does not exist", "Check {setting}"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Check {setting}"),
+    errno.EEXIST: ("a file stands where a folder is needed", "Check {setting}"),
+    errno.EISDIR: ("a folder stands where a file is needed", "Check {setting}"),
+    errno.ENAMETOOLONG: ("the path is too long", "Check {setting}"),
+    errno.ELOOP: ("the path contains a loop of symbolic links", "Check {setting}"),
+}
+
+
 @contextmanager
-def explained_writes(where: object) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder, met while writing to ``where``, into one clear line."""
+def explained_writes(where: object, setting: str = "--output") -> Iterator[None]:
+    """Turn an error of the file system, met while writing to ``where``, into a TwinbudError.
+
+    Args:
+        where: The file or folder that is written.
+        setting: The option or environment variable that chooses the place.
+
+    Raises:
+        TwinbudError: The disk is full, the place may not be written, or the path leads nowhere. Other errors pass.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TwinbudError(
-                "room to write",
-                got="a full disk",
-                where=str(where),
-                fix="Free some space or choose another --output",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise TwinbudError(
-                "a folder that may be written",
-                got=error.strerror or "no permission",
-                where=str(where),
-                fix="Choose another --output",
-            ) from error
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-            raise TwinbudError(
-                "a place to write", got=(error.strerror or "none").lower(), where=str(where), fix="Check --output"
-            ) from error
-        raise
+        if error.errno not in _WRITE_PROBLEMS:
+            raise
+        problem, fix = _WRITE_PROBLEMS[error.errno]
+        raise TwinbudError(problem, where=str(where), fix=fix.format(setting=setting)) from error

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files of strangers, which are read with care."""
+"""Write files whole or not at all, and read files of unknown origin within limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_YAML_BYTES = 2**20
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """The contents of a regular file; a pipe or a device, which may never end, is refused and not waited for.
+    """Return the contents of a regular file; refuse a pipe or a device, which may never end, without waiting for it.
 
     Raises:
         OSError: No such file, one of another kind, or (EFBIG) one of more than ``max_bytes``.
@@ -39,7 +39,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         OSError: See ``read_bytes``.
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, in plain types; aliases are refused, since a few can stand for billions of values.
+    """Return the content of a YAML file in plain types; refuse aliases, since a few can stand for billions of values.
 
     Raises:
         OSError: See ``read_bytes``.
@@ -72,25 +72,27 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def printable(name: str) -> str:
-    """``name``, with a backslash escape for each byte in which the system gave it that is no UTF-8."""
+    """Return a file name with a backslash escape for each byte that is not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def require_unicode(names: Iterable[str]) -> None:
-    """Refuse file names that no table and no page could hold.
+    """Refuse file names that no table or page could hold.
 
     Raises:
-        TwinbudError: Some are not UTF-8 on the disk.
+        TwinbudError: Some names are not UTF-8 on the disk.
     """
     odd = [printable(name) for name in names if printable(name) != name]
     if odd:
         raise TwinbudError(
-            "file names in UTF-8", got=f"{len(odd)} in other bytes", where=first_few(odd, 3), fix="Rename them"
+            f"{len(odd)} file name{' is' if len(odd) == 1 else 's are'} not UTF-8",
+            where=first_few(odd, 3),
+            fix="Rename them",
         )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text beside ``path``, then put it in its place: the old file or the whole new one.
+    """Write UTF-8 text to a draft beside ``path``, then rename it: ``path`` is the old file or the whole new one.
 
     Raises:
         TwinbudError: The disk is full or the folder may not be written.
@@ -105,26 +107,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, whole or not at all; NaN is refused."""
+    """Write indented JSON, whole or not at all; raise ValueError for NaN."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _draft(path: Path) -> Path:
-    """Where what will stand at ``path`` is made."""
+    """Return where the new content of ``path`` is written first."""
     return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A folder to fill, which takes the place of ``path`` only when the context ends well.
+    """Yield a draft folder, which replaces ``path`` when the context ends without an error.
 
     Args:
-        path: Where the folder will stand.
-        force: Replace what stands there, if the new folder has all that it holds.
+        path: The final folder.
+        force: Replace an existing folder, provided that the new one has every name that it holds.
 
     Raises:
-        TwinbudError: Something stands there that is not to be replaced, the disk is full, or the place may not
-            be written.
+        TwinbudError: ``path`` exists and may not be replaced, the disk is full, or the place may not be written.
     """
     require_free(path, force=force)
     draft = _draft(path)
@@ -145,19 +146,18 @@ def _require_like(old: Path, new: Path) -> None:
     others = sorted({entry.name for entry in old.iterdir()} - {entry.name for entry in new.iterdir()})
     if others:
         raise TwinbudError(
-            "an earlier output of the same kind to replace",
-            got=f"a folder that holds something else ({first_few(others, 3)})",
+            f"the folder holds files that this command does not write ({first_few(others, 3)})",
             where=str(old),
             fix="Choose another --output",
         )
 
 
 def require_new_file(path: Path, *, force: bool = False) -> None:
-    """Refuse a place for an output file that is taken, or where none can be written.
+    """Refuse an output file that exists, or a place where it cannot be written.
 
     Raises:
-        TwinbudError: A file stands there and ``force`` is off, a folder does, or the folder of the file is missing
-            or may not be written.
+        TwinbudError: The file exists and ``force`` is off, ``path`` is a folder, or its parent is missing or may not
+            be written.
     """
     draft = _draft(path)
     with explained_writes(path):
@@ -169,18 +169,15 @@ def require_new_file(path: Path, *, force: bool = False) -> None:
             draft.unlink(missing_ok=True)
     if os.path.lexists(path) and not force:
         raise TwinbudError(
-            "a new file to write",
-            got="one that exists",
-            where=str(path),
-            fix="Choose another --output, or replace it with --force",
+            "the file exists already", where=str(path), fix="Choose another --output, or replace it with --force"
         )
 
 
 def require_free(path: Path, *, force: bool = False) -> None:
-    """Refuse an output folder that already holds something.
+    """Refuse an output folder that holds files.
 
     Raises:
-        TwinbudError: It does, and ``force`` is off; or a file stands there.
+        TwinbudError: The folder is not empty and ``force`` is off; or ``path`` is a file.
     """
     with explained_writes(path):
         is_folder, exists = path.is_dir(), path.exists()
@@ -189,9 +186,10 @@ def require_free(path: Path, *, force: bool = False) -> None:
         return
     if is_folder:
         raise TwinbudError(
-            "a new or empty output folder",
-            got="one that holds files",
+            "the folder is not empty",
             where=str(path),
             fix="Choose another --output, or replace it with --force",
         )
-    raise TwinbudError("an output folder", got="a file", where=str(path), fix="Choose another --output")
+    raise TwinbudError(
+        "a file stands where the output folder should be", where=str(path), fix="Choose another --output"
+    )

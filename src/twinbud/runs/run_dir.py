@@ -1,7 +1,11 @@
-"""A run on the disk: marked unfinished from its first file to its last."""
+"""A run folder: locked while a process works in it, and marked as unfinished from its first file to its last."""
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,65 +14,108 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
-from twinbud.core.files import read_yaml, require_free, write_text
+from twinbud.core.files import read_bytes, read_yaml, require_free, write_text
 from twinbud.training.phases import PHASES
 
 MARKER = "UNFINISHED"
-"""Stands in a run folder until everything else does; it says why, if the run failed."""
+"""Exists until all other files are written; its text names the process at work, or why the run failed."""
+LOCK = ".lock"
+"""Locked by the process that works in the folder; the system releases the lock when that process dies."""
+_MAX_MARKER_BYTES = 2**16
+_PATIENCE_SECONDS = 0.5
+"""Longer than another command takes to look whether the folder is locked."""
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 RECOVERY_FILE = "recovery.json"
 CHECKPOINTS = "checkpoints"
-"""Stands in an unfinished run; ``--resume`` goes on from what is in it."""
+"""Exists in an unfinished run; ``--resume`` continues from its content."""
 _FILES = {
     ".": (
-        MARKER, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json", "environment.json",
-        "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", "report.html", ".*.draft",
+        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json",
+        "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", "report.html",
+        ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
     CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),
     **{f"{CHECKPOINTS}/{phase}": ("step-*", ".step-*.draft") for phase in PHASES},
 }  # fmt: skip
-"""All that a run leaves, by folder; nothing else is ever replaced."""
+"""Names of all files of a run, by folder; no other file is ever replaced."""
 
 
 def require_run_output(folder: Path, *, force: bool, resume: bool = False) -> None:
-    """Refuse an output folder in use; even ``force`` replaces nothing but what an earlier run left.
+    """Refuse an output folder in use; even ``force`` replaces only the files of an earlier run.
 
     Raises:
-        TwinbudError: It holds files and neither ``force`` nor ``resume`` is on; it holds something that is not of a
-            run; or the run to resume has finished.
+        TwinbudError: A process works in the folder; it holds files and neither ``force`` nor ``resume`` is on; it
+            holds files that are not of a run; or the run to resume has finished.
     """
+    with explained_writes(folder):
+        is_locked = (folder / LOCK).exists()
+    if is_locked:
+        with _locked(folder):
+            pass
+    _require_replaceable(folder, force=force, resume=resume)
+
+
+def _require_replaceable(folder: Path, *, force: bool, resume: bool) -> None:
     with explained_writes(folder):
         unfinished, finished = ((folder / name).exists() for name in (MARKER, METRICS))
     if resume and finished and not unfinished:
         raise TwinbudError(
-            "an unfinished run to resume",
-            got="a finished one",
-            where=str(folder),
-            fix="Nothing is left to do; train it anew with --force",
+            "the run has finished", where=str(folder), fix="Nothing is left to do; train it again with --force"
         )
     if unfinished and not (force or resume):
-        raise TwinbudError(
-            "a new or empty output folder", got="an unfinished run", where=str(folder), fix=_ways_on(folder)
-        )
-    if not unfinished:
+        raise TwinbudError("the folder holds an unfinished run", where=str(folder), fix=_ways_on(folder))
+    held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    if not unfinished and (held or not folder.is_dir()):
         require_free(folder, force=force)
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = _foreign(folder) if held else []
     if foreign or (held and not unfinished and not held >= {CONFIG, METRICS}):
         raise TwinbudError(
-            "an earlier run to replace",
-            got=f"a folder that holds something else{f' ({first_few(foreign, 3)})' if foreign else ''}",
+            f"the folder holds files that are not of a run{f' ({first_few(foreign, 3)})' if foreign else ''}",
             where=str(folder),
-            fix="Choose another --output, or move what is not the run's",
+            fix="Choose another --output, or move these files",
         )
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an existing run folder.
+
+    Raises:
+        TwinbudError: Another process, or another thread of this one, holds the lock.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=_PATIENCE_SECONDS)
+    except Timeout as error:
+        raise TwinbudError(
+            f"{_worker_of(folder)} works in this run folder",
+            where=str(folder),
+            fix="Wait for it or stop it, or choose another --output",
+        ) from error
+    except (OSError, NotImplementedError) as error:  # a file system without locks
+        logging.getLogger("twinbud").warning("%s cannot be locked (%s): start only one run in it", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _worker_of(folder: Path) -> str:
+    """Return which process wrote the mark of an unfinished run, as far as it is known."""
+    with suppress(OSError, ValueError):
+        text = read_bytes(folder / MARKER, _MAX_MARKER_BYTES).decode("utf-8")
+        if found := re.search(r"process \d+ on \S+", text):
+            return found[0]
+    return "another process"
+
+
 def _foreign(folder: Path) -> list[str]:
-    """What no run leaves in its folder; what links lead to is not looked at, for it is never touched."""
+    """Return the names in a run folder that no run writes; linked folders, which stay as they are, are not searched."""
     return sorted(
         path.relative_to(folder).as_posix()
         for name, patterns in _FILES.items()
@@ -79,28 +126,45 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _ways_on(folder: Path) -> str:
-    """What to do about an unfinished run."""
+    """Return what to do about an unfinished run."""
     started = any((folder / CHECKPOINTS).rglob("step-*"))
-    return f"If it has stopped, {'go on with it' if started else 'begin it again'} with --resume, or anew with --force"
+    return f"{'Continue' if started else 'Repeat'} it with --resume, or replace it with --force"
 
 
 @contextmanager
 def started_run(folder: Path, *, force: bool, resume: bool = False) -> Iterator[Path]:
-    """A run folder, marked unfinished until the context ends well; empty but for checkpoints to resume from.
+    """Yield a run folder, locked and marked as unfinished; empty but for checkpoints to resume from.
+
+    The mark goes when the context ends without an error.
 
     Raises:
-        TwinbudError: See ``require_run_output``; a full disk or a forbidden folder.
+        TwinbudError: See ``require_run_output``; the disk is full or the folder may not be written.
     """
     require_run_output(folder, force=force, resume=resume)
-    marker = folder / MARKER
     with explained_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _empty(folder, keep={MARKER, CHECKPOINTS} if resume else set())
-        marker.write_text("This run has not finished; its files are incomplete.\n", encoding="utf-8")
+    with _locked(folder):
+        _require_replaceable(folder, force=force, resume=resume)  # what another process did meanwhile
+        try:
+            with _marked(folder, keep={CHECKPOINTS} if resume else set()):
+                yield folder
+        finally:
+            with suppress(OSError):  # Windows keeps an open file
+                (folder / LOCK).unlink()
+
+
+@contextmanager
+def _marked(folder: Path, keep: set[str]) -> Iterator[None]:
+    """Empty a run folder but for ``keep``, and mark it as unfinished until the context ends without an error."""
+    marker = folder / MARKER
+    with explained_writes(folder):
+        _empty(folder, keep={MARKER, LOCK, *keep})
+        marker.write_text(f"Unfinished: process {os.getpid()} on {platform.node()} works here.\n", encoding="utf-8")
     try:
-        yield folder
+        yield
     except BaseException as error:
-        _explain(marker, error)
+        with suppress(OSError):  # on a full disk the first text remains
+            marker.write_text(f"This run did not finish: {str(error) or type(error).__name__}\n", encoding="utf-8")
         raise
     with explained_writes(folder):
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -117,34 +181,28 @@ def _empty(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
-def _explain(marker: Path, error: BaseException) -> None:
-    with suppress(OSError):  # on a full disk the marker's first text still stands
-        marker.write_text(f"This run did not finish: {str(error) or type(error).__name__}\n", encoding="utf-8")
-
-
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Save resolved settings as ``config.yaml``, which ``--config`` reads back."""
+    """Save resolved settings as ``config.yaml``, which ``--config`` reads."""
     text = "# Resolved settings of this run; twinbud train --config THIS_FILE --output RUN repeats it.\n"
     write_text(folder / CONFIG, text + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The resolved settings of a finished run.
+    """Return the resolved settings of a finished run.
 
     Raises:
         TwinbudError: The folder is not a run, or the run did not finish.
     """
     if (folder / MARKER).exists():
-        raise TwinbudError("a finished run", got="one that has not finished", where=str(folder), fix=_ways_on(folder))
+        raise TwinbudError("the run has not finished", where=str(folder), fix=_ways_on(folder))
     try:
         settings = read_yaml(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise TwinbudError(
-            "a run folder with config.yaml",
-            got="none that can be read",
+            f"the folder is not a run: {CONFIG} cannot be read",
             where=str(folder),
             fix="Give the --output of 'twinbud train'",
         ) from error
     if not isinstance(settings, dict):
-        raise TwinbudError("settings by name", got="something else", where=str(folder / CONFIG))
+        raise TwinbudError("the file does not hold settings as NAME: VALUE", where=str(folder / CONFIG))
     return settings
