@@ -448,7 +448,7 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("evaluate", "{bad}/none"),
         ("{bad}/none: the folder is not a run: config.yaml cannot be read", "Give the --output"),
     ),
-    "a folder that is no run": (("evaluate", "{bad}"), ("{bad}: expected a run folder", "Give the --output")),
+    "a folder that is no run": (("evaluate", "{bad}"), ("{bad}: the folder is not a run", "Give the --output")),
     "classes the model does not know": (
         ("evaluate", "{run}", "--data", "{bad}/other"),
         (
@@ -466,7 +466,7 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "a run as the output, forced": (
         ("evaluate", "{run}", "--output", "{run}", "--force"),
-        ("{run}: expected an earlier output", "Choose another --output."),
+        ("{run}: the folder holds files that this command does not write", "Choose another --output."),
     ),
     "no model": (("predict", "{bad}", "{images}"), ("{bad}: expected a model folder", "Give RUN, or RUN/model")),
     "no model at all": (("predict", "{bad}/none", "{images}"), ("{bad}/none: expected a model folder", "Give RUN")),
@@ -486,7 +486,7 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "an image whose name is no UTF-8": (
         ("predict", "{run}", "{bad}/names"),
-        ("{bad}/names/caf\\udce9.png: expected file names in UTF-8",),
+        ("{bad}/names/caf\\udce9.png: 1 file name is not UTF-8",),
     ),
     "a table where a folder is": (
         ("predict", "{run}", "{images}/dark", "--output", "{bad}/empty"),

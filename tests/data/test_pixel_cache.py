@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_says_so(files: list[Pa
     cache = PixelCache(tmp_path / "taken", SIZE)
     assert len(load(files, cache)) == 6
     assert cache.trouble is not None
-    assert cache.trouble.endswith("(Not a directory)")
+    assert cache.trouble.endswith("(Not a directory); set TWINBUD_CACHE to a folder that can be written")
 
 
 def test_two_processes_share_the_folder(files: list[Path], cache: PixelCache) -> None:

@@ -93,11 +93,11 @@ def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> N
 
 
 def test_the_two_see_the_images_in_different_views(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[int, list[torch.Tensor]] = {}
+    seen: dict[RecoveryStep, list[torch.Tensor]] = {}
     taking = RecoveryStep.__call__
 
     def spy(self: RecoveryStep, images: torch.Tensor, *words: Any) -> Any:
-        seen.setdefault(id(self), []).append(images)
+        seen.setdefault(self, []).append(images)
         return taking(self, images, *words)
 
     monkeypatch.setattr(RecoveryStep, "__call__", spy)
