@@ -16,8 +16,9 @@ lint: .venv/installed
 types: .venv/installed
 	"$(BIN)/pyright" --pythonpath "$(BIN)/python"
 
+# in random order, one worker a core with one thread each; TESTS="tests/data -k split" for some of them
 unit: .venv/installed
-	"$(BIN)/python" -m pytest
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 # 10,000 damaged images and 60 killed runs; about a quarter of an hour on one core
 soak: .venv/installed

@@ -1,11 +1,13 @@
-"""What every test shares: a cache of its own, no terminal bars, and one small finished run."""
+"""Fixtures of all tests: a cache of their own, one thread, and one small finished run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.builders import save_images, save_vit_teacher
 from helpers.command import trained
@@ -13,10 +15,19 @@ from helpers.command import trained
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated sets go to a folder of this test session; converted teachers may be reused from the user's own."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Keep generated sets and converted teachers in a folder of this test session, which its workers share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["TWINBUD_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, since several workers share the cores; undo what a test has set."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
