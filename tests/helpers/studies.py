@@ -14,7 +14,8 @@ import yaml
 
 from helpers.builders import save_images, save_vit_teacher
 from twinbud.config.loading import settings_of
-from twinbud.study.grid import checked_config, plan_cells
+from twinbud.config.schema import RunConfig
+from twinbud.study.grid import plan_cells
 from twinbud.study.recipe import Recipe
 from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import make_run_id, run_facts
@@ -108,8 +109,8 @@ def write_records(
     store.register_images(sets)
     requested = []
     for cell in plan_cells(recipe, profile=profile):
-        config, at = checked_config(cell.settings), cell.coordinates
-        facts = _facts(cell.settings, f"fingerprint of {cell.data}")
+        config, at = cell.config, cell.coordinates
+        facts = _facts(config, f"fingerprint of {cell.data}")
         is_default = cell.default is not None and facts == _facts(cell.default, f"fingerprint of {cell.data}")
         run_id = make_run_id(facts)
         requested.append(
@@ -143,8 +144,7 @@ def write_records(
     store.add_requests(recipe.name, recipe.digest, requested)
 
 
-def _facts(settings: Mapping[str, Any], images: str) -> dict[str, Any]:
+def _facts(config: RunConfig, images: str) -> dict[str, Any]:
     from twinbud.models.families.vit import ViTFamily
 
-    config = checked_config(settings)
     return run_facts(config, images=images, teacher=config.model.teacher or "", family=ViTFamily())

@@ -1,4 +1,4 @@
-"""The paper's numbers as it prints them, and in what our runs differ from its own."""
+"""The paper's results as printed, and the differences between runs and those of the paper."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twinbud.study.paper import ComparisonContext, differences, paper_accuracy, 
 
 VIT, CONVNEXT = "vit_small -> vit_tiny", "convnext_tiny -> convnext_femto"
 BRAIN = ("glioma", "meningioma", "notumor", "pituitary")
-THEIRS = ComparisonContext(
+PAPER_CONTEXT = ComparisonContext(
     data="brain-mri",
     classes=BRAIN,
     num_images=7020,
@@ -36,37 +36,37 @@ THEIRS = ComparisonContext(
         (("tables 2-4", "brain-mri", VIT, "Ours", 0.2), None),
     ],
 )
-def test_numbers_are_those_the_paper_prints(place: Any, number: tuple[float, float] | None) -> None:
+def test_accuracies_are_those_of_the_paper(place: Any, number: tuple[float, float] | None) -> None:
     assert paper_accuracy(*place) == number
 
 
-def test_costs_are_those_the_paper_prints() -> None:
+def test_costs_are_those_of_the_paper() -> None:
     cost = paper_cost("table 8", "brain-mri", VIT, "CM1", 0.01)
     assert cost == {"peak_memory_mib": 2378, "train_seconds": 670}
 
 
-def test_the_papers_own_circumstances_differ_in_nothing() -> None:
-    assert differences(THEIRS) == {}
+def test_a_run_like_the_papers_has_no_difference() -> None:
+    assert differences(PAPER_CONTEXT) == {}
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "said"),
+    ("changes", "names", "expected"),
     [
         ({"classes": BRAIN[:3]}, ["classes"], "glioma, meningioma, notumor instead of glioma"),
         ({"num_images": 1124}, ["images"], "1,124 instead of 7,023"),
         ({"teacher": "dinov2-small", "student": "half"}, ["pair"], "dinov2-small → half instead of vit_small"),
         ({"epochs": 40}, ["epochs"], "40 instead of 300"),
-        ({"settings": {**THEIRS.settings, "image_size": 112}}, ["image size"], "112 instead of 224 pixels"),
-        ({"settings": {**THEIRS.settings, "alpha": 0.2, "beta": 0.5}}, ["alpha", "beta"], "0.2 instead of 0.6"),
+        ({"settings": {**PAPER_CONTEXT.settings, "image_size": 112}}, ["image size"], "112 instead of 224 pixels"),
+        ({"settings": {**PAPER_CONTEXT.settings, "alpha": 0.2, "beta": 0.5}}, ["alpha", "beta"], "0.2 instead of 0.6"),
         ({"paper_pair": CONVNEXT}, ["pair", "temperature"], "4 instead of 3"),
     ],
     ids=str,
 )  # fmt: skip
-def test_each_difference_is_named_and_told(changes: dict[str, Any], words: list[str], said: str) -> None:
-    found = differences(replace(THEIRS, **changes))
-    assert list(found) == words
-    assert said in "; ".join(found.values())
+def test_each_difference_has_a_name_and_a_description(changes: dict[str, Any], names: list[str], expected: str) -> None:
+    found = differences(replace(PAPER_CONTEXT, **changes))
+    assert list(found) == names
+    assert expected in "; ".join(found.values())
 
 
-def test_a_set_that_the_paper_has_not_differs_in_nothing_it_says() -> None:
-    assert differences(replace(THEIRS, data="phantom", classes=("a", "b"), num_images=800)) == {}
+def test_an_image_set_that_is_not_in_the_paper_has_no_difference() -> None:
+    assert differences(replace(PAPER_CONTEXT, data="phantom", classes=("a", "b"), num_images=800)) == {}

@@ -113,11 +113,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(small: Small, tmp_path: Pa
     options = ("study", small.recipe, "--data", f"shades={small.images}", "--dry-run")
     done = twinbud(*options, "--runs", small.runs, "--workers", 1, "--only", "sampling=0,1,2")
     assert "6 runs: 4 done, 2 to do; about " in done.out
-    assert "measuring" not in done.err, "the time of a step comes from the records"
+    assert "timing" not in done.err, "the time of a step comes from the records"
     fresh = twinbud(*options, "--runs", tmp_path / "runs", "--workers", 1)
     assert "4 runs: 0 done, 4 to do; about " in fresh.out
     assert "with 1 worker\n" in fresh.out
-    assert "measuring 6 steps: half, dual" in fresh.err
+    assert "timing 6 steps: half, dual" in fresh.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -182,7 +182,7 @@ def test_all_files_contain_the_numbers_of_the_table(tmp_path: Path) -> None:
     assert {int(s): run["metrics"]["accuracy"] for s, run in found["samplings"].items()} == accuracies(rows["dual"])
     assert third["samplings"]["2"] == {"missing": "step 3: the loss is nan."}
     text = (tmp_path / "out" / "small.md").read_text()
-    assert "The intervals are over samplings, one split" in text
+    assert "Intervals are over samplings of one split" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table[:5]}) == 1
 
@@ -328,8 +328,9 @@ def test_notes_name_runs_trained_or_tested_on_other_images(tmp_path: Path) -> No
     recipe = recipe_in(tmp_path / "other", methods=methods, grid=grid, settings=settings, paper=None)
     (section,) = tables_of(tmp_path / "other", recipe, accuracy={"selection": 0.7, "more": 0.8}).sections
     assert section.protocol_notes == (
-        "All: measured on a fifth of the training part, while settings were chosen; the test part stays closed",
-        "more: another protocol: the whole training part may be seen, without its labels",
+        "All runs: tested on one fifth of the training part (develop: true); the test part was not used",
+        "more: recovered from the teacher on the whole training part without its labels (recover: unlabelled), which "
+        "the paper does not do",
     )
     short = []
     for run in section.rows[1].runs.values():
@@ -337,9 +338,12 @@ def test_notes_name_runs_trained_or_tested_on_other_images(tmp_path: Path) -> No
         cost = {**run.record["cost"], "recover_num_views": 30, "recover_num_views_asked": 120}
         short.append(replace(run, record={**run.record, "cost": cost}))
     *_, last = protocol_notes(short)
-    assert last == "more: least squares had room for as few as 25% of the views that it was to look at"
+    assert last == "more: least squares used only 25% of the requested views (limit: recover_memory)"
     write_tables(tmp_path / "other" / "small.yaml", tmp_path / "other" / "runs")
-    assert "more: another protocol: the whole" in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
+    assert (
+        "more: recovered from the teacher on the whole"
+        in (tmp_path / "other" / "runs" / "tables" / "small.md").read_text()
+    )
 
 
 def recipe_in(folder: Path, **changes: Any) -> Recipe:

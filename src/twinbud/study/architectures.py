@@ -1,4 +1,4 @@
-"""What a pair's teacher and student are made of, and how many numbers they hold (Table 1); nothing is trained."""
+"""Depth, width and number of parameters of each pair's teacher and student (Table 1); nothing is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twinbud.study.paper import paper_numbers
 from twinbud.study.recipe import Recipe
 
 NUM_CLASSES = 4
-"""Of the classifiers that are counted along: those of the paper's chest and brain sets."""
+"""Size of the classifier that the counts include: that of the paper's chest and brain sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,12 @@ class Architecture:
         pair: The pair's name in the recipe.
         role: "teacher" or "student".
         name: timm's name.
-        depth, width, heads: Blocks, channels and attention heads, a number a stage.
-        num_parameters: With a classifier of NUM_CLASSES classes.
-        paper: The paper's number of parameters, in its words.
-        agrees: Whether depth, width and heads are the paper's; None where it has no such network.
+        depth: Blocks, by stage.
+        width: Channels, by stage.
+        heads: Attention heads, by stage.
+        num_parameters: Number of parameters, with a classifier of NUM_CLASSES classes.
+        paper: The number of parameters as the paper prints it.
+        agrees: Whether depth, width and heads equal the paper's; None if it has no such network.
     """
 
     pair: str
@@ -41,10 +43,10 @@ class Architecture:
 
 
 def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
-    """Teacher and student of every pair that the recipe lists, built without a single number.
+    """Describe teacher and student of every pair that the recipe lists; no weights are allocated.
 
     Raises:
-        TwinbudError: An unknown name, or a student of another family.
+        TwinbudError: A name is unknown, or a student is of another family than its teacher.
     """
     found = []
     for name in recipe.architectures:

@@ -1,8 +1,8 @@
-"""How long runs will take: their steps, times what a step was measured to take on this machine.
+"""Estimate the time of runs: their number of steps times the measured time of a step.
 
-A finished run of the same shape tells it; where there is none, a few steps are taken on blank images, with random
-weights, since time does not depend on what the numbers are. A step of recovery then counts as one of training, though
-the teacher's pass makes it longer; and least squares, which take no steps, count only where a record tells of them.
+The time of a step comes from finished runs of the same shape. Without one, a few steps are timed on blank images with
+random weights. Then a recovery step counts as a training step, although the teacher's forward pass makes it longer.
+Least squares takes no steps and is counted only if a finished run has its time.
 """
 
 from __future__ import annotations
@@ -25,50 +25,72 @@ from twinbud.training.fit import LabelledImages, fit
 
 _NUM_STEPS = 6
 _TEST_SHARE = 1 / 3
-"""What predicting an image takes of what training on it takes: a forward pass of the forward and two backward ones."""
-_SHAPE = ("teacher", "student", "distillation", "image_size", "batch_size", "threads", "precision")
-"""The settings that decide how long a step takes, besides whether there is an S′."""
+"""Time of predicting an image, relative to training on it: one forward pass of a forward and two backward ones."""
+_SHAPE = ("student", "distillation", "image_size", "batch_size", "precision")
+"""Settings that decide the time of a step, besides the teacher, the threads, the auxiliary and the recovery."""
 
 
 class Estimate:
-    """Seconds a run, from records where possible.
+    """Estimates the seconds of a run.
 
     Args:
-        records: Finished runs, made on whatever machine.
-        progress: Where to say that steps are being measured.
+        records: Records of finished runs, from any machine.
+        progress: Reports when steps are timed.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]], progress: Progress) -> None:
         self.progress = progress
-        self.measured: dict[tuple[Any, ...], list[float]] = {}
+        self.step_seconds: dict[tuple[Any, ...], list[float]] = {}
         self.least_squares: dict[tuple[Any, ...], list[float]] = {}
         for record in records:
-            cost = record["cost"]
-            config = checked_config({**record["settings"], "data": "phantom"})
-            key, beside = _shape(config), 0.0
-            if config.recovery.recover != "none" and not config.recovery.recover_epochs:
-                beside = cost.get("recover_seconds", 0.0)
-                self.least_squares.setdefault((*key, *_images(record["facts"], config)), []).append(beside)
-            self.measured.setdefault(key, []).append((cost["train_seconds"] - beside) / max(1, cost["num_steps"]))
+            facts, cost, least_squares = record["facts"], record["cost"], 0.0
+            if facts["settings"]["recover"] != "none" and not facts["settings"]["recover_epochs"]:
+                least_squares = cost.get("recover_seconds", 0.0)
+                self.least_squares.setdefault(_images_key(facts), []).append(least_squares)
+            step_seconds = (cost["train_seconds"] - least_squares) / max(1, cost["num_steps"])
+            self.step_seconds.setdefault(_step_key(facts), []).append(step_seconds)
 
     def seconds(self, run: PlannedRun) -> float:
-        """Training and the test pass; opening and reporting are left out.
+        """Estimate training and the test pass, without loading and reporting.
 
         Raises:
-            TwinbudError: The run's student cannot be built.
+            TwinbudError: The student cannot be built.
         """
-        config = checked_config(run.settings)
-        key = _shape(config)
-        if key not in self.measured:
-            self.progress.note(f"measuring {_NUM_STEPS} steps: {run.settings['student']}, {config.model.method}")
-            self.measured[key] = [measure_step(config)]
-        step = statistics.median(self.measured[key])
-        beside = statistics.median(self.least_squares.get((*key, *_images(run.facts, config)), [0.0]))
-        return beside + step * (run.num_steps + _TEST_SHARE * run.num_test / config.training.batch_size)
+        settings, key = run.facts["settings"], _step_key(run.facts)
+        if key not in self.step_seconds:
+            self.progress.note(f"timing {_NUM_STEPS} steps: {settings['student']}, {settings['method']}")
+            self.step_seconds[key] = [measure_step(checked_config(run.settings))]
+        step = statistics.median(self.step_seconds[key])
+        least_squares = statistics.median(self.least_squares.get(_images_key(run.facts), [0.0]))
+        return least_squares + step * (run.num_steps + _TEST_SHARE * run.num_test / settings["batch_size"])
+
+
+def _step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Facts that decide the time of a step."""
+    settings = facts["settings"]
+    has_auxiliary = settings["method"] == "dual" and settings["auxiliary"] != "none"
+    recovery = [(name, value) for name, value in sorted(settings.items()) if name.startswith("recover")]
+    return (
+        facts["teacher"],
+        facts["threads"],
+        has_auxiliary,
+        tuple(recovery) if settings["recover"] != "none" else (),
+        *(settings[name] for name in _SHAPE),
+    )
+
+
+def _images_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Facts that decide the time of least squares: those of a step, and the number of images."""
+    settings = facts["settings"]
+    return *_step_key(facts), facts["images"], settings["fraction"], settings["develop"]
 
 
 def measure_step(config: RunConfig) -> float:
-    """Median seconds of a training step after the first; of the second phase, where there are two."""
+    """Time a few training steps of the last phase.
+
+    Returns:
+        The median of the steps after the first, in seconds.
+    """
     training = config.training
     student_spec = read_student_spec(read_teacher_card(config.model.teacher or ""), config.model.student)
     device = choose_device(training.device)
@@ -77,8 +99,8 @@ def measure_step(config: RunConfig) -> float:
         student_pair = build_baseline(student_spec, "timm", image_size=training.image_size, num_classes=4, seed=seed)
         return student_pair.student.to(device)
 
-    is_trained_beforehand = training.num_phases == 2
-    has_auxiliary = config.auxiliary != "none" or is_trained_beforehand
+    has_two_phases = training.num_phases == 2
+    has_auxiliary = config.auxiliary != "none" or has_two_phases
     size = training.image_size
     data = LabelledImages(
         images_NCSS=torch.zeros((training.batch_size, 3, size, size), dtype=torch.uint8, device=device),
@@ -95,19 +117,8 @@ def measure_step(config: RunConfig) -> float:
     student_pair = StudentPair(
         student=student(0),
         auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
-        frozen=config.auxiliary == "frozen" or is_trained_beforehand,
+        frozen=config.auxiliary == "frozen" or has_two_phases,
     )
     with limited_threads(training.threads):
         history = fit(student_pair, data, short, bf16=choose_precision(training.precision, device).bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
-
-
-def _images(facts: Mapping[str, Any], config: RunConfig) -> tuple[Any, ...]:
-    """What decides how many images a run learns from."""
-    return facts["images"], config.data.fraction, config.data.develop
-
-
-def _shape(config: RunConfig) -> tuple[Any, ...]:
-    values = {**vars(config.model), **vars(config.training)}
-    recovery = config.recovery if config.recovery.recover != "none" else None
-    return config.auxiliary == "none", recovery, *(values[name] for name in _SHAPE)

@@ -1,4 +1,4 @@
-"""The figures of a study, in the look of a run's report: confusion, sweeps, accuracy by labels, time and memory."""
+"""The figures of a study: confusion matrices, sweeps, accuracy by labels, time and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from twinbud.report.figures import COLOURS, INK, STYLE, STYLES, as_svg, confusion_matrix_figure
 from twinbud.study.statistics import Spread
-from twinbud.study.table_text import axis_value, place_words
+from twinbud.study.table_text import axis_value, describe_row
 from twinbud.study.tables import Row, Section
 
 _MARKS = ("o", "s", "^", "D", "v", "P")
@@ -21,12 +21,12 @@ _MARKS = ("o", "s", "^", "D", "v", "P")
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure with what is said of it.
+    """A figure with its caption.
 
     Attributes:
-        name: Its own among the figures of a section, as a part of a file's name.
-        title: Its heading.
-        text: One or two sentences.
+        name: Name within the section, part of a file name.
+        title: The heading.
+        text: The caption, one or two sentences.
         svg: The figure.
         is_wide: Whether it takes the whole width of a page.
     """
@@ -39,11 +39,11 @@ class Drawing:
 
 
 def draw(section: Section, name: str) -> list[Drawing]:
-    """The figures that a section has something for.
+    """Draw the figures of a section.
 
     Args:
-        section: Its rows.
-        name: Prefix of the ids, its own for every section of a page.
+        section: The section.
+        name: Prefix of the ids in the SVG, different for every section of a page.
     """
     measured = [row for row in section.rows if row.measures["accuracy"]]
     drawings = []
@@ -52,29 +52,28 @@ def draw(section: Section, name: str) -> list[Drawing]:
         return drawings
     if len({row.coordinates["fraction"] for row in measured}) > 1:
         drawings.append(_by_labels(section, measured, name))
-    drawings += [_confusion(section, row, name, place) for place, row in enumerate(_shown(measured))]
+    drawings += [_confusion(section, row, name, place) for place, row in enumerate(_confusion_rows(measured))]
     if measured:
         drawings.append(_costs(section, measured, name))
     return drawings
 
 
-def _shown(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose confusions are shown: at the most labels, that of the recipe's first method, for each pair."""
+def _confusion_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose confusion matrix is drawn: the recipe's first method at the largest fraction."""
     if not rows:
         return []
-    most = max(row.coordinates["fraction"] for row in rows)
-    at_most = [row for row in rows if row.coordinates["fraction"] == most]
-    first = at_most[0].coordinates["method"]
-    return [row for row in at_most if row.coordinates["method"] == first]
+    largest = max(row.coordinates["fraction"] for row in rows)
+    rows = [row for row in rows if row.coordinates["fraction"] == largest]
+    return [row for row in rows if row.coordinates["method"] == rows[0].coordinates["method"]]
 
 
 def _confusion(section: Section, row: Row, name: str, place: int) -> Drawing:
     assert row.confusion is not None, "a measured row has a confusion matrix"
-    samplings = f"{row.num_done} samplings added" if row.num_done > 1 else "one sampling"
+    samplings = f"the sum of {row.num_done} samplings" if row.num_done > 1 else "one sampling"
     return Drawing(
         name=f"confusion-{place + 1}",
-        title=f"Confusion: {place_words(section, row)}",
-        text=f"Rows are the truth, columns the answer; {samplings}, as counts and as shares of the row.",
+        title=f"Confusion: {describe_row(section, row)}",
+        text=f"True classes in rows, predicted classes in columns: {samplings}, as counts and as shares of the row.",
         svg=confusion_matrix_figure(row.confusion, section.classes, name=f"{name}-confusion-{place}"),
     )
 
@@ -95,7 +94,7 @@ def _by_labels(section: Section, rows: Sequence[Row], name: str) -> Drawing:
                 [point.mean for point in points.values()],
                 yerr=[point.deviation or 0.0 for point in points.values()],
                 label=label,
-                color=_colour(index),
+                color=_color(index),
                 linestyle=STYLES[index % len(STYLES)],
                 linewidth=1.6,
                 elinewidth=1.0,
@@ -112,15 +111,15 @@ def _by_labels(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         )
 
 
-def _words_last(value: Any) -> tuple[bool, Any]:
-    """Orders numbers before words such as ``auto``."""
+def _numbers_first(value: Any) -> tuple[bool, Any]:
+    """Sort key that puts numbers before text such as ``auto``."""
     return (False, value) if isinstance(value, int | float) else (True, str(value))
 
 
 def _sweep(section: Section, rows: Sequence[Row], name: str) -> Drawing:
-    """A curve a fraction, its range shaded, and the accuracy of the default dashed, as in the paper's Fig. 6."""
+    """One curve for each fraction with its range, and a dashed line at the default's accuracy, as in Fig. 6."""
     setting = str(section.coordinates["sweep"])
-    values = sorted({row.coordinates["value"] for row in rows}, key=_words_last)
+    values = sorted({row.coordinates["value"] for row in rows}, key=_numbers_first)
     lines: dict[str, dict[int, Row]] = {}
     for row in rows:
         others = [axis for axis in section.axes if axis != "value"]
@@ -132,26 +131,26 @@ def _sweep(section: Section, rows: Sequence[Row], name: str) -> Drawing:
             points = dict(sorted(points.items()))
             spreads = [_accuracy(row) for row in points.values()]
             lowest, highest = [point.lowest for point in spreads], [point.highest for point in spreads]
-            axes.fill_between(list(points), lowest, highest, color=_colour(index), alpha=0.18, linewidth=0)
+            axes.fill_between(list(points), lowest, highest, color=_color(index), alpha=0.18, linewidth=0)
             means = [point.mean for point in spreads]
             axes.plot(
-                list(points), means, label=label, color=_colour(index), marker=_MARKS[index % len(_MARKS)], markersize=4
+                list(points), means, label=label, color=_color(index), marker=_MARKS[index % len(_MARKS)], markersize=4
             )
             for row in points.values():
                 if row.is_baseline:
-                    axes.axhline(_accuracy(row).mean, color=_colour(index), linestyle=(0, (4, 3)), linewidth=1)
+                    axes.axhline(_accuracy(row).mean, color=_color(index), linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xticks(range(len(values)), [axis_value("value", {"value": value}) for value in values])
         _finish(axes, setting.replace("_", " "))
         return Drawing(
             name=f"accuracy-by-{setting.replace('_', '-')}",
             title=f"Accuracy against {setting.replace('_', ' ')}",
-            text="Means over samplings; the band reaches from the lowest to the highest. Dashed: the default.",
+            text="Means over samplings; the band is the range over samplings. Dashed: the default value.",
             svg=as_svg(figure, f"{name}-sweep", f"Test accuracy against {setting}"),
         )
 
 
 def _costs(section: Section, rows: Sequence[Row], name: str) -> Drawing:
-    labels = [place_words(section, row) for row in rows]
+    labels = [describe_row(section, row) for row in rows]
     bars = {"training, seconds": "train_seconds", "peak memory, MiB": "peak_memory_mib"}
     left = 0.3 + 0.075 * max(map(len, labels))
     with matplotlib.rc_context(STYLE):
@@ -159,12 +158,12 @@ def _costs(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         figure = Figure(figsize=(width, height))
         panels = figure.subplots(1, 2, sharey=True)
         figure.subplots_adjust(left=left / width, right=0.97, bottom=0.5 / height, top=1 - 0.1 / height, wspace=0.22)
-        for index, (axes, (word, cost)) in enumerate(zip(panels, bars.items(), strict=True)):
+        for index, (axes, (label, cost)) in enumerate(zip(panels, bars.items(), strict=True)):
             values = [spread.mean if (spread := row.costs[cost]) else 0.0 for row in rows]
             axes.barh(range(len(rows)), values, height=0.62, color=COLOURS[index], alpha=0.6)
             for place, value in enumerate(values):
                 axes.text(value, place, f" {value:,.0f}", va="center", fontsize=8.5)
-            axes.set(xlabel=word, xlim=(0, 1.25 * max(values) or 1))
+            axes.set(xlabel=label, xlim=(0, 1.25 * max(values) or 1))
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
         panels[0].set_yticks(range(len(rows)), labels)
@@ -172,7 +171,7 @@ def _costs(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         return Drawing(
             name="time-and-memory",
             title="Time and memory",
-            text="Of training, means over samplings. On a CPU the memory is the whole process's.",
+            text="Training, means over samplings. On a CPU the memory is that of the whole process.",
             svg=as_svg(figure, f"{name}-costs", "Training time and peak memory of each row", smallest=0.65),
             is_wide=True,
         )
@@ -197,5 +196,5 @@ def _accuracy(row: Row) -> Spread:
     return accuracy
 
 
-def _colour(index: int) -> str:
+def _color(index: int) -> str:
     return COLOURS[index % len(COLOURS)]

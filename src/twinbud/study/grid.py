@@ -27,12 +27,14 @@ class Cell:
     Attributes:
         coordinates: The value on every axis; in a sweep also ``sweep``, the setting's name, and ``value``.
         settings: The settings for ``run_config``; ``data`` is the name of the image set.
-        default: The settings without the sweep's value; None without a sweep.
+        config: The configuration that ``settings`` describe.
+        default: The configuration without the sweep's value; None without a sweep.
     """
 
     coordinates: Mapping[str, Any]
     settings: Mapping[str, Any]
-    default: Mapping[str, Any] | None = None
+    config: RunConfig
+    default: RunConfig | None = None
 
     @property
     def data(self) -> str:
@@ -143,24 +145,32 @@ def plan_cells(
     only = only or {}
     axes = {axis: only.get(axis, _convert(axis, values, recipe, "grid")) for axis, values in recipe.grid.items()}
     sweep_points = _sweep_points(recipe, only)
-    cells = [
-        Cell(
-            coordinates=coordinates | point,
-            settings=_settings(recipe, coordinates, point, profile),
-            default=_settings(recipe, coordinates, {}, profile) if point else None,
-        )
-        for coordinates in _combinations(axes)
-        for point in sweep_points
-    ]
+    cells = [cell for coordinates in _combinations(axes) for cell in _cells(recipe, coordinates, sweep_points, profile)]
     if not cells:
         raise TwinbudError("no run is left", where="--only", fix="Select more values")
-    for cell in cells:
+    return tuple(cells)
+
+
+def _cells(
+    recipe: Recipe, coordinates: Mapping[str, Any], sweep_points: Sequence[Mapping[str, Any]], profile: Profile | None
+) -> Iterator[Cell]:
+    """The runs of one combination of axes: one, or one for each value of each sweep.
+
+    Raises:
+        TwinbudError: A setting has a value of the wrong type or outside its range.
+    """
+
+    def check(place: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
         try:
-            checked_config(cell.settings)
+            return checked_config(settings)
         except TwinbudError as error:
             option = f", --profile {profile}" if profile else ""
-            raise error.at(f"{recipe.path}, {describe_coordinates(cell.coordinates)}{option}") from error
-    return tuple(cells)
+            raise error.at(f"{recipe.path}, {describe_coordinates(place)}{option}") from error
+
+    default = check(coordinates, _settings(recipe, coordinates, {}, profile)) if recipe.sweeps else None
+    for point in sweep_points:
+        place, settings = {**coordinates, **point}, _settings(recipe, coordinates, point, profile)
+        yield Cell(coordinates=place, settings=settings, config=check(place, settings), default=default)
 
 
 def checked_config(settings: Mapping[str, Any]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The tables and figures of a recipe as one HTML file that opens offline, in the look of a run's report."""
+"""Format the tables and figures of a recipe as one HTML file that loads nothing, styled like a run's report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twinbud.study.tables import Section, Tables
 
 
 def tables_page(tables: Tables, figures: Sequence[Sequence[Drawing]]) -> str:
-    """The page of a recipe with runs, and with the figures of each section."""
+    """The page of a recipe, with the tables and figures of each section."""
     sections = [_section(section, drawings) for section, drawings in zip(tables.sections, figures, strict=True)]
     done = sum(row.num_done for section in tables.sections for row in section.rows)
     requested = sum(len(row.runs) for section in tables.sections for row in section.rows)
@@ -27,10 +27,10 @@ def tables_page(tables: Tables, figures: Sequence[Sequence[Drawing]]) -> str:
 
 
 def architectures_page(recipe: Recipe, architectures: Sequence[Architecture]) -> str:
-    """The page of a recipe that only lists architectures."""
+    """The page of a recipe that lists architectures."""
     table = architecture_table(architectures, NUM_CLASSES)
     section = {"title": "Architectures", "facts": "", "tables": [("", table)], "notes": [], "figures": []}
-    return _render(recipe.title, f"{len(architectures)} networks, nothing trained", [section], [])
+    return _render(recipe.title, f"{len(architectures)} networks, none of them trained", [section], [])
 
 
 def _section(section: Section, figures: Sequence[Drawing]) -> dict[str, Any]:
@@ -56,6 +56,6 @@ def _render(title: str, subtitle: str, sections: Sequence[dict[str, Any]], notes
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["drawn"] = Markup  # Matplotlib has escaped every text in it
+    environment.filters["svg"] = Markup  # Matplotlib escapes all text in its SVG
     template = environment.get_template("tables.html.jinja")
     return template.render(title=title, subtitle=subtitle, sections=sections, notes=notes)

@@ -1,4 +1,4 @@
-"""The paper's own numbers, and in what our runs differ from those that made them."""
+"""The results of the paper, and how the runs of a study differ from those of the paper."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-_CLOSE_COUNT = 0.01
-"""Sets whose numbers of images differ by no more than this share are taken for the same set."""
+_SIZE_TOLERANCE = 0.01
+"""Image sets whose sizes differ by at most this share count as the same set."""
 
 
 @cache
 def paper_numbers() -> Mapping[str, Any]:
-    """``paper-tables.json``, transcribed from arXiv 2508.20461."""
+    """Read ``paper-tables.json``, transcribed from arXiv 2508.20461."""
     return json.loads(files("twinbud.study").joinpath("paper-tables.json").read_text(encoding="utf-8"))
 
 
@@ -31,16 +31,17 @@ def paper_tables() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonContext:
-    """What decides whether a number of ours and one of the paper's may be compared.
+    """What decides whether a run can be compared with a result of the paper.
 
     Attributes:
-        data: The set's name.
-        classes: Its classes.
-        num_images: Its images.
-        teacher, student: As the recipe spells them.
-        paper_pair: The paper's pair that ours stands for.
-        settings: Those of the run, by name, ``temperature`` resolved.
-        epochs: Epochs trained.
+        data: Name of the image set.
+        classes: Classes of the image set.
+        num_images: Size of the image set.
+        teacher: The teacher in the recipe.
+        student: The student in the recipe.
+        paper_pair: The corresponding pair of the paper.
+        settings: Settings of the run by name, ``temperature`` resolved.
+        epochs: Number of training epochs.
     """
 
     data: str
@@ -54,13 +55,13 @@ class ComparisonContext:
 
 
 def paper_accuracy(table: str, data: str, pair: str, label: str, fraction: float) -> tuple[float, float] | None:
-    """The paper's mean and standard deviation over five samplings, or None where it has none."""
+    """The paper's mean and standard deviation over five samplings; None if the table has no such cell."""
     cell = _cell("accuracy", table, data, pair, label, fraction)
     return (float(cell[0]), float(cell[1])) if cell else None
 
 
 def paper_cost(table: str, data: str, pair: str, label: str, fraction: float) -> Mapping[str, float] | None:
-    """The paper's ``peak_memory_mib`` and ``train_seconds`` on one RTX A6000, or None where it has none."""
+    """The paper's ``peak_memory_mib`` and ``train_seconds`` on an RTX A6000; None if the table has no such cell."""
     return _cell("cost", table, data, pair, label, fraction)
 
 
@@ -74,16 +75,19 @@ def _cell(kind: str, table: str, data: str, pair: str, label: str, fraction: flo
 
 
 def differences(context: ComparisonContext) -> dict[str, str]:
-    """In what our runs differ from the paper's: a word for the head of the column, and what it is.
+    """List how a run differs from those of the paper.
 
-    The paper fixes the classes, the pair, 224 pixels, 300 epochs, α, β and τ; of the rest it says nothing.
+    The paper gives the classes, the pair, 224 pixels, 300 epochs, α, β and τ, and no other setting.
+
+    Returns:
+        A description of each difference, by a short name for the head of a column.
     """
     paper = paper_numbers()
     dataset, pair, settings = paper["datasets"].get(context.data), paper["pairs"][context.paper_pair], paper["settings"]
     found: dict[str, str] = {}
-    if dataset and sorted(map(_plain, dataset["classes"])) != sorted(map(_plain, context.classes)):
+    if dataset and sorted(map(_normalize, dataset["classes"])) != sorted(map(_normalize, context.classes)):
         found["classes"] = f"{', '.join(context.classes)} instead of {', '.join(dataset['classes'])}"
-    if dataset and abs(context.num_images - dataset["images"]) > _CLOSE_COUNT * dataset["images"]:
+    if dataset and abs(context.num_images - dataset["images"]) > _SIZE_TOLERANCE * dataset["images"]:
         found["images"] = f"{context.num_images:,} instead of {dataset['images']:,}"
     if (context.teacher, context.student) != (pair["teacher"], pair["student"]):
         found["pair"] = f"{context.teacher} → {context.student} instead of {pair['teacher']} → {pair['student']}"
@@ -92,9 +96,9 @@ def differences(context: ComparisonContext) -> dict[str, str]:
     if context.epochs != settings["epochs"]:
         found["epochs"] = f"{context.epochs} instead of {settings['epochs']}"
     if context.settings.get("develop"):
-        found["measured on"] = "a fifth of the training part"
+        found["test images"] = "one fifth of the training part instead of the test part"
     if (recover := context.settings.get("recover", "none")) != "none":
-        found["recovery"] = f"S has recovered on {recover} images"
+        found["recovery"] = f"the student was recovered from the teacher on {recover} images"
     expected = {"alpha": settings["alpha"], "beta": settings["beta"]}
     expected["temperature"] = settings["temperature"][context.paper_pair]
     for name, value in expected.items():
@@ -103,5 +107,5 @@ def differences(context: ComparisonContext) -> dict[str, str]:
     return found
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())

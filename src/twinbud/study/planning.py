@@ -19,7 +19,7 @@ from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_card
 from twinbud.recovery.stage import num_recovery_steps
 from twinbud.runs.context import decode_images
-from twinbud.study.grid import Cell, PlannedRun, checked_config
+from twinbud.study.grid import Cell, PlannedRun
 from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts, teacher_fingerprint
 from twinbud.training.epoch_loop import plan_steps
 
@@ -132,33 +132,36 @@ class _Planner:
         self.teachers: dict[str, str] = {}
         self.families: dict[tuple[str, str], Family] = {}
         self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
+        self.latest_default: tuple[RunConfig, dict[str, Any]] | None = None
 
     def plan(self, cell: Cell, path: str) -> PlannedRun:
-        settings = {**cell.settings, "data": path}
-        config = checked_config(settings)
-        facts = self._facts(cell.data, config)
-        sizes = self._split_sizes(cell.data, config.data)
-        is_default = False
-        if cell.default is not None:
-            is_default = facts == self._facts(cell.data, checked_config({**cell.default, "data": path}))
+        facts = self._facts(cell, cell.config, path)
+        sizes = self._split_sizes(cell.data, cell.config.data)
         return PlannedRun(
             run_id=make_run_id(facts),
             facts=facts,
             coordinates=cell.coordinates,
-            settings=settings,
-            num_steps=_num_steps(config, sizes),
+            settings={**cell.settings, "data": path},
+            num_steps=_num_steps(cell.config, sizes),
             num_test=sizes.test,
-            is_default=is_default,
+            is_default=cell.default is not None and facts == self._default_facts(cell, cell.default, path),
         )
 
-    def _facts(self, name: str, config: RunConfig) -> dict[str, Any]:
-        teacher, student = config.model.teacher or "", config.model.student
+    def _default_facts(self, cell: Cell, default: RunConfig, path: str) -> dict[str, Any]:
+        """The facts of a sweep's default, which consecutive cells share."""
+        if self.latest_default is None or self.latest_default[0] is not default:
+            self.latest_default = default, self._facts(cell, default, path)
+        return self.latest_default[1]
+
+    def _facts(self, cell: Cell, config: RunConfig, path: str) -> dict[str, Any]:
+        name, teacher, student = cell.data, config.model.teacher or "", config.model.student
         if (teacher, student) not in self.families:  # checked before images are decoded, which can take minutes
             self.families[teacher, student] = read_student_spec(read_teacher_card(teacher), student).family
             self.teachers[teacher] = teacher_fingerprint(teacher)
         if name not in self.image_sets:
-            self.progress.note(f"reading {name}: {config.data.data}")
-            self.image_sets[name] = open_image_set(replace(config, pixel_cache=self.pixel_cache), self.progress)
+            self.progress.note(f"reading {name}: {path}")
+            config_with_path = replace(config, data=replace(config.data, data=path), pixel_cache=self.pixel_cache)
+            self.image_sets[name] = open_image_set(config_with_path, self.progress)
         images, family = self.image_sets[name].fingerprint, self.families[teacher, student]
         return run_facts(config, images=images, teacher=self.teachers[teacher], family=family)
 

@@ -1,4 +1,4 @@
-"""What must be known of the images that runs saw or were measured on, so that no table compares them in silence."""
+"""Notes about runs that were trained or tested on other images than the paper's protocol uses."""
 
 from __future__ import annotations
 
@@ -9,44 +9,41 @@ from twinbud.study.requests import RequestedRun
 
 
 def protocol_notes(requested: Sequence[RequestedRun]) -> tuple[str, ...]:
-    """One line for each protocol that is not the paper's, with the rows that it is of."""
+    """One note for each protocol that differs from the paper's, with the methods that it concerns."""
     done = [(run, run.record["facts"]["settings"]) for run in requested if run.record is not None]
-    found = {
-        "measured on a fifth of the training part, while settings were chosen; the test part stays closed": [
+    protocols = {
+        "tested on one fifth of the training part (develop: true); the test part was not used": [
             run for run, settings in done if settings.get("develop")
         ],
-        "recovered from the teacher before training, on the labelled images alone, which the paper does not do": [
-            run for run, settings in done if settings.get("recover") == "labelled"
-        ],
-        "another protocol: the whole training part may be seen, without its labels": [
-            run for run, settings in done if settings.get("recover") == "unlabelled"
-        ],
+        "recovered from the teacher on the labelled images before training (recover: labelled), which the paper does "
+        "not do": [run for run, settings in done if settings.get("recover") == "labelled"],
+        "recovered from the teacher on the whole training part without its labels (recover: unlabelled), which the "
+        "paper does not do": [run for run, settings in done if settings.get("recover") == "unlabelled"],
     }
-    return (*_told(found, len(done)), *_short_of_room(done))
+    return (*_format(protocols, len(done)), *_memory_limit_notes(done))
 
 
-def _told(found: Mapping[str, Sequence[RequestedRun]], num_done: int) -> Iterator[str]:
-    return (
-        f"{'All' if len(runs) == num_done else ', '.join(dict.fromkeys(map(_words, runs)))}: {text}"
-        for text, runs in found.items()
-        if runs
-    )
+def _format(protocols: Mapping[str, Sequence[RequestedRun]], num_done: int) -> Iterator[str]:
+    for text, runs in protocols.items():
+        if runs:
+            names = "All runs" if len(runs) == num_done else ", ".join(dict.fromkeys(map(_name, runs)))
+            yield f"{names}: {text}"
 
 
-def _short_of_room(requested: Sequence[tuple[RequestedRun, Mapping[str, Any]]]) -> Iterator[str]:
-    """Of recoveries whose least squares looked at fewer views than they were asked to."""
+def _memory_limit_notes(done: Sequence[tuple[RequestedRun, Mapping[str, Any]]]) -> Iterator[str]:
+    """A note for each method whose least squares used fewer views than requested, for lack of memory."""
     shares: dict[str, float] = {}
-    for run, _ in requested:
+    for run, _ in done:
         assert run.record is not None
-        cost = run.record["cost"]
+        cost, name = run.record["cost"], _name(run)
         if cost.get("recover_num_views_asked", 0) > cost.get("recover_num_views", 0):
             share = cost["recover_num_views"] / cost["recover_num_views_asked"]
-            shares[_words(run)] = min(share, shares.get(_words(run), 1.0))
-    for words, share in shares.items():
-        yield f"{words}: least squares had room for as few as {share:.0%} of the views that it was to look at"
+            shares[name] = min(share, shares.get(name, 1.0))
+    for name, share in shares.items():
+        yield f"{name}: least squares used only {share:.0%} of the requested views (limit: recover_memory)"
 
 
-def _words(run: RequestedRun) -> str:
-    """Where a run stands in its table, its sampling, set and pair aside."""
+def _name(run: RequestedRun) -> str:
+    """The method, and the values of further axes."""
     shared = {"data", "pair", "fraction", "sampling"}
     return " ".join(str(value) for axis, value in run.coordinates.items() if axis not in shared)

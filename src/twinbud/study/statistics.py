@@ -1,7 +1,7 @@
-"""Means, deviations and paired differences over samplings. Pure functions.
+"""Means, standard deviations and paired differences over samplings. Pure functions.
 
-The samplings of one split are not independent draws of data: what their intervals cover is another sampling of labels,
-neither another split nor another set of images. They are not adjusted for the number of comparisons in a table.
+The samplings of one split are not independent data: an interval covers another sampling of the labelled images, but
+neither another split nor another image set. Intervals are not adjusted for the number of comparisons in a table.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal
 
 from scipy import stats
 
-LEAST_FOR_VERDICT = 5
-"""Samplings below which no verdict is given, as in the paper, which takes five."""
+MIN_PAIRS_FOR_VERDICT = 5
+"""A verdict needs this number of pairs, the number of samplings in the paper."""
 CONFIDENCE = 0.95
 
 Verdict = Literal["higher", "lower", "undecided"]
@@ -23,13 +23,14 @@ Verdict = Literal["higher", "lower", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A mean over samplings.
+    """Mean and spread of a number over samplings.
 
     Attributes:
-        mean: Of the values.
-        deviation: Their standard deviation, with n − 1 below the root; None of a single one.
-        lowest, highest: The ends of their range.
-        count: How many there are.
+        mean: The mean.
+        deviation: The standard deviation with n − 1; None for a single value.
+        lowest: The smallest value.
+        highest: The largest value.
+        count: The number of values.
     """
 
     mean: float
@@ -41,13 +42,13 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A mean of paired differences and its 95 % t interval, None of a single pair.
+    """Mean of paired differences.
 
     Attributes:
-        mean: First minus second.
-        interval: Its ends.
-        count: Pairs.
-        verdict: What the interval says of zero; None of fewer than five pairs.
+        mean: Mean of first minus second.
+        interval: The ends of its 95 % t interval; None for a single pair.
+        count: The number of pairs.
+        verdict: "higher" or "lower" if the interval excludes zero, else "undecided"; None for fewer than five pairs.
     """
 
     mean: float
@@ -57,7 +58,7 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean, deviation and range; None of no values."""
+    """Mean, standard deviation and range; None without values."""
     if not values:
         return None
     return Spread(
@@ -70,11 +71,14 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """First minus second over the samplings that both have; None where they share none.
+    """Compare two methods over the samplings that both have.
 
     Args:
-        first: A value for each sampling.
-        second: Likewise.
+        first: The value of each sampling.
+        second: The value of each sampling.
+
+    Returns:
+        The difference first minus second, or None if no sampling is in both.
     """
     pairs = [first[sampling] - second[sampling] for sampling in sorted(first.keys() & second.keys())]
     if not pairs:
@@ -88,7 +92,7 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
 
 
 def _verdict(interval: tuple[float, float] | None, count: int) -> Verdict | None:
-    if interval is None or count < LEAST_FOR_VERDICT:
+    if interval is None or count < MIN_PAIRS_FOR_VERDICT:
         return None
     low, high = interval
     return "higher" if low > 0 else "lower" if high < 0 else "undecided"

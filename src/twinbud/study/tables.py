@@ -1,4 +1,4 @@
-"""From records to rows: means over samplings, paired differences, the paper's numbers, and what is missing. Pure."""
+"""Make tables of records: means over samplings, paired differences and the paper's results. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from twinbud.study.statistics import Difference, Spread, paired_difference, spre
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc_macro")
 COSTS = ("train_seconds", "images_per_second", "peak_memory_mib", "num_steps", "num_passes", "num_train")
-_OF_SECTION = ("data", "pair", "sweep")
+_SECTION_AXES = ("data", "pair", "sweep")
+"""Each value of these axes has a section of its own, unless the baseline compares them."""
+
+Place = tuple[Any, ...]
+"""The values of a row on the axes of its section."""
+Samplings = Mapping[int, RequestedRun]
+"""The runs of a row by sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +29,19 @@ class Row:
     """All samplings of one place in the recipe.
 
     Attributes:
-        coordinates: The place, sampling aside.
-        runs: Those asked for, by sampling.
+        coordinates: The value on each axis except ``sampling``.
+        runs: The requested runs by sampling.
         measures: Each measure over the samplings.
         costs: Each cost over the samplings.
-        difference: In accuracy, to the baseline, over the samplings of both; None of the baseline itself.
-        is_baseline: Whether the others are compared with this.
-        paper: The paper's mean and deviation of the accuracy.
+        difference: Paired difference in accuracy to the baseline; None for the baseline itself.
+        is_baseline: Whether other rows are compared with this row.
+        paper: The paper's mean and standard deviation of the accuracy.
         paper_cost: The paper's memory and time.
-        confusion: Counts, truth in rows, added over the samplings.
+        confusion: Sum of the confusion matrices over the samplings, true classes in rows.
     """
 
     coordinates: Mapping[str, Any]
-    runs: Mapping[int, RequestedRun]
+    runs: Samplings
     measures: Mapping[str, Spread | None]
     costs: Mapping[str, Spread | None]
     difference: Difference | None
@@ -46,37 +52,37 @@ class Row:
 
     @property
     def num_done(self) -> int:
-        """Samplings with a record."""
+        """Number of samplings with a record."""
         return sum(run.record is not None for run in self.runs.values())
 
     @property
     def num_failed(self) -> int:
-        """Samplings that failed when they were last tried."""
+        """Number of samplings whose last attempt failed."""
         return sum(run.reason is not None for run in self.runs.values())
 
     @property
     def samplings(self) -> str:
         """``5``, ``3 of 5``, or ``3 of 5, 1 failed``."""
         requested = len(self.runs)
-        words = str(requested) if self.num_done == requested else f"{self.num_done} of {requested}"
-        return f"{words}, {self.num_failed} failed" if self.num_failed else words
+        text = str(requested) if self.num_done == requested else f"{self.num_done} of {requested}"
+        return f"{text}, {self.num_failed} failed" if self.num_failed else text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows that stand in one table: one set of images and one pair, or one sweep of them.
+    """The rows of one table: one image set and one pair, or one sweep of them.
 
     Attributes:
-        coordinates: What the rows share.
-        profile: Where the defaults came from.
+        coordinates: The coordinates that all rows share.
+        profile: The profile that supplies the defaults of all settings.
         axes: The axes along which the rows differ.
-        rows: In the recipe's order.
-        baseline: What the differences are to, in words; None where nothing is compared.
-        classes: Of the set.
-        num_images: Of the set.
-        differs: In what the runs differ from the paper's; None where the paper's numbers do not stand beside.
-        machines: Where and how the runs were made.
-        protocol_notes: In what some runs saw or were measured on other images than the paper's would have been.
+        rows: The rows, in the recipe's order.
+        baseline: Name of the baseline; None if nothing is compared.
+        classes: Classes of the image set.
+        num_images: Size of the image set.
+        differs: How the runs differ from the paper's, see ``differences``; None without results of the paper.
+        machines: The machines and software of the runs.
+        protocol_notes: See ``protocol_notes``.
     """
 
     coordinates: Mapping[str, Any]
@@ -93,17 +99,16 @@ class Section:
     @property
     def title(self) -> str:
         """``brain-mri · dinov2 · profile quick``."""
-        words = [str(value) for value in self.coordinates.values()]
-        return " · ".join([*words, f"profile {self.profile}"])
+        return " · ".join([*map(str, self.coordinates.values()), f"profile {self.profile}"])
 
     @property
     def is_sweep(self) -> bool:
-        """Whether the rows differ in one setting, which changes neither time nor memory."""
+        """Whether the rows differ in the value of one setting, which does not change time or memory."""
         return "sweep" in self.coordinates
 
     @property
     def paper_head(self) -> str | None:
-        """What the paper's column is called; it says in what ours differ."""
+        """The head of the paper's column, with the names of the differences; None without such a column."""
         if self.differs is None:
             return None
         if not any(row.num_done for row in self.rows):
@@ -116,10 +121,10 @@ class Tables:
     """All tables of a recipe.
 
     Attributes:
-        recipe: What they are of.
-        sections: One table each.
-        failures: How often each reason made a run fail.
-        notes: What to know of them all.
+        recipe: The recipe.
+        sections: The sections.
+        failures: Number of failed runs by reason.
+        notes: Notes on the whole study.
     """
 
     recipe: Recipe
@@ -134,16 +139,16 @@ def make_tables(
     images: Mapping[str, Mapping[str, Any]],
     notes: Iterable[str] = (),
 ) -> Tables:
-    """The tables of the runs asked for.
+    """Make the tables of the requested runs.
 
     Args:
-        recipe: Which also says what is compared with what, and with which of the paper's numbers.
+        recipe: The recipe, which defines the baseline and the results of the paper to show.
         requested: Its runs.
-        images: Of each named set, ``num_images`` and ``classes``.
-        notes: Further lines for below the tables.
+        images: ``num_images`` and ``classes`` of each image set.
+        notes: Notes on the whole study.
     """
     groups: dict[tuple[Any, ...], list[RequestedRun]] = {}
-    shared = tuple(axis for axis in _OF_SECTION if axis not in recipe.baseline)
+    shared = tuple(axis for axis in _SECTION_AXES if axis not in recipe.baseline)
     for run in requested:
         key = (run.profile, *((axis, run.coordinates[axis]) for axis in shared if axis in run.coordinates))
         groups.setdefault(key, []).append(run)
@@ -164,64 +169,61 @@ def _section(
 ) -> Section:
     axes = [axis for axis in requested[0].coordinates if axis not in coordinates and axis != "sampling"]
     order = ["fraction", *(axis for axis in axes if axis != "fraction")]
-    places: dict[tuple[Any, ...], dict[int, RequestedRun]] = {}
+    groups: dict[Place, dict[int, RequestedRun]] = {}
     for run in requested:
-        places.setdefault(tuple(run.coordinates[axis] for axis in order), {})[run.sampling] = run
+        groups.setdefault(tuple(run.coordinates[axis] for axis in order), {})[run.sampling] = run
+    baselines = _baselines(recipe, order, groups)
     rows = tuple(
-        _row(recipe, dict(zip(order, place, strict=True)), runs, _baseline(recipe, order, place, places))
-        for place, runs in places.items()
+        _row(recipe, dict(zip(order, place, strict=True)), runs, baselines.get(place)) for place, runs in groups.items()
     )
-    shown = images.get(str(coordinates.get("data")), {})
+    image_set = images.get(str(coordinates.get("data")), {})
     return Section(
         coordinates=coordinates,
         profile=profile,
         axes=tuple(axis for axis in order if len({row.coordinates[axis] for row in rows}) > 1) or ("method",),
         rows=tuple(sorted(rows, key=lambda row: row.coordinates["fraction"])),
-        baseline=_baseline_words(recipe, requested),
-        classes=tuple(shown.get("classes", ())),
-        num_images=int(shown.get("num_images", 0)),
-        differs=_differs(recipe, rows, images),
+        baseline=_baseline_name(recipe, requested),
+        classes=tuple(image_set.get("classes", ())),
+        num_images=int(image_set.get("num_images", 0)),
+        differs=_paper_differences(recipe, rows, images),
         machines=tuple(sorted({_machine(run.record) for run in requested if run.record is not None})),
         protocol_notes=protocol_notes(requested),
     )
 
 
-def _baseline(
-    recipe: Recipe,
-    order: Sequence[str],
-    place: Sequence[Any],
-    places: Mapping[tuple[Any, ...], Mapping[int, RequestedRun]],
-) -> Mapping[int, RequestedRun] | None:
-    """The runs that those of a place are compared with, sampling by sampling."""
+def _baselines(recipe: Recipe, order: Sequence[str], groups: Mapping[Place, Samplings]) -> dict[Place, Samplings]:
+    """The runs that those of each place are compared with, sampling by sampling.
+
+    In a sweep these are the runs with the default value, else those with the values of the recipe's ``baseline``.
+    """
     if "value" in order:
-        sweep = dict(zip(order, place, strict=True))
-        for other, runs in places.items():
-            found = dict(zip(order, other, strict=True))
-            same = all(found[axis] == sweep[axis] for axis in order if axis != "value")
-            if same and all(run.is_default for run in runs.values()):
-                return runs
-        return None
-    if not recipe.baseline:
-        return None
-    return places.get(tuple(recipe.baseline.get(axis, value) for axis, value in zip(order, place, strict=True)))
+        index = order.index("value")
+        defaults = {
+            (*place[:index], *place[index + 1 :]): runs
+            for place, runs in groups.items()
+            if all(run.is_default for run in runs.values())
+        }
+        found = {place: defaults.get((*place[:index], *place[index + 1 :])) for place in groups}
+    elif recipe.baseline:
+        found = {
+            place: groups.get(tuple(recipe.baseline.get(axis, value) for axis, value in zip(order, place, strict=True)))
+            for place in groups
+        }
+    else:
+        found = {}
+    return {place: runs for place, runs in found.items() if runs is not None}
 
 
-def _baseline_words(recipe: Recipe, requested: Sequence[RequestedRun]) -> str | None:
+def _baseline_name(recipe: Recipe, requested: Sequence[RequestedRun]) -> str | None:
     if "sweep" in requested[0].coordinates:
         return "the default"
     return ", ".join(str(value) for value in recipe.baseline.values()) or None
 
 
-def _row(
-    recipe: Recipe,
-    coordinates: Mapping[str, Any],
-    runs: Mapping[int, RequestedRun],
-    baseline: Mapping[int, RequestedRun] | None,
-) -> Row:
+def _row(recipe: Recipe, coordinates: Mapping[str, Any], runs: Samplings, baseline: Samplings | None) -> Row:
     is_baseline = baseline is runs
     done = [run for run in runs.values() if run.record is not None]
-    full = next(iter(runs.values())).coordinates
-    beside = _beside(recipe, full)
+    paper_cell = _paper_cell(recipe, next(iter(runs.values())).coordinates)
     return Row(
         coordinates=coordinates,
         runs=runs,
@@ -231,36 +233,38 @@ def _row(
         if baseline is None or is_baseline
         else paired_difference(_values(runs, "metrics", "accuracy"), _values(baseline, "metrics", "accuracy")),
         is_baseline=is_baseline,
-        paper=paper_accuracy(*beside) if beside else None,
-        paper_cost=paper_cost(*beside) if beside else None,
-        confusion=_added([run.record["metrics"]["confusion_matrix"] for run in done if run.record]),
+        paper=paper_accuracy(*paper_cell) if paper_cell else None,
+        paper_cost=paper_cost(*paper_cell) if paper_cell else None,
+        confusion=_sum_matrices([run.record["metrics"]["confusion_matrix"] for run in done if run.record]),
     )
 
 
-def _beside(recipe: Recipe, coordinates: Mapping[str, Any]) -> tuple[str, str, str, str, float] | None:
-    """Where the paper's numbers of a place are: table, set, pair, method and fraction."""
+def _paper_cell(recipe: Recipe, coordinates: Mapping[str, Any]) -> tuple[str, str, str, str, float] | None:
+    """Table, image set, pair, method and fraction of the paper's result; None if the recipe names none."""
     pair = recipe.pairs[coordinates["pair"]].paper
     if recipe.paper is None or pair is None or coordinates["method"] not in recipe.paper.methods:
         return None
-    label = recipe.paper.methods[coordinates["method"]]
-    return recipe.paper.table, coordinates["data"], pair, label, coordinates["fraction"]
+    method = recipe.paper.methods[coordinates["method"]]
+    return recipe.paper.table, coordinates["data"], pair, method, coordinates["fraction"]
 
 
-def _values(runs: Mapping[int, RequestedRun], part: str, name: str) -> dict[int, float]:
-    """A number of every finished sampling that has it."""
+def _values(runs: Samplings, part: str, name: str) -> dict[int, float]:
+    """One number of each finished sampling that has it."""
     found = {sampling: run.record[part].get(name) for sampling, run in runs.items() if run.record is not None}
     return {sampling: float(value) for sampling, value in found.items() if value is not None}
 
 
-def _added(matrices: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...] | None:
+def _sum_matrices(matrices: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...] | None:
     if not matrices:
         return None
     sides = range(len(matrices[0]))
     return tuple(tuple(sum(matrix[row][column] for matrix in matrices) for column in sides) for row in sides)
 
 
-def _differs(recipe: Recipe, rows: Sequence[Row], images: Mapping[str, Mapping[str, Any]]) -> Mapping[str, str] | None:
-    """All in which the runs beside a number of the paper differ from those that made it."""
+def _paper_differences(
+    recipe: Recipe, rows: Sequence[Row], images: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, str] | None:
+    """All differences between runs and the paper's runs that are shown beside them; None if none are shown."""
     found: dict[str, str] | None = None
     for row in rows:
         if row.paper is None and row.paper_cost is None:
@@ -276,7 +280,7 @@ def _comparison_context(
     recipe: Recipe, run: RequestedRun, record: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]
 ) -> ComparisonContext:
     name, pair = str(run.coordinates["data"]), recipe.pairs[run.coordinates["pair"]]
-    assert pair.paper is not None, "only a pair that stands for one of the paper's has its numbers beside"
+    assert pair.paper is not None, "rows with results of the paper have a pair of the paper"
     return ComparisonContext(
         data=name,
         classes=tuple(record["classes"]),
@@ -291,7 +295,14 @@ def _comparison_context(
 
 def _machine(record: Mapping[str, Any]) -> str:
     environment = record["environment"]
-    threads = f"{record['facts']['threads']} thread{'s' if record['facts']['threads'] > 1 else ''} a run"
-    at_once = f"{environment['num_workers']} run{'s' if environment['num_workers'] > 1 else ''} at once"
+    threads = _count(record["facts"]["threads"], "thread")
+    runs = _count(environment["num_workers"], "run")
     torch = environment["packages"]["torch"]
-    return f"{environment['device_name']}, {threads}, {at_once}, {environment['precision']}, torch {torch}"
+    return (
+        f"{environment['device_name']}, {threads} per run, {runs} at a time, {environment['precision']}, torch {torch}"
+    )
+
+
+def _count(count: int, noun: str) -> str:
+    """``1 run`` or ``2 runs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
