@@ -46,9 +46,9 @@ class Small(NamedTuple):
         return study_process(self.recipe, self.images, runs, *options)
 
     def finish(self, runs: Path, *options: object, code: int = 0) -> Answer:
-        """Execute the missing runs, with one worker: starting two takes longer than the runs."""
-        options = ("--data", f"shades={self.images}", "--runs", runs)
-        answer = twinbud("study", self.recipe, *options, "--workers", 1, *options)
+        """Execute the missing runs in this process: starting a worker takes longer than the runs."""
+        data = f"shades={self.images}"
+        answer = twinbud("study", self.recipe, "--data", data, "--runs", runs, "--workers", 0, *options)
         assert answer.code == code, answer.err
         return answer
 
