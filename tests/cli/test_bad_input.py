@@ -131,35 +131,37 @@ CASES: dict[str, Case] = {
     ),
     "unknown teacher": Case(words=("--teacher", "dinov2-smal"), said=("--teacher: ", "Did you mean 'dinov2-small'?")),
     "teacher folder that is missing": Case(
-        words=("--teacher", "local-dir:{bad}/none"), said=("{bad}/none: expected a folder in timm's layout", "Give the")
+        words=("--teacher", "local-dir:{bad}/none"), said=("{bad}/none: no folder in timm's layout", "Give the")
     ),
     "teacher file that is missing": Case(
         words=("--teacher", "convnext_tiny@{bad}/none.safetensors"),
-        said=("{bad}/none.safetensors: expected a .safetensors file, got no such file.", "Check the path."),
+        said=("{bad}/none.safetensors: no such file.", "Check the path."),
     ),
     "teacher in a pickle": Case(
         words=("--teacher", "vit_small_patch16_224@{bad}/weights.pth", "--image-size", "32"),
-        said=("{bad}/weights.pth: expected weights in a .safetensors file", "a pickle can run code", "convert it: "),
+        said=("{bad}/weights.pth: '.pth' files are not opened", "a pickle can run code", "run: python -m "),
         files={"weights.pth": "cos\nsystem\n(S'touch pwned'\ntR."},
     ),
     "teacher folder with an argument timm lacks": Case(
         words=("--teacher", "local-dir:{bad}/odd"),
-        said=("local-dir:{bad}/odd: expected arguments", "colour"),
+        said=("local-dir:{bad}/odd: timm cannot build ", "colour"),
         prepare=odd_argument,
     ),
     "no teacher": Case(base=ORPHAN, words=(), said=("expected a teacher, got none", "--selected DIR")),
     "teacher file of a baseline that is missing": Case(
         words=("--teacher", "convnext_tiny@{bad}/none.safetensors", "--method", "timm"),
-        said=("{bad}/none.safetensors: expected a .safetensors file, got no such file.", "Check the path."),
+        said=("{bad}/none.safetensors: no such file.", "Check the path."),
     ),
     "unknown student": Case(
         words=("--student", "vit_tinny_patch16_224"), said=("--student: ", "Did you mean 'vit_tiny_patch16_224'?")
     ),
-    "student of another family": Case(words=("--student", "convnext_femto"), said=("--student: ", "family, ViT, got")),
+    "student of another family": Case(
+        words=("--student", "convnext_femto"), said=("--student: ", "but the teacher is a ViT")
+    ),
     "student wider than its teacher": Case(
         words=("--teacher", "local-dir:{bad}/narrow", "--student", "convnext_femto", "--image-size", "32"),
         said=(
-            "--student: expected a student no wider than its teacher",
+            "--student: the student is wider than its teacher",
             "Choose a smaller student or a larger teacher",
         ),
         prepare=wide_student,
@@ -170,11 +172,12 @@ CASES: dict[str, Case] = {
     ),
     "widths that coincide where S′ is used": Case(
         words=("--teacher", "local-dir:{bad}/same", "--student", "vit_tiny_patch16_224", "--image-size", "32"),
-        said=("--student: expected a student narrower than its teacher", "or do without S′: twinbud train --method"),
+        said=("--student: the student is as wide as its teacher", "or train without an auxiliary: --method"),
         prepare=same_widths,
     ),
     "image size the patch does not divide": Case(
-        words=("--image-size", "30"), said=("the patch of 7 pixels divides, got 30", "Use --image-size 28 or 35.")
+        words=("--image-size", "30"),
+        said=("30 is not a multiple of the patch size, 7 pixels", "Use --image-size 28 or 35."),
     ),
     "unknown rule": Case(
         words=("--rule", "unifrom"),
@@ -262,7 +265,7 @@ CASES: dict[str, Case] = {
     "selection that is none": Case(
         base=ORPHAN,
         words=("--selected", "{bad}"),
-        said=("{bad}: expected the output folder of 'twinbud select'", "Run: twinbud select --teacher T --output DIR."),
+        said=("{bad}: no output folder of 'twinbud select'", "Run: twinbud select --teacher T --output DIR."),
     ),
     "output that exists": Case(
         words=("--output", "{bad}"),
@@ -468,8 +471,8 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("evaluate", "{run}", "--output", "{run}", "--force"),
         ("{run}: the folder holds files that this command does not write", "Choose another --output."),
     ),
-    "no model": (("predict", "{bad}", "{images}"), ("{bad}: expected a model folder", "Give RUN, or RUN/model")),
-    "no model at all": (("predict", "{bad}/none", "{images}"), ("{bad}/none: expected a model folder", "Give RUN")),
+    "no model": (("predict", "{bad}", "{images}"), ("{bad}: no model folder", "Give RUN, or RUN/model")),
+    "no model at all": (("predict", "{bad}/none", "{images}"), ("{bad}/none: no model folder", "Give RUN")),
     "no image": (
         ("predict", "{run}", "{bad}/none.png"),
         ("{bad}/none.png: there is no such file or folder. Give images",),
@@ -500,10 +503,10 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("select", "--teacher", "{teacher}", "--rule", "unifrom", "--output", "{bad}/selected"),
         ("--rule: 'unifrom' is not one of uniform", "Did you mean 'uniform'?"),
     ),
-    "no teacher to select from": (("select", "--output", "{bad}/selected"), ("expected a teacher, got none",)),
+    "no teacher to select from": (("select", "--output", "{bad}/selected"), ("selection needs a teacher",)),
     "a student wider than the teacher to select from": (
         ("select", "--teacher", "{teacher}", "--student", "vit_tiny_patch16_224", "--output", "{bad}/selected"),
-        ("--student: expected a student",),
+        ("--student: the student",),
     ),
 }
 

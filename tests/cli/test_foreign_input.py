@@ -23,7 +23,8 @@ from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_yaml
 from twinbud.models.model_folder import open_model_folder
 from twinbud.models.selection_io import load_selection, select
-from twinbud.models.teacher import open_teacher, read_safetensors, read_teacher_card
+from twinbud.models.teacher import open_teacher, read_teacher_card
+from twinbud.models.weights_file import read_safetensors
 from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -92,18 +93,18 @@ def test_weights_of_another_kind_are_refused_everywhere(
 ) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(contents)
-    with pytest.raises(TwinbudError, match=r"^\S+: expected weights in safetensors format, got a file it cannot read"):
+    with pytest.raises(TwinbudError, match=r"^\S+: the file is not in safetensors format"):
         read_safetensors(file)
     model = Path(shutil.copytree(shared_run / "model", tmp_path / "model"))
     shutil.copy(file, model)
-    assert "expected weights in safetensors format" in refusal(twinbud("predict", model, shared_run))
+    assert "not in safetensors format" in refusal(twinbud("predict", model, shared_run))
     teacher = Path(shutil.copytree(shared_teacher.removeprefix("local-dir:"), tmp_path / "teacher"))
     shutil.copy(file, teacher)
-    with pytest.raises(TwinbudError, match="expected weights in safetensors format"):
+    with pytest.raises(TwinbudError, match="not in safetensors format"):
         open_teacher(read_teacher_card(f"local-dir:{teacher}"))
     shutil.copy(file, selection / "student.safetensors")
     change_plan(selection, sha256__=("student.safetensors", hashlib.sha256(contents).hexdigest()))
-    with pytest.raises(TwinbudError, match="expected weights in safetensors format"):
+    with pytest.raises(TwinbudError, match="not in safetensors format"):
         load_selection(selection)
 
 
@@ -152,13 +153,13 @@ def test_an_architecture_that_names_another_place_is_refused(
 ) -> None:
     name = name.format(elsewhere=tmp_path / "vit") if isinstance(name, str) else name
     change(model / "config.json", architecture=name)
-    with pytest.raises(TwinbudError, match="expected an architecture that timm has"):
+    with pytest.raises(TwinbudError, match="timm has no architecture"):
         open_model_folder(model)
     change_plan(selection, student__=("architecture", name))
-    with pytest.raises(TwinbudError, match="expected an architecture that timm has"):
+    with pytest.raises(TwinbudError, match="timm has no architecture"):
         load_selection(selection)
     change(teacher / "config.json", architecture=name)
-    with pytest.raises(TwinbudError, match="expected an architecture that timm has"):
+    with pytest.raises(TwinbudError, match="timm has no architecture"):
         read_teacher_card(f"local-dir:{teacher}")
 
 
@@ -247,11 +248,11 @@ def test_json_of_another_kind_is_refused_everywhere(text: str, model: Path, sele
     contents = text.encode("utf-8", "surrogateescape")
     for file in (model / "config.json", selection / "plan.json", teacher / "config.json"):
         file.write_bytes(contents)
-    with pytest.raises(TwinbudError, match="expected a model folder"):
+    with pytest.raises(TwinbudError, match=r"config\.json"):
         open_model_folder(model)
-    with pytest.raises(TwinbudError, match="expected the output folder of 'twinbud select'"):
+    with pytest.raises(TwinbudError, match="no output folder of 'twinbud select'"):
         load_selection(selection)
-    with pytest.raises(TwinbudError, match="expected a folder in timm's layout"):
+    with pytest.raises(TwinbudError, match="no folder in timm's layout"):
         read_teacher_card(f"local-dir:{teacher}")
 
 
@@ -263,11 +264,11 @@ def test_json_without_an_end_is_not_waited_for(target: str, model: Path, selecti
     for file in (model / "config.json", selection / "plan.json", teacher / "config.json"):
         file.unlink()
         file.symlink_to(target)
-    with pytest.raises(TwinbudError, match="expected a model folder"):
+    with pytest.raises(TwinbudError, match=r"config\.json"):
         open_model_folder(model)
-    with pytest.raises(TwinbudError, match="expected the output folder"):
+    with pytest.raises(TwinbudError, match="no output folder"):
         load_selection(selection)
-    with pytest.raises(TwinbudError, match="expected a folder in timm's layout"):
+    with pytest.raises(TwinbudError, match="no folder in timm's layout"):
         read_teacher_card(f"local-dir:{teacher}")
 
 
@@ -308,16 +309,14 @@ def test_a_selection_of_other_shapes_is_refused(shape: tuple[int, ...], selectio
     contents = save({**state, "norm.weight": torch.zeros(shape)})
     (selection / "student.safetensors").write_bytes(contents)
     change_plan(selection, sha256__=("student.safetensors", hashlib.sha256(contents).hexdigest()))
-    with pytest.raises(
-        TwinbudError, match=r"expected tensors of \S+ as plan.json shapes it, got others \(norm.weight\)"
-    ):
+    with pytest.raises(TwinbudError, match=r"not those of \S+ with the shape in plan.json \(norm.weight\)"):
         load_selection(selection)
 
 
 @pytest.mark.parametrize("size", [0, -1, 10**9, 5000, True, 1.5, "28", None, DEEP])
 def test_an_image_size_that_only_asks_for_memory_is_refused(size: Any, model: Path) -> None:
     change(model / "config.json", pretrained_cfg__=("input_size", [3, size, size]), model_args__=("img_size", size))
-    with pytest.raises(TwinbudError, match="expected"):
+    with pytest.raises(TwinbudError, match=r"contradict|no network has"):
         open_model_folder(model)
 
 

@@ -33,8 +33,8 @@ def distance(pair: ChannelMap, images: torch.Tensor) -> float:
     with torch.no_grad():
         *_, ours, _ = pair.student_streams(images)
         *_, theirs, _ = pair.teacher_streams(images)
-    targets = pair.family.tokens(theirs)[..., pair.stream_channels(pair.blocks[-1].name)]
-    return float((pair.family.tokens(ours) - targets).square().mean() / targets.var())
+    targets = pair.recovery.tokens(theirs)[..., pair.stream_channels(pair.blocks[-1].name)]
+    return float((pair.recovery.tokens(ours) - targets).square().mean() / targets.var())
 
 
 @pytest.mark.parametrize("pair_role", ["student", "auxiliary"])

@@ -24,7 +24,7 @@ NUMBERS = 17 * 32
 
 
 def planned(num_images: int, *, fitting: int, num_views: int = 9) -> list[RefitBatchPlan]:
-    memory = module._BYTES_A_NUMBER * NUMBERS * fitting / 2**30
+    memory = module._BYTES_PER_ELEMENT * NUMBERS * fitting / 2**30
     config = RecoveryConfig(recover="labelled", recover_views=num_views, recover_memory=memory)
     return list(plan_refit_batches(config, PACE, num_images, NUMBERS))
 

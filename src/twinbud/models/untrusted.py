@@ -1,7 +1,7 @@
-"""What the JSON of a saved model says of its shape: checked before timm hears of it, since anybody may have written it.
+"""Check the JSON of a model folder, which anybody may have written, before timm gets it.
 
-timm's ``create_model`` takes more than a shape: among its arguments are files to read (even pickles) and
-repositories to fetch, and an architecture may name either. Of all that nothing passes here.
+timm's ``create_model`` accepts more than a network's shape: among its arguments are files to read (even pickles) and
+repositories to fetch, and an architecture's name may point to either. Nothing of that passes here.
 """
 
 from __future__ import annotations
@@ -16,54 +16,62 @@ from timm.models import build_model_with_cfg
 from twinbud.core.errors import TwinbudError
 
 _LARGEST = 2**16
-"""No width, image size or count of a known network comes near; a larger one only asks for memory."""
+"""Largest accepted width, image size or count, far above any known network; more would only exhaust memory."""
 _DEEPEST = 1000
-"""Blocks of a network, or of one of its stages."""
+"""Largest accepted number of blocks of a network or stage, and length of a list."""
 
 
 def read_architecture(content: Any, where: object) -> str:
-    """The architecture's name in timm.
+    """Return a timm architecture's name.
 
     Raises:
-        TwinbudError: Another kind of value, or a name that timm does not have.
+        TwinbudError: The value is not a string, or not a name that timm has.
     """
     if not isinstance(content, str) or not timm.is_model(content):
         raise TwinbudError(
-            "an architecture that timm has", got=_shown(content), where=str(where), fix="Copy the whole folder again"
+            f"timm has no architecture {_shown(content)}",
+            where=str(where),
+            fix="Copy the whole folder again, or update timm",
         )
     return content
 
 
 def read_model_args(content: Any, where: object) -> dict[str, Any]:
-    """The arguments of ``timm.create_model`` that give the shape: plain values by name.
+    """Return those arguments of ``timm.create_model`` that give a network's shape.
+
+    Arguments that are null, as timm ignores them, and refused ones that are off (``features_only=False``, which timm
+    itself saves) are dropped.
 
     Raises:
-        TwinbudError: An argument that is about something else, or a value that is no shape.
+        TwinbudError: An argument is not about the shape, or its value is not one that a network can have.
     """
     if not isinstance(content, dict):
-        raise _no_shape("arguments by name", content, where)
-    for name, value in content.items():
-        if name in _about_files() or not isinstance(name, str):
-            raise _no_shape("arguments that give a shape", name, where)
-        if not _is_plain(value, _DEEPEST if name in ("depth", "depths") else _LARGEST):
-            raise _no_shape(f"a plain value of '{name}', of a size that a network can have", value, where)
-    return content
+        raise _wrong(f"model_args is {_shown(content)}, not a mapping", where)
+    arguments = {name: value for name, value in content.items() if value is not None}
+    for name, value in tuple(arguments.items()):
+        if not isinstance(name, str) or name in _about_files():
+            if value is not False:
+                raise _wrong(f"model_args contains {_shown(name)}, which does not describe a network's shape", where)
+            del arguments[name]
+        elif not _is_plain(value, _DEEPEST if name in ("depth", "depths") else _LARGEST):
+            raise _wrong(f"'{name}' in model_args is {_shown(value)}, which no network has", where)
+    return arguments
 
 
 def read_normalization(content: Any, where: object) -> tuple[float, ...]:
-    """Means or deviations, one number a colour channel.
+    """Return means or standard deviations, one per color channel.
 
     Raises:
-        TwinbudError: Not three finite numbers.
+        TwinbudError: They are not three finite numbers.
     """
     numbers = content if isinstance(content, list | tuple) else ()
     if len(numbers) != 3 or not all(_is_number(value, 1e6) for value in numbers):
-        raise _no_shape("three numbers, one a colour channel", content, where)
+        raise _wrong(f"mean or std is {_shown(content)}, not three finite numbers", where)
     return tuple(numbers)
 
 
 def _about_files() -> set[str]:
-    """What timm takes besides a network's shape: all that its two builders name, and what those pass on."""
+    """Return timm's arguments that are not about the shape: those its two builders name, and those they pass on."""
     named = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
     return (named | {"pruned", "features_only", "feature_cls", "out_indices", "device", "dtype"}) - {"kwargs"}
 
@@ -78,8 +86,8 @@ def _is_number(value: Any, largest: float) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= largest
 
 
-def _no_shape(expected: str, content: Any, where: object) -> TwinbudError:
-    return TwinbudError(expected, got=_shown(content), where=str(where), fix="Correct it, or copy the folder again")
+def _wrong(problem: str, where: object) -> TwinbudError:
+    return TwinbudError(problem, where=str(where), fix="Correct it, or copy the folder again")
 
 
 def _shown(content: Any) -> str:

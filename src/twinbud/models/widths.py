@@ -1,17 +1,22 @@
 """Named widths: the index sets that the tensors of a network share.
 
-A sub-network stays coherent only if every tensor that touches a width is cut at the same indices. So a
-family names, for each dimension of each tensor, the width it runs along; selection then chooses indices
-once a width.
+A sub-network computes something coherent only if every tensor that runs along a width is cut at the same indices. A
+family therefore names, for each dimension of each tensor, the width that it runs along; selection chooses indices once
+per width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from twinbud.config.schema import Attention
+
 Role = Literal["weight", "position", "patch", "layer-scale", "prefix-token", "classifier"]
-"""What a tensor is for: most are plain weights; the others are treated apart when they are carried over."""
+"""How selection treats a tensor. ``weight`` is cut and nothing else; ``position`` is resampled to the student's grid,
+``patch`` to its patch size; ``layer-scale`` may be absent on either side; ``prefix-token`` is a class, register or
+distillation token; ``classifier`` is always new."""
 
 
 @dataclass(frozen=True)
@@ -19,26 +24,28 @@ class Axis:
     """One dimension of a tensor, running along a named width.
 
     Attributes:
-        width: The width's name, ``KIND`` or ``KIND/WHERE`` ("residual", "mlp/blocks.3").
-        copies: How many equal parts are stacked along the dimension and indexed alike (3 in a fused qkv).
-        unit: How many neighbouring elements one index stands for (a head's dimension, for whole heads).
+        width: The width's name, ``KIND`` or ``KIND/LAYER`` ("residual", "mlp/blocks.3").
+        copies: Number of equal parts that are stacked along the dimension and indexed alike (3 in a fused qkv).
+        unit: Number of neighboring elements per index.
+        head_size: Neighboring elements that form one attention head; None for a width that is not attention's.
     """
 
     width: str
     copies: int = 1
     unit: int = 1
+    head_size: int | None = None
 
     @property
     def kind(self) -> str:
-        """What sort of width it is; widths of one kind and size share a random permutation."""
+        """The name's part before the slash; widths of one kind and size share a random permutation."""
         return self.width.partition("/")[0]
 
     def size(self, length: int) -> int:
-        """The width's size, from the length of a dimension that runs along it."""
+        """The width's size in a tensor whose dimension has ``length`` elements."""
         return length // (self.copies * self.unit)
 
     def positions(self, indices: tuple[int, ...], size: int) -> list[int]:
-        """The positions along the dimension that ``indices`` of a width of ``size`` stand for."""
+        """The positions along the dimension that belong to ``indices`` of a width of ``size``."""
         return [
             (copy * size + index) * self.unit + offset
             for copy in range(self.copies)
@@ -46,17 +53,40 @@ class Axis:
             for offset in range(self.unit)
         ]
 
+    def by_heads(self) -> Axis:
+        """The same axis with one index per attention head; unchanged where it has no heads."""
+        if self.head_size is None:
+            return self
+        where = self.width.partition("/")[2]
+        return replace(self, width=f"heads/{where}", unit=self.head_size, head_size=None)
+
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What selection must know of one tensor.
+    """What selection needs to know about one tensor.
 
     Attributes:
-        axes: One entry a dimension; None where the dimension is never cut (kernels, the colour axis).
-        role: What the tensor is for.
-        layer: The name of the repeated layer it belongs to ("blocks.11"), or None.
+        axes: One entry per dimension; None for a dimension that is never cut (kernels, color channels).
+        role: How selection treats the tensor.
+        layer: The name of the repeated layer that it belongs to ("blocks.11"), or None.
     """
 
     axes: tuple[Axis | None, ...]
     role: Role = "weight"
     layer: str | None = None
+
+    @property
+    def fixed_dimensions(self) -> tuple[int, ...]:
+        """The dimensions in which teacher and student must agree: neither cut nor resampled."""
+        uncut = [dimension for dimension, axis in enumerate(self.axes) if axis is None]
+        resampled = {"position": uncut, "patch": [2, 3]}.get(self.role, [])
+        return tuple(dimension for dimension in uncut if dimension not in resampled)
+
+
+def cut_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> dict[str, TensorSpec]:
+    """The specs with attention widths indexed element by element (``interleaved``) or by whole heads (``heads``)."""
+    if attention == "interleaved":
+        return dict(specs)
+    return {
+        name: replace(spec, axes=tuple(axis and axis.by_heads() for axis in spec.axes)) for name, spec in specs.items()
+    }

@@ -1,1 +1,1 @@
-"""Between selection and training: refit student and auxiliary to the teacher, without labels."""
+"""Recovery, between selection and training: refit student and auxiliary to the teacher, without labels."""

@@ -1,4 +1,4 @@
-"""A student beside the teacher that it was cut out of: which of the teacher's channels each of its own stands for."""
+"""Pair a selected student with its teacher, block by block and channel by channel."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from twinbud.config.schema import Attention
-from twinbud.models.families.base import Family, TimmModel
+from twinbud.models.families.base import RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.selection import PairRole, SelectionPlan
+from twinbud.models.widths import cut_attention
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPair:
-    """A block of the student, and the blocks of the teacher that it stands for.
+    """A block of the student, and the blocks of the teacher whose output it reproduces.
 
     Attributes:
-        name: The student's block, which has the name of the teacher's that it was cut out of.
-        student: The block.
-        teacher: That block of the teacher and, at the end of a student or a stage that is shallower, all that follow.
+        name: Name of the student's block and of the teacher's block that its weights come from.
+        student: The student's block.
+        teacher: The teacher's block of that name. At the end of a stage in which the student is shallower, all later
+            blocks of the teacher's stage follow.
     """
 
     name: str
@@ -30,71 +31,88 @@ class BlockPair:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelMap:
-    """S or S′ beside its teacher, at one image size and on one device.
+    """A student and its teacher, at one image size and on one device.
 
     Attributes:
-        student: S or S′.
+        student: The student or the auxiliary.
         teacher: The teacher, frozen.
-        family: That of both.
-        plan: What was cut where; every width has one index set, so not that of ``random-inconsistent``.
-        pair_role: Which of the two students it is.
+        family: Their family, which must support recovery.
+        plan: The teacher's indices along each width. ``random-inconsistent`` plans have none and do not work here.
+        pair_role: Whether ``student`` is the student or the auxiliary.
+        recovery: The family's residual stream.
+        blocks: The blocks in order.
+
+    Raises:
+        TwinbudError: The family does not support recovery.
     """
 
     student: TimmModel
     teacher: TimmModel
-    family: Family
+    family: SelectionFamily
     plan: SelectionPlan
     pair_role: PairRole
+    recovery: RecoverySupport = field(init=False)
     blocks: tuple[BlockPair, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         student_blocks, teacher_blocks = self.family.blocks(self.student), self.family.blocks(self.teacher)
+        object.__setattr__(self, "recovery", self.family.require_recovery())
         pairs = (
             BlockPair(name=name, student=student_blocks[name], teacher=tuple(teacher_blocks[other] for other in span))
-            for name, span in self.family.spans(self.student, self.teacher).items()
+            for name, span in self._spans(list(student_blocks), list(teacher_blocks)).items()
         )
         object.__setattr__(self, "blocks", tuple(pairs))
 
     @property
     def device(self) -> torch.device:
-        """Where both are."""
+        """Device of both networks."""
         return next(self.student.parameters()).device
 
     def stream_channels(self, block: str) -> torch.Tensor:
-        """(d,) int64: the channels of the teacher's residual stream after ``block`` that the student has."""
-        return self._index(self.plan.widths[self.family.stream_width(block)].of(self.pair_role))
+        """Return (d,) int64, the teacher's residual-stream channels after ``block`` that the student has."""
+        return self._index(self.plan.widths[self.recovery.stream_width(block)].of(self.pair_role))
 
     def output_channels(self, layer: str) -> torch.Tensor:
-        """(d,) int64: the outputs of the teacher's ``layer``, by its full name, that the student's layer has."""
-        attention: Attention = self.plan.attention
-        axis = self.family.specs(self.student, attention)[f"{layer}.weight"].axes[0]
-        assert axis is not None, f"{layer} is never cut"
+        """Return (d,) int64, the outputs of the teacher's ``layer`` (full name) that the student's layer has."""
+        specs = cut_attention(self.family.specs(self.student), self.plan.attention)
+        axis = specs[f"{layer}.weight"].axes[0]
+        assert axis is not None, f"the outputs of {layer} are not cut"
         width = self.plan.widths[axis.width]
         return self._index(axis.positions(width.of(self.pair_role), width.teacher_size))
 
     def student_streams(self, images_BCSS: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The student's residual stream after each block, then its final tokens."""
-        stream = self.family.embed(self.student, images_BCSS)
+        """Yield the student's residual stream after each block, then its final tokens."""
+        stream = self.recovery.embed(self.student, images_BCSS)
         for block in self.blocks:
             stream = block.student(stream)
             yield stream
-        yield self.family.finish(self.student, stream)
+        yield self.recovery.finish(self.student, stream)
 
     @torch.no_grad()
     def teacher_streams(self, images_BCSS: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The teacher's residual stream at the same places."""
-        stream = self.family.embed(self.teacher, images_BCSS)
+        """Yield the teacher's residual stream after the same blocks, then its final tokens."""
+        stream = self.recovery.embed(self.teacher, images_BCSS)
         for block in self.blocks:
-            stream = through(block.teacher, stream)
+            stream = run_blocks(block.teacher, stream)
             yield stream
-        yield self.family.finish(self.teacher, stream)
+        yield self.recovery.finish(self.teacher, stream)
+
+    def _spans(self, student_blocks: list[str], teacher_blocks: list[str]) -> dict[str, list[str]]:
+        """Map each student block to its teacher blocks: its own, and in the last block of a stage all later ones."""
+        width = self.recovery.stream_width
+        spans: dict[str, list[str]] = {}
+        for place, name in enumerate(student_blocks):
+            is_last = place + 1 == len(student_blocks) or width(student_blocks[place + 1]) != width(name)
+            later = teacher_blocks[teacher_blocks.index(name) :]
+            spans[name] = [other for other in later if width(other) == width(name)] if is_last else [name]
+        return spans
 
     def _index(self, indices: object) -> torch.Tensor:
         return torch.tensor(indices, dtype=torch.int64, device=self.device)
 
 
-def through(blocks: tuple[nn.Module, ...], stream: torch.Tensor) -> torch.Tensor:
-    """The stream after some blocks."""
+def run_blocks(blocks: tuple[nn.Module, ...], stream: torch.Tensor) -> torch.Tensor:
+    """Return the residual stream after some blocks."""
     for block in blocks:
         stream = block(stream)
     return stream

@@ -1,4 +1,4 @@
-"""One step of recovery: a student learns to say what its frozen teacher says of an image, without its label.
+"""Feature matching: train a student to reproduce the features of its frozen teacher, without labels.
 
 Shape legend: B batch, C channels, S image side, L positions, D channels of a residual stream.
 """
@@ -19,13 +19,14 @@ from twinbud.training.optimizer import Optimizer
 
 
 class FeatureMatchingLoss(nn.Module):
-    """How far a student's final tokens are from its teacher's: smooth L1 between them, each layer-normalised.
+    """Smooth L1 between the layer-normalized final tokens of student and teacher.
 
     Args:
-        channel_map: The student and its teacher, which are not part of this module.
-        target: ``all``: a linear map of the student's tokens, learned beside it and thrown away, against all of the
-            teacher's channels; ``own``: the student's tokens themselves against the channels that it was cut out at.
-        blocks: Whether the residual stream after every block is matched too, always at the student's own channels.
+        channel_map: The student and its teacher, which are not submodules of the loss.
+        target: ``all`` compares a linear map of the student's tokens with all of the teacher's channels; the map is
+            trained along with the student and then discarded. ``own`` compares the student's tokens with the teacher's
+            channels that the student inherits.
+        blocks: Whether the residual stream after every block is matched too, always at the inherited channels.
     """
 
     def __init__(self, channel_map: ChannelMap, *, target: RecoverTarget, blocks: bool) -> None:
@@ -36,21 +37,21 @@ class FeatureMatchingLoss(nn.Module):
         self.blocks = blocks
         self.map: nn.Linear | None = None
         if target == "all":
-            width = channel_map.plan.widths[channel_map.family.stream_width(names[-1])]
+            width = channel_map.plan.widths[channel_map.recovery.stream_width(names[-1])]
             self.map = nn.Linear(width.student_size, width.teacher_size, device=channel_map.device)
-            with torch.no_grad():  # starts where the student's channels are the teacher's
+            with torch.no_grad():  # starts as the embedding of the student's channels into the teacher's
                 self.map.weight.zero_()
                 self.map.bias.zero_()
                 self.map.weight[own[-1], torch.arange(width.student_size, device=channel_map.device)] = 1.0
-        self.tokens = channel_map.family.tokens
+        self.tokens = channel_map.recovery.tokens
 
     def targets(self, streams: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """What the student is to say, from the teacher's streams: (B, L, D) each."""
+        """Return the targets, (B, L, D) each, from the teacher's streams."""
         pairs = zip(map(self.tokens, self._places(streams)), self.channels, strict=True)
         return [normalized(tokens if channels is None else tokens[..., channels]) for tokens, channels in pairs]
 
     def forward(self, streams: Iterable[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
-        """The loss: of the final tokens the mean over all elements, plus the mean of the same over the blocks."""
+        """Return the mean loss of the final tokens, plus the mean of the blocks' losses if ``blocks`` is on."""
         places = [normalized(self.tokens(stream)) for stream in self._places(streams)]
         if self.map is not None:
             places[-1] = self.map(places[-1]).float()
@@ -58,27 +59,27 @@ class FeatureMatchingLoss(nn.Module):
         return end + torch.stack(inner).mean() if inner else end
 
     def _places(self, streams: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
-        """The streams that are looked at; the others are not held."""
+        """Return the streams that are compared; without ``blocks`` the others are freed at once."""
         return streams if self.blocks else deque(streams, maxlen=1)
 
 
 def normalized(tokens: torch.Tensor) -> torch.Tensor:
-    """Each position to mean 0 and variance 1 over its channels, float32."""
+    """Normalize each position to mean 0 and variance 1 over its channels, in float32."""
     return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 class RecoveryStep:
-    """Carries a student, the map and the optimiser from one step to the next.
+    """One optimizer step of feature matching.
 
     Args:
-        channel_map: The student, which is changed, and its frozen teacher.
+        channel_map: The student, which is trained, and its frozen teacher.
         feature_matching: The loss.
-        before: What is known of the time before, as tensors by name, to be kept with the rest.
-        weight_decay: AdamW's.
+        refit: Results of the least-squares refit, as tensors by name, which checkpoints keep along.
+        weight_decay: AdamW's weight decay.
         layer_decay: See ``Optimizer``.
-        clip_norm: Largest gradient norm, or None.
+        clip_norm: Largest gradient norm, or None for no clipping.
         bf16: Whether the networks compute in bf16 autocast.
-        steps_per_epoch: Lets errors name epoch and batch.
+        steps_per_epoch: For errors, which name epoch and batch.
     """
 
     def __init__(
@@ -86,19 +87,15 @@ class RecoveryStep:
         channel_map: ChannelMap,
         feature_matching: FeatureMatchingLoss,
         *,
-        before: Mapping[str, torch.Tensor],
+        refit: Mapping[str, torch.Tensor],
         weight_decay: float,
         layer_decay: float,
         clip_norm: float | None,
         bf16: bool,
         steps_per_epoch: int,
     ) -> None:
-        self.channel_map, self.feature_matching, self.before, self.bf16 = (
-            channel_map,
-            feature_matching,
-            dict(before),
-            bf16,
-        )
+        self.channel_map, self.feature_matching = channel_map, feature_matching
+        self.refit, self.bf16 = dict(refit), bf16
         networks: dict[str, nn.Module] = {"student": channel_map.student}
         if feature_matching.map is not None:
             networks["map"] = feature_matching.map
@@ -115,8 +112,8 @@ class RecoveryStep:
         """Take one step.
 
         Args:
-            images_BCSS: Normalised float32 images, one view that student and teacher share.
-            learning_rate: Of this step.
+            images_BCSS: Normalized float32 images; student and teacher get the same view.
+            learning_rate: Learning rate of this step.
 
         Returns:
             The loss before the update, on the device.
@@ -136,16 +133,16 @@ class RecoveryStep:
 
     @property
     def num_steps(self) -> int:
-        """Steps taken so far."""
+        """Number of steps so far."""
         return self.optimizer.num_steps
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Optimizer.tensors``."""
-        return {**self.optimizer.tensors(), **self.before}
+        return {**self.optimizer.tensors(), **self.refit}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """See ``Optimizer.restore``."""
-        self.before = {name: tensors[name] for name in self.before}
+        self.refit = {name: tensors[name] for name in self.refit}
         self.optimizer.restore(tensors, num_steps)
 
     def check(self) -> None:
@@ -154,11 +151,11 @@ class RecoveryStep:
 
 
 class LossMean:
-    """The sum of an epoch's losses, kept on the device.
+    """The running mean of an epoch's loss, kept on the device.
 
     Args:
-        device: Where the steps are taken.
-        state: What ``state`` gave in the middle of this epoch; empty at its start.
+        device: Device of the losses.
+        state: The result of ``state()`` in the middle of this epoch; empty at its start.
     """
 
     def __init__(self, device: torch.device, state: tuple[float, ...]) -> None:
@@ -166,14 +163,14 @@ class LossMean:
         self.total = torch.tensor(total, dtype=torch.float64, device=device)
 
     def state(self) -> tuple[float, ...]:
-        """What a checkpoint needs to go on from here."""
+        """Return what a checkpoint needs to continue from here."""
         return (self.total.item(), self.count)
 
     def add(self, loss: torch.Tensor, size: int) -> None:
-        """Count a step of ``size`` images."""
+        """Add the mean loss of a step with ``size`` images."""
         self.total += loss.double() * size
         self.count += size
 
     def means(self) -> dict[str, Any]:
-        """The mean over the images so far, as an ``EpochRecord`` names it."""
+        """Return the mean over the images so far, under its name in ``EpochRecord``."""
         return {"loss": self.total.item() / self.count}

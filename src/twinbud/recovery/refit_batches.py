@@ -1,4 +1,4 @@
-"""What recovery sees: the images, and which views of them least squares looks at.
+"""The images of recovery, and the views of them that the least-squares refit uses.
 
 Shape legend: N samples, B batch, C channels, S image side.
 """
@@ -18,21 +18,21 @@ from twinbud.data.image_store import ImageSubset
 from twinbud.recovery.least_squares import RefitBatch
 
 _BATCH, _FOLDS = 64, 5
-_BYTES_A_NUMBER = 20
-"""What least squares are counted to hold for each number of the teacher's first residual stream, for any precision."""
+_BYTES_PER_ELEMENT = 20
+"""Memory that is reserved per element of the teacher's first residual stream, in any precision."""
 _BYTES_HELD = {True: 17, False: 24}
-"""What they do hold, in bf16 or not."""
+"""Memory that least squares really needs per element, in bf16 or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnlabelledImages:
-    """What recovery sees.
+    """Images for recovery.
 
     Attributes:
-        images_NCSS: uint8 pixels, one channel or three: on ``device`` or, where they do not fit there, elsewhere.
-        mean: Normalisation of the teacher's input, one number a channel, for pixels in [0, 1].
-        std: Normalisation of the teacher's input.
-        device: Where S trains.
+        images_NCSS: uint8 pixels, one or three channels; on ``device`` or, where they do not fit there, on the host.
+        mean: Normalization of the teacher's input, one number per channel, for pixels in [0, 1].
+        std: See ``mean``.
+        device: Device of the students.
     """
 
     images_NCSS: torch.Tensor | ImageSubset
@@ -45,10 +45,10 @@ class UnlabelledImages:
 
 
 class RefitBatchPlan(NamedTuple):
-    """A batch that least squares is to look at.
+    """A batch that least squares will use.
 
     Attributes:
-        view: 0 for the images as they are.
+        view: 0 for the images without augmentation.
         rows: (B,) int64 sample numbers.
         is_held_out: See ``RefitBatch``.
     """
@@ -59,20 +59,21 @@ class RefitBatchPlan(NamedTuple):
 
 
 def plan_refit_batches(
-    config: RecoveryConfig, training_config: TrainingConfig, num_images: int, num_numbers: int
+    config: RecoveryConfig, training_config: TrainingConfig, num_images: int, num_elements: int
 ) -> Iterator[RefitBatchPlan]:
-    """The images as they are, then as they are augmented, while there is room; every fifth batch is held out.
+    """Plan batches within the memory limit: the images without augmentation first, then augmented views.
 
-    All views of an image fall in the same batch, and so on the same side.
+    Every fifth batch is held out. All views of an image are in batches of the same number, so that no image is both
+    fitted to and held out.
 
     Args:
-        config: Says how many views there may be, and what they may take of the memory.
-        training_config: Its seed.
+        config: Gives the largest number of views per image and the memory limit in GiB.
+        training_config: Gives the seed.
         num_images: N.
-        num_numbers: How many numbers the teacher's residual stream has where it begins, for one view.
+        num_elements: Elements of the teacher's first residual stream for one view.
     """
     order = torch.from_numpy(numpy_stream("recovery", training_config.seed).permutation(num_images))
-    room = int(config.recover_memory * 2**30) // (_BYTES_A_NUMBER * num_numbers)
+    room = int(config.recover_memory * 2**30) // (_BYTES_PER_ELEMENT * num_elements)
     size = max(1, min(_BATCH, -(-num_images // _FOLDS), room // _FOLDS))
     room = max(room, _FOLDS * size)
     for view in range(config.recover_views):
@@ -83,15 +84,15 @@ def plan_refit_batches(
             yield RefitBatchPlan(view, rows, is_held_out=number % _FOLDS == 0)
 
 
-def bytes_held(plans: Sequence[RefitBatchPlan], num_numbers: int, *, bf16: bool) -> int:
-    """What least squares hold of all these views."""
-    return sum(len(plan.rows) for plan in plans) * num_numbers * _BYTES_HELD[bf16]
+def bytes_needed(plans: Sequence[RefitBatchPlan], num_elements: int, *, bf16: bool) -> int:
+    """Return the memory in bytes that least squares needs for all these views."""
+    return sum(len(plan.rows) for plan in plans) * num_elements * _BYTES_HELD[bf16]
 
 
 def refit_batches(
     plans: Sequence[RefitBatchPlan], images: UnlabelledImages, training_config: TrainingConfig
 ) -> Iterator[RefitBatch]:
-    """The batches themselves, one at a time, on the device of the images."""
+    """Yield the planned batches one at a time, on the device of the images."""
     normalize = Normalization.on(images.device, images.mean, images.std)
     views = [
         draw_views(
@@ -101,5 +102,5 @@ def refit_batches(
     ]
     for view, rows, is_held_out in plans:
         pixels = images.images_NCSS[rows].to(images.device)
-        seen = apply_views(pixels, views[view][rows].to(images.device)) if view else pixels
-        yield RefitBatch(normalize(seen), is_held_out)
+        augmented = apply_views(pixels, views[view][rows].to(images.device)) if view else pixels
+        yield RefitBatch(normalize(augmented), is_held_out)

@@ -1,4 +1,4 @@
-"""What recovery did and what it took."""
+"""The result of recovery and its cost."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CURVE = ("epoch", "step", "learning_rate", "loss", "seconds")
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRecovery:
-    """What recovery did for S or S′.
+    """Recovery of the student or the auxiliary.
 
     Attributes:
-        num_views: How many views least squares looked at, which is fewer than asked where memory is short.
-        fits: Of each layer that least squares fitted; empty where that was left out.
-        history: The epochs that followed, without test passes.
+        num_views: Views that least squares used; fewer than requested where memory is short.
+        fits: One entry per layer that least squares refitted; empty if it was off.
+        history: The epochs of feature matching, without test passes.
         seconds: Wall time of both.
-        peak_memory_mib: Of the process or the GPU, so far as a run that was stopped could still tell.
+        peak_memory_mib: Peak memory of the process or the GPU, in MiB, since the last resume.
     """
 
     num_views: int = 0
@@ -32,7 +32,7 @@ class StudentRecovery:
     peak_memory_mib: float
 
     def to_json(self) -> dict[str, Any]:
-        """As ``recovery.json`` holds it."""
+        """Return the content of ``recovery.json`` for this student."""
         epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
         layers = [asdict(fit) for fit in self.fits]
         return {"views": self.num_views, "layers": layers, "epochs": epochs, "seconds": self.seconds}
@@ -40,12 +40,12 @@ class StudentRecovery:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What recovery did in all.
+    """Recovery of the whole pair.
 
     Attributes:
-        students: For S ("student") and, where it has a start of its own, S′ ("auxiliary").
-        num_images: How many different images it saw.
-        num_views_asked: How many views of them least squares was to look at.
+        students: For the student and, if it does not start as a copy of the student, the auxiliary.
+        num_images: Different images that were used.
+        num_views_asked: Views that the settings request for least squares.
     """
 
     students: Mapping[PairRole, StudentRecovery]
@@ -54,35 +54,35 @@ class Recovery:
 
     @property
     def num_views(self) -> int:
-        """How many views least squares looked at, for S and S′ alike."""
+        """Views that least squares used, the same number for student and auxiliary."""
         return self.students["student"].num_views
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps; least squares takes none."""
+        """Optimizer steps; least squares takes none."""
         return sum(student.history.num_steps for student in self.students.values())
 
     @property
     def num_passes(self) -> int:
-        """Images that S or S′ learned from in steps, each counted once an epoch."""
+        """Images processed in optimizer steps, counted once per epoch and network."""
         return sum(student.history.num_images for student in self.students.values())
 
     @property
     def seconds(self) -> float:
-        """Wall time of least squares and steps."""
+        """Wall time of least squares and feature matching."""
         return sum(student.seconds for student in self.students.values())
 
     @property
     def peak_memory_mib(self) -> float:
-        """The larger of those of S and S′."""
+        """The larger peak of student and auxiliary, in MiB."""
         return max(student.peak_memory_mib for student in self.students.values())
 
     def to_json(self) -> dict[str, Any]:
-        """As ``recovery.json`` holds it."""
+        """Return the content of ``recovery.json``."""
         return {pair_role: student.to_json() for pair_role, student in self.students.items()}
 
 
 RECOVERY_COST = (
     "num_images", "num_views", "num_views_asked", "num_steps", "num_passes", "seconds", "peak_memory_mib",
 )  # fmt: skip
-"""What ``metrics.json`` says of a recovery, each behind ``recover_``."""
+"""Attributes of ``Recovery`` that ``metrics.json`` holds, each with the prefix ``recover_``."""

@@ -1,4 +1,4 @@
-"""The stage: the teacher is opened, S and S′ get back what they can of it, and it is let go before training.
+"""The recovery stage: open the teacher, refit student and auxiliary to it, and free it before training.
 
 Shape legend: N samples, B batch, C channels, S image side.
 """
@@ -26,9 +26,9 @@ from twinbud.models.teacher import TeacherCard
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss, LossMean, RecoveryStep
 from twinbud.recovery.least_squares import LayerFit, refit_layers
-from twinbud.recovery.refit_batches import UnlabelledImages, bytes_held, plan_refit_batches, refit_batches
+from twinbud.recovery.refit_batches import UnlabelledImages, bytes_needed, plan_refit_batches, refit_batches
 from twinbud.recovery.result import Recovery, StudentRecovery
-from twinbud.recovery.teacher_provider import TeacherProvider, num_numbers
+from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
 from twinbud.training.amp import suitable_attention
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
@@ -38,14 +38,14 @@ from twinbud.training.phases import RECOVERY_PHASES
 
 NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
 _SEED_COUNTERS: dict[PairRole, str] = {"student": "main", "auxiliary": "auxiliary"}
-"""Part of the seed of each student's recovery; other texts would give other numbers."""
+"""Part of the seed of each student's recovery; changing a text changes the numbers."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
 _NO_REFIT = {
     "fits": torch.zeros(0, 3, dtype=torch.float64),
     "fit_views": torch.tensor(0),
     "fit_seconds": torch.tensor(0.0, dtype=torch.float64),
 }
-"""What is kept of least squares that was left out: of each layer what its ``LayerFit`` says, the views, the seconds."""
+"""Tensors of a refit in checkpoints (per layer: before, after, ridge; views; seconds), here for a refit that is off."""
 _PEAK = "peak_memory_mib"
 
 
@@ -61,25 +61,25 @@ def recover(
     checkpoints: CheckpointManager | None = None,
     progress: Progress | None = None,
 ) -> Recovery:
-    """Bring S and, where there is one, S′ nearer to what the teacher makes of the images, in place and without labels.
+    """Refit student and auxiliary to the teacher by least squares, then match features, in place and without labels.
 
     Args:
-        student_pair: S and S′ as they were selected, on the device to train on; an S′ that is a copy of S stays one.
-        selection: What was cut where.
-        card: The teacher that it was cut out of.
-        images: What both may see.
-        config: Settings of the stage.
-        training: Image size, views, weight decay, layer decay, final learning rate and seed.
+        student_pair: The pair as selected, on the device of training; an auxiliary that is a copy stays one.
+        selection: The weights that were selected.
+        card: The teacher that they were selected from.
+        images: Images for both networks.
+        config: Settings of the stage; ``recover`` must not be "none".
+        training: Gives image size, augmentation, weight decay, layer decay, final learning rate and seed.
         bf16: Whether the networks compute in bf16 autocast.
-        checkpoints: Its phases ``RECOVERY_PHASES`` keep those of S and S′.
-        progress: Where to show bars.
+        checkpoints: Keeps checkpoints of student and auxiliary in its phases ``RECOVERY_PHASES``.
+        progress: Shows bars.
 
     Raises:
-        TwinbudError: The teacher cannot be opened, or a loss that is not finite.
-        Stopped: The keeper was told to stop; the run can be resumed.
+        TwinbudError: The teacher cannot be opened, its family does not support recovery, or a loss is not finite.
+        Stopped: The run was asked to stop; it can be resumed.
     """
     if config.recover == "none":
-        raise TwinbudError("labelled or unlabelled", got="'none'", where="recover", fix="Leave the stage out instead")
+        raise TwinbudError("'none' turns recovery off", where="recover", fix="Give labelled or unlabelled")
     checkpoints, progress = checkpoints or CheckpointManager(), progress or SilentProgress()
     teacher_provider = TeacherProvider(card, selection, training.image_size, images.device)
     found: dict[PairRole, StudentRecovery] = {}
@@ -106,7 +106,7 @@ def recover(
 
 
 def students_to_recover(student_pair: StudentPair) -> dict[PairRole, TimmModel]:
-    """S, and S′ where there is one that is not a copy of S."""
+    """Return the student and, if there is one that is not a copy of it, the auxiliary."""
     students: dict[PairRole, TimmModel] = {"student": student_pair.student}
     if student_pair.auxiliary is not None and not student_pair.is_copy:
         students["auxiliary"] = student_pair.auxiliary
@@ -114,7 +114,7 @@ def students_to_recover(student_pair: StudentPair) -> dict[PairRole, TimmModel]:
 
 
 def recovery_training_config(config: RecoveryConfig, training: TrainingConfig, pair_role: PairRole) -> TrainingConfig:
-    """Epochs, batches, learning rate and chance of recovery, in the words of training."""
+    """Return the training settings of one student's feature matching: its epochs, batches, learning rate and seed."""
     return replace(
         training,
         seed=stream_seed("recovery", training.seed, _SEED_COUNTERS[pair_role]),
@@ -128,7 +128,7 @@ def recovery_training_config(config: RecoveryConfig, training: TrainingConfig, p
 
 
 def num_recovery_steps(config: RunConfig, num_images: int) -> int:
-    """How many steps the recovery of S and, where it has a start of its own, S′ takes on ``num_images``."""
+    """Return the number of optimizer steps that recovery takes on ``num_images`` for student and auxiliary together."""
     if not config.recovery.num_epochs:
         return 0
     num_students = 2 if config.auxiliary in ("other", "frozen") else 1
@@ -139,24 +139,23 @@ def num_recovery_steps(config: RunConfig, num_images: int) -> int:
 
 
 def require_memory(num_bytes: int, device: torch.device) -> None:
-    """Refuse least squares that would not fit, before they run out of memory.
+    """Require free memory before least squares runs out of it.
 
     Raises:
-        TwinbudError: Less is free.
+        TwinbudError: Less than ``num_bytes`` is free.
     """
     free = available_bytes(device)
     if num_bytes > free:
         raise TwinbudError(
-            f"{num_bytes / 2**20:,.1f} MiB of free memory for least squares",
-            got=f"{free / 2**20:,.1f}",
+            f"least squares needs {num_bytes / 2**20:,.1f} MiB of memory, but {free / 2**20:,.1f} MiB are free",
             where="--recover-memory",
-            fix="Lower it, so that fewer views are looked at, or lower --image-size",
+            fix="Lower it, which uses fewer views, or lower --image-size",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """Recovery of one of the two."""
+    """Recovery of the student or the auxiliary."""
 
     pair_role: PairRole
     student: TimmModel
@@ -170,23 +169,23 @@ class _Stage:
 
     @property
     def plan(self) -> StepPlan:
-        """Its steps."""
+        """The optimizer steps of feature matching."""
         return plan_steps(self.training_config, len(self.images))
 
     @property
     def label(self) -> str:
-        """What its bar is called."""
+        """Label of the progress bar."""
         return f"recovering {NAMES[self.pair_role]}"
 
     def run(self) -> StudentRecovery:
-        """Least squares, then epochs, or what is missing of them."""
+        """Run least squares and then the epochs, or what a resumed run still lacks of them."""
         found = self.checkpoints.found
-        if found is not None and found.position.epoch > self.config.num_epochs:  # nothing is left to do
+        if found is not None and found.position.epoch > self.config.num_epochs:  # finished before
             self.student.load_state_dict(part(found.tensors, "student."))
-            return self._recovered(found.tensors, found.position.records)
+            return self._result(found.tensors, found.position.records)
         memory = PeakMemory(self.images.device)
         is_trained = any(parameter.requires_grad for parameter in self.student.parameters())
-        self.student.eval()  # without drop path, as S′ always is
+        self.student.eval()  # without stochastic depth, like the auxiliary
         with ExitStack() as stack:
             stack.enter_context(preserved_rng_state(self.images.device))
             channel_map = self.teacher_provider.channel_map(self.student, self.pair_role)
@@ -199,14 +198,15 @@ class _Stage:
                 self.checkpoints.save(Checkpoint(position=START, tensors=step.tensors()))
             records = self._match(step, memory) if self.config.num_epochs else ()
         self.student.requires_grad_(is_trained).zero_grad(set_to_none=True)
-        return self._recovered(step.tensors(), records)
+        return self._result(step.tensors(), records)
 
-    def _recovered(self, tensors: Mapping[str, torch.Tensor], records: tuple[EpochRecord, ...]) -> StudentRecovery:
+    def _result(self, tensors: Mapping[str, torch.Tensor], records: tuple[EpochRecord, ...]) -> StudentRecovery:
         family = self.teacher_provider.selection.student_spec.family
+        recovery = family.require_recovery()
         names = [
             f"{name}.{linear.name}"
             for name, block in family.blocks(self.student).items()
-            for linear in family.linear_maps(block)
+            for linear in recovery.linear_maps(block)
         ]
         seconds = sum(record.seconds for record in records)
         return StudentRecovery(
@@ -224,25 +224,25 @@ class _Stage:
 
     @torch.no_grad()
     def _refit_layers(self, channel_map: ChannelMap) -> dict[str, torch.Tensor]:
-        """Least squares, and what is kept of it: see ``_NO_REFIT``."""
-        start, family = time.perf_counter(), channel_map.family
-        num_numbers_each = num_numbers(channel_map.teacher, family, self.training_config.image_size)
-        plans = list(plan_refit_batches(self.config, self.training_config, len(self.images), num_numbers_each))
+        """Refit by least squares and return the tensors that checkpoints keep; see ``_NO_REFIT``."""
+        start, recovery = time.perf_counter(), channel_map.recovery
+        num_elements = num_stream_elements(channel_map.teacher, recovery, self.training_config.image_size)
+        plans = list(plan_refit_batches(self.config, self.training_config, len(self.images), num_elements))
         num_views = sum(len(plan.rows) for plan in plans)
-        require_memory(bytes_held(plans, num_numbers_each, bf16=self.bf16), self.images.device)
-        asked = self.config.recover_views * len(self.images)
-        if num_views < asked:
+        require_memory(bytes_needed(plans, num_elements, bf16=self.bf16), self.images.device)
+        requested = self.config.recover_views * len(self.images)
+        if num_views < requested:
             self.progress.note(
-                f"least squares looks at {num_views:,} of {asked:,} views: no more fit in its"
+                f"least squares uses {num_views:,} of {requested:,} views, which fill its memory limit of"
                 f" {self.config.recover_memory:g} GiB (--recover-memory)"
             )
-        num_layers = sum(len(family.linear_maps(pair.student)) for pair in channel_map.blocks)
+        num_layers = sum(len(recovery.linear_maps(pair.student)) for pair in channel_map.blocks)
         with self.progress.bar(f"least squares for {NAMES[self.pair_role]}", num_layers) as advance:
 
             def on_layer(done: int) -> None:
                 advance(done)
                 if self.checkpoints.stop_requested and done < num_layers:
-                    raise Stopped("stopped during least squares; the same command with --resume begins them again")
+                    raise Stopped("stopped during least squares; the same command with --resume starts them again")
 
             fits = refit_layers(
                 channel_map, refit_batches(plans, self.images, self.training_config), bf16=self.bf16, on_layer=on_layer
@@ -253,12 +253,12 @@ class _Stage:
             "fit_seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
         }
 
-    def _step(self, channel_map: ChannelMap, before: Mapping[str, torch.Tensor]) -> RecoveryStep:
+    def _step(self, channel_map: ChannelMap, refit: Mapping[str, torch.Tensor]) -> RecoveryStep:
         self.student.requires_grad_(True)
         return RecoveryStep(
             channel_map,
             FeatureMatchingLoss(channel_map, target=self.config.recover_target, blocks=self.config.recover_blocks),
-            before=before,
+            refit=refit,
             weight_decay=self.training_config.weight_decay,
             layer_decay=self.training_config.layer_decay,
             clip_norm=self.training_config.clip_norm,
@@ -268,7 +268,7 @@ class _Stage:
 
     def _match(self, step: RecoveryStep, memory: PeakMemory) -> tuple[EpochRecord, ...]:
         with self.progress.bar(self.label, self.plan.num_steps, kind="steps") as advance:
-            epochs = _Recovering(
+            epochs = _MatchingEpochs(
                 step,
                 self.images,
                 self.training_config,
@@ -278,13 +278,13 @@ class _Stage:
                 advance=advance,
             )
             for _ in epochs.run():
-                step.before[_PEAK] = torch.tensor(max(step.before[_PEAK].item(), memory.mib))
+                step.refit[_PEAK] = torch.tensor(max(step.refit[_PEAK].item(), memory.mib))
                 epochs.keep()
         return tuple(epochs.records)
 
 
-class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossMean]):
-    """Epochs on images without labels."""
+class _MatchingEpochs(Epochs[tuple[torch.Tensor, torch.Tensor], LossMean]):
+    """Epochs of feature matching."""
 
     step: RecoveryStep
 
@@ -292,13 +292,13 @@ class _Recovering(Epochs[tuple[torch.Tensor, torch.Tensor], LossMean]):
         """Nothing to do."""
 
     def open_running_means(self, state: tuple[float, ...]) -> LossMean:
-        """The loss alone."""
+        """Average the loss."""
         return LossMean(self.data.device, state)
 
     def batches(
         self, order: Sequence[torch.Tensor], views: Views, epoch: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Sample numbers and images."""
+        """Yield sample numbers and images."""
         del epoch
         yield from zip(order, self.seen(order, views), strict=True)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
-from twinbud.models.student_spec import outline, read_student_spec
+from twinbud.models.outline import outline
+from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import count_parameters, read_teacher_card
 from twinbud.study.paper import paper_numbers
 from twinbud.study.recipe import Recipe
@@ -67,7 +69,10 @@ def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
 
 
 def _describe(pair: str, role: str, name: str, model: TimmModel) -> Architecture:
-    depth, width, heads = _shape(model)
+    shape = family_of(model, name).shape(model)
+    depth, width, heads = (
+        " / ".join(map(str, numbers)) or "–" for numbers in (shape.depths, shape.widths, shape.heads)
+    )
     published: dict[str, Any] | None = paper_numbers()["architectures"].get(name)
     return Architecture(
         pair=pair,
@@ -82,12 +87,3 @@ def _describe(pair: str, role: str, name: str, model: TimmModel) -> Architecture
         if published
         else None,
     )
-
-
-def _shape(model: TimmModel) -> tuple[str, str, str]:
-    """Depth, width and heads; stage by stage where there are stages."""
-    if hasattr(model, "stages"):
-        stages = list(model.stages)
-        widths = [stage.blocks[0].conv_dw.out_channels for stage in stages]
-        return " / ".join(str(len(stage.blocks)) for stage in stages), " / ".join(map(str, widths)), "–"
-    return str(len(model.blocks)), str(model.embed_dim), str(model.blocks[0].attn.num_heads)

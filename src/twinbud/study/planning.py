@@ -14,7 +14,7 @@ from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.index import ImageIndex
 from twinbud.data.source import read_index
 from twinbud.data.split import make_split
-from twinbud.models.families.base import Family
+from twinbud.models.families.base import SelectionFamily
 from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_card
 from twinbud.recovery.stage import num_recovery_steps
@@ -130,7 +130,7 @@ class _Planner:
         self.progress, self.pixel_cache = progress, pixel_cache
         self.image_sets: dict[str, ImageSet] = {}
         self.teachers: dict[str, str] = {}
-        self.families: dict[tuple[str, str], Family] = {}
+        self.families: dict[tuple[str, str], SelectionFamily] = {}
         self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
         self.latest_default: tuple[RunConfig, dict[str, Any]] | None = None
 

@@ -20,7 +20,7 @@ from twinbud.core.errors import TwinbudError
 
 if TYPE_CHECKING:
     from twinbud.data.index import ImageIndex
-    from twinbud.models.families.base import Family
+    from twinbud.models.families.base import SelectionFamily
 
 TRAINING_VERSION = 2
 """Raised by every change after which the same settings give other numbers; earlier records are then not used."""
@@ -29,7 +29,7 @@ _NAMES = frozenset({"profile", "image_column", "label_column", "patient_column",
 """Settings that other facts stand for."""
 
 
-def run_facts(config: RunConfig, *, images: str, teacher: str, family: Family) -> dict[str, Any]:
+def run_facts(config: RunConfig, *, images: str, teacher: str, family: SelectionFamily) -> dict[str, Any]:
     """Collect every fact that the numbers of a run depend on, as a JSON object.
 
     Args:

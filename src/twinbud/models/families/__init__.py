@@ -1,29 +1,33 @@
-"""The model families that weights can be selected in; a new one is one file here and one line in ``FAMILIES``."""
+"""The model families whose weights can be selected. ``families.base`` shows how to add one."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import Family
+from twinbud.models.families.base import SelectionFamily
 from twinbud.models.families.convnext import ConvNeXtFamily
 from twinbud.models.families.vit import ViTFamily
 
-FAMILIES: tuple[Family, ...] = (ViTFamily(), ConvNeXtFamily())
+FAMILIES: tuple[SelectionFamily, ...] = (ViTFamily(), ConvNeXtFamily())
 
 
-def family_of(model: nn.Module, name: str) -> Family:
-    """The family ``model`` belongs to.
+def family_of(model: nn.Module, name: str) -> SelectionFamily:
+    """Return the family of ``model``.
+
+    Args:
+        model: A timm network.
+        name: How the user spelled it, for the error.
 
     Raises:
-        TwinbudError: It belongs to none of them.
+        TwinbudError: No known family owns the model.
     """
     for family in FAMILIES:
         if family.owns(model):
             return family
+    known = ", ".join(family.name for family in FAMILIES)
     raise TwinbudError(
-        f"a model of a known family ({', '.join(family.name for family in FAMILIES)})",
-        got=f"{type(model).__name__}",
+        f"{type(model).__name__} is not a supported model family ({known})",
         where=name,
         fix="Choose another teacher or student",
     )

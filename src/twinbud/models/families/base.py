@@ -1,98 +1,210 @@
-"""What a model family must say about itself."""
+"""What twinbud needs to know about a family of timm models.
+
+``SelectionFamily`` is the required part: how the tensors of a network share widths, and how to build a narrower one.
+``RecoverySupport`` is the optional part, for families with a residual stream: with it, ``--recover`` can refit a
+student's layers to the teacher. A family without it trains all methods of the paper.
+
+A new family is one file in this folder and one line in ``families.FAMILIES``. For timm's VGG without batch
+normalization, the whole of it is::
+
+    class VGGFamily(SelectionFamily):
+        name = "VGG"
+        temperature = 3.0
+        drop_path = 0.0
+
+        def owns(self, model):
+            return isinstance(model, VGG)
+
+        def blocks(self, model):
+            return {f"features.{i}": layer for i, layer in enumerate(model.features) if hasattr(layer, "weight")}
+
+        def specs(self, model):
+            # each convolution writes a width of its own, which the next one reads
+            specs, inputs = {}, None
+            for name, layer in {**self.blocks(model), "pre_logits.fc1": …, "pre_logits.fc2": …}.items():
+                outputs = Axis(f"channels/{name}")
+                specs[f"{name}.weight"] = TensorSpec((outputs, inputs, None, None))
+                specs[f"{name}.bias"] = TensorSpec((outputs,))
+                inputs = outputs
+            for kind, axes in (("weight", (None, inputs)), ("bias", (None,))):
+                specs[f"head.fc.{kind}"] = TensorSpec(axes, "classifier")
+            return specs
+
+        def half(self, architecture, model):
+            return {"cfg": …, "num_features": model.num_features // 2}
+
+        def shape(self, model):
+            return NetworkShape(depths=(len(self.blocks(model)),), widths=(model.num_features,))
+
+``tests/models/test_families.py`` runs a complete one.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from twinbud.config.schema import Attention
+from twinbud.core.errors import TwinbudError
 from twinbud.models.widths import TensorSpec
 
 State = dict[str, torch.Tensor]
 TimmModel = Any
-"""An nn.Module of timm's, whose parts (``blocks``, ``stages``) are reached by name, which nn.Module does not type."""
+"""An nn.Module of timm, whose parts (``blocks``, ``stages``) are attributes that nn.Module does not type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """Depth, width and attention heads of a network, one number per stage.
+
+    Attributes:
+        depths: Repeated blocks of each stage.
+        widths: Channels of each stage.
+        heads: Attention heads of each stage; empty for a network without attention.
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    heads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMap:
-    """A linear layer inside a block, or a convolution that mixes channels, and where its output goes.
+    """A linear layer inside a block, or a convolution that mixes channels, that least squares can refit.
 
     Attributes:
-        name: The layer's, inside its block.
-        begins: For a layer that writes into the residual stream, the part of the block whose input is the stream
-            before; None for one whose output is used inside the block.
-        ends: The part whose input is the stream after, or None where that is the block's output.
-        scale: LayerScale between the layer and the stream, by its name inside the block.
+        name: Name of the layer inside its block.
+        branch: For a layer whose output is added to the residual stream: the module at which its branch leaves the
+            stream, so that the module's input is the stream before the addition. None for a layer whose output stays
+            inside the branch.
+        next_branch: The module whose input is the stream after the addition; None if that is the block's output.
+        scale: Name inside the block of the LayerScale between the layer and the stream, or None.
     """
 
     name: str
-    begins: str | None = None
-    ends: str | None = None
+    branch: str | None = None
+    next_branch: str | None = None
     scale: str | None = None
 
 
-class Family(ABC):
-    """One family of timm models: its widths, its halves, and its few peculiarities.
+class RecoverySupport(ABC):
+    """The residual stream of a family: what recovery reads and refits.
+
+    The stream enters the first of ``SelectionFamily.blocks`` and passes through all of them in order.
+    Shapes: B images, S image side in pixels, L positions, D channels of the stream.
+    """
+
+    @abstractmethod
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return the residual stream that enters the first block."""
+
+    @abstractmethod
+    def stream_width(self, block: str) -> str:
+        """Return the name of the width along which the stream's channels run after ``block``."""
+
+    @abstractmethod
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """Return the layers of a block that mix channels, in the order in which they are computed.
+
+        Raises:
+            TwinbudError: The block computes its layers in a way that recovery does not support.
+        """
+
+    @abstractmethod
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return a residual stream as (B, L, D)."""
+
+    @abstractmethod
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """Return the stream after the last block, normalized if the model normalizes before it pools."""
+
+
+class SelectionFamily(ABC):
+    """A family of timm models whose weights can be selected.
 
     Attributes:
-        name: What users call it.
-        temperature: τ of equations 1-3 in the paper's runs (section 4.1).
-        drop_path: Stochastic depth of the weight-selection recipe.
-        memory_format: How its weights lie in memory while it is trained.
+        name: The family's name in messages.
+        temperature: Default τ of equations 1-3 (paper section 4.1).
+        drop_path: Default rate of stochastic depth (Xu et al., "Initializing Models with Larger Ones", ICLR 2024).
+        memory_format: Memory layout of the weights during training.
+        recovery: The family's residual stream, or None if it has none.
     """
 
     name: ClassVar[str]
     temperature: ClassVar[float]
     drop_path: ClassVar[float]
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+    recovery: ClassVar[RecoverySupport | None] = None
 
     @abstractmethod
-    def owns(self, model: TimmModel) -> bool:
-        """Whether ``model`` is of this family."""
+    def owns(self, model: nn.Module) -> bool:
+        """Return whether ``model`` belongs to this family."""
 
     @abstractmethod
-    def specs(self, model: TimmModel, attention: Attention) -> dict[str, TensorSpec]:
-        """The spec of every tensor in ``model.state_dict()``.
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """Return the blocks that run one after another, by name and in order.
+
+        Layer-wise learning-rate decay counts them, and recovery refits them.
+        """
+
+    @abstractmethod
+    def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
+        """Return the spec of every tensor in ``model.state_dict()``.
 
         Raises:
-            TwinbudError: The model has a part that this family does not know.
+            TwinbudError: The model has a tensor that this family does not know.
         """
 
     @abstractmethod
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """timm arguments that halve every width of ``model`` and take the pair table's depth, else its own."""
+        """Return the arguments of ``timm.create_model`` that halve every width of ``model``.
+
+        The depth is that of the paper's pair (Table 1) if it has one for ``architecture``, and the model's otherwise.
+
+        Raises:
+            TwinbudError: A width cannot be halved.
+        """
+
+    @abstractmethod
+    def shape(self, model: TimmModel) -> NetworkShape:
+        """Return depth, width and heads as the paper's Table 1 counts them."""
 
     def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
-        """timm arguments that build another architecture of the family in the teacher's form."""
+        """Return the timm arguments with which another architecture of the family gets the teacher's layer types."""
         del teacher
         return {}
 
     def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """timm arguments that fix the input size.
+        """Return the timm arguments that fix the input size, in pixels.
 
         Raises:
-            TwinbudError: The architecture cannot take images of that size.
+            TwinbudError: The architecture cannot process images of that size.
         """
         del model, image_size, where
         return {}
 
+    def arguments_from_weights(self, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the timm arguments that only the shapes of saved tensors tell, such as the image size."""
+        del state
+        return {}
+
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
-        """Refuse a student with a part that cannot be cut out of this teacher.
+        """Refuse a student with a part that cannot be selected from this teacher.
 
         Raises:
-            TwinbudError: Such a part, with a student that fits.
+            TwinbudError: There is such a part; the fix names a student that works.
         """
         del teacher, student
 
     def fold_layer_scale(self, state: State, student_tensors: set[str]) -> tuple[State, dict[str, str]]:
-        """Multiply LayerScale into the weights before it, where the student has no place for it.
+        """Multiply LayerScale into the layer before it if the student has no tensor for it.
 
         Returns:
-            The teacher's tensors after folding, and the tensors that were folded away with where they went.
+            The teacher's tensors after folding, and for each folded tensor the layer that it went into.
         """
         del student_tensors
         return state, {}
@@ -102,30 +214,16 @@ class Family(ABC):
         del model
         return state
 
-    @abstractmethod
-    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
-        """The residual stream that enters the first block."""
+    def require_recovery(self) -> RecoverySupport:
+        """Return the family's recovery support.
 
-    @abstractmethod
-    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
-        """All that turns one residual stream into the next, by name and in order."""
-
-    @abstractmethod
-    def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
-        """For each block of the student those of the teacher that it stands for, the one it was cut out of first."""
-
-    @abstractmethod
-    def stream_width(self, block: str) -> str:
-        """The name of the width that the stream after ``block`` has."""
-
-    @abstractmethod
-    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """The layers of a block that mix channels, in the order in which they are computed."""
-
-    @abstractmethod
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """A residual stream as (B, L, D): L positions of D channels."""
-
-    @abstractmethod
-    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """The final tokens: the stream after the last block, and after the norm if one comes before pooling."""
+        Raises:
+            TwinbudError: It has none.
+        """
+        if self.recovery is None:
+            raise TwinbudError(
+                f"recovery needs a residual stream, which {self.name} networks do not have",
+                where="--recover",
+                fix="Use --recover none, or choose a ViT or ConvNeXt teacher",
+            )
+        return self.recovery

@@ -1,4 +1,4 @@
-"""ConvNeXt: a hierarchical convolutional net in four stages, as timm's ``ConvNeXt`` builds it."""
+"""ConvNeXt: a hierarchical convolutional network in four stages, as timm's ``ConvNeXt`` builds it."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import Family, LinearMap, TimmModel
+from twinbud.models.families.base import LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"convnext_tiny": (2, 2, 6, 2)}
 """Depths of the paper's ConvNeXt student (Table 1): half of ConvNeXt-T is ConvNeXt-F."""
+MIN_IMAGE_SIZE = 32
+"""In pixels: one position remains after the stem and three downsampling layers."""
 
 
-class ConvNeXtFamily(Family):
-    """Widths: one a stage, and the MLP hidden of each block."""
+class ConvNeXtRecovery(RecoverySupport):
+    """One residual stream (B, D, H, W) per stage."""
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return (B, D, H, W), the stem's output."""
+        return model.stem(images_BCSS)
+
+    def stream_width(self, block: str) -> str:
+        """Return the width of the block's stage."""
+        return _stage(block.split(".")[1]).width
+
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """Return both layers of the MLP, or a downsampling convolution; depthwise kernels mix no channels."""
+        if isinstance(block, nn.Sequential):
+            return (LinearMap(name="1"),)
+        scale = "gamma" if block.gamma is not None else None
+        return (LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", branch="conv_dw", scale=scale))
+
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """Reshape (B, D, H, W) to (B, H·W, D)."""
+        return stream.flatten(2).transpose(1, 2)
+
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """Return the last stage's map; its norm comes after pooling unless the model has ``norm_pre``."""
+        return model.norm_pre(stream)
+
+
+class ConvNeXtFamily(SelectionFamily):
+    """Widths: one per stage, and the MLP's hidden width in each block."""
 
     name: ClassVar[str] = "ConvNeXt"
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.1
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    recovery: ClassVar[RecoverySupport | None] = ConvNeXtRecovery()
 
-    def owns(self, model: TimmModel) -> bool:
-        """timm's ConvNeXt, both versions."""
+    def owns(self, model: nn.Module) -> bool:
+        """Return whether ``model`` is timm's ConvNeXt (V1 or V2)."""
         return isinstance(model, ConvNeXt)
 
-    def specs(self, model: TimmModel, attention: Attention) -> dict[str, TensorSpec]:
-        """See Family.specs; there is no attention to cut."""
-        del attention
-        return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
-
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Half of every stage's width."""
-        dims = [stage.blocks[0].conv_dw.out_channels for stage in model.stages]
-        own_depths = [len(stage.blocks) for stage in model.stages]
-        pair_depths = PAIR_DEPTHS.get(architecture.partition(".")[0], own_depths)
-        # a teacher that was saved with fewer blocks than its name says has no more to give
-        depths = [min(pair) for pair in zip(pair_depths, own_depths, strict=True)]
-        return {"dims": [width // 2 for width in dims], "depths": depths} | self.form_arguments(model)
-
-    def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
-        """timm's smaller ConvNeXts write their MLPs as 1×1 convolutions; a student must share the teacher's form."""
-        return {"conv_mlp": isinstance(teacher.stages[0].blocks[0].mlp.fc1, nn.Conv2d)}
-
-    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """Any size that leaves at least one position after the stem and three downsamplings."""
-        del model
-        if image_size < 32:
-            raise TwinbudError("an image size of at least 32", got=f"{image_size}", where=where)
-        return {}
-
-    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
-        """(B, D, H, W): what the stem makes of the images."""
-        return model.stem(images_BCSS)
-
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
-        """Each stage's downsampling, where it has one, and its blocks."""
+        """Return the downsampling layer, if any, and the blocks of each stage."""
         found: dict[str, nn.Module] = {}
         for number, stage in enumerate(model.stages):
             if not isinstance(stage.downsample, nn.Identity):
@@ -68,38 +68,40 @@ class ConvNeXtFamily(Family):
             found |= {f"stages.{number}.blocks.{place}": block for place, block in enumerate(stage.blocks)}
         return found
 
-    def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
-        """One for one; the last block of a shallower stage stands for the rest of the teacher's stage too."""
-        student_blocks, teacher_blocks = list(self.blocks(student)), list(self.blocks(teacher))
-        is_last = [
-            i + 1 == len(student_blocks) or student_blocks[i + 1].endswith("downsample")
-            for i in range(len(student_blocks))
-        ]
-        spans: dict[str, list[str]] = {}
-        for name, last in zip(student_blocks, is_last, strict=True):
-            start = teacher_blocks.index(name)
-            rest = [other for other in teacher_blocks[start:] if other.split(".")[1] == name.split(".")[1]]
-            spans[name] = rest if last else [name]
-        return spans
+    def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
+        """See ``SelectionFamily.specs``."""
+        return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
-    def stream_width(self, block: str) -> str:
-        """That of the block's stage."""
-        return _stage(block.split(".")[1]).width
+    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+        """Halve the width of every stage."""
+        shape = self.shape(model)
+        pair_depths = PAIR_DEPTHS.get(architecture.partition(".")[0], shape.depths)
+        # a teacher saved with fewer blocks than its name says has no more to give
+        depths = [min(pair) for pair in zip(pair_depths, shape.depths, strict=True)]
+        return {"dims": [width // 2 for width in shape.widths], "depths": depths} | self.form_arguments(model)
 
-    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """Both layers of a block's MLP, or a downsampling's convolution; depthwise kernels mix no channels."""
-        if isinstance(block, nn.Sequential):
-            return (LinearMap(name="1"),)
-        scale = "gamma" if block.gamma is not None else None
-        return (LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", begins="conv_dw", scale=scale))
+    def shape(self, model: TimmModel) -> NetworkShape:
+        """See ``SelectionFamily.shape``."""
+        stages = list(model.stages)
+        return NetworkShape(
+            depths=tuple(len(stage.blocks) for stage in stages),
+            widths=tuple(stage.blocks[0].conv_dw.out_channels for stage in stages),
+        )
 
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """(B, D, H, W) to (B, H·W, D)."""
-        return stream.flatten(2).transpose(1, 2)
+    def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
+        """Keep the teacher's kind of MLP: timm's smaller ConvNeXts use 1×1 convolutions, its larger ones linear."""
+        return {"conv_mlp": isinstance(teacher.stages[0].blocks[0].mlp.fc1, nn.Conv2d)}
 
-    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """The last stage's map; its norm comes after pooling."""
-        return model.norm_pre(stream)
+    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
+        """Accept any size of at least ``MIN_IMAGE_SIZE``; no timm argument depends on it."""
+        del model
+        if image_size < MIN_IMAGE_SIZE:
+            raise TwinbudError(
+                f"ConvNeXt cannot process images of {image_size} pixels",
+                where=where,
+                fix=f"Use --image-size {MIN_IMAGE_SIZE} or more",
+            )
+        return {}
 
 
 def _stage(number: str | int) -> Axis:
@@ -107,7 +109,7 @@ def _stage(number: str | int) -> Axis:
 
 
 def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
-    """The spec of one tensor, from its name."""
+    """Return the spec of the tensor ``name``."""
     axes: tuple[Axis | None, ...] | None = None
     role: Role = "weight"
     layer: str | None = None
@@ -127,10 +129,9 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
         axes = (_stage(len(model.stages) - 1),)
     elif part == "head.fc":
         axes, role = (None, _stage(len(model.stages) - 1)), "classifier"
-    if axes is None or kind not in ("weight", "bias", "gamma"):  # batch norm, which timm can put here, has more
+    if axes is None or kind not in ("weight", "bias", "gamma"):  # timm can build it with batch norm, which has buffers
         raise TwinbudError(
-            "a ConvNeXt whose parts are all known",
-            got=f"the tensor '{name}'",
+            f"weights of this ConvNeXt cannot be selected: its tensor '{name}' is unknown",
             where=type(model).__name__,
             fix="Choose another teacher or student",
         )
@@ -139,7 +140,7 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
 
 
 def _block_axes(block: str, stage: str, part: str) -> tuple[Axis | None, ...] | None:
-    """The axes of a part's weight; kernels follow uncut, and its bias runs along the first axis."""
+    """Return the axes of a part's weight; kernel dimensions follow uncut, and the bias runs along the first axis."""
     width, hidden = _stage(stage), Axis(f"mlp/{block}")
     return {
         "conv_dw": (width,),

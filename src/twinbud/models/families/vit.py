@@ -1,8 +1,10 @@
-"""ViT, DeiT and DINOv2: isotropic transformers with a class token, as timm's ``VisionTransformer`` builds them."""
+"""ViT, DeiT and DINOv2: isotropic transformers, as timm's ``VisionTransformer`` builds them."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +12,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import Family, LinearMap, State, TimmModel
+from twinbud.models.families.base import LinearMap, NetworkShape, RecoverySupport, SelectionFamily, State, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 RESIDUAL = Axis("residual")
@@ -20,70 +21,130 @@ PREFIX_TOKENS = ("cls_token", "reg_token", "dist_token")
 CLASSIFIERS = ("head", "head_dist")
 
 
-class ViTFamily(Family):
-    """Widths: one residual stream; attention inner (or heads) and MLP hidden of each block."""
+class ViTRecovery(RecoverySupport):
+    """One residual stream (B, L, D), prefix tokens included."""
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return (B, L, D): patch embeddings and prefix tokens with their positions."""
+        return model.norm_pre(model._pos_embed(model.patch_embed(images_BCSS)))
+
+    def stream_width(self, block: str) -> str:
+        """Return the width that all blocks share."""
+        del block
+        return RESIDUAL.width
+
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """Return queries, keys and values; the attention's projection; both layers of the MLP.
+
+        Raises:
+            TwinbudError: The block does not normalize before attention.
+        """
+        if not hasattr(block, "ls1"):
+            raise TwinbudError(
+                f"recovery does not support {type(block).__name__}, only pre-norm transformer blocks",
+                where="--recover",
+                fix="Choose another teacher, or --recover none",
+            )
+        scales = [f"{name}.gamma" if hasattr(block.get_submodule(name), "gamma") else None for name in ("ls1", "ls2")]
+        return (
+            LinearMap(name="attn.qkv"),
+            LinearMap(name="attn.proj", branch="norm1", next_branch="norm2", scale=scales[0]),
+            LinearMap(name="mlp.fc1"),
+            LinearMap(name="mlp.fc2", branch="norm2", scale=scales[1]),
+        )
+
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return the stream unchanged."""
+        return stream
+
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """Return the stream after the final norm; unchanged if the model normalizes after pooling."""
+        return model.norm(stream)
+
+
+class ViTFamily(SelectionFamily):
+    """Widths: one residual stream; the attention's inner width and the MLP's hidden width in each block."""
 
     name: ClassVar[str] = "ViT"
     temperature: ClassVar[float] = 4.0
     drop_path: ClassVar[float] = 0.0
+    recovery: ClassVar[RecoverySupport | None] = ViTRecovery()
 
-    def owns(self, model: TimmModel) -> bool:
-        """timm's VisionTransformer and its subclasses (DeiT with a distillation token, for one)."""
+    def owns(self, model: nn.Module) -> bool:
+        """Return whether ``model`` is timm's VisionTransformer or a subclass (DeiT with distillation token)."""
         return isinstance(model, VisionTransformer)
 
-    def specs(self, model: TimmModel, attention: Attention) -> dict[str, TensorSpec]:
-        """See Family.specs."""
-        return {name: _spec(model, name, tensor.dim(), attention) for name, tensor in model.state_dict().items()}
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """Return the transformer blocks."""
+        return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
+
+    def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
+        """See ``SelectionFamily.specs``."""
+        return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Half the width and half the heads, so that the head dimension stays."""
+        """Halve the width and the number of heads; the head size stays."""
         heads = model.blocks[0].attn.num_heads
         if heads % 2:
             raise TwinbudError(
-                "an even number of attention heads to halve",
-                got=f"{heads}",
+                f"{heads} attention heads cannot be halved",
                 where=architecture,
                 fix="Name a student with --student",
             )
-        return {"embed_dim": model.embed_dim // 2, "num_heads": heads // 2}
+        arguments = {"embed_dim": model.embed_dim // 2, "num_heads": heads // 2}
+        if not model.global_pool:  # a teacher saved as a feature extractor; the student's classifier needs one vector
+            pool = "token" if model.num_prefix_tokens else "avg"
+            arguments |= {"global_pool": pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
+        return arguments
+
+    def shape(self, model: TimmModel) -> NetworkShape:
+        """See ``SelectionFamily.shape``."""
+        return NetworkShape(
+            depths=(len(model.blocks),), widths=(model.embed_dim,), heads=(model.blocks[0].attn.num_heads,)
+        )
 
     def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """The position grid is built for one size, which the patch must divide."""
+        """Return ``img_size``, for which the position grid is built and which the patch size must divide."""
         patch = model.patch_embed.patch_size[0]
         if image_size % patch:
             below = max(patch, image_size // patch * patch)
             raise TwinbudError(
-                f"an image size that the patch of {patch} pixels divides",
-                got=f"{image_size}",
+                f"an image size of {image_size} is not a multiple of the patch size, {patch} pixels",
                 where=where,
                 fix=f"Use --image-size {below} or {below + patch}",
             )
         return {"img_size": image_size}
 
+    def arguments_from_weights(self, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return ``img_size`` from the position grid and the patch kernel, for a square grid."""
+        if "pos_embed" not in state or "patch_embed.proj.weight" not in state:
+            return {}
+        # a few prefix tokens never complete the next square, so the root's floor is the grid
+        side = math.isqrt(state["pos_embed"].shape[1])
+        return {"img_size": side * state["patch_embed.proj.weight"].shape[-1]}
+
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
-        """The head dimension is never cut, and every prefix token needs a home."""
-        student_blocks, teacher_blocks = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
-        if student_blocks != teacher_blocks:
+        """Require the teacher's head size, which is never cut, and the teacher's number of prefix tokens."""
+        student_size, teacher_size = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
+        if student_size != teacher_size:
             raise TwinbudError(
-                f"a student with the teacher's head dimension of {teacher_blocks}",
-                got=f"{student_blocks}",
+                f"the student's attention heads have {student_size} channels, the teacher's {teacher_size}",
                 where="--student",
-                fix="Use --student half, or one with as many times fewer heads as it is narrower",
+                fix="Use --student half, or a student whose number of heads shrinks with its width",
             )
         for part, count in (
             ("prefix tokens", lambda model: model.num_prefix_tokens),
-            ("position slots of prefix tokens", _num_prefix_positions),
+            ("positions of prefix tokens", _num_prefix_positions),
         ):
             if count(student) != count(teacher):
                 raise TwinbudError(
-                    f"a student with the teacher's {count(teacher)} {part}",
-                    got=f"{count(student)}",
+                    f"the student has {count(student)} {part}, the teacher {count(teacher)}",
                     where="--student",
                     fix="Use --student half, which keeps them",
                 )
 
     def fold_layer_scale(self, state: State, student_tensors: set[str]) -> tuple[State, dict[str, str]]:
-        """ls1 goes into the attention's projection and ls2 into fc2: f(x)·γ = (γW)x + γb."""
+        """Fold ls1 into the attention's projection and ls2 into fc2: (Wx + b)·γ = (γW)x + γb."""
         folded: dict[str, str] = {}
         result = dict(state)
         for name, gamma in state.items():
@@ -99,7 +160,7 @@ class ViTFamily(Family):
         return result, folded
 
     def fit_positions(self, state: State, model: TimmModel) -> State:
-        """Bicubic without antialiasing, which is how the teacher itself adapts to another image size."""
+        """Resample the grid (bicubic, no antialiasing), as the teacher itself adapts to another image size."""
         grid = resample_abs_pos_embed(
             state["pos_embed"],
             new_size=list(model.patch_embed.grid_size),
@@ -108,65 +169,16 @@ class ViTFamily(Family):
         )
         return {**state, "pos_embed": grid}
 
-    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
-        """(B, L, D): patches and prefix tokens with their positions."""
-        return model.norm_pre(model._pos_embed(model.patch_embed(images_BCSS)))
-
-    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
-        """See Family.blocks."""
-        return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
-
-    def spans(self, student: TimmModel, teacher: TimmModel) -> dict[str, list[str]]:
-        """One for one; a shallower student's last block stands for the rest of the teacher too."""
-        student_blocks, teacher_blocks = list(self.blocks(student)), list(self.blocks(teacher))
-        return {name: [name] for name in student_blocks[:-1]} | {
-            student_blocks[-1]: teacher_blocks[len(student_blocks) - 1 :]
-        }
-
-    def stream_width(self, block: str) -> str:
-        """The same everywhere."""
-        del block
-        return RESIDUAL.width
-
-    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """Queries, keys and values; the attention's projection; both layers of the MLP.
-
-        Raises:
-            TwinbudError: A block that does not normalise before it attends.
-        """
-        if not hasattr(block, "ls1"):
-            raise TwinbudError(
-                "blocks that normalise first, as ViT's do",
-                got=type(block).__name__,
-                where="--recover",
-                fix="Choose another teacher, or --recover none",
-            )
-        scales = [f"{name}.gamma" if hasattr(block.get_submodule(name), "gamma") else None for name in ("ls1", "ls2")]
-        return (
-            LinearMap(name="attn.qkv"),
-            LinearMap(name="attn.proj", begins="norm1", ends="norm2", scale=scales[0]),
-            LinearMap(name="mlp.fc1"),
-            LinearMap(name="mlp.fc2", begins="norm2", scale=scales[1]),
-        )
-
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """As it is."""
-        return stream
-
-    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """After the final norm; of models that pool first and normalise then, the stream as it is."""
-        return model.norm(stream)
-
 
 def _num_prefix_positions(model: TimmModel) -> int:
     return 0 if model.no_embed_class else model.num_prefix_tokens
 
 
-def _spec(model: TimmModel, name: str, dimensions: int, attention: Attention) -> TensorSpec:
-    """The spec of one tensor, from its name."""
+def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
+    """Return the spec of the tensor ``name``."""
     match = re.fullmatch(r"(blocks\.\d+)\.(.+)\.(weight|bias|gamma)", name)
     if match:
-        axes = _block_axes(model, match[1], match[2], attention)
+        axes = _block_axes(model, match[1], match[2])
         if axes is not None:
             role: Role = "layer-scale" if match[3] == "gamma" else "weight"
             return TensorSpec(axes if match[3] == "weight" else axes[:1], role, layer=match[1])
@@ -182,27 +194,25 @@ def _spec(model: TimmModel, name: str, dimensions: int, attention: Attention) ->
     if part in CLASSIFIERS:
         return TensorSpec((None, RESIDUAL)[:dimensions], "classifier")
     raise TwinbudError(
-        "a ViT whose parts are all known",
-        got=f"the tensor '{name}'",
+        f"weights of this ViT cannot be selected: its tensor '{name}' is unknown",
         where=type(model).__name__,
         fix="Choose another teacher or student",
     )
 
 
-def _block_axes(model: TimmModel, block: str, part: str, attention: Attention) -> tuple[Axis | None, ...] | None:
-    """The axes of a part's weight; its bias runs along the first of them."""
+def _block_axes(model: TimmModel, block: str, part: str) -> tuple[Axis | None, ...] | None:
+    """Return the axes of a part's weight; its bias runs along the first of them."""
     layer = model.get_submodule(block)
-    head = layer.attn.head_dim if attention == "heads" else 1
-    inner = Axis(f"{'heads' if attention == 'heads' else 'attention'}/{block}", unit=head)
-    hidden = Axis(f"mlp/{block}")
-    # a packed SwiGLU stacks its gate and its value, so that fc1 puts out twice what fc2 takes in
+    head_size = layer.attn.head_dim
+    inner, hidden = Axis(f"attention/{block}", head_size=head_size), Axis(f"mlp/{block}")
+    # a packed SwiGLU stacks its gate and its value: fc1 has twice the outputs that fc2 has inputs
     gates = layer.mlp.fc1.out_features // layer.mlp.fc2.in_features
     return {
         "norm1": (RESIDUAL,),
         "norm2": (RESIDUAL,),
         "ls1": (RESIDUAL,),
         "ls2": (RESIDUAL,),
-        "attn.qkv": (Axis(inner.width, copies=3, unit=head), RESIDUAL),
+        "attn.qkv": (Axis(inner.width, copies=3, head_size=head_size), RESIDUAL),
         "attn.q_norm": (None,),
         "attn.k_norm": (None,),
         "attn.norm": (inner,),

@@ -1,0 +1,187 @@
+"""Convert a teacher's checkpoint to safetensors: ``python -m twinbud.cli.convert TEACHER``.
+
+This is the only place that opens pickles, and only when a user runs it. torch's ``weights_only`` loader reads them: it
+builds tensors and plain containers, and every other class or function that the file names is replaced by an inert
+stand-in, so that no code of the file runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from safetensors.torch import save
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from twinbud.core.errors import TwinbudError, explained_writes, first_few
+from twinbud.models.checkpoint import FoundState, find_states
+from twinbud.models.families.base import State
+from twinbud.models.outline import outline
+from twinbud.models.teacher import TeacherCard, arguments_from_weights, classifiers, describe_teacher, first_convolution
+from twinbud.models.weights_file import read_safetensors
+
+USER_ERROR = 2
+_COMMON_GLOBALS = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+"""What files in torch's format before version 1.6, whose content cannot be listed, often name."""
+_SUFFIXES = (".tar", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors")
+
+
+class _StandIn:
+    """Takes the place of any class or function that a checkpoint names, and does nothing."""
+
+    def __new__(cls, *arguments: object, **named: object) -> _StandIn:
+        """Ignore the arguments."""
+        del arguments, named
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 after printing one line about an error."""
+    parser = ArgumentParser(prog="python -m twinbud.cli.convert", description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("teacher", help="ARCHITECTURE@FILE or local-dir:FOLDER, as --teacher spells it")
+    parser.add_argument("--output", type=Path, help="the file to write; default: beside the checkpoint")
+    parser.add_argument("--entry", help="the entry of the checkpoint to take, such as 'model' or 'teacher'")
+    words = parser.parse_args(arguments)
+    try:
+        print(convert(words.teacher, output=words.output, entry=words.entry))
+    except TwinbudError as error:
+        print(f"twinbud: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def convert(teacher: str, *, output: Path | None = None, entry: str | None = None) -> str:
+    """Write the network in a checkpoint as safetensors under timm's names.
+
+    Args:
+        teacher: ``ARCHITECTURE@FILE`` or ``local-dir:FOLDER``.
+        output: The file to write; by default ``FILE`` with the suffix ``.safetensors``, or
+            ``FOLDER/model.safetensors``.
+        entry: Dotted keys of the dictionary to take if several hold a whole network.
+
+    Returns:
+        A line that tells what was written and what was left out.
+
+    Raises:
+        TwinbudError: The checkpoint cannot be read or does not hold the architecture, or ``output`` exists.
+    """
+    card = describe_teacher(teacher)
+    if card.file is None:
+        raise TwinbudError(f"'{teacher}' has no file to convert", fix="Give ARCHITECTURE@FILE or local-dir:FOLDER")
+    output = output or _default_output(card.file, is_folder=teacher.startswith("local-dir:"))
+    if output.exists():
+        raise TwinbudError("the file exists already", where=str(output), fix="Delete it, or choose another --output")
+    found = _chosen(card, read_checkpoint(card.file), entry)
+    with explained_writes(output):
+        output.write_bytes(save(_storable(found.tensors, first_convolution(card.architecture))))
+    line = f"wrote {output} ({len(found.tensors)} tensors"
+    line += f" of '{'.'.join(found.path)}'" if found.path else ""
+    line += f", prefix '{found.prefix}' removed" if found.prefix else ""
+    line += f"; left out: {first_few(found.left_out, 3)}" if found.left_out else ""
+    name = teacher if teacher.startswith("local-dir:") else f"{teacher.partition('@')[0]}@{output}"
+    return f'{line}); use it with --teacher "{name}"'
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Read the tensors and plain containers in a checkpoint, without running code from it.
+
+    Raises:
+        TwinbudError: The file is missing, is not a checkpoint, or names a module that torch blocks.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if not path.is_file():
+        raise TwinbudError("no such file", where=str(path), fix="Check the path")
+    try:
+        names = get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, BadZipFile, UnpicklingError, EOFError):  # an older format, or no checkpoint
+        names = list(_COMMON_GLOBALS)
+    try:
+        with safe_globals([(_StandIn, name) for name in names]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files end the loader with many unrelated types
+        reason = " ".join(str(error).split()).partition("Please file an issue")[0][:200]
+        raise TwinbudError(
+            f"torch cannot read tensors from this file ({type(error).__name__}: {reason})",
+            where=str(path),
+            fix="Save model.state_dict() again with safetensors or torch.save",
+        ) from error
+
+
+def _default_output(file: Path, *, is_folder: bool) -> Path:
+    if is_folder:
+        return file.with_name("model.safetensors")
+    stem = file
+    while stem.suffix in _SUFFIXES:
+        stem = stem.with_suffix("")
+    output = stem.with_name(f"{stem.name}.safetensors")
+    return output if output != file else stem.with_name(f"{stem.name}-converted.safetensors")
+
+
+def _chosen(card: TeacherCard, content: Any, entry: str | None) -> FoundState:
+    """Find the network in the content of a checkpoint.
+
+    Raises:
+        TwinbudError: It is not there.
+    """
+    body = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
+    heads = [f"{name}.{kind}" for name in classifiers(card.architecture) for kind in ("weight", "bias")]
+    states = find_states(content, list(body.state_dict()), heads) or _foreign_states(card, content)
+    if entry is not None:
+        states = [state for state in states if ".".join(state.path) == entry]
+    if not states:
+        raise TwinbudError(
+            f"the file holds no weights of timm's {card.architecture}" + (f" in '{entry}'" if entry else ""),
+            where=str(card.file),
+            fix="Name the architecture that was trained; if the whole module was saved, save its state_dict() instead",
+        )
+    return states[0]
+
+
+def _foreign_states(card: TeacherCard, content: Any) -> list[FoundState]:
+    """Find weights under the names of the original authors (DINOv2, Meta's ConvNeXt), which timm itself translates."""
+    states = []
+    for state in find_states(content, [], []):
+        model = outline(card.architecture, card.name, **card.model_args | arguments_from_weights(card, state.tensors))
+        translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        try:
+            renamed: State = translate(dict(state.tensors), model) if translate else {}
+        except (KeyError, RuntimeError, ValueError, AttributeError, TypeError):  # not what it translates
+            continue
+        body = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0}).state_dict()
+        heads = [f"{name}.{kind}" for name in classifiers(card.architecture) for kind in ("weight", "bias")]
+        states += [
+            FoundState(path=state.path, prefix="", tensors=found.tensors, left_out=found.left_out)
+            for found in find_states(renamed, list(body), heads)
+        ]
+    return states
+
+
+def _storable(tensors: State, stem: str) -> State:
+    """Return contiguous copies, which share no memory; a one-channel first layer is spread over three channels.
+
+    The spread layer gives the same output for a gray image that is repeated in three channels.
+    """
+    stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    if stem in stored and stored[stem].dim() == 4 and stored[stem].shape[1] == 1:
+        stored[stem] = (stored[stem] / 3).repeat(1, 3, 1, 1)
+    return stored
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Read weights from safetensors files, and name the command that converts others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from twinbud.core.errors import TwinbudError
+from twinbud.models.families.base import State
+
+
+def read_safetensors(path: Path, spec: str | None = None) -> State:
+    """Read the tensors of a ``.safetensors`` file.
+
+    Args:
+        path: The file.
+        spec: The teacher's spelling, for the command that converts a pickle; None if the file is not a teacher's.
+
+    Raises:
+        TwinbudError: The file is missing, a pickle, or not in safetensors format.
+    """
+    require_safetensors(path, spec)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TwinbudError(
+            f"the file is not in safetensors format ({error})",
+            where=str(path),
+            fix="Copy it again, or save the weights again with safetensors",
+        ) from error
+
+
+def conversion_command(spec: str) -> str:
+    """Return the command line that converts a teacher's checkpoint to safetensors."""
+    return f"python -m twinbud.cli.convert {_quoted(spec)}"
+
+
+def _quoted(word: str) -> str:
+    """``word`` in double quotes, which every shell reads."""
+    if os.name != "nt":
+        for character in '\\"$`':
+            word = word.replace(character, f"\\{character}")
+    return f'"{word}"'
+
+
+def require_safetensors(path: Path, spec: str | None = None) -> None:
+    """Refuse a file that is missing or has another suffix; see ``read_safetensors``."""
+    if not path.is_file():
+        raise TwinbudError("no such file", where=str(path), fix="Check the path")
+    if path.suffix != ".safetensors":
+        raise TwinbudError(
+            f"'{path.suffix}' files are not opened, since a pickle can run code; weights must be a .safetensors file",
+            where=str(path),
+            fix=f"To read its tensors alone, run: {conversion_command(spec)} (it never runs code from the file)"
+            if spec
+            else "Save the weights with safetensors",
+        )
