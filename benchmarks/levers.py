@@ -30,7 +30,7 @@ from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import SilentProgress
 from twinbud.data.augment import Normalization, apply_views, draw_views
-from twinbud.evaluation.metrics import evaluate
+from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import open_teacher_at
 from twinbud.runs.context import Job
@@ -100,11 +100,11 @@ def report(given: dict[str, Any], levers: Sequence[str], num_samplings: int) -> 
             config = run_config(given | {"seed": sampling}, output=Path(folder))
             with limited_threads(config.training.threads):
                 metrics = attempt(prepare(config, SilentProgress(), resource_cache), Path(folder), levers)
-        figures = f"{metrics['accuracy']:.4f} | {metrics['auroc_macro']:.4f}"
+        figures = f"{metrics.accuracy:.4f} | {metrics.auroc_macro:.4f}"
         print(f"| {'+'.join(levers) or 'none'} | {sampling} | {figures} |", flush=True)
 
 
-def attempt(job: Job, folder: Path, levers: Sequence[str]) -> dict[str, Any]:
+def attempt(job: Job, folder: Path, levers: Sequence[str]) -> EvaluationMetrics:
     """One run."""
     checkpoints, student = open_checkpoint_manager(job, SilentProgress()), job.student_pair.student
     if "teacher" in levers:
@@ -127,7 +127,7 @@ def attempt(job: Job, folder: Path, levers: Sequence[str]) -> dict[str, Any]:
     return measured(job)
 
 
-def measured(job: Job) -> dict[str, Any]:
+def measured(job: Job) -> EvaluationMetrics:
     """Metrics of S on the images that were held out."""
     return evaluate(predict_rows(job, job.split.test), seed=job.config.training.seed)
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rival import open_twins, settings
 from task import METHODS, Task, write_result
 from twinbud.data.augment import Normalization, apply_views, draw_views
-from twinbud.evaluation.predict import predict_probabilities
+from twinbud.evaluation.predict import predict_logits
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import suitable_attention
 from twinbud.training.fit import objective
@@ -79,11 +79,7 @@ def main() -> None:
     shapes = linear_shapes(student_pair.student, images)
     test = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)
     test_seconds = medians(
-        {
-            "test": lambda: predict_probabilities(
-                student_pair.student, test, mean=student_spec.mean, std=student_spec.std
-            )
-        },
+        {"test": lambda: predict_logits(student_pair.student, test, mean=student_spec.mean, std=student_spec.std)},
         task.device,
         3,
     )["test"]

@@ -36,7 +36,7 @@ def test_prediction_is_the_most_probable_class_and_the_first_of_equals():
 def test_mistakes_come_most_confident_first_and_never_include_a_right_answer():
     assert make().most_confident_mistakes(10).tolist() == [4, 2, 0]
     assert make().most_confident_mistakes(1).tolist() == [4]
-    with pytest.raises(TwinbudError, match="known classes"):
+    with pytest.raises(TwinbudError, match="no labels"):
         make(labels=None).most_confident_mistakes(1)
 
 
@@ -56,17 +56,60 @@ def test_unknown_labels_are_blank(tmp_path):
     assert {row["label"] for row in read(tmp_path / "predictions.csv")} == {""}
 
 
+def test_probabilities_are_the_softmax_of_the_logits_in_float64():
+    logits = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32) * 20
+    predictions = Predictions.from_logits(logits, paths=make().paths, classes=make().classes)
+    wide = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(predictions.probabilities, wide / wide.sum(1, keepdims=True), rtol=1e-15)
+    assert predictions.logits is logits
+
+
+def test_logits_are_written_on_request_alone_and_come_back_exactly(tmp_path):
+    logits = (np.random.default_rng(0).normal(size=(5, 2)) * 1e3).astype(np.float32)
+    predictions = Predictions.from_logits(logits, paths=make().paths, classes=make().classes, labels=make().labels)
+    write_predictions(tmp_path / "plain.csv", predictions)
+    write_predictions(tmp_path / "logits.csv", predictions, logits=True)
+    plain, rows = read(tmp_path / "plain.csv"), read(tmp_path / "logits.csv")
+    assert not [column for column in plain[0] if column.startswith("logit_")]
+    assert [{column: row[column] for column in plain[0]} for row in rows] == plain
+    written = np.array([[row[f"logit_{name}"] for name in make().classes] for row in rows], dtype=np.float32)
+    np.testing.assert_array_equal(written, logits)
+    with pytest.raises(TwinbudError, match="no logits"):
+        write_predictions(tmp_path / "none.csv", make(), logits=True)
+
+
+ODD_NAMES = (
+    "label", "prediction", "path", "probability_label", "logit_label", "a,b", 'a"b', " a", "a ", "a\rb", "a\nb",
+    "a\r\nb", "é", "e\u0301", "", "1", "1.0", "'", ";", "\t",
+)  # fmt: skip
+
+
+def test_odd_class_names_and_paths_come_back_as_they_were(tmp_path):
+    logits = np.eye(len(ODD_NAMES), dtype=np.float32)
+    paths = tuple(f"{name}.png" for name in ODD_NAMES)
+    predictions = Predictions.from_logits(logits, paths=paths, classes=ODD_NAMES, labels=np.arange(len(ODD_NAMES)))
+    write_predictions(tmp_path / "predictions.csv", predictions, logits=True)
+    rows = read(tmp_path / "predictions.csv")
+    assert [row["path"] for row in rows] == list(paths)
+    assert [row["label"] for row in rows] == [row["prediction"] for row in rows] == list(ODD_NAMES)
+    for kind in ("probability", "logit"):
+        assert {f"{kind}_{name}" for name in ODD_NAMES} <= rows[0].keys()
+    assert all(row[f"logit_{row['label']}"] == "1" for row in rows)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probabilities": np.full((5, 2), np.inf)}, r"0\.png: expected finite probabilities"),
+        ({"probabilities": np.full((5, 2), np.inf)}, r"0\.png: a probability is NaN or infinite"),
         ({"probabilities": np.full((5, 2), 0.6)}, "sum to 1"),
         ({"probabilities": np.tile([1.5, -0.5], (5, 1))}, r"in \[0, 1\]"),
-        ({"probabilities": np.zeros((4, 2))}, "shape"),
-        ({"labels": np.array([0, 1, 2, 0, 0])}, r"2\.png: expected a label in 0\.\.1"),
-        ({"labels": np.array([0.0, 1, 1, 0, 0])}, "whole class indices"),
-        ({"labels": np.array([0])}, "5 labels"),
-        ({"patient_ids": ("x",)}, "5 patient_ids"),
+        ({"probabilities": np.zeros((4, 2))}, r"shape \(4, 2\); \(5, 2\) is needed"),
+        ({"logits": np.zeros((5, 3), dtype=np.float32)}, r"logits have the shape \(5, 3\)"),
+        ({"logits": np.full((5, 2), np.nan, dtype=np.float32)}, r"0\.png: a logit is NaN or infinite"),
+        ({"labels": np.array([0, 1, 2, 0, 0])}, r"2\.png: the label is not a class index in 0\.\.1"),
+        ({"labels": np.array([0.0, 1, 1, 0, 0])}, "integer class indices"),
+        ({"labels": np.array([0])}, "number of labels is 1 for 5 images"),
+        ({"patient_ids": ("x",)}, "number of patient_ids is 1 for 5 images"),
     ],
 )
 def test_impossible_predictions_are_refused(changes, message):

@@ -14,8 +14,10 @@ from twinbud.core.errors import TwinbudError
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
 from twinbud.report import figures
+from twinbud.report.model import Arm, Example, Mistake, RunSummary, Width, encode_picture
 from twinbud.report.model_card import write_model_card
-from twinbud.report.page import Arm, Example, Mistake, RunSummary, Width, certainty, write_report
+from twinbud.report.page import certainty, write_report
+from twinbud.training.checkpoint import EpochRecord
 
 EVIL = "<script>alert('x')</script> $\\frac{ | & 腫"
 
@@ -28,21 +30,31 @@ def make_summary(classes=("no lesion", "glioma", EVIL), num_images=60, **changes
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     paths = tuple(f"{i}.png" for i in range(num_images))
     predictions = Predictions(paths=paths, labels=labels, probabilities=probabilities, classes=classes)
-    rows = [
-        {"epoch": e, "learning_rate": 1e-4, "loss": 1 / e, "loss_ce": 0.8 / e, "loss_skd": 0.2 / e, "accuracy": 0.5}
+    history = tuple(
+        EpochRecord(
+            epoch=e,
+            step=e,
+            seconds=1.0,
+            learning_rate=1e-4,
+            loss=1 / e,
+            loss_ce=0.8 / e,
+            loss_skd=0.2 / e,
+            accuracy=0.5,
+        )
         for e in (1, 2, 3)
-    ]
-    grey, colour = np.full((400, 200), 99, dtype=np.uint8), np.full((8, 8, 3), 9, dtype=np.uint8)
+    )
+    gray, color = (encode_picture(np.full(shape, 99, dtype=np.uint8)) for shape in ((400, 200), (8, 8, 3)))
     values = {
         "title": f"Title {EVIL}",
         "facts": {"Teacher": EVIL, "Labelled images": "286"},
-        "metrics": {**evaluate(predictions, num_bootstrap=20), "num_train": 286},
-        "history": rows,
-        "comparison": [Arm(name=EVIL, accuracy=0.8, accuracy_interval=[0.7, 0.9], marked=True)],
-        "mistakes": [Mistake(grey, f"a/{EVIL}.png", EVIL, "glioma", 0.987)],
-        "examples": [Example(colour, EVIL)],
-        "selection": [Width("embedding", 384, 192, None)],
-        "notes": ["No patient column: split by image, figures may be optimistic.", EVIL],
+        "metrics": evaluate(predictions, num_bootstrap=20),
+        "num_train": 286,
+        "histories": {"": history},
+        "comparison": (Arm(name=EVIL, accuracy=0.8, accuracy_interval=(0.7, 0.9), marked=True),),
+        "mistakes": (Mistake(picture=gray, path=f"a/{EVIL}.png", label=EVIL, prediction="glioma", confidence=0.987),),
+        "examples": (Example(picture=color, label=EVIL),),
+        "selection": (Width(name="embedding", teacher=384, student=192, overlap=None),),
+        "notes": ("No patient column: split by image, figures may be optimistic.", EVIL),
         "settings": {"alpha": 0.6, "split": None, "note": EVIL},
         "environment": {"versions": {"torch": "2.10"}, "command": EVIL},
     }
@@ -114,14 +126,16 @@ def test_ids_of_the_figures_do_not_collide(tmp_path):
 def test_page_shows_what_was_measured(tmp_path):
     summary = make_summary()
     page = page_of(tmp_path, summary).replace("\u00a0", " ")
-    low, high = summary.metrics["confidence_intervals"]["accuracy"]
+    interval = summary.metrics.confidence_intervals["accuracy"]
+    assert interval is not None
+    low, high = interval
     assert f"95 % interval: {100 * low:.1f} % to {100 * high:.1f} %" in page
-    assert "20 bootstrap resamples of the 60 images" in page
-    for row in summary.metrics["per_class"].values():
-        assert f"{100 * row['sensitivity']:.1f} %" in page
+    assert "20 bootstrap replicates of the 60 images" in page
+    for row in summary.metrics.per_class.values():
+        assert f"{100 * (row.sensitivity or 0):.1f} %" in page
     assert "Not a medical device" in page
     assert "No patient column: split by image, figures may be optimistic." in page
-    assert "99 % sure" in page
+    assert "confidence 99 %" in page
     assert page.count("<svg") == 4
 
 
@@ -131,37 +145,39 @@ def test_same_summary_gives_the_same_bytes(tmp_path):
 
 def test_a_summary_of_metrics_alone_is_a_whole_page(tmp_path):
     full = make_summary()
-    bare = RunSummary(title="bare", facts={}, metrics=full.metrics)
+    bare = RunSummary(title="bare", metrics=full.metrics)
     page = page_of(tmp_path, bare)
     Reader(page)
-    assert "How it learned" not in page
-    assert "Side by side" not in page
+    assert "<h2>Training" not in page
+    assert "Comparison" not in page
 
 
 def test_several_histories_are_drawn_together(tmp_path):
-    rows = make_summary().history
-    page = page_of(tmp_path, make_summary(history={"dual": rows, "timm": rows, "empty": []}))
+    records = make_summary().histories[""]
+    page = page_of(tmp_path, make_summary(histories={"dual": records, "timm": records}))
     assert "dual, training" in page
     assert "timm, training" in page
-    assert "empty, training" not in page
 
 
 def test_undefined_values_are_dashes(tmp_path):
     summary = make_summary()
-    metrics = {**summary.metrics, "auroc_macro": None}
-    metrics["confidence_intervals"] = dict.fromkeys(metrics["confidence_intervals"])
-    metrics["per_class"] = {
-        name: {**row, "sensitivity": None if name == "glioma" else 1.0, "auroc": None}
-        for name, row in metrics["per_class"].items()
-    }
+    metrics = replace(
+        summary.metrics,
+        auroc_macro=None,
+        confidence_intervals=dict.fromkeys(summary.metrics.confidence_intervals),
+        per_class={
+            name: replace(row, sensitivity=None if name == "glioma" else 1.0, auroc=None)
+            for name, row in summary.metrics.per_class.items()
+        },
+    )
     undefined = replace(summary, metrics=metrics, settings={}, comparison=())
     for text in (page_of(tmp_path, undefined), card_of(tmp_path, undefined)):
         assert not re.search(r"\bnan\b|>None<|\| None \|", text, flags=re.IGNORECASE)
         assert "–" in text
 
 
-def test_a_perfect_score_is_not_sold_as_certainty():
-    metrics = {"accuracy": 1.0, "num_test": 30, "confidence_intervals": {"accuracy": [1.0, 1.0]}}
+def test_a_perfect_score_is_not_presented_as_certainty():
+    metrics = replace(make_summary().metrics, accuracy=1.0, num_test=30)
     assert "10.0\u00a0% of further images" in certainty(metrics)
 
 
@@ -182,11 +198,11 @@ def test_confusion_matrix_shows_every_count_and_class(num_classes):
     assert set(names) <= texts
 
 
-def test_figures_take_their_ink_from_the_page_and_leave_no_global_state():
+def test_figures_use_the_text_color_of_the_page_and_leave_no_global_state():
     before = dict(mpl.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg = figures.reliability_diagram(make_summary().metrics["reliability"])
+        svg = figures.reliability_diagram(make_summary().metrics.reliability)
     assert "currentColor" in svg
     assert figures.INK not in svg
     assert dict(mpl.rcParams) == before
@@ -201,7 +217,7 @@ def test_card_has_a_header_and_the_one_way_to_open_the_model(tmp_path):
         'timm.create_model("local-dir:PATH", pretrained=True)',
         "Not a medical device",
         "286 labelled images of 3 classes",
-        "Measured on 60 held-out images of the same source",
+        "Measured on 60 held-out images from the same source",
         "not measured on\nother hospitals, scanners or patients",
     ):
         assert sentence in body

@@ -22,7 +22,9 @@ from helpers.command import SMALL, refusal, train, trained
 from helpers.command import twinbud as command
 from twinbud.core.memory import PeakMemory
 from twinbud.data import image_store
+from twinbud.report.model import read_summary
 from twinbud.runs import context, pipeline
+from twinbud.runs.result import RunMetrics
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.epoch_loop import History
 from twinbud.training.fit import LabelledImages, fit
@@ -35,7 +37,7 @@ METRICS = {
 }  # fmt: skip
 FILES = {
     "config.yaml", "split.csv", "history.csv", "metrics.json", "predictions.csv", "report.html", "environment.json",
-    "model",
+    "model", "summary.json",
 }  # fmt: skip
 
 
@@ -305,9 +307,11 @@ def test_the_best_test_pass_is_the_highest_and_of_equals_the_first() -> None:
     tested = {1: None, 2: 0.5, 3: None, 4: 0.75, 5: None, 6: 0.75, 7: 0.25}
     epochs = tuple(record(epoch, accuracy) for epoch, accuracy in tested.items())
     history = History(epochs=epochs, num_steps=7, num_images=70, train_seconds=7.0)
+    best = pipeline.best_test_pass(history)
+    assert best is not None
+    assert (best.epoch, best.test_accuracy) == (4, 0.75)
     cost = pipeline.cost_of(history, None, PeakMemory(torch.device("cpu")), num_train=10)
-    assert (cost["best_test_epoch"], cost["best_test_accuracy"]) == (4, 0.75)
-    assert (cost["num_train"], cost["epochs"], cost["images_per_second"]) == (10, 7, 10.0)
+    assert (cost.num_train, cost.epochs, cost.images_per_second) == (10, 7, 10.0)
 
 
 def test_where_patients_are_known_the_intervals_are_over_them(shared_teacher: str, tmp_path: Path) -> None:
@@ -328,7 +332,7 @@ def test_the_report_says_how_many_test_images_training_saw(
     run = trained(data, shared_teacher, tmp_path / "run")
     for file in (run / "report.html", run / "model" / "README.md"):
         text = file.read_text(encoding="utf-8")
-        assert "8, 2 of them identical to images it was trained on" in text
+        assert "8, 2 of them identical to training images" in text
         assert "never seen" not in text
     assert "6, never seen in training" in (shared_run / "report.html").read_text(encoding="utf-8")
 
@@ -419,7 +423,8 @@ def test_the_run_that_train_returns_is_the_one_on_the_disk(
     }  # fmt: skip
     run = twinbud.train(twinbud.run_config(settings, output=tmp_path / "run"))
     assert run.folder == tmp_path / "run"
-    assert run.metrics == read_json(run.folder / "metrics.json")
+    assert run.metrics == RunMetrics.from_json(read_json(run.folder / "metrics.json"))
+    assert run.summary == read_summary(run.folder / "summary.json")
     assert same_outcome(run.folder, shared_run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,28 +13,31 @@ from rich.table import Table
 from twinbud.core.csv_files import format_csv
 from twinbud.core.progress import duration
 from twinbud.data.index import IgnoredFile
+from twinbud.evaluation.metrics import METRIC_TEXTS, EvaluationMetrics
 from twinbud.evaluation.predictions import Predictions, prediction_rows
 from twinbud.models.selection import SelectionPlan
 from twinbud.models.selection_io import Selection
-from twinbud.report.page import METRIC_WORDS, number, percent
+from twinbud.report.page import number, percent
 
 if TYPE_CHECKING:
     from twinbud.runs.demo import Demo
     from twinbud.runs.inference import Evaluation
-    from twinbud.runs.pipeline import Run
+    from twinbud.runs.result import RunResult
 
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def show_run(run: Run) -> None:
+def show_run(run: RunResult) -> None:
     """The metrics of a run, what to keep in mind, and where everything is."""
     console = _console()
     console.print(_metrics_table(run.metrics))
     for note in run.summary.notes:
         console.print(f"note: {note}", markup=False)
-    console.print(f"model:  {run.folder / 'model'}\nreport: {run.folder / 'report.html'}", markup=False)
+    console.print(f"model:  {run.folder / 'model'}", markup=False)
+    if not run.unwritten:
+        console.print(f"report: {run.folder / 'report.html'}", markup=False)
 
 
 def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
@@ -54,13 +57,13 @@ def show_demo(demo: Demo) -> None:
     for name in ("start", "test accuracy", "95 % interval", "AUROC", "training"):
         table.add_column(name, justify="left" if name == "start" else "right", no_wrap=True)
     for name, run in demo.runs.items():
-        low, high = run.metrics["confidence_intervals"]["accuracy"]
+        low, high = run.metrics.confidence_intervals["accuracy"] or (None, None)
         table.add_row(
             name,
-            percent(run.metrics["accuracy"]),
+            percent(run.metrics.accuracy),
             f"{percent(low)} – {percent(high)}",
-            number(run.metrics["auroc_macro"]),
-            duration(run.metrics["train_seconds"]),
+            number(run.metrics.auroc_macro),
+            duration(run.metrics.train_seconds),
         )
     console.print(table)
     console.print(f"report: {demo.report.resolve()}", markup=False)
@@ -92,9 +95,9 @@ def tensor_status(plan: SelectionPlan) -> list[str]:
     return lines
 
 
-def show_predictions(predictions: Predictions) -> None:
+def show_predictions(predictions: Predictions, *, logits: bool = False) -> None:
     """The predictions as CSV on standard output."""
-    sys.stdout.write(format_csv(prediction_rows(predictions)))
+    sys.stdout.write(format_csv(prediction_rows(predictions, logits=logits)))
 
 
 def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
@@ -104,13 +107,23 @@ def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
         console.print(f"left out: {file.path} ({file.reason})", markup=False)
 
 
-def _metrics_table(metrics: dict[str, Any]) -> Table:
-    table = Table(title=f"{metrics['num_test']:,} test images", title_justify="left")
+def show_note(text: str) -> None:
+    """Print one line on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"note: {text}", markup=False)
+
+
+def show_written(path: Path) -> None:
+    """Print where a file or folder is."""
+    _console().print(f"written: {path}", markup=False)
+
+
+def _metrics_table(metrics: EvaluationMetrics) -> Table:
+    table = Table(title=f"{metrics.num_test:,} test images", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    for name, (word, _) in METRIC_WORDS.items():
-        interval = metrics["confidence_intervals"].get(name)
+    for name, (word, _) in METRIC_TEXTS.items():
+        interval = metrics.confidence_intervals.get(name)
         text = f"{number(interval[0])} – {number(interval[1])}" if interval else "–"
-        table.add_row(word, number(metrics[name]), text)
+        table.add_row(word, number(getattr(metrics, name)), text)
     return table

@@ -168,13 +168,18 @@ def _evaluate(chosen: Namespace) -> None:
     from twinbud.runs.inference import evaluate_run
 
     evaluation = evaluate_run(
-        chosen.run, _given(chosen), output=chosen.output, force=chosen.force, progress=TerminalProgress()
+        chosen.run,
+        _given(chosen),
+        output=chosen.output,
+        force=chosen.force,
+        logits=chosen.logits,
+        progress=TerminalProgress(),
     )
     show_evaluation(evaluation, chosen.output)
 
 
 def _predict(chosen: Namespace) -> None:
-    from twinbud.cli.console import show_ignored, show_predictions
+    from twinbud.cli.console import show_ignored, show_note, show_predictions
     from twinbud.core.progress import TerminalProgress
     from twinbud.runs.inference import predict
 
@@ -186,12 +191,22 @@ def _predict(chosen: Namespace) -> None:
         max_megapixels=data.max_megapixels,
         output=chosen.output,
         force=chosen.force,
+        logits=chosen.logits,
         progress=TerminalProgress(),
     )
     if chosen.output is None:
-        show_predictions(predictions)
+        show_predictions(predictions, logits=chosen.logits)
         require_written("the predictions")
     show_ignored(ignored)
+    if ignored:
+        show_note(f"{len(predictions.paths):,} images classified, {len(ignored):,} files left out")
+
+
+def _report(chosen: Namespace) -> None:
+    from twinbud.cli.console import show_written
+    from twinbud.runs.report import rebuild_report
+
+    show_written(rebuild_report(chosen.run, output=chosen.output, force=chosen.force))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +249,12 @@ COMMANDS = {
         usage="RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]",
         add_options=options.predict_options,
         run=_predict,
+    ),
+    "report": _Command(
+        text="Write the page and the model card of a finished run again, without images or teacher.",
+        usage="RUN [--output FILE.html] [--force]",
+        add_options=options.report_options,
+        run=_report,
     ),
     "study": _Command(
         text="Do all runs of a recipe, such as a table of the paper; stopped at any time, it goes on where it was.",

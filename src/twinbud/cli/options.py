@@ -14,7 +14,7 @@ from jsonargparse._core import ArgumentGroup
 from twinbud.config.loading import STAGES, Stage
 from twinbud.config.schema import PROFILES, DataConfig, ModelConfig, TrainingConfig
 
-HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache")
+HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")
 """Options of a run that are no settings: they change no number."""
 WEIGHTS = ("float32", "float16")
 _VALUES = {"data": "PATH", "drop_path": "PROBABILITY"}
@@ -52,6 +52,7 @@ def train_options(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint-seconds", default=60.0, metavar="SECONDS", help=text)
     text = "Decode the images anew and keep none in the cache folder; else pixels are kept there for the next run."
     parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
+    _add_logits(parser)
     for stage, kind in STAGES.items():
         group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
         for setting in fields(kind):
@@ -64,7 +65,15 @@ def evaluate_options(parser: ArgumentParser) -> None:
     for name in _SOURCE_SETTINGS:
         is_the_runs = name not in ("skip_broken", "max_megapixels")
         _add_setting(parser, DataConfig, name, default="the run's" if is_the_runs else None)
-    _add_output(parser, "Folder for metrics.json and predictions.csv.", required=False)
+    _add_logits(parser)
+    _add_output(parser, "Folder for metrics.json, predictions.csv and left_out.csv.", required=False)
+
+
+def report_options(parser: ArgumentParser) -> None:
+    """Of ``twinbud report``."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="Output of 'twinbud train'.")
+    text = "Page to write instead of the report.html and the model card of the run."
+    _add_output(parser, text, required=False, metavar="FILE.html")
 
 
 def predict_options(parser: ArgumentParser) -> None:
@@ -73,6 +82,7 @@ def predict_options(parser: ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="What to classify.")
     for name in ("skip_broken", "max_megapixels"):
         _add_setting(parser, DataConfig, name)
+    _add_logits(parser)
     _add_output(parser, "Write here instead of printing.", required=False, metavar="FILE.csv")
 
 
@@ -106,6 +116,10 @@ def _default(setting: Field[Any], profiles: Mapping[str, Mapping[str, Any]]) -> 
         return ", ".join(others)
     value = f"{setting.default:.3g}" if isinstance(setting.default, float) else str(setting.default)
     return ", ".join([value, *others])
+
+
+def _add_logits(parser: ArgumentParser) -> None:
+    parser.add_argument("--logits", action="store_true", help="Add a column logit_CLASS per class to the predictions.")
 
 
 def _add_output(parser: ArgumentParser, text: str, *, required: bool, metavar: str = "DIR") -> None:

@@ -177,6 +177,7 @@ def run_config(
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
     pixel_cache: bool = True,
+    logits: bool = False,
 ) -> RunConfig:
     """The run that ``settings`` describe; what they leave out comes from their profile.
 
@@ -187,6 +188,7 @@ def run_config(
         resume: Go on with an unfinished one.
         checkpoint_seconds: Training time between two checkpoints.
         pixel_cache: Keep decoded images in the cache folder and take them from there.
+        logits: Write logits to ``predictions.csv`` as well.
 
     Raises:
         TwinbudError: An unknown setting, a value of another type, or one out of its range.
@@ -208,6 +210,7 @@ def run_config(
         resume=resume,
         checkpoint_seconds=read_value("checkpoint_seconds", checkpoint_seconds, float),
         pixel_cache=pixel_cache,
+        logits=logits,
         given=frozenset(settings),
     )
 

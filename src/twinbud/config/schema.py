@@ -233,8 +233,8 @@ class RunConfig:
         resume: Go on with an unfinished run there.
         checkpoint_seconds: Training time between two checkpoints; it changes no number.
         pixel_cache: Keep decoded images in the cache folder and take them from there; it changes no number.
-        given: Names of the settings that were said and not left to a default; the plan of ``selected`` may not
-            contradict them.
+        logits: Write logits to ``predictions.csv``, too; it changes no number.
+        given: Names of the settings that are not defaults; the plan of ``selected`` may not contradict them.
 
     Raises:
         TwinbudError: Method, S′, distillation and recovery contradict each other.
@@ -249,6 +249,7 @@ class RunConfig:
     resume: bool = False
     checkpoint_seconds: float = 60.0
     pixel_cache: bool = True
+    logits: bool = False
     given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

@@ -233,6 +233,6 @@ def _parts_of(seen: set[tuple[SplitName, str]]) -> str:
     return f"{spellings} in {' and '.join(sorted({part for part, _ in seen}))}"
 
 
-def write_left_out(path: Path, image_index: ImageIndex) -> None:
+def write_left_out(path: Path, ignored: Iterable[IgnoredFile]) -> None:
     """Write a CSV of the files that were found and not used: path, reason."""
-    write_csv(path, [("path", "reason"), *((file.path, file.reason) for file in image_index.ignored)])
+    write_csv(path, [("path", "reason"), *((file.path, file.reason) for file in ignored)])

@@ -1,1 +1,1 @@
-"""Predictions, metrics with intervals, and the check that no training image is measured."""
+"""Predictions, metrics with intervals, and the check that no training image is evaluated."""

@@ -12,7 +12,7 @@ from twinbud.data.prefetch import prefetch
 
 
 @torch.inference_mode()
-def predict_probabilities(
+def predict_logits(
     model: nn.Module,
     images_NCSS: torch.Tensor | ImageSubset,
     *,
@@ -20,23 +20,23 @@ def predict_probabilities(
     std: tuple[float, ...],
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Class probabilities of a network in evaluation mode, computed in float32.
+    """Compute the logits of a network in evaluation mode, in float32.
 
     Args:
         model: Classifier; its mode is restored afterwards.
         images_NCSS: uint8 pixels (N, C, S, S) of one channel or three, not augmented, on any device.
-        mean: The network's normalisation.
-        std: The network's normalisation.
-        batch_size: Images at once; it changes nothing but the speed.
+        mean: Mean per channel that the network expects, for pixels in [0, 1].
+        std: Standard deviation per channel that the network expects.
+        batch_size: Images per batch; it affects only the speed.
 
     Returns:
-        (N, K) float64, each row summing to 1.
+        (N, K) float32.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     normalize = Normalization.on(device, mean, std)
     order = torch.arange(len(images_NCSS)).split(batch_size)
-    logits = [model(normalize(batch)).double().cpu() for batch in prefetch(images_NCSS, order, device)]
+    logits = [model(normalize(batch)).float().cpu() for batch in prefetch(images_NCSS, order, device)]
     model.train(was_training)
-    return torch.cat(logits).softmax(dim=1).numpy()
+    return torch.cat(logits).numpy()

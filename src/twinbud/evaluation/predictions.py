@@ -1,4 +1,4 @@
-"""What a model said about each image, and the CSV it becomes."""
+"""Predictions of a model and their CSV file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError
@@ -16,53 +17,78 @@ from twinbud.core.errors import TwinbudError
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Class probabilities of N images over K classes, with the truth where it is known.
+    """Class probabilities of N images over K classes, with logits and labels where these are known.
 
     Raises:
-        TwinbudError: For lengths that disagree, a label that is no class index, or probabilities that are
-            not finite, not in [0, 1] or do not sum to 1 (within 1e-3). The image is named.
+        TwinbudError: Shapes disagree; a label is not a class index; or probabilities or logits are not finite,
+            probabilities are outside [0, 1] or do not sum to 1 (within 1e-3). The error names the image.
     """
 
     paths: tuple[str, ...]
-    """Where each image came from, N of them."""
+    """N paths."""
 
     labels: np.ndarray | None
-    """(N,) int64 class indices; None where the truth is unknown."""
+    """(N,) int64 class indices; None if unknown."""
 
     probabilities: np.ndarray
-    """(N, K) float64, each row summing to 1."""
+    """(N, K) float64; each row sums to 1."""
 
     classes: tuple[str, ...]
-    """Names of the K classes, in the order of the columns."""
+    """K class names, in the order of the columns."""
 
     patient_ids: tuple[str | None, ...] | None = None
-    """Whom each image shows, None for an image without an id; None if there are no ids at all."""
+    """N patient ids, None for an image without one; None if no ids are known at all."""
+
+    logits: np.ndarray | None = None
+    """(N, K) float32, of which ``probabilities`` is the softmax; None if only probabilities are known."""
 
     def __post_init__(self) -> None:
         shape = (len(self.paths), len(self.classes))
-        if self.probabilities.shape != shape:
-            raise TwinbudError(f"probabilities of shape {shape}", got=str(self.probabilities.shape))
+        for name, array in (("probabilities", self.probabilities), ("logits", self.logits)):
+            if array is not None and array.shape != shape:
+                raise TwinbudError(f"{name} have the shape {array.shape}; {shape} is needed (images, classes)")
         for name, values in (("labels", self.labels), ("patient_ids", self.patient_ids)):
             if values is not None and len(values) != len(self.paths):
-                raise TwinbudError(f"{len(self.paths)} {name}, one an image", got=str(len(values)))
-        running_means = self.probabilities.sum(axis=1)
-        self._refuse(
-            ~np.isfinite(self.probabilities).all(axis=1),
-            "finite probabilities",
-            "nan or inf",
-            "Check the weights and the learning rate",
-        )
-        outside = (self.probabilities < 0).any(axis=1) | (np.abs(running_means - 1) > 1e-3)
-        self._refuse(outside, "probabilities in [0, 1] that sum to 1", "others", "Pass the logits through softmax")
+                raise TwinbudError(
+                    f"the number of {name} is {len(values)} for {len(self.paths)} images; one per image is needed"
+                )
+        diverged = "Check the weights and the learning rate"
+        self._refuse(~np.isfinite(self.probabilities).all(axis=1), "a probability is NaN or infinite", diverged)
+        if self.logits is not None:
+            self._refuse(~np.isfinite(self.logits).all(axis=1), "a logit is NaN or infinite", diverged)
+        outside = (self.probabilities < 0).any(axis=1) | (np.abs(self.probabilities.sum(axis=1) - 1) > 1e-3)
+        problem = "the probabilities are not in [0, 1] or do not sum to 1"
+        self._refuse(outside, problem, "Apply softmax to the logits")
         if self.labels is not None:
             if not np.issubdtype(self.labels.dtype, np.integer):
-                raise TwinbudError("labels that are whole class indices", got=str(self.labels.dtype))
+                raise TwinbudError(f"labels are of dtype {self.labels.dtype}; integer class indices are needed")
             unknown = (self.labels < 0) | (self.labels >= len(self.classes))
-            self._refuse(unknown, f"a label in 0..{len(self.classes) - 1}", "another number", None)
+            self._refuse(unknown, f"the label is not a class index in 0..{len(self.classes) - 1}", None)
 
-    def _refuse(self, bad: Any, expected: str, got: str, fix: str | None) -> None:
+    @classmethod
+    def from_logits(
+        cls,
+        logits: np.ndarray,
+        *,
+        paths: tuple[str, ...],
+        classes: tuple[str, ...],
+        labels: np.ndarray | None = None,
+        patient_ids: tuple[str | None, ...] | None = None,
+    ) -> Predictions:
+        """Build predictions from (N, K) float32 logits; the softmax is computed in float64."""
+        probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
+        return cls(
+            paths=paths,
+            labels=labels,
+            probabilities=probabilities,
+            classes=classes,
+            patient_ids=patient_ids,
+            logits=logits,
+        )
+
+    def _refuse(self, bad: Any, problem: str, fix: str | None) -> None:
         if bad.any():
-            raise TwinbudError(expected, got=got, where=self.paths[int(np.argmax(bad))], fix=fix)
+            raise TwinbudError(problem, where=self.paths[int(np.argmax(bad))], fix=fix)
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -75,33 +101,45 @@ class Predictions:
         return self.probabilities.max(axis=1)
 
     def most_confident_mistakes(self, limit: int) -> np.ndarray:
-        """(M,) indices of at most `limit` wrongly classified images, the most confident first.
+        """(M,) indices of at most ``limit`` wrongly classified images, the most confident first.
 
         Raises:
-            TwinbudError: If the truth is unknown.
+            TwinbudError: The labels are unknown.
         """
         if self.labels is None:
-            raise TwinbudError("images with known classes", got="images without labels")
+            raise TwinbudError("the images have no labels, so that mistakes cannot be found")
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:limit]
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write a CSV with a row an image: path, label, prediction, and ``probability_<class>`` for each class.
-
-    The label is blank where unknown; probabilities keep 8 significant digits. UTF-8; replaces `path` whole.
+def write_predictions(path: Path, predictions: Predictions, *, logits: bool = False) -> None:
+    """Write the CSV of ``prediction_rows`` as UTF-8, replacing ``path`` as a whole.
 
     Raises:
-        TwinbudError: If the disk is full or the folder may not be written.
+        TwinbudError: The disk is full, the folder cannot be written, or logits are requested but unknown.
     """
-    write_csv(path, prediction_rows(predictions))
+    write_csv(path, prediction_rows(predictions, logits=logits))
 
 
-def prediction_rows(predictions: Predictions) -> Iterator[list[str]]:
-    """The cells of that CSV, header first."""
+def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterator[list[str]]:
+    """Yield the cells of the CSV file, header first, then one row per image.
+
+    Columns: ``path``, ``label`` (empty if unknown), ``prediction``, ``probability_CLASS`` of each class with 8
+    significant digits and, if requested, ``logit_CLASS`` of each class with 9, which restore the float32 exactly.
+
+    Raises:
+        TwinbudError: Logits are requested but unknown.
+    """
     classes = predictions.classes
-    yield ["path", "label", "prediction", *(f"probability_{name}" for name in classes)]
-    for row, source in enumerate(predictions.paths):
+    header = ["path", "label", "prediction", *(f"probability_{name}" for name in classes)]
+    columns = [[[f"{value:.8g}" for value in row] for row in predictions.probabilities]]
+    if logits:
+        if predictions.logits is None:
+            raise TwinbudError("the predictions have no logits to write")
+        header += [f"logit_{name}" for name in classes]
+        columns.append([[f"{value:.9g}" for value in row] for row in predictions.logits])
+    yield header
+    for row, path in enumerate(predictions.paths):
         label = "" if predictions.labels is None else classes[predictions.labels[row]]
-        probabilities = (f"{value:.8g}" for value in predictions.probabilities[row])
-        yield [source, label, classes[predictions.predicted[row]], *probabilities]
+        numbers = [cell for part in columns for cell in part[row]]
+        yield [path, label, classes[predictions.predicted[row]], *numbers]

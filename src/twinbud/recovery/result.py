@@ -80,9 +80,3 @@ class Recovery:
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``recovery.json``."""
         return {pair_role: student.to_json() for pair_role, student in self.students.items()}
-
-
-RECOVERY_COST = (
-    "num_images", "num_views", "num_views_asked", "num_steps", "num_passes", "seconds", "peak_memory_mib",
-)  # fmt: skip
-"""Attributes of ``Recovery`` that ``metrics.json`` holds, each with the prefix ``recover_``."""

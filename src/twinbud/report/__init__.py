@@ -1,1 +1,1 @@
-"""Figures, the offline page and the model card of a run."""
+"""Summary, figures, page and model card of a run, and its training history."""

@@ -1,8 +1,8 @@
-"""The figures of the report, as SVG text that takes its ink from the page around it.
+"""The figures of the report, as SVG text in the text color of the page around it.
 
-Matplotlib's object-oriented interface only, no pyplot. Lines and letters are `currentColor` and fills are
-translucent, so one figure serves a light page, a dark page and paper. The same input gives the same bytes.
-Colours are those of Okabe and Ito (2008), the blue a little lighter for dark pages, told apart by line style as well.
+Only Matplotlib's object-oriented interface is used, not pyplot. Lines and letters are ``currentColor`` and fills are
+translucent, so that one figure suits a light page, a dark page and print. The same input gives the same bytes. Colors
+are those of Okabe and Ito (2008), the blue slightly lighter for dark pages; line styles differ as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -22,12 +22,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-Histories = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Rows an epoch (keys epoch, loss, loss_ce, ...) for each named arm; one arm may have an empty name."""
+from twinbud.evaluation.calibration import ReliabilityBin
+from twinbud.report.model import Histories
+from twinbud.training.checkpoint import EpochRecord
 
 INK = "#010203"
-"""Drawn with this, shown as `currentColor`."""
-COLOURS = ("#1A80BB", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Color to draw with; ``as_svg`` replaces it by ``currentColor``."""
+COLORS = ("#1A80BB", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)))
 PIXELS_PER_INCH = 96
 STYLE: Any = {
@@ -54,34 +55,40 @@ STYLE: Any = {
 
 
 def loss_curves(histories: Histories) -> str:
-    """Training loss an epoch: the parts of one arm's loss, or the cross-entropy of several arms."""
+    """Draw the training loss per epoch: the terms of the loss of one run, or the cross-entropy of several runs."""
     if len(histories) == 1:
-        (rows,) = histories.values()
-        parts = {"loss": "whole loss", "loss_ce": "cross-entropy", "loss_skd": "self-distillation"}
-        columns = [(label, *_column(rows, key)) for key, label in parts.items()]
-        shown = [column for column in columns if any(column[2])]
+        (records,) = histories.values()
+        terms = (
+            ("total", [record.loss for record in records]),
+            ("cross-entropy", [record.loss_ce for record in records]),
+            ("self-distillation", [record.loss_skd for record in records]),
+        )
+        shown = [(label, *_defined(records, values)) for label, values in terms if any(values)]
     else:
-        shown = [(name, *_column(rows, "loss_ce")) for name, rows in histories.items()]
+        shown = [
+            (name, *_defined(records, [record.loss_ce for record in records])) for name, records in histories.items()
+        ]
     return _curves([_Line(*column, index, False) for index, column in enumerate(shown)], "loss")
 
 
 def accuracy_curves(histories: Histories) -> str:
-    """Accuracy in [0, 1] an epoch, on the training images and, where measured, dotted on the test images."""
+    """Draw the accuracy per epoch on the training images and, dotted where measured, on the test images."""
     lines = []
-    for key, part in (("accuracy", "training"), ("test_accuracy", "test")):
-        for index, (name, rows) in enumerate(histories.items()):
+    for part in ("training", "test"):
+        for index, (name, records) in enumerate(histories.items()):
             label = f"{name}, {part}" if len(histories) > 1 else part
-            lines.append(_Line(label, *_column(rows, key), index, key == "test_accuracy"))
+            values = [record.test_accuracy if part == "test" else record.accuracy for record in records]
+            lines.append(_Line(label, *_defined(records, values), index, part == "test"))
     return _curves(lines, "accuracy")
 
 
 def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[str], *, name: str = "confusion") -> str:
-    """Counts and the share of each row (truth); blue where right, orange where wrong.
+    """Draw counts and shares of each row; correct predictions are blue, incorrect ones orange.
 
     Args:
-        matrix: K x K counts, rows the truth, columns the prediction.
-        classes: K names, shortened in the figure beyond 24 letters.
-        name: Prefix of its ids; figures of one page need different ones.
+        matrix: (K, K) counts: rows are labels, columns are predictions.
+        classes: K names; the figure shortens names of more than 24 letters.
+        name: Prefix of the SVG ids; it must be unique within a page.
     """
     with matplotlib.rc_context(STYLE):
         num_classes, cell = len(classes), 0.86 if len(classes) <= 6 else 0.62 if len(classes) <= 10 else 0.48
@@ -94,7 +101,7 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[s
         width, height = left + side + right, top + side + 0.1
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((left / width, 0.1 / height, side / width, side / height))
-        axes.set(xlim=(0, num_classes), ylim=(num_classes, 0), ylabel="truth")
+        axes.set(xlim=(0, num_classes), ylim=(num_classes, 0), ylabel="label")
         for row, counts in enumerate(matrix):
             for column, count in enumerate(counts):
                 _cell(axes, row, column, count, sum(counts), large=cell > 0.5)
@@ -107,34 +114,29 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[s
         axes.set_xlabel("prediction")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return as_svg(figure, name, "Confusion matrix: rows are the truth, columns the prediction", smallest)
+        return as_svg(figure, name, "Confusion matrix: rows are labels, columns are predictions", smallest)
 
 
-def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy against confidence in each bin, above how many images fall there.
-
-    Args:
-        bins: Rows with low, high, count, confidence and accuracy, as `evaluate` gives them.
-    """
+def reliability_diagram(bins: Sequence[ReliabilityBin]) -> str:
+    """Draw accuracy against confidence of each bin, above a histogram of the confidence."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 4.0))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         figure.subplots_adjust(left=0.16, right=0.95, bottom=0.12, top=0.97, hspace=0.12)
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1, alpha=0.5, linestyle=(0, (4, 3)))
-        upper.text(0.03, 0.97, "above the line: too cautious\nbelow: too sure", va="top", alpha=0.75, fontsize=9)
-        filled = [row for row in bins if row["count"]]
-        for row in filled:
-            gap = sorted((row["confidence"], row["accuracy"]))
-            upper.vlines(row["confidence"], *gap, color=COLOURS[1], linewidth=4, alpha=0.35)
-        confidence, accuracy = [r["confidence"] for r in filled], [r["accuracy"] for r in filled]
-        upper.plot(confidence, accuracy, "o", color=COLOURS[0], markersize=5.5)
+        upper.text(0.03, 0.97, "above the line: underconfident\nbelow: overconfident", va="top", alpha=0.75, fontsize=9)
+        points = [(b.confidence, b.accuracy) for b in bins if b.confidence is not None and b.accuracy is not None]
+        for point in points:
+            upper.vlines(point[0], min(point), max(point), color=COLORS[1], linewidth=4, alpha=0.35)
+        confidence, accuracy = [point[0] for point in points], [point[1] for point in points]
+        upper.plot(confidence, accuracy, "o", color=COLORS[0], markersize=5.5)
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
         lower.bar(
-            [row["low"] for row in bins],
-            [row["count"] for row in bins],
+            [reliability_bin.low for reliability_bin in bins],
+            [reliability_bin.count for reliability_bin in bins],
             width=0.92 / len(bins),
             align="edge",
-            color=COLOURS[0],
+            color=COLORS[0],
             alpha=0.55,
         )
         lower.set(xlabel="confidence", ylabel="images")
@@ -147,17 +149,17 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
         return as_svg(figure, "reliability", "Accuracy against confidence, and a histogram of confidence")
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of the rows that have the key."""
-    known = [row for row in rows if row.get(key) is not None]
-    return [row["epoch"] for row in known], [row[key] for row in known]
+def _defined(records: Sequence[EpochRecord], values: Sequence[float | None]) -> tuple[list[int], list[float]]:
+    """Epochs and values of the records whose value is defined."""
+    known = [(record.epoch, value) for record, value in zip(records, values, strict=True) if value is not None]
+    return [epoch for epoch, _ in known], [value for _, value in known]
 
 
 class _Line(NamedTuple):
     label: str
-    epochs: list[float]
+    epochs: list[int]
     values: list[float]
-    colour: int
+    color: int
     dotted: bool
 
 
@@ -171,8 +173,8 @@ def _curves(lines: Sequence[_Line], what: Literal["loss", "accuracy"]) -> str:
                 line.epochs,
                 line.values,
                 label=line.label,
-                color=COLOURS[line.colour % len(COLOURS)],
-                linestyle=":" if line.dotted else STYLES[line.colour % len(STYLES)],
+                color=COLORS[line.color % len(COLORS)],
+                linestyle=":" if line.dotted else STYLES[line.color % len(STYLES)],
                 linewidth=1.8,
                 marker="o" if line.dotted or len(line.values) < 3 else None,
                 markersize=4,
@@ -191,9 +193,9 @@ def _curves(lines: Sequence[_Line], what: Literal["loss", "accuracy"]) -> str:
 
 def _cell(axes: Axes, row: int, column: int, count: int, total: int, *, large: bool) -> None:
     share = count / total if total else 0.0
-    colour = COLOURS[0] if row == column else COLOURS[1]
+    color = COLORS[0] if row == column else COLORS[1]
     opacity = 0.06 + 0.5 * share**0.7 if count else 0.03
-    axes.add_patch(Rectangle((column + 0.02, row + 0.02), 0.96, 0.96, facecolor=colour, alpha=opacity, linewidth=0))
+    axes.add_patch(Rectangle((column + 0.02, row + 0.02), 0.96, 0.96, facecolor=color, alpha=opacity, linewidth=0))
     weight, faint = ("bold", 1.0) if row == column else ("normal", 1.0 if count else 0.45)
     size = 11 if large else 9
     axes.text(column + 0.5, row + 0.43, f"{count:,}", ha="center", va="center", weight=weight, alpha=faint, size=size)
@@ -202,19 +204,19 @@ def _cell(axes: Axes, row: int, column: int, count: int, total: int, *, large: b
 
 
 def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -> str:
-    """The figure as an `<svg>` element: no size in points, ids of its own, no date, no foreign metadata.
+    """Convert a figure to an ``<svg>`` element without size in points, date or metadata.
 
     Args:
-        figure: What to draw.
-        name: Prefix of every id, so that several figures live in one page.
-        description: For readers who hear the page.
-        smallest: Share of the natural width below which the page scrolls instead of shrinking the letters.
+        figure: Figure to convert.
+        name: Prefix of every id, unique within a page.
+        description: Text for screen readers.
+        smallest: Share of the natural width below which the page scrolls instead of shrinking the figure.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     stream = io.StringIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that Matplotlib's font lacks: the reader's browser has it
+        warnings.simplefilter("ignore")  # glyphs missing from Matplotlib's font: the browser has them
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(stream, metadata=metadata)
     text = stream.getvalue()
@@ -225,12 +227,12 @@ def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     width = figure.get_figwidth() * PIXELS_PER_INCH
     size = f"max-width:{width:.0f}px;min-width:{width * smallest:.0f}px"
-    look = f"width:100%;{size};height:auto;stroke-linejoin:round"
-    return f'{head} role="img" aria-label="{escape(description)}" style="{look}">{body}'
+    style = f"width:100%;{size};height:auto;stroke-linejoin:round"
+    return f'{head} role="img" aria-label="{escape(description)}" style="{style}">{body}'
 
 
 def standing_alone(svg: str) -> str:
-    """The same figure as a file: ink and font no longer come from a page, but suit a light and a dark one."""
+    """Convert the element to a file of its own, with text colors and fonts for light and dark backgrounds."""
     ink = "svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}"
     font = "svg text{font-family:'DejaVu Sans',Verdana,system-ui,sans-serif!important}"
     head, body = svg.split(">", 1)

@@ -1,4 +1,4 @@
-"""The history of a run as it grows: ``history.csv`` and TensorBoard events, a row an epoch."""
+"""The training history of a run: ``history.csv`` and TensorBoard events, extended after each epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CURVES = ("loss", "loss_ce", "loss_skd", "accuracy", "test_accuracy", "learning
 
 
 class HistoryWriter:
-    """Writes each epoch's record at once, so that a run that stops keeps what it did.
+    """Writes each epoch's record immediately, so that a stopped run keeps its history.
 
     Args:
         folder: The run folder.
@@ -35,10 +35,12 @@ class HistoryWriter:
         """Add one epoch.
 
         Raises:
-            TwinbudError: The disk is full, or the run folder has gone.
+            TwinbudError: The disk is full, or the run folder no longer exists.
         """
-        if not self.folder.is_dir():  # the open file would take the row all the same, and nobody would ever read it
-            raise TwinbudError("the run folder", got="none (was it moved or removed?)", where=str(self.folder))
+        if not self.folder.is_dir():  # writing to the open file would succeed, but nobody could read it
+            raise TwinbudError(
+                "the run folder no longer exists; it was moved or removed during the run", where=str(self.folder)
+            )
         row = asdict(record)
         with explained_writes(self.folder):
             self.file.write(format_csv([row.values()]))
@@ -49,23 +51,23 @@ class HistoryWriter:
             )
 
     def close(self) -> None:
-        """Flush and close both files."""
+        """Close both files."""
         self.file.close()
         self.events.close()
 
 
 class EventFile:
-    """A file of scalars for TensorBoard, written at once and by the caller's own thread.
+    """A TensorBoard file of scalars, written immediately and in the calling thread.
 
-    ``torch.utils.tensorboard`` writes from a thread, where a full disk or a vanished folder ends in a traceback that
-    nobody can catch.
+    ``torch.utils.tensorboard`` writes from another thread, whose errors (a full disk, a removed folder) cannot be
+    caught.
     """
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.event: Any = event_pb2  # generated modules, whose contents no type checker sees
+        self.event: Any = event_pb2  # generated modules, which type checkers cannot analyze
         self.summary: Any = summary_pb2
         now = time.time()
         self.file = (folder / f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}").open("wb")
@@ -89,7 +91,7 @@ class EventFile:
 
 @contextmanager
 def history_writer(folder: Path, records: Iterable[EpochRecord] = ()) -> Iterator[HistoryWriter]:
-    """A HistoryWriter that already holds ``records`` and is closed when the context ends."""
+    """Open a HistoryWriter that starts with ``records``, and close it when the context ends."""
     with explained_writes(folder):
         writer = HistoryWriter(folder)
     for record in records:

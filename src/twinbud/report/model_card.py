@@ -1,4 +1,4 @@
-"""The README.md of a model folder: what it is, what it was measured to do, and how to open it."""
+"""The README.md of a model folder: what the model is, its metrics, and how to load it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from pathlib import Path
 import yaml
 
 from twinbud.core.files import write_text
-from twinbud.report.page import RunSummary, render
+from twinbud.report.model import RunSummary
+from twinbud.report.page import render
 
 HEADER = {
     "library_name": "timm",
     "pipeline_tag": "image-classification",
     "tags": ["image-classification", "timm", "twinbud", "medical-imaging"],
 }
-"""Front matter as Hugging Face reads it; no licence, for twinbud knows none."""
+"""Front matter as Hugging Face reads it; without a license, which twinbud cannot know."""
 
 
 def write_model_card(path: Path, summary: RunSummary) -> None:
-    """Write a Markdown model card with a YAML header to `path`, replacing it whole.
+    """Write a Markdown model card with a YAML header to ``path``, replacing it as a whole.
 
     Args:
         path: Usually ``RUN/model/README.md``.
-        summary: The same as the report's; `metrics["num_train"]`, where given, is the labelled images' number.
+        summary: The same as for the page.
 
     Raises:
-        TwinbudError: If the disk is full or the folder may not be written.
+        TwinbudError: The disk is full or the folder cannot be written.
     """
     header = yaml.safe_dump(HEADER, sort_keys=False)
     filters = {"markdown": _markdown}
@@ -34,6 +35,6 @@ def write_model_card(path: Path, summary: RunSummary) -> None:
 
 
 def _markdown(text: str) -> str:
-    """One line of plain text that Markdown shows as it is: no markup, no HTML, no new cell of a table."""
+    """Escape a text for one line of Markdown: no markup, no HTML, no new table cell."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", line)

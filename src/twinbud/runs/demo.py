@@ -13,8 +13,10 @@ from twinbud.config.loading import run_config
 from twinbud.core.files import require_free
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.models.dinov2 import load_dinov2_small
-from twinbud.report.page import Arm, write_report
-from twinbud.runs.pipeline import Run, train
+from twinbud.report.model import Arm
+from twinbud.report.page import write_report
+from twinbud.runs.pipeline import train
+from twinbud.runs.result import RunResult
 from twinbud.training.amp import choose_device, choose_precision
 
 SETTINGS: dict[str, Any] = {
@@ -31,7 +33,7 @@ ARMS = {"dual": "grown (dual)", "timm": "from scratch (timm)"}
 class Demo:
     """The two finished runs and the page that compares them."""
 
-    runs: dict[str, Run]
+    runs: dict[str, RunResult]
     """By how S started, in the words of ``ARMS``."""
     report: Path
 
@@ -66,22 +68,22 @@ def demo(output: Path, *, force: bool = False, progress: Progress | None = None)
         replace(
             grown,
             title="twinbud demo: phantom brain MRI",
-            comparison=[_arm(name, runs[name], marked=name == "dual") for name in ARMS],
-            history={ARMS[name]: run.summary.history for name, run in runs.items()},
+            comparison=tuple(_arm(name, runs[name], marked=name == "dual") for name in ARMS),
+            histories={ARMS[name]: run.history.epochs for name, run in runs.items()},
         ),
     )
     return Demo(runs={ARMS[name]: run for name, run in runs.items()}, report=report)
 
 
-def _arm(name: str, run: Run, *, marked: bool) -> Arm:
+def _arm(name: str, run: RunResult, *, marked: bool) -> Arm:
     metrics = run.metrics
     return Arm(
         name=ARMS[name],
-        accuracy=metrics["accuracy"],
-        accuracy_interval=metrics["confidence_intervals"]["accuracy"],
-        balanced_accuracy=metrics["balanced_accuracy"],
-        auroc_macro=metrics["auroc_macro"],
-        train_seconds=metrics["train_seconds"],
-        images_per_second=metrics["images_per_second"],
+        accuracy=metrics.accuracy,
+        accuracy_interval=metrics.confidence_intervals["accuracy"],
+        balanced_accuracy=metrics.balanced_accuracy,
+        auroc_macro=metrics.auroc_macro,
+        train_seconds=metrics.train_seconds,
+        images_per_second=metrics.images_per_second,
         marked=marked,
     )

@@ -1,4 +1,4 @@
-"""Use a finished model: evaluate it on labelled images, or predict unlabelled ones."""
+"""Inference with a finished model: evaluate it on labelled images, or classify unlabelled ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
-from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, unknown_labels
+from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, unknown_labels, write_left_out
 from twinbud.data.source import find_images, read_index
 from twinbud.data.split_file import SplitRow, read_split
-from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
-from twinbud.evaluation.metrics import evaluate
-from twinbud.evaluation.predict import predict_probabilities
+from twinbud.evaluation.leakage import changed_images, has_the_paths, own_test_part, never_learned_from
+from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
+from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.model_folder import ModelFolder, open_model_folder
 from twinbud.runs.run_dir import CONFIG, MARKER, METRICS, read_settings
@@ -28,19 +28,21 @@ from twinbud.runs.run_dir import CONFIG, MARKER, METRICS, read_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model scored on labelled images.
+    """The result of ``evaluate_run``."""
 
-    Attributes:
-        metrics: As ``twinbud.evaluation.metrics.evaluate`` gives them.
-        predictions: One row an image.
-        ignored: Files that were left out, with the reason.
-        note: Which images these were.
-    """
-
-    metrics: dict[str, Any]
+    metrics: EvaluationMetrics
     predictions: Predictions
+    """One row per image."""
     ignored: tuple[IgnoredFile, ...]
+    """Images that were left out, and files that are not images, each with the reason."""
+    num_left_out: int
+    """Number of images among them: unreadable ones, and those that the run has seen in training."""
     note: str
+    """A sentence that states which images were evaluated, and how many were left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to the content of ``metrics.json``."""
+        return {**self.metrics.to_json(), "num_left_out": self.num_left_out}
 
 
 def evaluate_run(
@@ -49,46 +51,54 @@ def evaluate_run(
     *,
     output: Path | None = None,
     force: bool = False,
+    logits: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure a finished run's model; the bootstrap takes the run's own seed.
+    """Evaluate the model of a finished run; the bootstrap uses the seed of the run.
 
     Args:
-        folder: The run.
-        source: Settings of DataConfig; columns that are not named are the run's. Without ``data`` among them the
-            run's own test part is used again, and likewise where ``data`` is the run's own set in another place.
-            Other labelled images are used as they come: their test part if they come divided, else all of them;
-            classes are matched by name, and images that the run may have learned from, or whose patients it was
-            trained on, are left out and listed.
-        output: Folder to make for ``metrics.json`` and ``predictions.csv``; none: nothing is written.
+        folder: Run folder.
+        source: Settings of DataConfig; column names default to those of the run. Without ``data``, or if ``data``
+            is a copy of the run's own images, the run's own test part is evaluated. From other labelled images, the
+            test part is evaluated if they are divided, else all of them. Classes are matched by name. Images that
+            the run has seen in training, and other images of its training patients, are left out and listed.
+        output: Folder to create with ``metrics.json``, ``predictions.csv`` and ``left_out.csv``; None: no files.
         force: Replace that folder.
-        progress: Where to report.
+        logits: Write logits to ``predictions.csv`` as well.
+        progress: Receives progress; silent by default.
 
     Raises:
-        TwinbudError: Not a finished run, images that are missing or not those of the run, or classes the model does
-            not know.
+        TwinbudError: The run is not finished, images are missing or have changed, or the model does not have one of
+            their classes.
     """
     if output is not None:
         require_free(output, force=force)
     settings = read_settings(folder)
     seed = stage_config(TrainingConfig, settings).seed
     model_folder = open_model_folder(folder / "model")
-    split = read_split(folder / "split.csv")
-    image_index, image_store, note = _images(
-        model_folder, split, settings, dict(source or {}), progress or SilentProgress()
+    images = _images_to_evaluate(
+        model_folder, read_split(folder / "split.csv"), settings, dict(source or {}), progress or SilentProgress()
     )
-    predictions = Predictions(
-        paths=tuple(row.path for row in image_index.rows),
-        labels=np.array([model_folder.classes.index(row.label) for row in image_index.rows], dtype=np.int64),
-        probabilities=_probabilities(model_folder, image_store),
+    rows = images.image_index.rows
+    predictions = Predictions.from_logits(
+        _logits(model_folder, images.image_store),
+        paths=tuple(row.path for row in rows),
+        labels=np.array([model_folder.classes.index(row.label) for row in rows], dtype=np.int64),
         classes=model_folder.classes,
-        patient_ids=tuple(row.patient_id for row in image_index.rows) if image_index.has_patients else None,
+        patient_ids=tuple(row.patient_id for row in rows) if images.image_index.has_patients else None,
     )
     evaluation = Evaluation(
-        metrics=evaluate(predictions, seed=seed), predictions=predictions, ignored=image_index.ignored, note=note
+        metrics=evaluate(predictions, seed=seed),
+        predictions=predictions,
+        ignored=images.image_index.ignored,
+        num_left_out=images.num_listed - len(rows),
+        note=images.note,
     )
     if output is not None:
-        _write(evaluation, output, force=force)
+        with new_folder(output, force=force) as draft:
+            write_json(draft / METRICS, evaluation.to_json())
+            write_predictions(draft / "predictions.csv", predictions, logits=logits)
+            write_left_out(draft / "left_out.csv", evaluation.ignored)
     return evaluation
 
 
@@ -100,27 +110,30 @@ def predict(
     max_megapixels: float = 36.0,
     output: Path | None = None,
     force: bool = False,
+    logits: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Predictions, tuple[IgnoredFile, ...]]:
     """Classify image files.
 
     Args:
-        folder: A finished run, or a model folder.
-        paths: Images, or folders that are searched for them.
+        folder: Finished run, or model folder.
+        paths: Images, or folders that are searched for images.
         skip_broken: Leave unreadable images out and list them.
         max_megapixels: Refuse an image with more pixels.
-        output: CSV to write; none: nothing is written.
+        output: CSV file to write; None: no file. Files that were left out are listed beside it, see ``left_out_file``.
         force: Replace that file.
-        progress: Where to report.
+        logits: Write logits as well.
+        progress: Receives progress; silent by default.
 
     Returns:
-        One row an image, without truth; and the files left out, with the reason.
+        Predictions without labels, one row per image; and the files that were left out, with the reason.
 
     Raises:
-        TwinbudError: No model there, no images, one that cannot be read, or an output that stands in the way.
+        TwinbudError: There is no model or no image, an image cannot be read, or ``output`` exists.
     """
     if output is not None:
-        require_new_file(output, force=force)
+        for file in (output, left_out_file(output)):
+            require_new_file(file, force=force)
     model_folder = open_model(folder)
     files, ignored = find_images(paths)
     progress = progress or SilentProgress()
@@ -132,23 +145,31 @@ def predict(
             skip_broken=skip_broken,
             on_progress=advance,
         )
-    predictions = Predictions(
+    predictions = Predictions.from_logits(
+        _logits(model_folder, image_store),
         paths=tuple(str(file) for index, file in enumerate(files) if index not in broken),
-        labels=None,
-        probabilities=_probabilities(model_folder, image_store),
         classes=model_folder.classes,
     )
+    left_out = (*ignored, *(IgnoredFile(path=str(files[index]), reason=reason) for index, reason in broken.items()))
     if output is not None:
-        write_predictions(output, predictions)
-    left_out = [IgnoredFile(path=str(files[index]), reason=reason) for index, reason in broken.items()]
-    return predictions, (*ignored, *left_out)
+        write_predictions(output, predictions, logits=logits)
+        if left_out:
+            write_left_out(left_out_file(output), left_out)
+        else:
+            left_out_file(output).unlink(missing_ok=True)
+    return predictions, left_out
+
+
+def left_out_file(output: Path) -> Path:
+    """The list of left-out files beside a CSV of predictions: ``NAME.left_out.csv`` for ``NAME.csv``."""
+    return output.with_name(f"{output.stem}.left_out.csv")
 
 
 def open_model(folder: Path) -> ModelFolder:
-    """The model of a finished run, or of a model folder.
+    """Open the model of a finished run, or a model folder.
 
     Raises:
-        TwinbudError: There is none, or the run did not finish.
+        TwinbudError: There is none, or the run is not finished.
     """
     if (folder / MARKER).exists() or (folder / CONFIG).exists():
         read_settings(folder)
@@ -156,69 +177,88 @@ def open_model(folder: Path) -> ModelFolder:
     return open_model_folder(folder)
 
 
-def _probabilities(model_folder: ModelFolder, image_store: ImageStore) -> np.ndarray:
+def _logits(model_folder: ModelFolder, image_store: ImageStore) -> np.ndarray:
     images = image_store.rows(range(len(image_store)))
-    return predict_probabilities(model_folder.model, images, mean=model_folder.mean, std=model_folder.std)
+    return predict_logits(model_folder.model, images, mean=model_folder.mean, std=model_folder.std)
 
 
-def _write(evaluation: Evaluation, folder: Path, *, force: bool) -> None:
-    """Write ``metrics.json`` and ``predictions.csv`` into a new folder, whole or not at all."""
-    with new_folder(folder, force=force) as draft:
-        write_json(draft / METRICS, evaluation.metrics)
-        write_predictions(draft / "predictions.csv", evaluation.predictions)
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """The images to evaluate."""
+
+    image_index: ImageIndex
+    image_store: ImageStore
+    part: str
+    """Name of the set of images, as part of a sentence."""
+    num_listed: int
+    """How many these are, including those left out."""
+    num_unreadable: int
+    num_seen: int = 0
+    """Left out since the run has seen them, or other images of their patients, in training."""
+
+    @property
+    def note(self) -> str:
+        if not self.num_unreadable + self.num_seen:
+            return f"Evaluated on {self.part}."
+        reasons = [f"{self.num_seen} of the run's training images or patients"] if self.num_seen else []
+        reasons += [f"{self.num_unreadable} unreadable"] if self.num_unreadable else []
+        part = self.part.removeprefix("all of ")
+        kept = f"{len(self.image_index.rows):,} of the {self.num_listed:,} images of {part}"
+        return f"Evaluated on {kept}; {self.num_unreadable + self.num_seen:,} left out ({', '.join(reasons)})."
 
 
-def _images(
+def _images_to_evaluate(
     model_folder: ModelFolder,
     split: Sequence[SplitRow],
     settings: dict[str, Any],
     source: dict[str, Any],
     progress: Progress,
-) -> tuple[ImageIndex, ImageStore, str]:
-    """What to measure on, and which images these are."""
-    others = "data" in source
-    known = {name: settings[name] for name in settings if name.endswith("_column") or not others}
+) -> _Images:
+    is_other = "data" in source
+    known = {name: settings[name] for name in settings if name.endswith("_column") or not is_other}
     data = stage_config(DataConfig, {**known, **source})
     image_index = read_index(data, to_train=False)
-    if not others or has_the_paths(image_index, split):
-        own, image_store = _decode(model_folder, own_test_part(image_index, split), data, progress)
-        changed = changed_images(own, image_store, split)
+    if not is_other or has_the_paths(image_index, split):
+        images = _decode(model_folder, own_test_part(image_index, split), _own_part(split), data, progress)
+        changed = changed_images(images.image_index, images.image_store, split)
         if not changed:
-            developing = any(row.split == "closed" for row in split)
-            part = (
-                "fifth of the training part that the run held out" if developing else "test part of the run's own split"
-            )
-            return own, image_store, f"Evaluated on the {part}."
-        if not others:
+            return images
+        if not is_other:
             raise TwinbudError(
-                "the images that the run was tested on",
-                got=f"other pixels in {first_few(changed)}",
+                f"{len(changed)} test images have changed since training ({first_few(changed)})",
                 where=image_index.source,
-                fix="Restore them, or evaluate on images of another place with --data",
+                fix="Restore them, or evaluate images in another place with --data",
             )
-    image_index, note = _other_images(image_index)
-    image_index, image_store = _decode(model_folder, image_index, data, progress)
-    return *never_learned_from(image_index, image_store, split), note
+    image_index, part = _other_part(image_index)
+    images = _decode(model_folder, image_index, part, data, progress)
+    image_index, image_store = never_learned_from(images.image_index, images.image_store, split)
+    num_seen = len(images.image_index.rows) - len(image_index.rows)
+    return replace(images, image_index=image_index, image_store=image_store, num_seen=num_seen)
 
 
-def _other_images(image_index: ImageIndex) -> tuple[ImageIndex, str]:
+def _own_part(split: Sequence[SplitRow]) -> str:
+    if any(row.split == "closed" for row in split):
+        return "the fifth of the training part that the run held out"
+    return "the test part of the run's own split"
+
+
+def _other_part(image_index: ImageIndex) -> tuple[ImageIndex, str]:
     if not image_index.has_splits:
-        return image_index, f"Evaluated on all of {image_index.source}."
+        return image_index, f"all of {image_index.source}"
     rows = tuple(row for row in image_index.rows if row.split == "test")
     if not rows:
         raise TwinbudError(
-            "a test part in images that come divided",
-            got="none",
+            "the images are divided, but have no test part",
             where=image_index.source,
-            fix="Add one, or join the parts",
+            fix="Add a test part, or join the parts",
         )
-    return replace(image_index, rows=rows), f"Evaluated on the test part of {image_index.source}."
+    return replace(image_index, rows=rows), f"the test part of {image_index.source}"
 
 
 def _decode(
-    model_folder: ModelFolder, image_index: ImageIndex, data: DataConfig, progress: Progress
-) -> tuple[ImageIndex, ImageStore]:
-    """Decode every image, once the model is known to know its class."""
+    model_folder: ModelFolder, image_index: ImageIndex, part: str, data: DataConfig, progress: Progress
+) -> _Images:
+    """Decode every image, after a check that the model has its class."""
     if unknown := unknown_labels(image_index.rows, model_folder.classes):
         raise TwinbudError(
             f"unknown classes: {first_few(unknown)}; the model knows {first_few(model_folder.classes, 20)}",
@@ -226,10 +266,18 @@ def _decode(
             fix="Rename the class as the model spells it, or leave its images out",
         )
     with progress.bar("decoding", len(image_index.rows)) as advance:
-        return load_image_store(
+        readable, image_store = load_image_store(
             image_index,
             image_size=model_folder.image_size,
             max_megapixels=data.max_megapixels,
             skip_broken=data.skip_broken,
             on_progress=advance,
         )
+    num_listed = len(image_index.rows)
+    return _Images(
+        image_index=readable,
+        image_store=image_store,
+        part=part,
+        num_listed=num_listed,
+        num_unreadable=num_listed - len(readable.rows),
+    )

@@ -1,9 +1,9 @@
-"""One run, every stage in order: images come in, a small classifier goes out, nothing walks back."""
+"""One run, stage by stage: from images and a teacher to a small, evaluated classifier in a run folder."""
 
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,19 @@ from twinbud.data.index import ImageIndex, write_left_out
 from twinbud.data.split import check_split_file, make_split
 from twinbud.data.split_file import write_split
 from twinbud.evaluation.metrics import evaluate
-from twinbud.evaluation.predict import predict_probabilities
+from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import read_teacher_card
 from twinbud.recovery.refit_batches import UnlabelledImages
-from twinbud.recovery.result import RECOVERY_COST, Recovery
+from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
 from twinbud.report.history import history_writer
-from twinbud.report.model_card import write_model_card
-from twinbud.report.page import RunSummary, write_report
 from twinbud.runs.context import Job, list_images, open_images
+from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
+from twinbud.runs.result import RunCost, RunMetrics, RunResult
 from twinbud.runs.resume import open_checkpoint_manager, precision_so_far
 from twinbud.runs.run_dir import (
     METRICS,
@@ -44,6 +44,7 @@ from twinbud.runs.run_dir import (
 )
 from twinbud.runs.summary import summarize
 from twinbud.training.amp import choose_device, choose_precision, limited_threads
+from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
 from twinbud.training.epoch_loop import History, plan_steps
@@ -51,31 +52,22 @@ from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.two_phase import fit_in_two_phases
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What ``train`` made, in memory and in ``folder``."""
-
-    folder: Path
-    metrics: dict[str, Any]
-    predictions: Predictions
-    history: History
-    summary: RunSummary
-
-
-def train(config: RunConfig, progress: Progress | None = None, *, resource_cache: ResourceCache | None = None) -> Run:
-    """Grow a small classifier from a large pretrained model and measure it on images it never saw.
+def train(
+    config: RunConfig, progress: Progress | None = None, *, resource_cache: ResourceCache | None = None
+) -> RunResult:
+    """Train a small classifier with weights from a large pretrained model, and evaluate it on held-out images.
 
     Args:
-        config: The whole run; see ``twinbud.config.schema``.
-        progress: Where to report; silent by default.
-        resource_cache: What earlier runs of this process have opened; nothing by default.
+        config: All settings of the run; see ``twinbud.config.schema``.
+        progress: Receives progress and notes; silent by default.
+        resource_cache: Images and teachers opened by earlier runs of this process; empty by default.
 
     Returns:
-        Metrics on the test part after the last epoch, and where everything was written.
+        Metrics of the test part after the last epoch, and the run folder.
 
     Raises:
-        TwinbudError: Anything the caller can put right, before the run folder is made where that is possible.
-        Stopped: The system asked for a stop during training; ``config.resume`` goes on from there.
+        TwinbudError: A problem that the caller can solve; found before the run folder is made where possible.
+        Stopped: The process received a signal to stop during training; ``config.resume`` continues the run.
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
@@ -87,17 +79,28 @@ def train(config: RunConfig, progress: Progress | None = None, *, resource_cache
         with started_run(config.output, force=config.force, resume=config.resume) as folder:
             environment = save_inputs(job, folder)
             with checkpoints.stop_on_signal():
-                recovered = recover_students(job, folder, checkpoints, progress)
+                recovery = recover_students(job, folder, checkpoints, progress)
                 memory = PeakMemory(job.device)
                 history = train_student(job, folder, checkpoints, progress)
-            metrics = cost_of(history, recovered, memory, num_train=len(job.split.labelled))
-            run = evaluate_student(job, folder, history, metrics, environment)
-            save_outputs(job, run)
-    return run
+            cost = cost_of(history, recovery, memory, num_train=len(job.split.labelled))
+            predictions, metrics = evaluate_student(job, history, cost)
+            save_outputs(job, folder, predictions, metrics)
+            summary = summarize(job, history, predictions, metrics, environment)
+            unwritten = save_report(folder, summary)
+    for text in unwritten:
+        progress.note(text)
+    return RunResult(
+        folder=config.output,
+        metrics=metrics,
+        predictions=predictions,
+        history=history,
+        summary=summary,
+        unwritten=unwritten,
+    )
 
 
 def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> Job:
-    """Read and split the images, open the teacher, build student and auxiliary; cheap checks come first."""
+    """Read and split the images, open the teacher, and build student and auxiliary; quick checks come first."""
     device = choose_device(config.training.device)
     listed = list_images(config, resource_cache)
     check_split_file(listed, config.data)
@@ -113,7 +116,7 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
         seed=config.training.seed,
         blank=blank_digests(image_store),
     )
-    gc.collect()  # the networks of an earlier run hang in cycles, and would count as memory of this one
+    gc.collect()  # reference cycles keep the networks of an earlier run, which would count as memory of this one
     family = initialization.student_spec.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     return Job(
@@ -131,11 +134,11 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
 
 
 def save_inputs(job: Job, folder: Path) -> dict[str, Any]:
-    """Write what the run starts from: settings, split, plan and environment; returns the last."""
+    """Write settings, split, selection plan and environment; return the environment."""
     write_settings(folder, settings_of(with_absolute_paths(job.config)))
     write_split(folder / "split.csv", job.split.rows(job.image_index, job.image_store.digests))
     if job.image_index.ignored:
-        write_left_out(folder / "left_out.csv", job.image_index)
+        write_left_out(folder / "left_out.csv", job.image_index.ignored)
     if job.initialization.selection is not None:
         write_json(folder / "plan.json", job.initialization.selection.plan.to_json())
     environment = describe_environment(job.device) | {
@@ -150,14 +153,14 @@ def save_inputs(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> Recovery | None:
-    """Recover S and S′ from the teacher, if that is asked for; no test image is seen."""
+    """Recover student and auxiliary from the teacher if requested, without any test image."""
     recovery, split, student_spec = job.config.recovery, job.split, job.initialization.student_spec
     if recovery.recover == "none":
         return None
     assert job.initialization.selection is not None
     assert job.teacher is not None
     rows = split.seen_by(recovery.recover)
-    found = recover(
+    recovered = recover(
         job.student_pair,
         job.initialization.selection,
         job.teacher,
@@ -173,15 +176,15 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
         checkpoints=checkpoints,
         progress=progress,
     )
-    write_json(folder / RECOVERY_FILE, found.to_json())
-    gc.collect()  # the teacher, before training begins
+    write_json(folder / RECOVERY_FILE, recovered.to_json())
+    gc.collect()  # releases the teacher before training starts
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
-    return found
+    return recovered
 
 
 def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> History:
-    """Train S on the labelled images, from the last checkpoint if the run is resumed."""
+    """Train the student on the labelled images, from the last checkpoint if the run is resumed."""
     student_spec = job.initialization.student_spec
     data = LabelledImages(
         images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
@@ -206,24 +209,27 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
         )
 
 
-def evaluate_student(
-    job: Job, folder: Path, history: History, metrics: dict[str, Any], environment: dict[str, Any]
-) -> Run:
-    """Predict the test part once, after the last epoch, and gather all that the report shows."""
+def evaluate_student(job: Job, history: History, cost: RunCost) -> tuple[Predictions, RunMetrics]:
+    """Predict the test part once, after the last epoch, and evaluate it; the validation part as well, if any."""
+    seed = job.config.training.seed
     predictions = predict_rows(job, job.split.test)
-    metrics = evaluate(predictions, seed=job.config.training.seed) | metrics
-    if job.split.val:
-        metrics["val"] = evaluate(predict_rows(job, job.split.val), seed=job.config.training.seed)
-    summary = summarize(job, history, predictions, metrics, environment)
-    return Run(folder=folder, metrics=metrics, predictions=predictions, history=history, summary=summary)
+    best = best_test_pass(history)
+    metrics = RunMetrics(
+        **vars(evaluate(predictions, seed=seed)),
+        **vars(cost),
+        best_test_epoch=best.epoch if best else None,
+        best_test_accuracy=best.test_accuracy if best else None,
+        val=evaluate(predict_rows(job, job.split.val), seed=seed) if job.split.val else None,
+    )
+    return predictions, metrics
 
 
-def save_outputs(job: Job, run: Run) -> None:
-    """Write predictions, report and metrics, and the model folder: S alone, and its card."""
-    model = run.folder / "model"
+def save_outputs(job: Job, folder: Path, predictions: Predictions, metrics: RunMetrics) -> None:
+    """Write predictions, model and metrics; without any of these, the run has failed."""
+    model = folder / "model"
     with explained_writes(model):
         model.mkdir()
-    write_predictions(run.folder / "predictions.csv", run.predictions)
+    write_predictions(folder / "predictions.csv", predictions, logits=job.config.logits)
     save_model_folder(
         model,
         job.student_pair.student,
@@ -231,55 +237,66 @@ def save_outputs(job: Job, run: Run) -> None:
         image_size=job.config.training.image_size,
         classes=job.image_index.classes,
     )
-    write_model_card(model / "README.md", run.summary)
-    write_report(run.folder / "report.html", run.summary)
-    write_json(run.folder / METRICS, run.metrics)
+    write_json(folder / METRICS, metrics.to_json())
 
 
 def class_indices(image_index: ImageIndex, rows: tuple[int, ...]) -> torch.Tensor:
-    """(N,) int64 class indices of some rows."""
+    """(N,) int64 class indices of the given rows."""
     return torch.tensor([image_index.classes.index(image_index.rows[row].label) for row in rows], dtype=torch.int64)
 
 
 def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
-    """What S says about some rows of the catalog."""
+    """Predict the given rows of the image index with the student."""
     image_index, student_spec = job.image_index, job.initialization.student_spec
-    return Predictions(
+    logits = predict_logits(
+        job.student_pair.student, job.image_store.rows(rows), mean=student_spec.mean, std=student_spec.std
+    )
+    return Predictions.from_logits(
+        logits,
         paths=tuple(image_index.rows[row].path for row in rows),
-        labels=class_indices(image_index, rows).numpy(),
-        probabilities=predict_probabilities(
-            job.student_pair.student, job.image_store.rows(rows), mean=student_spec.mean, std=student_spec.std
-        ),
         classes=image_index.classes,
+        labels=class_indices(image_index, rows).numpy(),
         patient_ids=tuple(image_index.rows[row].patient_id for row in rows) if image_index.has_patients else None,
     )
 
 
 def accuracy_of(predictions: Predictions) -> float:
-    """Share of images classified rightly."""
+    """Share of images classified correctly, in [0, 1]."""
     assert predictions.labels is not None
     return float((predictions.predicted == predictions.labels).mean())
 
 
-def cost_of(history: History, recovery: Recovery | None, memory: PeakMemory, *, num_train: int) -> dict[str, Any]:
-    """What training took, recovery counted in, and the best of the test passes if any were asked for."""
+def best_test_pass(history: History) -> EpochRecord | None:
+    """The epoch with the highest test accuracy, the first of equals; None without test passes."""
     tested = [record for record in history.epochs if record.test_accuracy is not None]
-    best = max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)
-    num_steps, num_images, seconds = history.num_steps, history.num_images, history.train_seconds
-    cost: dict[str, Any] = {}
-    if recovery is not None:
-        num_steps, num_images = num_steps + recovery.num_steps, num_images + recovery.num_passes
-        seconds += recovery.seconds
-        cost = {f"recover_{name}": getattr(recovery, name) for name in RECOVERY_COST}
-    return cost | {
-        "num_train": num_train,
-        "num_steps": num_steps,
-        "num_passes": num_images,
-        "epochs": len(history.epochs),
-        "train_seconds": seconds,
-        "images_per_second": history.num_images / history.train_seconds,
-        "peak_memory_mib": max(memory.mib, recovery.peak_memory_mib if recovery else 0.0),
-        "memory_before_training_mib": memory.before_mib,
-        "best_test_epoch": best.epoch if best else None,
-        "best_test_accuracy": best.test_accuracy if best else None,
-    }
+    return max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)
+
+
+def cost_of(history: History, recovery: Recovery | None, memory: PeakMemory, *, num_train: int) -> RunCost:
+    """Add up time, memory and steps of training and, if any, of recovery."""
+    cost = RunCost(
+        num_train=num_train,
+        num_steps=history.num_steps,
+        num_passes=history.num_images,
+        epochs=len(history.epochs),
+        train_seconds=history.train_seconds,
+        images_per_second=history.num_images / history.train_seconds,
+        peak_memory_mib=memory.mib,
+        memory_before_training_mib=memory.before_mib,
+    )
+    if recovery is None:
+        return cost
+    return replace(
+        cost,
+        recover_num_images=recovery.num_images,
+        recover_num_views=recovery.num_views,
+        recover_num_views_asked=recovery.num_views_asked,
+        recover_num_steps=recovery.num_steps,
+        recover_num_passes=recovery.num_passes,
+        recover_seconds=recovery.seconds,
+        recover_peak_memory_mib=recovery.peak_memory_mib,
+        num_steps=cost.num_steps + recovery.num_steps,
+        num_passes=cost.num_passes + recovery.num_passes,
+        train_seconds=cost.train_seconds + recovery.seconds,
+        peak_memory_mib=max(cost.peak_memory_mib, recovery.peak_memory_mib),
+    )

@@ -29,14 +29,15 @@ _PATIENCE_SECONDS = 0.5
 """Longer than another command takes to look whether the folder is locked."""
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+SUMMARY = "summary.json"
+REPORT = "report.html"
 RECOVERY_FILE = "recovery.json"
 CHECKPOINTS = "checkpoints"
 """Exists in an unfinished run; ``--resume`` continues from its content."""
 _FILES = {
     ".": (
         MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json",
-        "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", "report.html",
-        ".*.draft",
+        "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", SUMMARY, REPORT, ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
     CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),

@@ -12,24 +12,17 @@ from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_json
 from twinbud.core.progress import Progress
+from twinbud.core.typed_json import to_json
 from twinbud.runs.context import open_images
 from twinbud.runs.pipeline import train
 from twinbud.runs.resource_cache import ResourceCache
+from twinbud.runs.result import RunMetrics
 from twinbud.runs.run_dir import MARKER, METRICS
 from twinbud.study.grid import PlannedRun
 from twinbud.study.run_id import images_fingerprint, teacher_fingerprint
 from twinbud.study.store import RunStore
 from twinbud.training.checkpoint import OtherRunError
 
-_MEASURES = (
-    "accuracy", "balanced_accuracy", "auroc_macro", "f1_macro", "mcc", "ece", "brier", "confusion_matrix", "per_class",
-    "num_test", "confidence_intervals",
-)  # fmt: skip
-_COST = (
-    "num_train", "num_steps", "num_passes", "epochs", "train_seconds", "images_per_second", "peak_memory_mib",
-    "memory_before_training_mib",
-)  # fmt: skip
-_RECOVERY = ("recover_num_images", "recover_num_views", "recover_num_views_asked", "recover_seconds")
 _MODEL = "model"
 
 
@@ -87,7 +80,7 @@ def _read_finished(run: PlannedRun, folder: Path, num_workers: int) -> dict[str,
         return None
     try:
         environment = read_json(folder / "environment.json") | {"num_workers": num_workers}
-        return make_record(run, read_json(folder / METRICS), environment)
+        return make_record(run, RunMetrics.from_json(read_json(folder / METRICS)), environment)
     except (OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder)
         return None
@@ -115,7 +108,7 @@ def _require_planned_inputs(
             )
 
 
-def make_record(run: PlannedRun, metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+def make_record(run: PlannedRun, metrics: RunMetrics, environment: Mapping[str, Any]) -> dict[str, Any]:
     """Make the record of a finished run, as a JSON object.
 
     Returns:
@@ -125,8 +118,8 @@ def make_record(run: PlannedRun, metrics: Mapping[str, Any], environment: Mappin
     return {
         "facts": dict(run.facts),
         "settings": {name: value for name, value in run.settings.items() if name != "data"},
-        "classes": list(metrics["per_class"]),
-        "metrics": {name: metrics[name] for name in _MEASURES},
-        "cost": {name: metrics[name] for name in _COST} | {n: metrics[n] for n in _RECOVERY if n in metrics},
+        "classes": list(metrics.classes),
+        "metrics": metrics.evaluation.to_json(),
+        "cost": to_json(metrics.cost),
         "environment": dict(environment),
     }

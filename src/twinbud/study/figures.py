@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from twinbud.report.figures import COLOURS, INK, STYLE, STYLES, as_svg, confusion_matrix_figure
+from twinbud.report.figures import COLORS, INK, STYLE, STYLES, as_svg, confusion_matrix_figure
 from twinbud.study.statistics import Spread
 from twinbud.study.table_text import axis_value, describe_row
 from twinbud.study.tables import Row, Section
@@ -160,7 +160,7 @@ def _costs(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         figure.subplots_adjust(left=left / width, right=0.97, bottom=0.5 / height, top=1 - 0.1 / height, wspace=0.22)
         for index, (axes, (label, cost)) in enumerate(zip(panels, bars.items(), strict=True)):
             values = [spread.mean if (spread := row.costs[cost]) else 0.0 for row in rows]
-            axes.barh(range(len(rows)), values, height=0.62, color=COLOURS[index], alpha=0.6)
+            axes.barh(range(len(rows)), values, height=0.62, color=COLORS[index], alpha=0.6)
             for place, value in enumerate(values):
                 axes.text(value, place, f" {value:,.0f}", va="center", fontsize=8.5)
             axes.set(xlabel=label, xlim=(0, 1.25 * max(values) or 1))
@@ -197,4 +197,4 @@ def _accuracy(row: Row) -> Spread:
 
 
 def _color(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+    return COLORS[index % len(COLORS)]

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twinbud.evaluation.metrics import POINT_METRICS
+from twinbud.runs.result import COST_NAMES
 from twinbud.study.paper import ComparisonContext, differences, paper_accuracy, paper_cost
 from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe
 from twinbud.study.requests import RequestedRun
 from twinbud.study.statistics import Difference, Spread, paired_difference, spread
 
-MEASURES = ("accuracy", "balanced_accuracy", "auroc_macro")
-COSTS = ("train_seconds", "images_per_second", "peak_memory_mib", "num_steps", "num_passes", "num_train")
 _SECTION_AXES = ("data", "pair", "sweep")
 """Each value of these axes has a section of its own, unless the baseline compares them."""
 
@@ -227,8 +227,8 @@ def _row(recipe: Recipe, coordinates: Mapping[str, Any], runs: Samplings, baseli
     return Row(
         coordinates=coordinates,
         runs=runs,
-        measures={name: spread(list(_values(runs, "metrics", name).values())) for name in MEASURES},
-        costs={name: spread(list(_values(runs, "cost", name).values())) for name in COSTS},
+        measures={name: spread(list(_values(runs, "metrics", name).values())) for name in POINT_METRICS},
+        costs={name: spread(list(_values(runs, "cost", name).values())) for name in COST_NAMES},
         difference=None
         if baseline is None or is_baseline
         else paired_difference(_values(runs, "metrics", "accuracy"), _values(baseline, "metrics", "accuracy")),

@@ -1,0 +1,103 @@
+"""The result of a run: its metrics, and the object that ``train`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twinbud.core.typed_json import from_json
+from twinbud.evaluation.metrics import EvaluationMetrics
+from twinbud.evaluation.predictions import Predictions
+from twinbud.report.model import RunSummary
+from twinbud.training.epoch_loop import History
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """Time, memory and steps of a run; values of recovery are None without recovery, and absent from the JSON."""
+
+    recover_num_images: int | None = None
+    """Different images that recovery reads."""
+    recover_num_views: int | None = None
+    """Views of them that least squares reads; fewer than requested if memory is short."""
+    recover_num_views_asked: int | None = None
+    """Views of them that least squares is requested to read."""
+    recover_num_steps: int | None = None
+    """Optimizer steps of recovery, for student and auxiliary together."""
+    recover_num_passes: int | None = None
+    """Images in these steps, each counted once per epoch."""
+    recover_seconds: float | None = None
+    """Wall time of recovery in seconds."""
+    recover_peak_memory_mib: float | None = None
+    """Peak memory of recovery in MiB."""
+    num_train: int
+    """Labelled training images."""
+    num_steps: int
+    """Optimizer steps, including recovery."""
+    num_passes: int
+    """Images in these steps, each counted once per epoch, including recovery."""
+    epochs: int
+    """Epochs of training."""
+    train_seconds: float
+    """Wall time of recovery and training in seconds, without test passes."""
+    images_per_second: float
+    """Throughput of training, without recovery."""
+    peak_memory_mib: float
+    """Peak memory of recovery and training in MiB: of the GPU, or of the process on a CPU."""
+    memory_before_training_mib: float
+    """The same memory in MiB when training starts."""
+
+
+COST_NAMES = tuple(part.name for part in fields(RunCost))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMetrics(RunCost, EvaluationMetrics):
+    """All numbers of a run, as ``metrics.json`` stores them: of the test part after the last epoch, and the cost."""
+
+    best_test_epoch: int | None
+    """Epoch with the highest test accuracy, the first of equals; None without test passes during training."""
+    best_test_accuracy: float | None
+    """Accuracy at that epoch, in [0, 1]; never the reported result."""
+    val: EvaluationMetrics | None = None
+    """Of the validation part; None without one, and then absent from the JSON."""
+
+    @property
+    def evaluation(self) -> EvaluationMetrics:
+        """The metrics of the test part alone."""
+        return _part(EvaluationMetrics, self)
+
+    @property
+    def cost(self) -> RunCost:
+        """The cost alone."""
+        return _part(RunCost, self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> RunMetrics:
+        """Convert back from plain JSON values.
+
+        Raises:
+            ValueError: A missing key or a value of another type.
+        """
+        return from_json(cls, content, "metrics")
+
+
+def _part(kind: type[_Part], whole: Any) -> _Part:
+    return kind(**{part.name: getattr(whole, part.name) for part in fields(kind)})  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The result of ``train``, in memory and in ``folder``."""
+
+    folder: Path
+    metrics: RunMetrics
+    predictions: Predictions
+    """Of the test part."""
+    history: History
+    summary: RunSummary
+    unwritten: tuple[str, ...] = ()
+    """A sentence for each file of the report that could not be written; empty if the folder is complete."""
