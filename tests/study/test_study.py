@@ -234,7 +234,7 @@ def test_a_run_with_the_checkpoint_of_another_machine_starts_again(small: Small,
 
 def test_images_that_change_during_a_study_fail_their_runs(small: Small, tmp_path: Path) -> None:
     images = Path(shutil.copytree(small.images, tmp_path / "images"))
-    request = StudyRequest(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=1)
+    request = StudyRequest(recipe=small.recipe, runs=tmp_path / "runs", data=[f"shades={images}"], num_workers=0)
     study = plan_study(request)
     first = next(path for path in sorted(images.rglob("*.png")))
     Image.new("L", (32, 32), 7).save(first)
