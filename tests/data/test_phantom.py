@@ -1,4 +1,4 @@
-"""Claims about the generated phantom set."""
+"""The generated phantom set: reproducible, balanced, and free of shortcuts to the class."""
 
 import csv
 import multiprocessing
@@ -53,7 +53,7 @@ def test_two_slices_of_a_patient_share_a_head_and_two_patients_do_not():
 
 
 def _brain(patient: int, slice_index: int) -> np.ndarray:
-    """The middle of a head, sampled in head coordinates so that the pose does not count."""
+    """The center of a head, sampled in head coordinates so that the pose has no effect."""
     taken = draw_acquisition(numpy_stream("phantom", 0, patient, "slice", slice_index))
     x, y = head_coordinates(taken, 112)
     pixels = phantom_slice(patient, slice_index, "notumor", size=112).astype(float)
@@ -62,7 +62,7 @@ def _brain(patient: int, slice_index: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", ["glioma", "meningioma", "pituitary"])
-def test_a_tumour_changes_its_own_surroundings_and_nothing_else(label: str):
+def test_a_tumor_changes_its_own_surroundings_and_nothing_else(label: str):
     changes_near = []
     for patient in range(8):
         stream = numpy_stream("phantom", 0, patient, "slice", 0)
@@ -74,7 +74,7 @@ def test_a_tumour_changes_its_own_surroundings_and_nothing_else(label: str):
         healthy = phantom_slice(patient, 0, "notumor", size=128).astype(float)
         change = np.abs(phantom_slice(patient, 0, label, size=128) - healthy)
         changes_near.append(change[distance < 0.8 * lesion.radius].mean())
-        # The faint ghost of a tumour is all that reaches farther than mass effect, oedema and dural tail.
+        # Only the faint ghost of a tumor reaches farther than mass effect, edema and dural tail.
         assert change[distance > 3 * lesion.radius + 0.1].mean() < 0.3
     assert np.mean(changes_near) > 10
     assert min(changes_near) > 2
@@ -139,7 +139,9 @@ def test_a_complete_set_is_reused_and_a_half_written_one_rebuilt(tmp_path: Path)
 def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path):
     (tmp_path / "glioma").mkdir()
     (tmp_path / "glioma" / "real.jpg").write_bytes(b"precious")
-    with pytest.raises(TwinbudError, match=r"empty folder or a phantom set, got a folder with glioma.real\.jpg"):
+    with pytest.raises(
+        TwinbudError, match=r"the folder holds 'glioma.real\.jpg', which does not belong to a phantom set"
+    ):
         phantom_folder(root=tmp_path, **SMALL)
     assert (tmp_path / "glioma" / "real.jpg").read_bytes() == b"precious"
 
@@ -173,5 +175,5 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 def test_wrong_arguments_are_explained(tmp_path: Path):
     with pytest.raises(TwinbudError, match=r"phantom label: '.*' is not one of .*Did you mean 'glioma'"):
         phantom_slice(0, 0, "gliom")
-    with pytest.raises(TwinbudError, match="phantom patients_per_class: expected at least 1, got 0"):
+    with pytest.raises(TwinbudError, match="phantom patients_per_class: 0 is below 1"):
         phantom_folder(patients_per_class=0, root=tmp_path)

@@ -1,8 +1,8 @@
 """The embedded phantom set: generated axial head slices in four classes.
 
-The classes are those of the public brain-tumour MRI set; the slices stand for T1-weighted ones after contrast.
-Nothing but the lesion depends on the class: a patient's head, the slice's level, the pose, the contrast, the
-blur and the noise come from streams that do not know the label, so that no global statistic gives it away.
+The classes are those of the public brain-tumor MRI set; the slices imitate T1-weighted images after contrast agent.
+Only the lesion depends on the class. A patient's head, the level of a slice, its pose, contrast, blur and noise come
+from random streams that do not depend on the label, so that no global statistic predicts the class.
 """
 
 from __future__ import annotations
@@ -31,20 +31,30 @@ from twinbud.data.phantom.parts import paint_head
 from twinbud.data.phantom.scanner import acquire, draw_acquisition, head_coordinates
 
 CLASSES: tuple[str, ...] = ("glioma", "meningioma", "notumor", "pituitary")
-"""The labels, in the order of their sorted names."""
+"""The class names, sorted."""
 
 PHANTOM_VERSION = 1
-"""Raised whenever a pixel of the set changes, so that no cached folder outlives its generator."""
+"""Increased whenever a pixel of the set changes, so that a folder cached by an older generator is not used."""
 
 
 def phantom_slice(patient: int, slice_index: int, label: str, *, seed: int = 0, size: int = 224) -> NDArray[np.uint8]:
-    """One slice, uint8 of shape (size, size): a pure function of its arguments.
+    """Generate one slice; the same arguments give the same pixels.
 
-    A patient's slices share the head and the tumour and differ in level, pose, contrast and noise; another
-    label puts another tumour (or none) into the same head, taken in the same way.
+    The slices of a patient share the head and the tumor; they differ in level, pose, contrast and noise. Another label
+    gives the same head, acquired in the same way, with another tumor or none.
+
+    Args:
+        patient: Number of the patient, from 0.
+        slice_index: Number of the slice of this patient, from 0.
+        label: One of ``CLASSES``.
+        seed: Seed of the whole set.
+        size: Side of the image in pixels.
+
+    Returns:
+        uint8 (size, size).
 
     Raises:
-        TwinbudError: ``label`` is none of ``CLASSES``.
+        TwinbudError: ``label`` is not one of ``CLASSES``.
     """
     if label not in CLASSES:
         raise unknown_choice("phantom label", label, CLASSES)
@@ -55,7 +65,7 @@ def phantom_slice(patient: int, slice_index: int, label: str, *, seed: int = 0, 
     level = level if level <= 1 else 2 - level
     x, y = head_coordinates(acquisition, size)
     image = np.full((size, size), AIR, dtype=np.float32)
-    # Only the box that holds the head is painted; the rest is air.
+    # Only the bounding box of the head is painted; the rest is air.
     head = skin_depth(anatomy, x, y) > -0.05
     rows, columns = np.flatnonzero(head.any(axis=1)), np.flatnonzero(head.any(axis=0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -80,27 +90,34 @@ def phantom_folder(
     size: int = 224,
     root: Path | None = None,
 ) -> Path:
-    """Write the set once and return its folder: ``<class>/<name>.png`` and ``labels.csv``.
+    """Write the set if it is not there yet and return its folder: ``CLASS/NAME.png`` and ``labels.csv``.
 
-    ``labels.csv`` has the columns image_path (relative to the folder), label and patient_id. A complete folder
-    is reused; an incomplete one is built anew. The set is built beside its place and then renamed into it, so
-    that two processes may ask at once.
+    ``labels.csv`` has the columns image_path (relative to the folder), label and patient_id. A complete folder is
+    reused; an incomplete one is written again. The set is written to a temporary folder that is then renamed, so that
+    two processes can call this at the same time.
+
+    Args:
+        patients_per_class: Number of patients of each class.
+        slices_per_patient: Number of slices of each patient.
+        seed: Seed of the set.
+        size: Side of the images in pixels, at least 32.
+        root: Folder of the set; None: below the cache folder, with a name that encodes the arguments.
 
     Raises:
-        TwinbudError: a count is below 1, ``root`` holds files that are not this set, or it cannot be written.
+        TwinbudError: A count is below 1, ``root`` holds files of another kind, or it cannot be written.
     """
     for name, value in (
         ("patients_per_class", patients_per_class),
         ("slices_per_patient", slices_per_patient),
     ):
         if value < 1:
-            raise TwinbudError("at least 1", got=str(value), where=f"phantom {name}")
+            raise TwinbudError(f"{value} is below 1", where=f"phantom {name}", fix="Give a whole number of at least 1")
     if size < 32:
-        raise TwinbudError("at least 32 pixels", got=str(size), where="phantom size")
+        raise TwinbudError(f"{size} is below 32 pixels", where="phantom size", fix="Give at least 32")
     prefix = f"v{PHANTOM_VERSION}-seed{seed}-{size}px"
     name = f"{prefix}-{patients_per_class}x{slices_per_patient}"
     rows = [
-        # A patient's number does not depend on how many there are: smaller sets are subsets of larger ones.
+        # The number of a patient does not depend on the size of the set: smaller sets are subsets of larger ones.
         Row(label, patient * len(CLASSES) + CLASSES.index(label), slice_index, prefix)
         for label, patient, slice_index in product(CLASSES, range(patients_per_class), range(slices_per_patient))
     ]
@@ -136,7 +153,7 @@ def _complete_folder(folder: Path, rows: list[Row], *, seed: int, size: int) -> 
 
 
 class Row(NamedTuple):
-    """One image of the set; its file name tells the generator's version, seed and size."""
+    """One image of the set. Its file name encodes the generator's version, the seed and the size."""
 
     label: str
     patient: int
@@ -145,18 +162,18 @@ class Row(NamedTuple):
 
     @property
     def image_path(self) -> str:
-        """The image's path within the folder."""
+        """Path of the image, relative to the folder of the set."""
         return f"{self.label}/{self.prefix}_patient{self.patient:04d}_slice{self.slice_index}.png"
 
 
 def _labels_text(rows: list[Row]) -> str:
-    """The text of ``labels.csv``."""
+    """The contents of ``labels.csv``."""
     lines = (f"{row.image_path},{row.label},patient{row.patient:04d}\n" for row in rows)
     return "image_path,label,patient_id\n" + "".join(lines)
 
 
 def _is_complete(folder: Path, rows: list[Row]) -> bool:
-    """Whether the folder holds exactly this set: the same table and every image it names."""
+    """Whether the folder holds this set: the same ``labels.csv`` and every image that it lists."""
     try:
         table = (folder / "labels.csv").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -167,22 +184,23 @@ def _is_complete(folder: Path, rows: list[Row]) -> bool:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Stop before a folder is replaced that holds anything but a phantom set's files."""
+    """Raise TwinbudError if the folder holds files that do not belong to a phantom set."""
     own = re.compile(r"labels\.csv|\w+/v\d+-seed-?\d+-\d+px_patient\d+_slice\d+\.png")
     if folder.is_file():
-        raise TwinbudError("a folder for the phantom set", got="a file", where=str(folder))
+        raise TwinbudError(
+            "a file is in the place of the folder of the phantom set", where=str(folder), fix="Remove it"
+        )
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and not own.fullmatch(path.relative_to(folder).as_posix()):
             raise TwinbudError(
-                "an empty folder or a phantom set",
-                got=f"a folder with {path.relative_to(folder)}",
+                f"the folder holds '{path.relative_to(folder)}', which does not belong to a phantom set",
                 where=str(folder),
                 fix="Choose another folder for the phantom set",
             )
 
 
 def _write(folder: Path, rows: list[Row], *, seed: int, size: int) -> None:
-    """Generate every image and the table into a new folder."""
+    """Write every image and ``labels.csv`` into a new folder."""
     for label in CLASSES:
         (folder / label).mkdir(parents=True)
 
@@ -197,7 +215,7 @@ def _write(folder: Path, rows: list[Row], *, seed: int, size: int) -> None:
 
 
 def _put_in_place(aside: Path, folder: Path, rows: list[Row]) -> None:
-    """Rename ``aside/new`` to ``folder``; a complete set that another process put there meanwhile stays."""
+    """Rename ``aside/new`` to ``folder``, unless another process has put a complete set there meanwhile."""
     for attempt in range(5):
         if _is_complete(folder, rows):
             return
@@ -207,7 +225,9 @@ def _put_in_place(aside: Path, folder: Path, rows: list[Row]) -> None:
             (aside / "new").rename(folder)
             return
         except OSError as error:
-            # The other process was quicker, and its set is looked at in the next round.
+            # Another process was faster; the next round checks its set.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    raise TwinbudError("to be alone in a folder", got="another process that keeps writing there", where=str(folder))
+    raise TwinbudError(
+        "another process keeps writing to the folder of the phantom set", where=str(folder), fix="Try again later"
+    )

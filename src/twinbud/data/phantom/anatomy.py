@@ -1,9 +1,8 @@
-"""The normal head of the phantom: one patient's anatomy, painted part by part onto a slice.
+"""The normal head of the phantom: the anatomy of a patient, and the canvas on which a slice is painted.
 
-Head coordinates: x to the image's right, y towards the back of the head, one unit is half the head's
-length (about 9 cm), the origin is the middle of the head. The level runs from 0 (orbits, sella, pons) to 1
-(frontal horns, basal ganglia). Intensities are those of a T1-weighted slice after contrast, fat near 1,
-air near 0.
+Head coordinates: x points to the right of the image, y to the back of the head; one unit is half the length of the
+head (about 9 cm); the origin is the center of the head. The level runs from 0 (orbits, sella, pons) to 1 (frontal
+horns, basal ganglia). Intensities imitate a T1-weighted slice after contrast agent: fat near 1, air near 0.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
-AIR, BONE, CSF, VITREOUS, GREY, WHITE, MUSCLE, DURA, VESSEL, FAT = (
+AIR, BONE, CSF, VITREOUS, GRAY, WHITE, MUSCLE, DURA, VESSEL, FAT = (
     0.02, 0.06, 0.13, 0.17, 0.36, 0.43, 0.34, 0.58, 0.85, 0.95
 )  # fmt: skip
 SELLA = (0.0, -0.17)
@@ -26,7 +25,7 @@ FIELD_SIDE = 176
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """What a patient's slices share; lengths are in half head lengths."""
+    """Parameters that all slices of a patient share; lengths in half head lengths."""
 
     level: float
     width: float
@@ -37,7 +36,7 @@ class Anatomy:
     atrophy: float
     num_sulci: int
     cortex: float
-    grey_white_contrast: float
+    gray_white_contrast: float
     ventricle: float
     ventricle_asymmetry: float
     midline_bow: float
@@ -52,7 +51,7 @@ class Anatomy:
 
 
 def draw_anatomy(generator: np.random.Generator) -> Anatomy:
-    """Draw one patient: every parameter of the normal head, from one stream and in one place."""
+    """Draw all parameters of one patient's normal head from one random stream."""
     uniform = generator.uniform
     return Anatomy(
         level=float(uniform(0, 1)),
@@ -66,7 +65,7 @@ def draw_anatomy(generator: np.random.Generator) -> Anatomy:
         atrophy=float(uniform(0.1, 1)),
         num_sulci=int(generator.integers(26, 40)),
         cortex=float(uniform(0.035, 0.055)),
-        grey_white_contrast=float(uniform(0.2, 1.6)),
+        gray_white_contrast=float(uniform(0.2, 1.6)),
         ventricle=float(uniform(0.6, 1.5)),
         ventricle_asymmetry=float(uniform(-0.35, 0.35)),
         midline_bow=float(generator.normal(0, 0.02)),
@@ -89,8 +88,8 @@ def draw_anatomy(generator: np.random.Generator) -> Anatomy:
 
 
 def smooth_noise(coarse: Array) -> Array:
-    """White noise on a coarse square grid made smooth, of unit variance, by a cubic B-spline."""
-    # Four neighbours along each axis; a matrix product would start BLAS threads inside the threads of the set.
+    """Interpolate white noise on a coarse square grid with a cubic B-spline; the result has unit variance."""
+    # Four neighbors along each axis; a matrix product would start BLAS threads inside the generator's own threads.
     cells = coarse.shape[0]
     position = np.linspace(1, cells - 2.001, FIELD_SIDE, dtype=np.float32)
     first = position.astype(np.intp) - 1
@@ -103,43 +102,43 @@ def smooth_noise(coarse: Array) -> Array:
         rows += weight[:, None] * coarse[first + k]
     for k, weight in enumerate(weights):
         fine += weight * rows[:, first + k]
-    # 151/315 is the integral of the squared B-spline: the variance that smoothing leaves, along each axis.
+    # 151/315, the integral of the squared B-spline, is the variance that remains along each axis.
     return fine * np.float32(315 / 151 / 36)
 
 
 def smoothstep(low: float, high: float, value: float) -> float:
-    """0 below ``low``, 1 above ``high``, smooth between."""
+    """0 below ``low``, 1 above ``high``, a cubic in between."""
     t = min(max((value - low) / (high - low), 0.0), 1.0)
     return t * t * (3 - 2 * t)
 
 
 class Canvas:
-    """A slice being painted: each pixel's head coordinates, its depth under the skin and its intensity."""
+    """A slice that is being painted: head coordinates, depth below the skin and intensity of each pixel."""
 
     def __init__(self, anatomy: Anatomy, x: Array, y: Array, level: float, pixel: float) -> None:
         self.anatomy, self.level, self.pixel = anatomy, level, pixel
         self.noise = sample_fields(anatomy, x, y, level)
         self.depth = skin_depth(anatomy, x, y)
         self.angle = np.arctan2(x, -y)
-        # Anatomy bends where the skull does not: everything inside is drawn in these warped coordinates.
+        # Everything inside the skull is drawn in warped coordinates; the skull itself is not warped.
         self.x = x + 0.03 * self.noise["warp_x"] + 0.01 * self.noise["fold"] - anatomy.midline_bow * np.cos(2.2 * y)
         self.y = y + 0.03 * self.noise["warp_y"] + 0.01 * self.noise["depth"]
         self.image: Array = np.full(x.shape, AIR, dtype=np.float32)
         self.brain: Array = np.zeros_like(self.image)
 
     def cover(self, distance: Array, softness: float = 1.5) -> Array:
-        """Coverage in [0, 1] of a shape from its signed distance (negative inside); softness in pixels."""
+        """Coverage in [0, 1] of a shape, from its signed distance (negative inside). ``softness`` is in pixels."""
         return np.clip(0.5 - distance / (softness * self.pixel), 0, 1)
 
     def paint(self, coverage: Array, value: float | Array) -> None:
-        """Lay ``value`` over the image where ``coverage`` is 1, mixing at partial coverage."""
+        """Blend ``value`` into the image: replace it where ``coverage`` is 1, mix in proportion below 1."""
         self.image += coverage * (value - self.image)
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, value: float, *, turn: float = 0.0,
         softness: float = 1.5, strength: float = 1.0,
     ) -> None:  # fmt: skip
-        """Paint a soft ellipse at (x, y) with half-axes (rx, ry), turned by ``turn`` radians."""
+        """Paint a soft ellipse with center (x, y) and half-axes (rx, ry), rotated by ``turn`` radians."""
         reach = max(rx, ry) + softness * self.pixel
         rows, columns = self.window(x, y, reach)
         dx, dy = self.x[rows, columns] - x, self.y[rows, columns] - y
@@ -149,7 +148,7 @@ class Canvas:
         self.image[rows, columns] += coverage * (value - self.image[rows, columns])
 
     def window(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
-        """The rows and columns that hold every pixel within ``reach`` of (x, y)."""
+        """Rows and columns of the bounding box of all pixels within ``reach`` of (x, y)."""
         near = (np.abs(self.x - x) < reach) & (np.abs(self.y - y) < reach)
         rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         if not rows.size:
@@ -158,7 +157,7 @@ class Canvas:
 
 
 def sample_fields(anatomy: Anatomy, x: Array, y: Array, level: float) -> dict[str, Array]:
-    """The patient's noise fields at head coordinates; they turn smoothly into others as the level rises."""
+    """Sample the patient's noise fields at head coordinates; they change smoothly with the level."""
     up, down = np.float32(np.sin(level * np.pi / 2)), np.float32(np.cos(level * np.pi / 2))
     coarse = {name: down * low + up * high for name, (low, high) in anatomy.fields.items()}
     stack = np.stack([smooth_noise(grid) for grid in coarse.values()], axis=-1).reshape(-1, len(coarse))
@@ -178,10 +177,10 @@ def sample_fields(anatomy: Anatomy, x: Array, y: Array, level: float) -> dict[st
 
 
 def skin_depth(anatomy: Anatomy, x: Array, y: Array) -> Array:
-    """Depth below the skin in half head lengths (negative outside the head)."""
+    """Depth below the skin, in half head lengths; negative outside the head."""
     angle = np.arctan2(x, -y)
     radius = np.sqrt((x / anatomy.width) ** 2 + y**2)
-    # Heads narrow towards the forehead.
+    # The head is narrower at the forehead.
     swell = 1 - 0.05 * np.cos(angle) * np.sin(angle) ** 2 * 2
     for order, (amplitude, phase) in enumerate(anatomy.outline, start=2):
         swell += amplitude * np.cos(order * angle + phase)
@@ -194,5 +193,5 @@ def brain_depth_offset(anatomy: Anatomy) -> float:
 
 
 def brain_front(x: Array | float, level: float) -> Array | float:
-    """How far forward the brain reaches: to the sphenoid ridge when low, to the forehead when high."""
+    """The y where the brain begins: at the sphenoid ridge in low slices, at the forehead in high ones."""
     return -0.31 - 0.95 * smoothstep(0.15, 0.5, level) + 0.12 * np.cos(np.pi * np.asarray(x) / 0.4)

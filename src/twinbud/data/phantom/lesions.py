@@ -1,4 +1,4 @@
-"""The phantom's tumours: where each kind grows, what it pushes aside and how it looks."""
+"""The tumors of the phantom: location, displacement of tissue and appearance of each kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twinbud.data.phantom.anatomy import (
 
 @dataclass(frozen=True, kw_only=True)
 class Lesion:
-    """One tumour: its place and radius in half head lengths, its contrast and its growth pattern."""
+    """One tumor: center and radius in half head lengths, contrast and shape."""
 
     kind: str
     x: float
@@ -34,29 +34,29 @@ class Lesion:
     enhancement: float
     rim: float
     necrosis: float
-    oedema: float
+    edema: float
     push: float
 
 
 def draw_lesion(kind: str, anatomy: Anatomy, generator: np.random.Generator) -> Lesion:
-    """Draw a tumour of a kind where that kind grows in this head."""
+    """Draw a tumor of a kind, at a location that is typical of it."""
     uniform = generator.uniform
     enhancement = float(uniform(0.25, 0.55))
     if kind == "glioma":
         radius, spread = float(uniform(0.2, 0.34)), 0.09
         x, y = _place_in_white_matter(anatomy, generator)
         rim = enhancement if uniform() < 0.75 else 0.0
-        detail = {"rim": rim, "necrosis": float(uniform(0.2, 0.3)), "oedema": float(uniform(0.04, 0.13))}
+        detail = {"rim": rim, "necrosis": float(uniform(0.2, 0.3)), "edema": float(uniform(0.04, 0.13))}
     elif kind == "meningioma":
         radius, spread = float(uniform(0.17, 0.3)), 0.06
         x, y = _place_on_dura(anatomy, radius, generator)
-        detail = {"rim": 0.0, "necrosis": 0.0, "oedema": float(uniform(0.04, 0.12) * (uniform() < 0.4))}
+        detail = {"rim": 0.0, "necrosis": 0.0, "edema": float(uniform(0.04, 0.12) * (uniform() < 0.4))}
     else:
         radius, spread = float(uniform(0.11, 0.18)), 0.05
         x = SELLA[0] + anatomy.sella_shift[0] + float(generator.normal(0, 0.012))
         y = SELLA[1] + anatomy.sella_shift[1] + float(uniform(-0.03, 0.06))
-        detail = {"rim": 0.0, "necrosis": float(0.12 * (uniform() < 0.2)), "oedema": 0.0}
-    # The finer the lobes, the shallower they are.
+        detail = {"rim": 0.0, "necrosis": float(0.12 * (uniform() < 0.2)), "edema": 0.0}
+    # Finer lobes are shallower.
     lobes = tuple(
         (float(generator.normal(0, spread / order**0.7)), float(uniform(0, 2 * np.pi))) for order in range(1, 6)
     )
@@ -68,14 +68,14 @@ def draw_lesion(kind: str, anatomy: Anatomy, generator: np.random.Generator) -> 
 
 
 def _place_in_white_matter(anatomy: Anatomy, generator: np.random.Generator) -> tuple[float, float]:
-    """A centre within one hemisphere, clear of the midline, the skull and the face."""
+    """A center within one hemisphere, away from the midline, the skull and the face."""
     x = float(generator.choice([-1, 1]) * generator.uniform(0.24, 0.4))
     front = max(float(brain_front(x, anatomy.level)) + 0.26, -0.5)
     return x, float(generator.uniform(front, 0.5))
 
 
 def _place_on_dura(anatomy: Anatomy, radius: float, generator: np.random.Generator) -> tuple[float, float]:
-    """A centre so near the inner table or the falx that the tumour sits on it with a broad base."""
+    """A center near the inner table of the skull or the falx, so that the tumor has a broad base on it."""
     on_falx = generator.uniform() < 0.2 and anatomy.level > 0.4
     side = generator.choice([-1, 1])
     if on_falx:
@@ -83,7 +83,7 @@ def _place_on_dura(anatomy: Anatomy, radius: float, generator: np.random.Generat
         return float(side * 0.75 * radius), float(y)
     lowest = 0.55 if anatomy.level > 0.5 else 1.5
     angle = float(side * generator.uniform(lowest, 2.8))
-    # Walk inwards along the ray until the dura lies 0.7 radii away.
+    # The first point inward along the ray that is 0.7 radii from the dura.
     reach = np.linspace(1.2, 0, 400, dtype=np.float32)
     x, y = reach * np.sin(angle), -reach * np.cos(angle)
     step = int(np.argmax(skin_depth(anatomy, x, y) > brain_depth_offset(anatomy) + 0.7 * radius))
@@ -91,7 +91,7 @@ def _place_on_dura(anatomy: Anatomy, radius: float, generator: np.random.Generat
 
 
 def mass_effect(lesion: Lesion, anatomy: Anatomy, x: Array, y: Array) -> tuple[Array, Array]:
-    """Where the tissue at (x, y) was before the tumour pushed it there; the skull does not yield."""
+    """Coordinates, before displacement by the tumor, of the tissue that is at (x, y) now; the skull does not move."""
     dx, dy = x - lesion.x, y - lesion.y
     distance = np.hypot(dx, dy)
     fade = np.clip(1 - distance / (2.4 * lesion.radius), 0, 1) ** 2
@@ -101,7 +101,7 @@ def mass_effect(lesion: Lesion, anatomy: Anatomy, x: Array, y: Array) -> tuple[A
 
 
 def paint_lesion(canvas: Canvas, lesion: Lesion, x: Array, y: Array) -> None:
-    """Paint the tumour into the head at undisplaced coordinates (x, y)."""
+    """Paint the tumor; (x, y) are head coordinates without displacement."""
     c, s = np.cos(lesion.turn), np.sin(lesion.turn)
     dx, dy = x - lesion.x, y - lesion.y
     u, v = (c * dx + s * dy) * lesion.stretch, (c * dy - s * dx) / lesion.stretch
@@ -110,14 +110,14 @@ def paint_lesion(canvas: Canvas, lesion: Lesion, x: Array, y: Array) -> None:
     for order, (amplitude, phase) in enumerate(lesion.lobes, start=2):
         swell += amplitude * np.cos(order * angle + phase)
     distance = np.hypot(u, v) - lesion.radius * swell + 0.006 * noise["fold"]
-    # No tumour here grows through the bone.
+    # These tumors do not grow through bone.
     inside = canvas.cover(brain_depth_offset(canvas.anatomy) - canvas.depth + 0.004)
     if lesion.kind == "glioma":
         _paint_glioma(canvas, lesion, distance, inside * canvas.brain)
         return
-    if lesion.oedema:
+    if lesion.edema:
         rough = distance + 0.03 * noise["patch"]
-        canvas.paint(0.7 * canvas.brain * np.clip(1 - rough / lesion.oedema, 0, 1), WHITE - 0.11)
+        canvas.paint(0.7 * canvas.brain * np.clip(1 - rough / lesion.edema, 0, 1), WHITE - 0.11)
     body = WHITE + lesion.enhancement + 0.012 * noise["patch"] + 0.01 * noise["grain"]
     canvas.paint(canvas.cover(distance, 2.2) * inside, body)
     if lesion.kind == "meningioma":
@@ -129,11 +129,11 @@ def paint_lesion(canvas: Canvas, lesion: Lesion, x: Array, y: Array) -> None:
 
 
 def _paint_glioma(canvas: Canvas, lesion: Lesion, distance: Array, inside: Array) -> None:
-    """An infiltrating tumour: oedema, uneven body, dark core and, if high-grade, a ragged bright rim."""
+    """Paint an infiltrating tumor: edema, uneven body, dark core and, if high-grade, an irregular bright rim."""
     noise = canvas.noise
     ragged = distance + 0.014 * noise["patch"] + 0.012 * noise["ridge"] + 0.02 * noise["fold"]
-    oedema = np.clip(1 - (ragged + 0.02) / lesion.oedema, 0, 1)
-    canvas.paint(0.75 * inside * oedema, WHITE - 0.12)
+    edema = np.clip(1 - (ragged + 0.02) / lesion.edema, 0, 1)
+    canvas.paint(0.75 * inside * edema, WHITE - 0.12)
     solid = WHITE - 0.11 + 0.05 * noise["patch"] + 0.02 * noise["ridge"]
     canvas.paint(0.85 * inside * canvas.cover(ragged, 6), solid)
     core = canvas.cover(ragged + 0.4 * lesion.radius + 0.02 * noise["depth"], 5)

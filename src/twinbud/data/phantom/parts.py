@@ -1,4 +1,4 @@
-"""The parts of the phantom's normal head, painted from the skin inwards at any level."""
+"""Paint the parts of the normal head, from the skin inward, at any level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twinbud.data.phantom.anatomy import (
     CSF,
     DURA,
     FAT,
-    GREY,
+    GRAY,
     MUSCLE,
     SELLA,
     VESSEL,
@@ -24,12 +24,12 @@ from twinbud.data.phantom.anatomy import (
 
 
 def paint_head(canvas: Canvas) -> None:
-    """Paint the whole normal head at the canvas's level, from the skin inwards."""
+    """Paint the whole normal head at the level of the canvas, from the skin inward."""
     paint_scalp_and_skull(canvas)
     paint_brain(canvas)
     paint_interhemispheric_fissure(canvas)
     paint_sylvian_fissures(canvas)
-    paint_deep_grey(canvas)
+    paint_deep_gray(canvas)
     paint_ventricles(canvas)
     paint_brainstem_and_cisterns(canvas)
     paint_cerebellum(canvas)
@@ -40,7 +40,7 @@ def paint_head(canvas: Canvas) -> None:
 
 
 def paint_scalp_and_skull(canvas: Canvas) -> None:
-    """Skin and fat, then the skull's two dark tables around its marrow, then the enhancing dura."""
+    """Paint skin and fat, the two dark tables of the skull around the marrow, and the enhancing dura."""
     a, depth, noise = canvas.anatomy, canvas.depth, canvas.noise
     scalp = a.scalp * (1 + 0.2 * noise["warp_x"])
     canvas.paint(canvas.cover(-depth), FAT * (0.86 + 0.1 * noise["patch"]))
@@ -58,7 +58,7 @@ def paint_scalp_and_skull(canvas: Canvas) -> None:
 
 
 def paint_brain(canvas: Canvas) -> None:
-    """Cortex and white matter, folded: sulci run inwards from the surface, lined with grey."""
+    """Paint white matter and folded cortex: sulci run inward from the surface and are lined with gray matter."""
     a, noise = canvas.anatomy, canvas.noise
     depth = canvas.depth - brain_depth_offset(a) - 0.012 - 0.02 * a.atrophy
     depth = np.minimum(depth, canvas.y - brain_front(canvas.x, canvas.level))
@@ -68,20 +68,20 @@ def paint_brain(canvas: Canvas) -> None:
     to_sulcus = np.abs(np.sin(phase)) * 2 * np.maximum(radius, 0.25) / a.num_sulci
     reach = np.maximum(0.1 + 0.075 * noise["depth"], 0.01)
     to_sulcus += np.maximum(depth - reach, 0) * 1.5
-    # Folds seen end-on: winding lines that no longer open to the surface.
+    # Folds in cross-section: winding lines that do not reach the surface.
     winding = np.abs(noise["ridge"]) * 0.035 + np.maximum(depth - 1.6 * reach, 0)
     to_sulcus = np.minimum(to_sulcus, winding + 0.012)
-    to_grey = np.minimum(depth, to_sulcus) - a.cortex
+    to_gray = np.minimum(depth, to_sulcus) - a.cortex
     white = WHITE + 0.008 * noise["patch"] + 0.008 * noise["grain"]
-    grey = WHITE + (GREY - WHITE) * a.grey_white_contrast + 0.012 * noise["grain"]
+    gray = WHITE + (GRAY - WHITE) * a.gray_white_contrast + 0.012 * noise["grain"]
     canvas.paint(canvas.brain, white)
-    canvas.paint(canvas.brain * canvas.cover(to_grey, 3.0), grey)
+    canvas.paint(canvas.brain * canvas.cover(to_gray, 3.0), gray)
     sulcal = canvas.cover(to_sulcus - 0.004 - 0.016 * a.atrophy, 2.5) * (0.35 + 0.6 * a.atrophy)
     canvas.paint(canvas.brain * sulcal, CSF)
 
 
 def paint_interhemispheric_fissure(canvas: Canvas) -> None:
-    """The dark cleft between the hemispheres, with the thin enhancing falx in it."""
+    """Paint the dark fissure between the hemispheres, with the thin enhancing falx in it."""
     a, level = canvas.anatomy, canvas.level
     middle = np.abs(canvas.x)
     front = canvas.cover(canvas.y + 0.42, 8) * smoothstep(0.3, 0.5, level)
@@ -92,7 +92,7 @@ def paint_interhemispheric_fissure(canvas: Canvas) -> None:
 
 
 def paint_sylvian_fissures(canvas: Canvas) -> None:
-    """The fissures between frontal and temporal lobes, running inwards to the insula."""
+    """Paint the fissures between frontal and temporal lobes, from the surface to the insula."""
     a = canvas.anatomy
     seen = smoothstep(0.25, 0.45, canvas.level)
     x = np.abs(canvas.x)
@@ -105,18 +105,18 @@ def paint_sylvian_fissures(canvas: Canvas) -> None:
     canvas.paint(canvas.cover(np.minimum(lateral, deep), 3) * canvas.brain * seen * 0.75, CSF)
 
 
-def paint_deep_grey(canvas: Canvas) -> None:
-    """Caudate, lentiform nucleus and thalamus, a shade darker than the white matter between them."""
+def paint_deep_gray(canvas: Canvas) -> None:
+    """Paint caudate, lentiform nucleus and thalamus, slightly darker than the white matter between them."""
     seen = smoothstep(0.5, 0.75, canvas.level)
-    grey = WHITE + (GREY - WHITE) * canvas.anatomy.grey_white_contrast
+    gray = WHITE + (GRAY - WHITE) * canvas.anatomy.gray_white_contrast
     for side in (-1, 1):
-        canvas.ellipse(side * 0.17, -0.2, 0.045, 0.09, grey, turn=-0.3 * side, softness=4, strength=0.8 * seen)
-        canvas.ellipse(side * 0.28, -0.04, 0.075, 0.15, grey, turn=-0.35 * side, softness=4, strength=0.8 * seen)
-        canvas.ellipse(side * 0.12, 0.12, 0.085, 0.12, grey, turn=0.4 * side, softness=4, strength=0.8 * seen)
+        canvas.ellipse(side * 0.17, -0.2, 0.045, 0.09, gray, turn=-0.3 * side, softness=4, strength=0.8 * seen)
+        canvas.ellipse(side * 0.28, -0.04, 0.075, 0.15, gray, turn=-0.35 * side, softness=4, strength=0.8 * seen)
+        canvas.ellipse(side * 0.12, 0.12, 0.085, 0.12, gray, turn=0.4 * side, softness=4, strength=0.8 * seen)
 
 
 def paint_ventricles(canvas: Canvas) -> None:
-    """Frontal horns, third ventricle and trigones (with choroid plexus) when high, temporal horns when low."""
+    """Paint frontal horns, third ventricle and trigones with choroid plexus (high) or temporal horns (low)."""
     a, level = canvas.anatomy, canvas.level
     high, low = smoothstep(0.5, 0.72, level), 1 - smoothstep(0.45, 0.75, level)
     for side in (-1, 1):
@@ -132,7 +132,7 @@ def paint_ventricles(canvas: Canvas) -> None:
 
 
 def paint_brainstem_and_cisterns(canvas: Canvas) -> None:
-    """Suprasellar star, midbrain or pons in its dark ring of cistern, aqueduct or fourth ventricle."""
+    """Paint suprasellar cistern, midbrain or pons in its dark ring of cistern, aqueduct or fourth ventricle."""
     a, level = canvas.anatomy, canvas.level
     seen = 1 - smoothstep(0.6, 0.8, level)
     star = smoothstep(0.1, 0.3, level) * (1 - smoothstep(0.65, 0.85, level))
@@ -143,7 +143,7 @@ def paint_brainstem_and_cisterns(canvas: Canvas) -> None:
     corners = np.hypot(x, y) - (0.085 + 0.035 * a.atrophy) * (1 + spikes)
     coverage = canvas.cover(corners, 4) * star
     canvas.image[rows, columns] += coverage * (CSF - canvas.image[rows, columns])
-    # Peduncles bulge forwards, the tectum backwards; the ring of cistern is uneven and open at places.
+    # Peduncles bulge to the front, the tectum to the back; the ring of cistern is uneven and has gaps.
     x, y = canvas.x, canvas.y - 0.11
     angle = np.arctan2(np.abs(x), -y)
     shape = 1 + 0.1 * np.cos(2 * angle - 1.5) + 0.07 * np.cos(4 * angle - 2.4) + 0.03 * canvas.noise["fold"]
@@ -160,7 +160,7 @@ def paint_brainstem_and_cisterns(canvas: Canvas) -> None:
 
 
 def paint_cerebellum(canvas: Canvas) -> None:
-    """The cerebellum's fine transverse folia behind the brainstem, under the enhancing tentorium."""
+    """Paint the fine transverse folia of the cerebellum behind the brainstem, below the enhancing tentorium."""
     seen = 1 - smoothstep(0.25, 0.5, canvas.level)
     x = np.abs(canvas.x)
     edge = np.maximum(0.3 - canvas.y + 0.08 * np.cos(5 * x), x - 0.22 - 0.75 * (canvas.y - 0.1))
@@ -173,7 +173,7 @@ def paint_cerebellum(canvas: Canvas) -> None:
 
 
 def paint_face(canvas: Canvas) -> None:
-    """In front of the sphenoid ridge: orbital fat around the globes, air cells between, dark bone behind."""
+    """Paint what is in front of the sphenoid ridge: orbital fat, globes, air cells and dark bone."""
     a, level, noise = canvas.anatomy, canvas.level, canvas.noise
     seen = 1 - smoothstep(0.3, 0.46, level)
     if seen == 0:
@@ -202,9 +202,9 @@ def paint_face(canvas: Canvas) -> None:
         canvas.ellipse(*globe, a.orbit, a.orbit * 1.05, 0.5, strength=seen)
         canvas.ellipse(*globe, a.orbit - 0.02, a.orbit * 1.05 - 0.02, VITREOUS, strength=seen)
         canvas.ellipse(globe[0], globe[1] - 0.75 * a.orbit, 0.05, 0.02, 0.4, strength=seen)
-    # Whatever reaches beyond the skin is cut off there.
+    # Clip everything at the skin.
     canvas.image = scalp + canvas.cover(0.012 - canvas.depth, 2) * (canvas.image - scalp)
-    # Ethmoid cells: air within thin enhancing mucosa.
+    # Ethmoid cells: air in thin enhancing mucosa.
     wall = 0.11 + 0.03 * np.sin(9 * canvas.y) + 0.02 * noise["patch"]
     cells = np.maximum(np.abs(canvas.x) - wall, np.maximum(canvas.y - SELLA[1] + 0.13, -0.85 - canvas.y))
     septa = np.clip(0.25 - np.abs(noise["ridge"]), 0, 1) * 1.6
@@ -212,7 +212,7 @@ def paint_face(canvas: Canvas) -> None:
 
 
 def paint_sella(canvas: Canvas) -> None:
-    """The normal, enhancing pituitary gland between the carotids and cavernous sinuses."""
+    """Paint the normal, enhancing pituitary gland between the carotids and cavernous sinuses."""
     a = canvas.anatomy
     seen = 1 - smoothstep(0.2, 0.4, canvas.level)
     x, y = SELLA[0] + a.sella_shift[0], SELLA[1] + a.sella_shift[1]
@@ -221,7 +221,7 @@ def paint_sella(canvas: Canvas) -> None:
         canvas.ellipse(x + side * 0.115, y + 0.01, 0.03, 0.05, 0.6, softness=3, strength=seen)
         canvas.ellipse(x + side * 0.1, y, 0.02, 0.022, BONE, softness=2, strength=0.9 * seen)
     canvas.ellipse(x, y, a.gland, 0.7 * a.gland, 0.66, softness=2.5, strength=seen)
-    # Higher up only the stalk and the carotid tips are met.
+    # Higher slices show the stalk and the carotid tips only.
     above = smoothstep(0.25, 0.4, canvas.level) * (1 - smoothstep(0.6, 0.8, canvas.level))
     canvas.ellipse(x, y + 0.03, 0.016, 0.016, 0.6, softness=2, strength=above)
     for side in (-1, 1):
@@ -229,7 +229,7 @@ def paint_sella(canvas: Canvas) -> None:
 
 
 def paint_sinuses_and_vessels(canvas: Canvas) -> None:
-    """Enhancing venous sinuses behind and in front, and cortical veins strewn over the brain."""
+    """Paint enhancing venous sinuses at the back and front, and cortical veins across the brain."""
     a, level = canvas.anatomy, canvas.level
     inside = 1 - brain_depth_offset(a) / (0.5 + 0.5 * a.width)
     canvas.ellipse(0, inside - 0.01, 0.045 * a.sinus, 0.03 * a.sinus, VESSEL, softness=3, strength=0.75)
@@ -247,7 +247,7 @@ def paint_sinuses_and_vessels(canvas: Canvas) -> None:
             softness=3,
             strength=0.7 * low,
         )
-    # A vein winds along a zero of one field and dips in and out of the slice with another.
+    # A vein follows a zero of one noise field; a second field decides where it is in the slice.
     for course, dip, spacing in (("ridge", "depth", 0.035), ("patch", "fold", 0.05)):
         vein = canvas.cover(np.abs(canvas.noise[course]) * spacing - 0.003, 1.5)
         seen = np.clip((canvas.noise[dip] - 1.9 + 0.8 * a.vessels) * 1.5, 0, 1)
@@ -255,7 +255,7 @@ def paint_sinuses_and_vessels(canvas: Canvas) -> None:
 
 
 def paint_incidental_spots(canvas: Canvas) -> None:
-    """Harmless finds that every class may hold: cysts, lacunes, calcifications, venous knots."""
+    """Paint benign findings that occur in every class: cysts, lacunes, calcifications, venous knots."""
     a = canvas.anatomy
     for angle, share, size, contrast in a.spots:
         radius = share**0.5 * 0.78

@@ -1,4 +1,4 @@
-"""How the phantom's slices are taken: pose, receive field, sharpness, ghosting, noise and window."""
+"""Acquisition of a slice: pose, receive field, sharpness, ghosting, noise and intensity window."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinbud.data.phantom.anatomy import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Acquisition:
-    """How one slice was taken: pose, receive field, window, sharpness, noise and ghosting."""
+    """Acquisition parameters of one slice."""
 
     level_shift: float
     rotation: float
@@ -31,7 +31,7 @@ class Acquisition:
 
 
 def draw_acquisition(generator: np.random.Generator) -> Acquisition:
-    """Draw how a slice was taken; nothing here may know the class."""
+    """Draw the acquisition parameters of a slice; none of them may depend on the class."""
     uniform, normal = generator.uniform, generator.normal
     return Acquisition(
         level_shift=float(uniform(-0.08, 0.08)),
@@ -51,7 +51,7 @@ def draw_acquisition(generator: np.random.Generator) -> Acquisition:
 
 
 def head_coordinates(acquisition: Acquisition, size: int) -> tuple[Array, Array]:
-    """Each pixel's head coordinates under the slice's pose."""
+    """Head coordinates of each pixel: two float32 arrays (size, size)."""
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     across, along = grid[None, :] - acquisition.shift[0], grid[:, None] - acquisition.shift[1]
     c, s = np.cos(acquisition.rotation), np.sin(acquisition.rotation)
@@ -60,17 +60,17 @@ def head_coordinates(acquisition: Acquisition, size: int) -> tuple[Array, Array]
 
 
 def acquire(image: Array, acquisition: Acquisition, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Take the picture: receive field, blur, ghost, Rician noise, window; uint8."""
+    """Apply receive field, blur, ghosting, Rician noise and window to intensities in [0, 1]; returns uint8."""
     size = image.shape[0]
     grid = np.linspace(-1, 1, size, dtype=np.float32)
     u, v = grid[None, :], grid[:, None]
     b = acquisition.bias
     image = image * np.exp(b[0] * u + b[1] * v + b[2] * u * v + b[3] * u * u + b[4] * v * v)
     image = ndimage.gaussian_filter(image, acquisition.blur * size / 224, mode="nearest")
-    # Motion between phase-encoding steps repeats the head along that axis, faintly.
+    # Motion between phase-encoding steps gives a faint copy of the head, shifted along that axis.
     if acquisition.ghost:
         image += acquisition.ghost * np.roll(image, int(acquisition.ghost_shift * size), axis=0)
-    # The magnitude of two noisy channels is Rician; a k-space that is zero-filled correlates neighbours.
+    # The magnitude of two noisy channels is Rician; zero-filled k-space correlates neighboring pixels.
     noise = generator.standard_normal((2, size, size), dtype=np.float32) * np.float32(acquisition.noise)
     noise = 0.7 * noise + 0.4 * np.roll(noise, 1, axis=1) + 0.4 * np.roll(noise, 1, axis=2)
     image = np.hypot(image + noise[0], noise[1])
