@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     ),
     "CSV with unknown paths": Case(
         words=TABLE,
-        said=("column 'image_path': 1 of 9 paths lead to no file: a/999.png.", "Write paths relative to"),
+        said=("column 'image_path': 1 of 9 paths lead to no file: 'a/999.png'.", "Write paths relative to"),
         prepare=four_images,
         files=tables(f"image_path,label\n{EIGHT}a/999.png,a\n"),
     ),

@@ -245,7 +245,7 @@ def test_csv_columns_have_the_names_they_are_given(tmp_path: Path) -> None:
         ("a/2.png,x", "a/2.png,", "DATA, row 3: column 'label' is blank. Fill it in or drop the row."),
         ("a/2.png,x", " ,x", "DATA, row 3: column 'image_path' is blank."),
         ("a/2.png,x", "a/2.png,x,y", "DATA, row 3: the row has 3 cells, the header has 2."),
-        ("b/2.png", "b/9.png", "column 'image_path': 1 of 4 paths lead to no file: b/9.png. Write paths relative to"),
+        ("b/2.png", "b/9.png", "column 'image_path': 1 of 4 paths lead to no file: 'b/9.png'. Write paths relative to"),
         ("image_path,label", "image_path,label,label", "columns that appear more than once: 'label'."),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_wrong_cell_is_named_with_its_row(tmp_path: Path, old: str, new: str, 
 
 def test_unknown_paths_are_the_first_few_and_their_number(tmp_path: Path) -> None:
     message = refusal(make_csv(tmp_path, TABLE))
-    assert "column 'image_path': 4 of 4 paths lead to no file: a/1.png, a/2.png, b/1.png and 1 more." in message
+    assert "column 'image_path': 4 of 4 paths lead to no file: 'a/1.png', 'a/2.png', 'b/1.png' and 1 more." in message
 
 
 def test_a_csv_of_a_header_only_is_an_error(tmp_path: Path) -> None:

@@ -123,4 +123,4 @@ def _without_repetitions(path: Path, rows: Sequence[ImageRow]) -> tuple[list[Ima
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 100 else f"{name[:100]}…"
+    return visible_text(name if len(name) <= 100 else f"{name[:100]}…")

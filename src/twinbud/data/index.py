@@ -156,7 +156,7 @@ def check_classes(rows: Iterable[ImageRow], source: str, *, classes: Iterable[st
 def _check_spelling(by_label: Mapping[str, Sequence[ImageRow]], source: str) -> None:
     for group in respellings(by_label):
         named = (f"{visible_text(label)} ({_places(by_label[label])})" for label in group)
-        usual = max(group, key=lambda label: len(by_label[label]))
+        usual = max(group, key=lambda label: (len(by_label[label]), -len(visible_text(label)), label))
         raise TwinbudError(
             f"labels differ only in spelling: {first_few(named)}",
             where=source,
