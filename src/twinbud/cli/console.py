@@ -51,11 +51,14 @@ def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
 
 
 def show_demo(demo: Demo) -> None:
-    """The two arms side by side, and the page."""
+    """Print a row for each arm, and where the page is."""
     console = _console()
-    table = Table(title="One small network, the same images and steps, two starts", title_justify="left")
-    for name in ("start", "test accuracy", "95 % interval", "AUROC", "training"):
-        table.add_column(name, justify="left" if name == "start" else "right", no_wrap=True)
+    table = Table(
+        title="One small network, the same labelled images and epochs, three ways to initialize and train it",
+        title_justify="left",
+    )
+    for name in ("arm", "test accuracy", "95 % interval", "AUROC", "training"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for name, run in demo.runs.items():
         low, high = run.metrics.confidence_intervals["accuracy"] or (None, None)
         table.add_row(

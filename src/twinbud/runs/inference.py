@@ -18,7 +18,7 @@ from twinbud.data.image_store import ImageStore, load_image_store, load_images
 from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, unknown_labels, write_left_out
 from twinbud.data.source import find_images, read_index
 from twinbud.data.split_file import SplitRow, read_split
-from twinbud.evaluation.leakage import changed_images, has_the_paths, own_test_part, never_learned_from
+from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions

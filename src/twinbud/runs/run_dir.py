@@ -37,7 +37,8 @@ CHECKPOINTS = "checkpoints"
 _FILES = {
     ".": (
         MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json",
-        "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", SUMMARY, REPORT, ".*.draft",
+        "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", SUMMARY, REPORT,
+        ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
     CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),
