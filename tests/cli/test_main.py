@@ -235,7 +235,7 @@ def test_a_run_can_be_evaluated_after_its_images_moved(
     data = Path(shutil.copytree(shared_images, tmp_path / "old"))
     run = trained(data, shared_teacher, tmp_path / "run")
     data.rename(tmp_path / "new")
-    assert "expected a folder, a CSV or 'phantom'" in refusal(twinbud("evaluate", run))
+    assert "there is no such file or folder" in refusal(twinbud("evaluate", run))
     answer = twinbud("evaluate", run, "--data", tmp_path / "new", "--output", tmp_path / "out")
     assert answer.code == 0, answer.err
     measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
