@@ -79,7 +79,7 @@ def main() -> None:
     shapes = linear_shapes(student_pair.student, images)
     test = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)
     test_seconds = medians(
-        {"test": lambda: predict_logits(student_pair.student, test, mean=student_spec.mean, std=student_spec.std)},
+        {"test": lambda: predict_logits(student_pair.student, test, preprocessing=student_spec.preprocessing(side))},
         task.device,
         3,
     )["test"]

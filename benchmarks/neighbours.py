@@ -69,7 +69,9 @@ def row(job: Job, sampling: int) -> str:
     before = [accuracy(job, teacher), accuracy(job, job.student_pair.student)]
     rows = job.split.seen_by(recovery.recover)
     images = UnlabelledImages(
-        images_NCSS=job.image_store.rows(rows).tensor(), mean=student_spec.mean, std=student_spec.std, device=job.device
+        images_NCSS=job.image_store.rows(rows).tensor(),
+        preprocessing=student_spec.preprocessing(training.image_size),
+        device=job.device,
     )
     found = recover(
         job.student_pair, job.initialization.selection, job.teacher, images, recovery, training, bf16=job.precision.bf16

@@ -316,7 +316,7 @@ def test_a_selection_of_other_shapes_is_refused(shape: tuple[int, ...], selectio
 @pytest.mark.parametrize("size", [0, -1, 10**9, 5000, True, 1.5, "28", None, DEEP])
 def test_an_image_size_that_only_asks_for_memory_is_refused(size: Any, model: Path) -> None:
     change(model / "config.json", pretrained_cfg__=("input_size", [3, size, size]), model_args__=("img_size", size))
-    with pytest.raises(TwinbudError, match=r"contradict|no network has"):
+    with pytest.raises(TwinbudError, match=r"config\.json"):
         open_model_folder(model)
 
 

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from twinbud.data.preprocessing import Preprocessing
+
 VIT: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 4}
 CONVNEXT: dict[str, Any] = {"dims": [8, 16, 24, 32], "depths": [2, 2, 3, 2]}
 
@@ -56,3 +58,8 @@ def save_images(folder: Path, classes: dict[str, int], size: int = 32, seed: int
             pixels = generator.normal(60 + 60 * level, 20, (size, size)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
     return folder
+
+
+def half_preprocessing(image_size: int = 28) -> Preprocessing:
+    """Preprocessing with mean 0.5 and standard deviation 0.25 in all channels."""
+    return Preprocessing(image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3)

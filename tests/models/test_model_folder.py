@@ -189,8 +189,8 @@ def test_the_weights_come_back_bit_for_bit(tmp_path: Path, family: str) -> None:
     folder, _, model = model_folder(tmp_path, family)
     opened = open_model_folder(folder)
     assert opened.classes == CLASSES
-    assert opened.image_size == TEACHERS[family][2]
-    assert (opened.mean, opened.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    assert opened.preprocessing.image_size == TEACHERS[family][2]
+    assert (opened.preprocessing.mean, opened.preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     assert not opened.model.training
     for name, tensor in opened.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -246,6 +246,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "mean of two channels": config_with(pretrained_cfg__mean=[0.5, 0.5]),
     "deviation of zero": config_with(pretrained_cfg__std=[0.2, 0.0, 0.2]),
     "another image size": config_with(pretrained_cfg__input_size=[3, 28, 28]),
+    "preprocessing and timm's configuration disagree": config_with(pretrained_cfg__std=[0.2, 0.25, 0.4]),
+    "another mean than timm's": config_with(preprocessing__mean=[0.1, 0.4, 0.3]),
+    "another resize rule": config_with(pretrained_cfg__crop_pct=0.875),
+    "an unknown resize rule": config_with(preprocessing__resize_rule="center-crop"),
+    "preprocessing of another kind": config_with(preprocessing=[]),
     "image size of another kind": config_with(pretrained_cfg__input_size=[3, None, None]),
 }
 

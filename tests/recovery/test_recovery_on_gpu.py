@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import save_vit_teacher
+from helpers.builders import half_preprocessing, save_vit_teacher
 from helpers.waiting import no_waiting
 from twinbud.config.schema import RecoveryConfig, TrainingConfig
 from twinbud.models.selection_io import select
@@ -35,7 +35,7 @@ def recovered(folder: Path, device: str, **settings: Any) -> tuple[StudentPair, 
         network.to(device)
     pixels = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = UnlabelledImages(
-        images_NCSS=pixels.to(device), mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device(device)
+        images_NCSS=pixels.to(device), preprocessing=half_preprocessing(), device=torch.device(device)
     )
     return student_pair, recover(student_pair, selection, card, images, SETTINGS, TRAINING, **settings)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import save_vit_teacher
+from helpers.builders import half_preprocessing, save_vit_teacher
 from twinbud.config.schema import RecoveryConfig, TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
@@ -56,7 +56,7 @@ def test_all_views_of_an_image_are_on_one_side_and_a_fifth_is_held_out(num_image
 
 def test_later_views_are_augmented_and_the_first_is_not() -> None:
     pixels = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = UnlabelledImages(images_NCSS=pixels, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
+    images = UnlabelledImages(images_NCSS=pixels, preprocessing=half_preprocessing(), device=torch.device("cpu"))
     plans = planned(10, fitting=1000, num_views=3)
     pairs = zip(plans, refit_batches(plans, images, PACE), strict=True)
     seen = {
@@ -80,7 +80,7 @@ def test_least_squares_hold_as_much_as_they_say(tmp_path: Any, monkeypatch: pyte
     selection = select(card)
     student_pair = build_student_pair(selection, image_size=28, num_classes=3, auxiliary="none")
     pixels = torch.zeros(50, 3, 28, 28, dtype=torch.uint8)
-    images = UnlabelledImages(images_NCSS=pixels, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
+    images = UnlabelledImages(images_NCSS=pixels, preprocessing=half_preprocessing(), device=torch.device("cpu"))
     asking, held, before = least_squares._teacher_targets, [], live_bytes()
 
     def watched(*words: Any) -> Any:

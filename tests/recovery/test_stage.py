@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import VIT, save_teacher, save_vit_teacher
+from helpers.builders import VIT, half_preprocessing, save_teacher, save_vit_teacher
 from twinbud.config.schema import RecoveryConfig, TrainingConfig
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.models.selection import PairRole
@@ -41,7 +41,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def images(count: int = 10) -> UnlabelledImages:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    return UnlabelledImages(images_NCSS=pixels, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
+    return UnlabelledImages(images_NCSS=pixels, preprocessing=half_preprocessing(), device=torch.device("cpu"))
 
 
 def start(teacher: str, **settings: Any) -> tuple[StudentPair, Selection]:

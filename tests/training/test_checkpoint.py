@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import CONVNEXT, VIT, random_model
+from helpers.builders import CONVNEXT, VIT, half_preprocessing, random_model
 from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.models.student_pair import StudentPair
@@ -54,7 +54,7 @@ def train(
 ) -> tuple[StudentPair, History]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
     pair = student_pair(dual)
     return pair, fit(pair, data, replace(SETTINGS, distillation=distillation), checkpoints=checkpoints)
 
@@ -79,7 +79,7 @@ def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
     def run(checkpoints: CheckpointManager | None = None) -> StudentPair:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (10, 1, 32, 32), dtype=torch.uint8, generator=generator)
-        data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+        data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
         networks = [
             random_model("convnext_tiny", seed, num_classes=3, **CONVNEXT).to(memory_format=torch.channels_last)
             for seed in (0, 1)

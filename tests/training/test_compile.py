@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from helpers.builders import VIT, random_model
+from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
@@ -51,7 +51,7 @@ def test_the_compiled_step_gives_the_plain_steps_numbers(distillation: Distillat
     """Drop path included; 10 images in batches of 4, so that each epoch's last, short batch takes the plain path."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
     pair = [random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=0.3, **VIT) for seed in (0, 1)]
     student_pair = StudentPair(student=pair[0], auxiliary=pair[1])
     config = TrainingConfig(

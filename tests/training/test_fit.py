@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.builders import VIT, random_model
+from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import TrainingConfig
 from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.data.image_store import ImageStore
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 def data(count: int = 10) -> LabelledImages:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    return LabelledImages(images_NCSS=images, labels_N=torch.arange(count) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return LabelledImages(images_NCSS=images, labels_N=torch.arange(count) % 3, preprocessing=half_preprocessing())
 
 
 def run(labelled: LabelledImages | None = None, **changes: Any) -> tuple[dict[str, torch.Tensor], Any]:

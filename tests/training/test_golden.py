@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.builders import CONVNEXT, VIT, random_model, save_vit_teacher
+from helpers.builders import CONVNEXT, VIT, half_preprocessing, random_model, save_vit_teacher
 from twinbud.config.schema import RecoveryConfig, TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
@@ -41,7 +41,7 @@ def losses(architecture: str, method: str) -> list[dict[str, float]]:
     generator = torch.Generator().manual_seed(0)
     size = 28 if architecture == "vit" else 32
     images = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8, generator=generator)
-    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
     student_pair = StudentPair(
         student=network(architecture, 0), auxiliary=network(architecture, 1).eval() if method == "dual" else None
     )
@@ -61,8 +61,8 @@ def recovered(folder: Path) -> list[dict[str, float]]:
     selection = select(card)
     student_pair = build_student_pair(selection, image_size=28, num_classes=3, auxiliary="none")
     image_store = torch.randint(0, 256, (30, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = (0.5,) * 3, (0.25,) * 3
-    images = UnlabelledImages(images_NCSS=image_store, mean=mean, std=std, device=torch.device("cpu"))
+    preprocessing = half_preprocessing()
+    images = UnlabelledImages(images_NCSS=image_store, preprocessing=preprocessing, device=torch.device("cpu"))
     training = TrainingConfig(
         image_size=28, epochs=2, batch_size=10, temperature=4.0, drop_path=0.0, learning_rate=1e-3, layer_decay=0.5
     )
@@ -71,7 +71,7 @@ def recovered(folder: Path) -> list[dict[str, float]]:
     )
     found = recover(student_pair, selection, card, images, recovery, training).students["student"]
     assert found.num_views < 120
-    labelled = LabelledImages(images_NCSS=image_store, labels_N=torch.arange(30) % 3, mean=mean, std=std)
+    labelled = LabelledImages(images_NCSS=image_store, labels_N=torch.arange(30) % 3, preprocessing=preprocessing)
     fits = [{"loss": 1 - layer.after, "ridge": layer.ridge} for layer in found.fits]
     epochs = (*found.history.epochs, *fit(student_pair, labelled, training).epochs)
     return [*fits, *({"loss": epoch.loss} for epoch in epochs)]

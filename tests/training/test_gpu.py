@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import VIT, random_model
+from helpers.builders import VIT, half_preprocessing, random_model
 from helpers.waiting import no_waiting
 from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
@@ -31,7 +31,7 @@ def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig 
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(
-        images_NCSS=images.to(device), labels_N=(torch.arange(10) % 3).to(device), mean=(0.5,) * 3, std=(0.25,) * 3
+        images_NCSS=images.to(device), labels_N=(torch.arange(10) % 3).to(device), preprocessing=half_preprocessing()
     )
     drop = 0.0 if config.drop_path == "auto" else config.drop_path
     pair = [

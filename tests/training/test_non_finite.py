@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.builders import VIT, random_model
+from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
@@ -134,7 +134,7 @@ def test_training_stops_and_names_step_and_batch(inject: Inject, monkeypatch: py
     pair = student_pair()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
     taken: list[dict[str, torch.Tensor]] = []
     taking = TrainingStep.__call__
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.builders import half_preprocessing
 from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
-from twinbud.data.augment import Normalization, apply_views, draw_views
+from twinbud.data.augment import apply_views, draw_views
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.same_class_pairs import draw_same_class_pairs
@@ -261,7 +262,7 @@ def test_the_partners_of_an_epoch_are_of_the_class_and_seen_in_their_own_way(mon
     )
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (NUM_SAMPLES, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    data = LabelledImages(images_NCSS=images, labels_N=LABELS, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data = LabelledImages(images_NCSS=images, labels_N=LABELS, preprocessing=half_preprocessing())
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, NUM_CLASSES))
     network.num_classes = NUM_CLASSES  # pyright: ignore[reportArgumentType]
     batches: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -274,7 +275,7 @@ def test_the_partners_of_an_epoch_are_of_the_class_and_seen_in_their_own_way(mon
     monkeypatch.setattr(TrainingStep, "__call__", spy)
     fit(StudentPair(student=network, auxiliary=network), data, config)
     assert len(batches) == 4
-    normalize = Normalization.on(torch.device("cpu"), data.mean, data.std)
+    normalize = data.preprocessing.normalization(torch.device("cpu"))
     for number, (rows, partners) in enumerate(batches):
         epoch = 1 + number // 2
         chosen = draw_same_class_pairs(LABELS, 5, epoch)[rows]

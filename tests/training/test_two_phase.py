@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import VIT, random_model
+from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import Stopped
 from twinbud.core.progress import Advance, BarKind, SilentProgress
@@ -39,7 +39,7 @@ def student() -> Any:
 def data() -> LabelledImages:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
-    return LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
 
 
 def train(checkpoints: CheckpointManager | None = None, **settings: Any) -> tuple[dict[str, torch.Tensor], History]:

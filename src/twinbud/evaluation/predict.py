@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from twinbud.data.augment import Normalization
 from twinbud.data.image_store import ImageSubset
 from twinbud.data.prefetch import prefetch
+from twinbud.data.preprocessing import Preprocessing
 
 
 @torch.inference_mode()
@@ -16,8 +16,7 @@ def predict_logits(
     model: nn.Module,
     images_NCSS: torch.Tensor | ImageSubset,
     *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    preprocessing: Preprocessing,
     batch_size: int = 64,
 ) -> np.ndarray:
     """Compute the logits of a network in evaluation mode, in float32.
@@ -25,8 +24,7 @@ def predict_logits(
     Args:
         model: Classifier; its mode is restored afterwards.
         images_NCSS: uint8 pixels (N, C, S, S) of one channel or three, not augmented, on any device.
-        mean: Mean per channel that the network expects, for pixels in [0, 1].
-        std: Standard deviation per channel that the network expects.
+        preprocessing: Preprocessing of the network's input.
         batch_size: Images per batch; it affects only the speed.
 
     Returns:
@@ -35,7 +33,7 @@ def predict_logits(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    normalize = Normalization.on(device, mean, std)
+    normalize = preprocessing.normalization(device)
     order = torch.arange(len(images_NCSS)).split(batch_size)
     logits = [model(normalize(batch)).float().cpu() for batch in prefetch(images_NCSS, order, device)]
     model.train(was_training)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import timm
 from safetensors.torch import save
 
-from twinbud.config.schema import MAX_IMAGE_SIZE
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json
+from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families.base import TimmModel
 from twinbud.models.outline import outline
 from twinbud.models.student_spec import StudentSpec
@@ -31,29 +30,27 @@ class ModelFolder:
     Attributes:
         model: The network.
         classes: Class names, in the order of the network's outputs.
-        image_size: Side in pixels to which images are resized, without keeping the aspect ratio.
-        mean: Normalization for pixels in [0, 1].
-        std: Normalization for pixels in [0, 1].
+        preprocessing: From decoded images to the network's input.
     """
 
     model: TimmModel
     classes: tuple[str, ...]
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
 
 
 def save_model_folder(
     folder: Path, model: TimmModel, student_spec: StudentSpec, *, image_size: int, classes: tuple[str, ...]
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` into an existing folder."""
+    preprocessing = student_spec.preprocessing(image_size)
     config = {
         "architecture": student_spec.architecture,
         "num_classes": len(classes),
         "num_features": model.num_features,
         "label_names": list(classes),
         "model_args": student_spec.timm_arguments(image_size),
-        "pretrained_cfg": _preprocessing(model, student_spec, image_size) | {"num_classes": len(classes)},
+        "preprocessing": preprocessing.to_json(),
+        "pretrained_cfg": _timm_config(model, student_spec, preprocessing, classes),
     }
     with explained_writes(folder):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -62,20 +59,18 @@ def save_model_folder(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _preprocessing(model: TimmModel, student_spec: StudentSpec, image_size: int) -> dict[str, Any]:
-    """Return the settings with which timm's own transform gives the same pixels as twinbud's."""
+def _timm_config(
+    model: TimmModel, student_spec: StudentSpec, preprocessing: Preprocessing, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the ``pretrained_cfg`` with which timm's own transform gives the same pixels as twinbud's."""
     known = model.pretrained_cfg or {}
     return {
-        "input_size": [3, image_size, image_size],
-        "fixed_input_size": "img_size" in student_spec.timm_arguments(image_size),
+        **preprocessing.to_timm(),
+        "fixed_input_size": "img_size" in student_spec.timm_arguments(preprocessing.image_size),
         "pool_size": None,
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "interpolation": "bicubic",
-        "mean": list(student_spec.mean),
-        "std": list(student_spec.std),
         "first_conv": known.get("first_conv"),
         "classifier": known.get("classifier"),
+        "num_classes": len(classes),
     }
 
 
@@ -85,9 +80,9 @@ def open_model_folder(folder: Path) -> ModelFolder:
     Raises:
         TwinbudError: It is not a model folder, or its files do not fit together.
     """
-    config = _read_config(folder)
+    config, preprocessing = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
-    preprocessing, classes = config["pretrained_cfg"], tuple(config["label_names"])
+    classes = tuple(config["label_names"])
     architecture = read_architecture(config["architecture"], folder / "config.json")
     arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
     arguments |= {"num_classes": len(classes)}
@@ -107,38 +102,36 @@ def open_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(
         model=model.eval().requires_grad_(False),
         classes=classes,
-        image_size=preprocessing["input_size"][-1],
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
+        preprocessing=preprocessing,
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing]:
     """Read and check ``config.json``."""
     path = folder / "config.json"
-    layout = TwinbudError(
-        "no model folder: config.json is missing"
-        if not path.is_file()
-        else "config.json lacks architecture, label_names or pretrained_cfg, or they contradict each other",
-        where=str(folder),
-        fix="Give RUN, or RUN/model, of a finished 'twinbud train'",
-    )
+    fix = "Give RUN, or RUN/model, of a finished 'twinbud train'"
+    if not path.is_file():
+        problem = "no model folder: config.json is missing"
+        raise TwinbudError(problem, where=str(folder), fix=fix)
     try:
         config = read_json(path)
-        preprocessing, names = config["pretrained_cfg"], config["label_names"]
-        mean, std, (channels, height, width) = (preprocessing[name] for name in ("mean", "std", "input_size"))
-        complete = (
-            isinstance(names, list)
-            and all(isinstance(name, str) for name in names)
-            and len(mean) == len(std) == channels == 3
-            and all(math.isfinite(value) for value in (*mean, *std))
-            and min(std) > 0
-            and isinstance(width, int)
-            and 0 < width <= MAX_IMAGE_SIZE
-            and height == width == config.get("model_args", {}).get("img_size", width)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise layout from error
-    if not complete:
-        raise layout
-    return config
+        preprocessing = _read_preprocessing(config)
+        names, _ = config["label_names"], config["architecture"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("label_names is not a list of names")
+        image_size = config.get("model_args", {}).get("img_size", preprocessing.image_size)
+        if image_size != preprocessing.image_size:
+            raise ValueError(f"img_size is {image_size!r}, but the images have {preprocessing.image_size} pixels")
+    except KeyError as error:
+        raise TwinbudError(f"config.json lacks {error}", where=str(folder), fix=fix) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TwinbudError(f"config.json is not usable: {error}", where=str(folder), fix=fix) from error
+    return config, preprocessing
+
+
+def _read_preprocessing(config: dict[str, Any]) -> Preprocessing:
+    """Read the preprocessing from timm's configuration; twinbud's own, where it is given, must agree."""
+    from_timm = Preprocessing.from_timm(config["pretrained_cfg"])
+    if "preprocessing" in config and Preprocessing.from_json(config["preprocessing"]) != from_timm:
+        raise ValueError("preprocessing and pretrained_cfg disagree about the input of the network")
+    return from_timm

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.outline import outline
@@ -36,6 +37,10 @@ class StudentSpec:
     std: tuple[float, ...]
     family: SelectionFamily = field(repr=False)
     template: TimmModel = field(repr=False)
+
+    def preprocessing(self, image_size: int) -> Preprocessing:
+        """Return the preprocessing of the student's input at one image size."""
+        return Preprocessing(image_size=image_size, mean=self.mean, std=self.std)
 
     def timm_arguments(self, image_size: int) -> dict[str, Any]:
         """Return all arguments that give the shape for images of ``image_size`` pixels a side.

@@ -13,8 +13,9 @@ import torch
 
 from twinbud.config.schema import RecoveryConfig, TrainingConfig
 from twinbud.core.rng import numpy_stream
-from twinbud.data.augment import Normalization, apply_views, draw_views
+from twinbud.data.augment import apply_views, draw_views
 from twinbud.data.image_store import ImageSubset
+from twinbud.data.preprocessing import Preprocessing
 from twinbud.recovery.least_squares import RefitBatch
 
 _BATCH, _FOLDS = 64, 5
@@ -30,14 +31,12 @@ class UnlabelledImages:
 
     Attributes:
         images_NCSS: uint8 pixels, one or three channels; on ``device`` or, where they do not fit there, on the host.
-        mean: Normalization of the teacher's input, one number per channel, for pixels in [0, 1].
-        std: See ``mean``.
+        preprocessing: From decoded images to the input of teacher and students.
         device: Device of the students.
     """
 
     images_NCSS: torch.Tensor | ImageSubset
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     device: torch.device
 
     def __len__(self) -> int:
@@ -93,7 +92,7 @@ def refit_batches(
     plans: Sequence[RefitBatchPlan], images: UnlabelledImages, training_config: TrainingConfig
 ) -> Iterator[RefitBatch]:
     """Yield the planned batches one at a time, on the device of the images."""
-    normalize = Normalization.on(images.device, images.mean, images.std)
+    normalize = images.preprocessing.normalization(images.device)
     views = [
         draw_views(
             training_config.seed, -view, len(images), crop_scale=training_config.crop_scale, flip=training_config.flip

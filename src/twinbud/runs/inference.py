@@ -140,7 +140,7 @@ def predict(
     with progress.bar("decoding", len(files)) as advance:
         image_store, broken = load_images(
             [ImageRef(file) for file in files],
-            image_size=model_folder.image_size,
+            image_size=model_folder.preprocessing.image_size,
             max_megapixels=max_megapixels,
             skip_broken=skip_broken,
             on_progress=advance,
@@ -179,7 +179,7 @@ def open_model(folder: Path) -> ModelFolder:
 
 def _logits(model_folder: ModelFolder, image_store: ImageStore) -> np.ndarray:
     images = image_store.rows(range(len(image_store)))
-    return predict_logits(model_folder.model, images, mean=model_folder.mean, std=model_folder.std)
+    return predict_logits(model_folder.model, images, preprocessing=model_folder.preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +268,7 @@ def _decode(
     with progress.bar("decoding", len(image_index.rows)) as advance:
         readable, image_store = load_image_store(
             image_index,
-            image_size=model_folder.image_size,
+            image_size=model_folder.preprocessing.image_size,
             max_megapixels=data.max_megapixels,
             skip_broken=data.skip_broken,
             on_progress=advance,

@@ -166,8 +166,7 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
         job.teacher,
         UnlabelledImages(
             images_NCSS=job.image_store.rows(rows).fitting(job.device),
-            mean=student_spec.mean,
-            std=student_spec.std,
+            preprocessing=student_spec.preprocessing(job.config.training.image_size),
             device=job.device,
         ),
         recovery,
@@ -189,8 +188,7 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
     data = LabelledImages(
         images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
         labels_N=class_indices(job.image_index, job.split.labelled).to(job.device),
-        mean=student_spec.mean,
-        std=student_spec.std,
+        preprocessing=student_spec.preprocessing(job.config.training.image_size),
     )
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
     train_student = fit_in_two_phases if job.config.training.num_phases == 2 else fit
@@ -249,7 +247,9 @@ def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
     """Predict the given rows of the image index with the student."""
     image_index, student_spec = job.image_index, job.initialization.student_spec
     logits = predict_logits(
-        job.student_pair.student, job.image_store.rows(rows), mean=student_spec.mean, std=student_spec.std
+        job.student_pair.student,
+        job.image_store.rows(rows),
+        preprocessing=student_spec.preprocessing(job.config.training.image_size),
     )
     return Predictions.from_logits(
         logits,

@@ -105,8 +105,7 @@ def measure_step(config: RunConfig) -> float:
     data = LabelledImages(
         images_NCSS=torch.zeros((training.batch_size, 3, size, size), dtype=torch.uint8, device=device),
         labels_N=torch.arange(training.batch_size, device=device) % 4,
-        mean=student_spec.mean,
-        std=student_spec.std,
+        preprocessing=student_spec.preprocessing(size),
     )
     family = student_spec.family
     short = resolve(

@@ -19,9 +19,10 @@ import torch
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.progress import Advance, Progress, duration
 from twinbud.core.rng import numpy_stream, stream_seed
-from twinbud.data.augment import Normalization, Views, apply_views, draw_views
+from twinbud.data.augment import Views, apply_views, draw_views
 from twinbud.data.image_store import ImageSubset
 from twinbud.data.prefetch import prefetch
+from twinbud.data.preprocessing import Preprocessing
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
@@ -56,13 +57,8 @@ class Images(Protocol):
         ...
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Normalisation of the network's input, one number a channel, for pixels in [0, 1]."""
-        ...
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Normalisation of the network's input."""
+    def preprocessing(self) -> Preprocessing:
+        """From decoded images to the network's input."""
         ...
 
     @property
@@ -175,7 +171,7 @@ class Epochs(ABC, Generic[BatchT, RunningMeansT]):
         self.step, self.data, self.config, self.checkpoints = step, data, config, checkpoints
         self.plan = plan_steps(config, len(data))
         self.watch = _Watch(progress, advance, self.plan, label)
-        self.normalize = Normalization.on(data.device, data.mean, data.std)
+        self.normalize = data.preprocessing.normalization(data.device)
         self.position = START
         checkpoint = checkpoints.found
         if checkpoint is not None:

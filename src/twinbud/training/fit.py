@@ -15,6 +15,7 @@ from twinbud.config.schema import TrainingConfig
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.augment import Views
 from twinbud.data.image_store import ImageSubset
+from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import suitable_attention
 from twinbud.training.checkpoint import EpochRecord
@@ -34,14 +35,12 @@ class LabelledImages:
         images_NCSS: uint8 pixels, one channel or three: on the device that S trains on or, where they do not fit
             there, elsewhere.
         labels_N: int64 class indices, on the device that S trains on.
-        mean: Normalisation of the network's input, one number a channel, for pixels in [0, 1].
-        std: Normalisation of the network's input.
+        preprocessing: From decoded images to the network's input.
     """
 
     images_NCSS: torch.Tensor | ImageSubset
     labels_N: torch.Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         return len(self.labels_N)
