@@ -75,13 +75,6 @@ def open_initialization(config: RunConfig) -> Initialization:
         TwinbudError: A setting contradicts the plan of ``selected``, or the teacher's family does not support the
             recovery that is requested; see also ``select``, ``load_selection`` and ``StudentSpec.timm_arguments``.
     """
-    initialization = _open(config)
-    if config.recovery.recover != "none":
-        initialization.student_spec.family.require_recovery()
-    return initialization
-
-
-def _open(config: RunConfig) -> Initialization:
     model, auxiliary = config.model, config.auxiliary
     inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
     if model.selected is not None:
@@ -89,14 +82,14 @@ def _open(config: RunConfig) -> Initialization:
         given = config.given if config.recovery.recover == "none" else config.given - {"teacher"}
         model = _as_planned(model, selection, given, teacher=model.teacher if given != config.given else None)
         student_spec = selection.student_spec
-        student_spec.timm_arguments(config.training.image_size)
+        _require_support(config, student_spec)
         selection = selection if two_subsets else replace(selection, auxiliary_weights=None)
         return Initialization(
             model=model, student_spec=student_spec, selection=selection if inherits else None, auxiliary=auxiliary
         )
     card = read_teacher_card(model.teacher or "")
     student_spec = read_student_spec(card, model.student)
-    student_spec.timm_arguments(config.training.image_size)  # refuses a wrong size before weights are opened
+    _require_support(config, student_spec)  # before weights are opened
     if not inherits:
         return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
     selection = select(
@@ -109,6 +102,17 @@ def _open(config: RunConfig) -> Initialization:
         with_auxiliary=two_subsets,
     )
     return Initialization(model=model, student_spec=selection.student_spec, selection=selection, auxiliary=auxiliary)
+
+
+def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
+    """Require that the architecture can process the run's image size and supports its recovery.
+
+    Raises:
+        TwinbudError: It does not.
+    """
+    student_spec.timm_arguments(config.training.image_size)
+    if config.recovery.recover != "none":
+        student_spec.family.require_recovery()
 
 
 def _as_planned(

@@ -110,9 +110,16 @@ def make_student_spec(
             where="--student",
             fix=f"Use --student half, or name a {family.name}",
         )
-    # timm maps deprecated names to current ones; a delivered folder names the current one
-    current = (template.pretrained_cfg or {}).get("architecture") or architecture
-    return StudentSpec(architecture=current, model_args=model_args, mean=mean, std=std, family=own, template=template)
+    # timm maps deprecated names to current ones, which a delivered folder should have
+    current = timm.models.get_deprecated_models().get(architecture) or architecture
+    return StudentSpec(
+        architecture=current.partition(".")[0],
+        model_args=model_args,
+        mean=mean,
+        std=std,
+        family=own,
+        template=template,
+    )
 
 
 def _shape_arguments(model_args: dict[str, Any]) -> dict[str, Any]:

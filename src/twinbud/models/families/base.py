@@ -4,39 +4,29 @@
 ``RecoverySupport`` is the optional part, for families with a residual stream: with it, ``--recover`` can refit a
 student's layers to the teacher. A family without it trains all methods of the paper.
 
-A new family is one file in this folder and one line in ``families.FAMILIES``. For timm's VGG without batch
-normalization, the whole of it is::
+A new family is one file in this folder and one line in ``families.FAMILIES``. For timm's MLP-Mixer, the core is::
 
-    class VGGFamily(SelectionFamily):
-        name = "VGG"
-        temperature = 3.0
-        drop_path = 0.0
+    class MixerFamily(SelectionFamily):
+        name, temperature, drop_path = "Mixer", 3.0, 0.0
 
         def owns(self, model):
-            return isinstance(model, VGG)
+            return isinstance(model, MlpMixer)
 
         def blocks(self, model):
-            return {f"features.{i}": layer for i, layer in enumerate(model.features) if hasattr(layer, "weight")}
+            return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
 
         def specs(self, model):
-            # each convolution writes a width of its own, which the next one reads
-            specs, inputs = {}, None
-            for name, layer in {**self.blocks(model), "pre_logits.fc1": …, "pre_logits.fc2": …}.items():
-                outputs = Axis(f"channels/{name}")
-                specs[f"{name}.weight"] = TensorSpec((outputs, inputs, None, None))
-                specs[f"{name}.bias"] = TensorSpec((outputs,))
-                inputs = outputs
-            for kind, axes in (("weight", (None, inputs)), ("bias", (None,))):
-                specs[f"head.fc.{kind}"] = TensorSpec(axes, "classifier")
-            return specs
+            # e.g. fc1 of a channel MLP is cut along its hidden width and the width that all blocks share
+            width, hidden = Axis("channels"), Axis("hidden/blocks.0")
+            return {"blocks.0.mlp_channels.fc1.weight": TensorSpec((hidden, width), layer="blocks.0"), ...}
 
         def half(self, architecture, model):
-            return {"cfg": …, "num_features": model.num_features // 2}
+            return {"embed_dim": model.num_features // 2}
 
         def shape(self, model):
-            return NetworkShape(depths=(len(self.blocks(model)),), widths=(model.num_features,))
+            return NetworkShape(depths=(len(model.blocks),), widths=(model.num_features,))
 
-``tests/models/test_families.py`` runs a complete one.
+``tests/models/test_families.py`` holds and runs the complete one.
 """
 
 from __future__ import annotations
