@@ -101,7 +101,7 @@ def deliver(folder: Path, spec: str, image_size: int, *, weights: str = "inherit
     """Build a student from the teacher ``spec`` with its weights, or as a baseline, and save its model folder."""
     card = read_teacher_card(spec)
     student_spec = read_student_spec(card, "half")
-    sizes = {"image_size": image_size, "num_classes": len(CLASSES)}
+    sizes: Any = {"image_size": image_size, "num_classes": len(CLASSES)}
     if weights == "inherited":
         student = build_student_pair(select(card), **sizes).student
     else:
