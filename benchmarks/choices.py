@@ -22,7 +22,7 @@ from material import TEACHERS, TITLES, select_random
 from twinbud.config.schema import PROFILES, TrainingConfig, resolve
 from twinbud.models.selection_io import load_selection
 from twinbud.models.student_pair import StudentPair, build_student_pair
-from twinbud.training.amp import limited_threads, suitable_attention
+from twinbud.training.amp import cpu_threads, unfused_attention_in_bf16
 from twinbud.training.compile import EAGER, Compilation
 from twinbud.training.fit import objective
 from twinbud.training.train_step import TrainingStep
@@ -36,7 +36,7 @@ def main() -> None:
     options = parse()
     print("| model | weights | seconds a step, eager | compiled | seconds to compile | earned back after |")
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, limited_threads(options.threads):
+    with tempfile.TemporaryDirectory() as folder, cpu_threads(options.threads):
         for model in options.models:
             selected = select_random(Path(folder), model)
             for line in rows(model, selected, options):
@@ -67,7 +67,7 @@ def rows(model: str, selected: Path, options: argparse.Namespace) -> list[str]:
 
     formats = FORMATS if model == "convnext" else {"contiguous": torch.contiguous_format}
     found = []
-    with suitable_attention((student_pair.student, student_pair.auxiliary), images.device, bf16=bf16):
+    with unfused_attention_in_bf16((student_pair.student, student_pair.auxiliary), images.device, bf16=bf16):
         for name, memory_format in formats.items():
             ways = {"eager": taker(memory_format, EAGER), "compiled": taker(memory_format, INDUCTOR)}
             start = time.perf_counter()

@@ -37,7 +37,7 @@ from twinbud.runs.context import Job
 from twinbud.runs.pipeline import class_indices, predict_rows, prepare, recover_students, train_student
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.resume import open_checkpoint_manager
-from twinbud.training.amp import limited_threads
+from twinbud.training.amp import cpu_threads
 from twinbud.training.ema import ema_update
 from twinbud.training.epoch_loop import plan_steps
 from twinbud.training.optimizer import Optimizer
@@ -98,7 +98,7 @@ def report(given: dict[str, Any], levers: Sequence[str], num_samplings: int) -> 
     for sampling in range(num_samplings):
         with tempfile.TemporaryDirectory() as folder:
             config = run_config(given | {"seed": sampling}, output=Path(folder))
-            with limited_threads(config.training.threads):
+            with cpu_threads(config.training.threads):
                 metrics = attempt(prepare(config, SilentProgress(), resource_cache), Path(folder), levers)
         figures = f"{metrics.accuracy:.4f} | {metrics.auroc_macro:.4f}"
         print(f"| {'+'.join(levers) or 'none'} | {sampling} | {figures} |", flush=True)

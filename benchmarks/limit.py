@@ -21,7 +21,7 @@ from task import METHODS, Task, write_result
 from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.evaluation.predict import predict_logits
 from twinbud.models.student_pair import StudentPair
-from twinbud.training.amp import suitable_attention
+from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.fit import objective
 from twinbud.training.train_step import TrainingStep
 
@@ -68,7 +68,7 @@ def main() -> None:
         steps[method](augmented(), labels, 1e-6)
 
     jobs = {"selection": lambda: step("selection"), "dual": lambda: step("dual"), "forward": forward, "see": augmented}
-    with suitable_attention(
+    with unfused_attention_in_bf16(
         (student_pair.student, student_pair.auxiliary), image_store.device, bf16=bf16
     ):  # as in training
         seconds = medians(jobs, task.device)

@@ -26,7 +26,7 @@ from twinbud.recovery.stage import recover
 from twinbud.runs.context import Job
 from twinbud.runs.pipeline import class_indices, prepare
 from twinbud.runs.resource_cache import ResourceCache
-from twinbud.training.amp import limited_threads
+from twinbud.training.amp import cpu_threads
 
 SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",
@@ -53,7 +53,7 @@ def main() -> None:
     resource_cache = ResourceCache()
     print("| sampling | labelled | teacher | S as selected | S as recovered | seconds |")
     print("|---|---|---|---|---|---|")
-    with limited_threads(options.threads):
+    with cpu_threads(options.threads):
         for sampling in range(options.samplings):
             settings = SETTINGS | given | {"data": options.data, "seed": sampling}
             job = prepare(run_config(settings, output=Path("-")), SilentProgress(), resource_cache)

@@ -439,7 +439,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
 ) -> None:
     words = ("--method", method, "--learning-rate", "1e30", "--warmup", "0", "--epochs", 3)
     line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *words))
-    assert line.startswith("step 2 (epoch 1, batch 2): expected a finite loss, got loss nan")
+    assert line.startswith("step 2 (epoch 1, batch 2): the loss is not finite (loss nan")
     assert "lower --learning-rate or set --clip-norm 1." in line
     assert line in (tmp_path / "run" / "UNFINISHED").read_text()
     assert not (tmp_path / "run" / "model").exists()

@@ -75,7 +75,7 @@ def keepers(folder: Path) -> CheckpointManager:
     earlier = {}
     for phase in RECOVERY_PHASES.values():
         checkpoints = CheckpointFolder(folder / phase, {})
-        earlier[phase] = CheckpointManager(checkpoints, checkpoints.latest()[0], keeps_last=True)
+        earlier[phase] = CheckpointManager(checkpoints, checkpoints.latest()[0], save_last=True)
     return CheckpointManager(phases=earlier)
 
 
@@ -157,7 +157,7 @@ def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monk
     def counted(*words: Any) -> Any:
         fits.append(1)
         if len(fits) == 3:
-            checkpoints.ask_to_stop()
+            checkpoints.request_stop()
         return fitting(*words)
 
     with monkeypatch.context() as patch:
@@ -232,7 +232,7 @@ def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
     def counted(self: RecoveryStep, *batch: Any) -> Any:
         taken.append(1)
         if len(taken) == steps:
-            checkpoints.ask_to_stop()
+            checkpoints.request_stop()
         return taking(self, *batch)
 
     with monkeypatch.context() as patch:

@@ -67,7 +67,7 @@ def test_a_terminated_run_says_how_to_go_on_and_does(command: list[str], tmp_pat
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert errors.decode().splitlines()[-1].endswith("the same command with --resume goes on from there")
+    assert errors.decode().splitlines()[-1].endswith("continue with the same command and --resume")
     assert "stopped after step" in (run / "UNFINISHED").read_text()
     done = finish([*longer, "--resume"], run)
     assert "going on after step" in done.stderr
@@ -92,7 +92,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(command: list[str], tmp_p
         check=False,
     )
     assert other.returncode == 2
-    assert "other ones (beta)" in other.stderr.splitlines()[-1]
+    assert "other values of beta" in other.stderr.splitlines()[-1]
 
 
 def unfinished(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[Path, bytes]:
@@ -123,9 +123,7 @@ def test_other_weights_do_not_go_on_from_a_checkpoint_and_leave_the_run_as_it_is
     before = unfinished(run, shared_images, monkeypatch, kind, places[0])
     words = ("train", "--data", shared_images, "--output", run, *SMALL, "--resume")
     line = refusal(twinbud(*words, kind, places[1]))
-    assert (
-        "expected the settings and images that the checkpoint was made with, got other ones (initial weights)" in line
-    )
+    assert "the checkpoint was saved with other values of initial weights" in line
     assert contents(run) == before
     answer = twinbud(*words, "--selected", tmp_path / "selected-0")
     assert answer.code == 0, answer.err

@@ -131,7 +131,7 @@ def test_a_run_resumed_at_every_single_step_still_ends_the_same(tmp_path: Path) 
     folder = CheckpointFolder(tmp_path, IDENTITY)
     for _ in range(NUM_STEPS):
         with pytest.raises(Stopped):
-            train(StopsAfter(0, folder, found=folder.latest()[0]))
+            train(StopsAfter(0, folder, checkpoint=folder.latest()[0]))
     resumed, again = train(CheckpointManager(folder, folder.latest()[0]))
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
@@ -176,7 +176,7 @@ def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(tmp_path: Path) -> No
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     train(CheckpointManager(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
-    with pytest.raises(TwinbudError, match=r"other ones \(seed\)"):
+    with pytest.raises(TwinbudError, match=r"other values of seed"):
         CheckpointFolder(tmp_path, {"seed": 1}).latest()
 
 

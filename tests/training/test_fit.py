@@ -14,7 +14,7 @@ from twinbud.config.schema import TrainingConfig
 from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.data.image_store import ImageStore
 from twinbud.models.student_pair import StudentPair
-from twinbud.training.amp import suitable_attention
+from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.epoch_loop import batches, plan_steps
 from twinbud.training.fit import LabelledImages, fit, objective
 
@@ -51,11 +51,11 @@ def test_attention_written_out_in_bf16_gives_what_the_fused_kernel_gives() -> No
     model = random_model("vit_tiny_patch16_224", 0, num_classes=3, **VIT)
     images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     fused = model(images)
-    with suitable_attention((model, None), torch.device("cpu"), bf16=True):
+    with unfused_attention_in_bf16((model, None), torch.device("cpu"), bf16=True):
         assert not model.blocks[0].attn.fused_attn
         torch.testing.assert_close(model(images), fused, rtol=1e-5, atol=1e-5)
     assert model.blocks[0].attn.fused_attn
-    with suitable_attention((model, None), torch.device("cpu"), bf16=False):
+    with unfused_attention_in_bf16((model, None), torch.device("cpu"), bf16=False):
         assert model.blocks[0].attn.fused_attn
 
 

@@ -238,7 +238,7 @@ def test_a_step_that_is_not_finite_leaves_every_memory_as_it_was(
             take(step, rows)
         step.check()
 
-    with pytest.raises(TwinbudError, match=r"^step 2 \(epoch 1, batch 2\): expected a finite loss, got loss nan"):
+    with pytest.raises(TwinbudError, match=r"^step 2 \(epoch 1, batch 2\): the loss is not finite \(loss nan"):
         go_on()
     for name, tensor in step.tensors().items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name

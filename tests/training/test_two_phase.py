@@ -51,7 +51,7 @@ def train(checkpoints: CheckpointManager | None = None, **settings: Any) -> tupl
 def keepers(folder: Path, every_seconds: float = 60.0) -> CheckpointManager:
     """As a run opens them, each phase with what it finds."""
     first, second = CheckpointFolder(folder / "first-phase", {}), CheckpointFolder(folder, {})
-    before = CheckpointManager(first, first.latest()[0], every_seconds, keeps_last=True)
+    before = CheckpointManager(first, first.latest()[0], every_seconds, save_last=True)
     return CheckpointManager(second, second.latest()[0], every_seconds, phases={FIRST_PHASE: before})
 
 
@@ -62,7 +62,7 @@ def stop_after(steps: int, checkpoints: CheckpointManager, monkeypatch: pytest.M
     def counted(self: TrainingStep, *batch: Any) -> Any:
         taken.append(1)
         if len(taken) == steps:
-            checkpoints.ask_to_stop()
+            checkpoints.request_stop()
         return taking(self, *batch)
 
     monkeypatch.setattr(TrainingStep, "__call__", counted)
@@ -149,7 +149,7 @@ def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) ->
 
     def asked_meanwhile(checkpoint: Any) -> None:
         save(checkpoint)
-        checkpoints.ask_to_stop()
+        checkpoints.request_stop()
 
     folder.save = asked_meanwhile
     with pytest.raises(Stopped, match="after step 1;"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,29 +147,3 @@ class RecoveryStep:
     def check(self) -> None:
         """See ``Optimizer.check``."""
         self.optimizer.check()
-
-
-class LossMean:
-    """The running mean of an epoch's loss, kept on the device.
-
-    Args:
-        device: Device of the losses.
-        state: The result of ``state()`` in the middle of this epoch; empty at its start.
-    """
-
-    def __init__(self, device: torch.device, state: tuple[float, ...]) -> None:
-        total, self.count = state or (0.0, 0)
-        self.total = torch.tensor(total, dtype=torch.float64, device=device)
-
-    def state(self) -> tuple[float, ...]:
-        """Return what a checkpoint needs to continue from here."""
-        return (self.total.item(), self.count)
-
-    def add(self, loss: torch.Tensor, size: int) -> None:
-        """Add the mean loss of a step with ``size`` images."""
-        self.total += loss.double() * size
-        self.count += size
-
-    def means(self) -> dict[str, Any]:
-        """Return the mean over the images so far, under its name in ``EpochRecord``."""
-        return {"loss": self.total.item() / self.count}

@@ -24,17 +24,18 @@ from twinbud.models.selection_io import Selection
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import TeacherCard
 from twinbud.recovery.channel_map import ChannelMap
-from twinbud.recovery.feature_matching import FeatureMatchingLoss, LossMean, RecoveryStep
+from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
 from twinbud.recovery.least_squares import LayerFit, refit_layers
 from twinbud.recovery.refit_batches import UnlabelledImages, bytes_needed, plan_refit_batches, refit_batches
 from twinbud.recovery.result import Recovery, StudentRecovery
 from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
-from twinbud.training.amp import suitable_attention
+from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
-from twinbud.training.epoch_loop import Epochs, History, StepPlan, plan_steps, preserved_rng_state
+from twinbud.training.epoch_loop import EpochLoop, History, StepPlan, plan_steps, preserved_rng_state
 from twinbud.training.optimizer import part
 from twinbud.training.phases import RECOVERY_PHASES
+from twinbud.training.running_means import RunningMeans
 
 NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
 _SEED_COUNTERS: dict[PairRole, str] = {"student": "main", "auxiliary": "auxiliary"}
@@ -179,7 +180,7 @@ class _Stage:
 
     def run(self) -> StudentRecovery:
         """Run least squares and then the epochs, or what a resumed run still lacks of them."""
-        found = self.checkpoints.found
+        found = self.checkpoints.checkpoint
         if found is not None and found.position.epoch > self.config.num_epochs:  # finished before
             self.student.load_state_dict(part(found.tensors, "student."))
             return self._result(found.tensors, found.position.records)
@@ -190,7 +191,7 @@ class _Stage:
             stack.enter_context(preserved_rng_state(self.images.device))
             channel_map = self.teacher_provider.channel_map(self.student, self.pair_role)
             networks = (self.student, channel_map.teacher)
-            stack.enter_context(suitable_attention(networks, self.images.device, bf16=self.bf16))
+            stack.enter_context(unfused_attention_in_bf16(networks, self.images.device, bf16=self.bf16))
             is_refitted = self.config.recover_refit == "on" and found is None
             refit = self._refit_layers(channel_map) if is_refitted else _NO_REFIT
             step = self._step(channel_map, refit | {_PEAK: torch.tensor(memory.mib)})
@@ -268,7 +269,7 @@ class _Stage:
 
     def _match(self, step: RecoveryStep, memory: PeakMemory) -> tuple[EpochRecord, ...]:
         with self.progress.bar(self.label, self.plan.num_steps, kind="steps") as advance:
-            epochs = _MatchingEpochs(
+            epochs = _MatchingLoop(
                 step,
                 self.images,
                 self.training_config,
@@ -277,32 +278,32 @@ class _Stage:
                 label=self.label,
                 advance=advance,
             )
-            for _ in epochs.run():
+            for _ in epochs.epochs():
                 step.refit[_PEAK] = torch.tensor(max(step.refit[_PEAK].item(), memory.mib))
-                epochs.keep()
+                epochs.save_if_due()
         return tuple(epochs.records)
 
 
-class _MatchingEpochs(Epochs[tuple[torch.Tensor, torch.Tensor], LossMean]):
+class _MatchingLoop(EpochLoop[tuple[torch.Tensor, torch.Tensor]]):
     """Epochs of feature matching."""
 
     step: RecoveryStep
 
-    def begin(self) -> None:
-        """Nothing to do."""
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The loss alone."""
+        return ("loss",)
 
-    def open_running_means(self, state: tuple[float, ...]) -> LossMean:
-        """Average the loss."""
-        return LossMean(self.data.device, state)
-
-    def batches(
+    def epoch_batches(
         self, order: Sequence[torch.Tensor], views: Views, epoch: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield sample numbers and images."""
         del epoch
-        yield from zip(order, self.seen(order, views), strict=True)
+        yield from zip(order, self.augmented_batches(order, views), strict=True)
 
-    def take(self, batch: tuple[torch.Tensor, torch.Tensor], learning_rate: float, running_means: LossMean) -> None:
-        """See Epochs."""
+    def train_batch(
+        self, batch: tuple[torch.Tensor, torch.Tensor], learning_rate: float, running_means: RunningMeans
+    ) -> None:
+        """See ``EpochLoop``."""
         rows_B, images_BCSS = batch
-        running_means.add(self.step(images_BCSS, learning_rate), len(rows_B))
+        running_means.add([self.step(images_BCSS, learning_rate).double() * len(rows_B)], len(rows_B))

@@ -43,7 +43,7 @@ from twinbud.runs.run_dir import (
     write_settings,
 )
 from twinbud.runs.summary import summarize
-from twinbud.training.amp import choose_device, choose_precision, limited_threads
+from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
@@ -73,7 +73,7 @@ def train(
     require_run_output(config.output, force=config.force, resume=config.resume)
     for text in unread_words(config):
         progress.note(text)
-    with limited_threads(config.training.threads):
+    with cpu_threads(config.training.threads):
         job = prepare(config, progress, resource_cache or ResourceCache())
         checkpoints = open_checkpoint_manager(job, progress)  # before any write: a refused resume changes nothing
         with started_run(config.output, force=config.force, resume=config.resume) as folder:

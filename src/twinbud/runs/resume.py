@@ -35,7 +35,7 @@ def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
     for phase, text in phases.items():
         checkpoints = CheckpointFolder(folder / phase, identity)
         found = newest_checkpoint(checkpoints, job.config, progress, text)
-        earlier[phase] = CheckpointManager(checkpoints, found, seconds, keeps_last=True)
+        earlier[phase] = CheckpointManager(checkpoints, found, seconds, save_last=True)
     checkpoints = CheckpointFolder(folder, identity)
     return CheckpointManager(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, phases=earlier)
 

@@ -20,7 +20,7 @@ from twinbud.models.student_pair import StudentPair, build_baseline
 from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_card
 from twinbud.study.grid import PlannedRun, checked_config
-from twinbud.training.amp import choose_device, choose_precision, limited_threads
+from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.fit import LabelledImages, fit
 
 _NUM_STEPS = 6
@@ -118,6 +118,6 @@ def measure_step(config: RunConfig) -> float:
         auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
         frozen=config.auxiliary == "frozen" or has_two_phases,
     )
-    with limited_threads(training.threads):
+    with cpu_threads(training.threads):
         history = fit(student_pair, data, short, bf16=choose_precision(training.precision, device).bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])

@@ -1,4 +1,4 @@
-"""Which device, and whether bf16 autocast pays on it."""
+"""Choose the device and the precision of training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from twinbud.config.schema import Device, Precision
 from twinbud.core.errors import TwinbudError
 
 _WORTHWHILE = 1.5
-"""How much faster bf16 matrix products must be: below it, the casts around them eat the gain."""
+"""Least speed-up of bf16 matrix products at which bf16 is chosen; below it, casts cost more than is gained."""
 
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What training computes in, and why."""
+    """The precision of training, and the reason for it."""
 
     bf16: bool
     reason: str
@@ -33,21 +33,21 @@ class PrecisionChoice:
 
 
 def choose_device(requested: Device) -> torch.device:
-    """The device to train on.
+    """Return the device to train on.
 
     Raises:
-        TwinbudError: A GPU was asked for and there is none.
+        TwinbudError: ``requested`` is ``cuda`` and there is no CUDA device.
     """
     if requested == "cuda" and not torch.cuda.is_available():
-        raise TwinbudError("a CUDA device", got="none", where="--device cuda", fix="Use --device cpu")
+        raise TwinbudError("PyTorch finds no CUDA device", where="--device cuda", fix="Use --device cpu")
     if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())  # with its number, as tensors on it say it
+    return torch.device("cuda", torch.cuda.current_device())  # with its number, as in the devices of tensors
 
 
 @contextmanager
-def limited_threads(count: int | None) -> Iterator[None]:
-    """Compute with that many CPU threads for as long as this lasts; None: with as many as before."""
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with ``count`` CPU threads while the context lasts; None leaves the number as it is."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -58,15 +58,15 @@ def limited_threads(count: int | None) -> Iterator[None]:
 
 
 def choose_precision(requested: Precision, device: torch.device, so_far: str | None = None) -> PrecisionChoice:
-    """float32 or bf16 autocast; ``auto`` takes bf16 where this machine multiplies matrices faster in it.
+    """Return float32 or bf16 autocast; ``auto`` takes bf16 if this machine multiplies matrices faster in it.
 
     Args:
         requested: The setting.
         device: Where training runs.
-        so_far: What a run that goes on was computed in: ``auto`` keeps it, since a second measurement may disagree.
+        so_far: The precision of the run to resume: ``auto`` keeps it, since a second measurement may differ.
     """
     if requested != "auto":
-        return PrecisionChoice(requested == "bf16", "asked for")
+        return PrecisionChoice(requested == "bf16", "requested")
     if so_far in ("float32", "bf16"):
         return PrecisionChoice(so_far == "bf16", "as before the run was stopped")
     if device.type == "cuda":
@@ -77,10 +77,12 @@ def choose_precision(requested: Precision, device: torch.device, so_far: str | N
 
 
 @contextmanager
-def suitable_attention(models: Iterable[nn.Module | None], device: torch.device, *, bf16: bool) -> Iterator[None]:
-    """Write attention out while training in bf16 on a CPU, whose fused kernel has a backward pass five times as slow.
+def unfused_attention_in_bf16(
+    models: Iterable[nn.Module | None], device: torch.device, *, bf16: bool
+) -> Iterator[None]:
+    """Turn off fused attention in bf16 on a CPU, where the backward pass of the fused kernel is five times slower.
 
-    The function is the same; only timm's choice of kernel is changed, and put back.
+    The computed function is the same. timm's setting is restored when the context ends.
     """
     if not bf16 or device.type != "cpu":
         yield

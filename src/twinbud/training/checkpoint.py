@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or not at all, and exact: a resumed run ends bit for bit like an uninterrupted one.
+"""Atomic, exact checkpoints: a resumed run gives bit-identical results to an uninterrupted one.
 
-Every random choice of training is a pure function of the seed and a counter, so a checkpoint needs no random state:
-S, S′, the optimiser's moments, and how far training had come. It is a folder of one safetensors file and one JSON
-file, written aside, flushed to the disk, checksummed and renamed; the last two are kept.
+Every random choice of training is a pure function of the seed and a counter, so a checkpoint needs no random state. It
+holds the student, the auxiliary, the moments of the optimizer and the position in training, in a folder of one
+safetensors file and one JSON file with checksums. It is written to a draft, flushed to the disk and renamed; the last
+two are kept.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far training has come.
+    """The position of training.
 
     Attributes:
-        num_steps: Optimiser steps taken.
-        epoch: The epoch in progress, from 1; one more than the epochs done where none is in progress.
-        batch: Batches of that epoch already taken.
-        running_means: That epoch's running sums, see ``loop``.
+        num_steps: Optimizer steps taken.
+        epoch: The current epoch, from 1; between epochs the next one.
+        batch: Batches of that epoch that are done.
+        running_means: State of that epoch's ``RunningMeans``.
         seconds: That epoch's wall time so far.
         records: The finished epochs.
     """
@@ -74,22 +75,22 @@ START = Position(num_steps=0, epoch=1, batch=0, running_means=(), seconds=0.0, r
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A position and the tensors of S, S′ and the optimiser at it."""
+    """A position, and the tensors of the networks and the optimizer at it."""
 
     position: Position
     tensors: dict[str, torch.Tensor]
 
 
 class OtherRunError(TwinbudError):
-    """A checkpoint that was made with other settings, images or weights."""
+    """The checkpoint was saved with other settings, images or weights."""
 
 
 class CheckpointFolder:
-    """Where a run keeps its last two checkpoints.
+    """The folder of the last two checkpoints of a phase.
 
     Args:
         folder: Made when the first checkpoint is saved.
-        identity: What a checkpoint must agree with to be continued: settings and data, as plain JSON.
+        identity: Settings and data that must equal those of a checkpoint to continue from it, as plain JSON.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -97,7 +98,7 @@ class CheckpointFolder:
         self.identity = identity
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; when this returns, it survives a crash of the machine.
+        """Write a checkpoint, which survives a crash of the machine once this returns.
 
         Raises:
             TwinbudError: The disk is full or the folder may not be written; earlier checkpoints stand.
@@ -125,7 +126,7 @@ class CheckpointFolder:
                 shutil.rmtree(old)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint, or None; and what was wrong with newer ones.
+        """Return the newest intact checkpoint, or None, and what is wrong with newer ones.
 
         Raises:
             TwinbudError: It belongs to other settings or data.
@@ -143,14 +144,13 @@ class CheckpointFolder:
         other = sorted(name for name in names if identity.get(name) != self.identity.get(name))
         if other:
             raise OtherRunError(
-                "the settings and images that the checkpoint was made with",
-                got=f"other ones ({first_few(other)})",
+                f"the checkpoint was saved with other values of {first_few(other)}",
                 where=str(folder),
-                fix="Repeat the same command with --resume, or begin anew with --force",
+                fix="Repeat the same command with --resume, or start again with --force",
             )
 
     def _saved(self) -> list[Path]:
-        """Newest first; drafts that a crash left behind are no checkpoints."""
+        """Return the checkpoint folders, newest first, without drafts."""
         found = (path for path in self.folder.glob("step-*") if path.is_dir() and not path.is_symlink())
         return sorted(found, reverse=True)
 
@@ -175,7 +175,7 @@ class CheckpointFolder:
 
 
 def saved_identity(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint in ``folder`` whose position is whole says of its run; empty without one."""
+    """Return the identity in the newest checkpoint whose position can be read; empty without one."""
     for path in CheckpointFolder(folder, {})._saved():
         with suppress(*_DAMAGE):
             return dict(_unsealed(read_bytes(path / _POSITION, MAX_TEXT_BYTES))["identity"])
@@ -183,7 +183,7 @@ def saved_identity(folder: Path) -> dict[str, Any]:
 
 
 def _sealed(content: dict[str, Any]) -> bytes:
-    """JSON behind the checksum of its own text."""
+    """Encode JSON with a checksum in its first line."""
     text = json.dumps(content)
     return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
 
@@ -203,12 +203,10 @@ def _write_through(path: Path, data: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last; not every system can open a folder."""
-    try:
+    """Flush a rename to the disk, where the system can flush folders."""
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

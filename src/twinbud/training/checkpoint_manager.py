@@ -1,4 +1,4 @@
-"""Keeps a run safe: saves checkpoints as time goes by, and stops it between two steps when the system asks."""
+"""Saves checkpoints at intervals, and stops a run between two steps when the system requests it."""
 
 from __future__ import annotations
 
@@ -12,51 +12,55 @@ from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, EpochRecor
 
 
 class CheckpointManager:
-    """Where ``fit`` finds a checkpoint to go on from, and leaves others.
+    """The checkpoints of one training phase.
 
     Args:
-        folder: Where checkpoints are kept; None keeps nothing.
-        found: The checkpoint to go on from, or None.
-        every_seconds: How much work a crash may cost at most, epochs aside.
-        keeps_last: Whether to save after the last epoch too, for a phase that others follow.
-        phases: Of each phase before this one, by name; they stop when this one is asked to.
+        folder: Where checkpoints are saved; None saves nothing.
+        checkpoint: The checkpoint to continue from, or None to start from the beginning.
+        every_seconds: Least time between two checkpoints; they are saved at the ends of epochs.
+        save_last: Whether to save after the last epoch too, for a phase that is followed by another.
+        phases: The managers of earlier phases, by name; a request to stop reaches them too.
     """
 
     def __init__(
         self,
         folder: CheckpointFolder | None = None,
-        found: Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
         every_seconds: float = 60.0,
         *,
-        keeps_last: bool = False,
+        save_last: bool = False,
         phases: Mapping[str, CheckpointManager] | None = None,
     ) -> None:
-        self.folder, self.found, self.every_seconds = folder, found, every_seconds
-        self.keeps_last, self.phases = keeps_last, dict(phases or {})
+        self.folder, self.checkpoint, self.every_seconds = folder, checkpoint, every_seconds
+        self.save_last, self.phases = save_last, dict(phases or {})
         self.stop_requested = False
         self.saved_at = time.monotonic()
 
     @property
     def records(self) -> tuple[EpochRecord, ...]:
-        """The epochs that the checkpoint found has finished."""
-        return self.found.position.records if self.found else ()
+        """The epochs that were finished before the checkpoint to continue from."""
+        return self.checkpoint.position.records if self.checkpoint else ()
 
-    def keep(self, checkpoint: Callable[[], Checkpoint], num_steps: int, *, is_last: bool = False) -> None:
-        """After an epoch: save if it is time to, and stop if asked to."""
+    def save_if_due(self, checkpoint: Callable[[], Checkpoint], num_steps: int, *, is_last: bool = False) -> None:
+        """Save after an epoch if enough time has passed, or if it is the last one and that is to be saved.
+
+        Raises:
+            Stopped: A stop was requested; the checkpoint is saved.
+        """
         if self.stop_requested:
-            self.stop(checkpoint, num_steps)
-        is_due = time.monotonic() - self.saved_at >= self.every_seconds or (is_last and self.keeps_last)
+            self.save_and_stop(checkpoint, num_steps)
+        is_due = time.monotonic() - self.saved_at >= self.every_seconds or (is_last and self.save_last)
         if self.folder is not None and is_due:
             self.save(checkpoint())
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Save now, if anything is kept."""
+        """Save now, if there is a folder."""
         if self.folder is not None:
             self.folder.save(checkpoint)
             self.saved_at = time.monotonic()
 
-    def stop(self, checkpoint: Callable[[], Checkpoint], num_steps: int) -> None:
-        """Save and leave.
+    def save_and_stop(self, checkpoint: Callable[[], Checkpoint], num_steps: int) -> None:
+        """Save the checkpoint and leave the run.
 
         Raises:
             Stopped: Always.
@@ -64,18 +68,18 @@ class CheckpointManager:
         if self.folder is None:
             raise Stopped(f"stopped after step {num_steps}; nothing was saved")
         self.folder.save(checkpoint())
-        raise Stopped(f"stopped after step {num_steps}; the same command with --resume goes on from there")
+        raise Stopped(f"stopped after step {num_steps}; continue with the same command and --resume")
 
     def phase(self, name: str) -> CheckpointManager:
-        """The keeper of an earlier phase; one that keeps nothing where there is none."""
+        """Return the manager of an earlier phase; one that saves nothing if there is no such phase."""
         return self.phases.get(name) or CheckpointManager()
 
-    def ask_to_stop(self) -> None:
-        """Stop after the step in progress, whichever phase it is of."""
+    def request_stop(self) -> None:
+        """Stop after the current step, in whichever phase it is."""
         self.stop_requested = True
         for phase in self.phases.values():
-            phase.ask_to_stop()
+            phase.request_stop()
 
     def stop_on_signal(self) -> AbstractContextManager[None]:
-        """While this lasts, SIGINT and SIGTERM ask for a stop after the step in progress."""
-        return stop_on_signal(self.ask_to_stop)
+        """Return a context in which a signal to stop (see ``core.signals``) requests a stop after the current step."""
+        return stop_on_signal(self.request_stop)

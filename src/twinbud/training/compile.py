@@ -1,4 +1,4 @@
-"""Whether compiling the networks, or recording the whole step, pays for itself in one run."""
+"""Decide whether to compile the networks or to record the step as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 STEPS_TO_COMPILE = 1500
-"""From how many steps on a CPU's compilation (half a minute) is earned back; EXPERIMENTS.md has the measurement."""
+"""Number of steps from which compilation on a CPU (half a minute) saves time; measured in EXPERIMENTS.md."""
 STEPS_TO_RECORD = 100
-"""A recording costs a few ordinary steps for each shape of batch."""
+"""Number of steps from which recording pays; it costs a few steps for each batch shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """How the training step is made faster, and why so.
+    """How the training step is accelerated, and why.
 
     Attributes:
         inductor: Forward and backward pass go through ``torch.compile``.
         graphs: The whole step is recorded once and replayed as a CUDA graph.
-        reason: In words, for the user.
+        reason: Shown to the user.
     """
 
     inductor: bool
@@ -44,24 +44,24 @@ class Compilation:
         return "+".join(parts) or "none"
 
 
-EAGER = Compilation(inductor=False, graphs=False, reason="as it is written")
+EAGER = Compilation(inductor=False, graphs=False, reason="eager")
 
 
 def choose_compilation(requested: Compile, device: torch.device, num_steps: int) -> Compilation:
-    """What ``--compile`` means for a run of ``num_steps`` optimiser steps.
+    """Resolve ``--compile`` for a run of ``num_steps`` optimizer steps.
 
     Raises:
-        TwinbudError: Compilation was asked for where there is no compiler.
+        TwinbudError: ``requested`` is ``on`` and there is no C++ compiler.
     """
     on_gpu = device.type == "cuda"
     if requested == "off":
-        return Compilation(inductor=False, graphs=False, reason="asked for")
+        return Compilation(inductor=False, graphs=False, reason="requested")
     if requested == "on":
         if not on_gpu and not _has_compiler():
             raise TwinbudError(
-                "a C++ compiler", got="none", where="--compile on", fix="Install g++, or use --compile off"
+                "there is no C++ compiler", where="--compile on", fix="Install g++, or use --compile off"
             )
-        return Compilation(inductor=True, graphs=on_gpu, reason="asked for")
+        return Compilation(inductor=True, graphs=on_gpu, reason="requested")
     threshold = STEPS_TO_RECORD if on_gpu else STEPS_TO_COMPILE
     if num_steps < threshold:
         return Compilation(inductor=False, graphs=False, reason=f"{num_steps} steps; pays from about {threshold:,}")
@@ -71,12 +71,12 @@ def choose_compilation(requested: Compile, device: torch.device, num_steps: int)
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` through ``torch.compile``, for one shape of its arguments; random draws are those of eager mode."""
-    torch.compiler.reset()  # what earlier runs of this process compiled counts against a limit, and then nothing is
+    """Compile ``function`` for one shape of its arguments; random numbers are those of eager mode."""
+    torch.compiler.reset()  # functions compiled by earlier runs of this process count towards a limit
     made = torch.compile(function, dynamic=False, options={"fallback_random": True})
     return cast("Callable[P, R]", made)
 
 
 def _has_compiler() -> bool:
-    """Whether the C++ compiler that PyTorch would call is there."""
+    """Return whether the C++ compiler that PyTorch calls is installed."""
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None

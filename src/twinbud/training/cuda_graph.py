@@ -14,7 +14,7 @@ _ORDINARY_CALLS = 3
 """Before a shape is recorded: libraries choose their kernels and the optimiser makes its moments."""
 
 
-class Recording(Generic[R]):
+class RecordedFunction(Generic[R]):
     """``function`` of CUDA tensors, recorded once for each shape of its arguments and replayed from then on.
 
     What it returns is overwritten by the next call. It may read and change tensors that stay where they are, and must

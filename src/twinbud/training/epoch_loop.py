@@ -1,6 +1,6 @@
-"""Epochs: the order of samples, their views, what was measured on the way, and where a stop or a crash finds it.
+"""The loop over epochs and batches: order of samples, augmentation, learning rate, running means and checkpoints.
 
-What is done with a batch is said by those who inherit: ``loop`` trains on labels, ``twinbud.recovery`` without.
+Subclasses train on a batch: ``training.fit`` with labels, ``recovery.stage`` without.
 
 Shape legend: N samples, B batch, C channels (3), S image side.
 """
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from twinbud.data.prefetch import prefetch
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
+from twinbud.training.running_means import RunningMeans
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
 
 _ESTIMATE_AFTER = 10
@@ -33,13 +34,13 @@ _SHOW_EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What training did.
+    """The epochs of a phase and their cost.
 
     Attributes:
         epochs: One record an epoch.
-        num_steps: Optimiser steps taken.
-        num_images: Images seen, counting each once an epoch.
-        train_seconds: Wall time of the epochs, test passes left out.
+        num_steps: Optimizer steps taken.
+        num_images: Images trained on, each counted once per epoch.
+        train_seconds: Wall time of the epochs without test passes.
     """
 
     epochs: tuple[EpochRecord, ...]
@@ -49,11 +50,11 @@ class History:
 
 
 class Images(Protocol):
-    """What a network learns from."""
+    """The images of a phase."""
 
     @property
     def images_NCSS(self) -> torch.Tensor | ImageSubset:  # noqa: N802
-        """uint8 pixels, one channel or three: on ``device`` or, where they do not fit there, elsewhere."""
+        """uint8 pixels with 1 or 3 channels: on ``device``, or on the CPU if they do not fit there."""
         ...
 
     @property
@@ -73,13 +74,13 @@ class Images(Protocol):
 
 @contextmanager
 def preserved_rng_state(device: torch.device) -> Iterator[None]:
-    """While this lasts, the global random state may be seeded at will; it is put back."""
+    """Restore the global random state of torch when the context ends."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 class Step(Protocol):
-    """Carries networks and optimiser from one step to the next."""
+    """Networks and optimizer, updated step by step."""
 
     @property
     def num_steps(self) -> int:
@@ -87,45 +88,33 @@ class Step(Protocol):
         ...
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that the next step depends on, but for ``num_steps``."""
+        """Return all tensors that the next step depends on, by name."""
         ...
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        """Go back to where these were taken."""
+        """Restore the tensors and the number of steps of a checkpoint."""
         ...
 
     def check(self) -> None:
-        """Raise TwinbudError after a step that was not finite; waits for the device."""
-        ...
-
-
-class RunningMeans(Protocol):
-    """What an epoch adds up to."""
-
-    def state(self) -> tuple[float, ...]:
-        """What a checkpoint needs to go on from here."""
-        ...
-
-    def means(self) -> dict[str, Any]:
-        """Means over the images so far, as an ``EpochRecord`` names them; waits for the device."""
+        """Raise TwinbudError if a step was not finite; waits for the device."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """How many epochs and steps a number of samples makes; the last, short batch of an epoch is kept."""
+    """Epochs, and optimizer steps in each; the last, smaller batch of an epoch is used."""
 
     epochs: int
     steps_per_epoch: int
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps in all."""
+        """Optimizer steps in total."""
         return self.epochs * self.steps_per_epoch
 
 
 def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
-    """The steps that ``config`` asks for on ``num_samples`` labelled images."""
+    """Return the epochs and steps of ``config`` on ``num_samples`` images."""
     steps_per_epoch = -(-num_samples // config.batch_size)
     return StepPlan(
         epochs=planned_epochs(config.epochs, config.min_steps, steps_per_epoch), steps_per_epoch=steps_per_epoch
@@ -135,26 +124,25 @@ def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
 def batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """The order of samples in one epoch, a pure function of (seed, epoch), a batch at a time."""
+    """Return the sample numbers of each batch of an epoch: a pure function of (seed, epoch)."""
     order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
     return order.to(device).split(batch_size)
 
 
 BatchT = TypeVar("BatchT")
-RunningMeansT = TypeVar("RunningMeansT", bound=RunningMeans)
 
 
-class Epochs(ABC, Generic[BatchT, RunningMeansT]):
-    """A phase in progress: takes epochs one by one, from wherever a checkpoint says.
+class EpochLoop(ABC, Generic[BatchT]):
+    """Trains epoch by epoch, from the start or from a checkpoint.
 
     Args:
-        step: What takes the steps.
+        step: The networks and their optimizer.
         data: The images.
-        config: Order, views, learning rate and drop path follow from it.
-        checkpoints: Goes on from a checkpoint, saves others, and stops when asked to.
-        progress: Where to report.
-        label: What to call the phase.
-        advance: The bar.
+        config: Decides order, augmentation, learning rate and drop path.
+        checkpoints: Holds the checkpoint to continue from, saves others, and says when to stop.
+        progress: Where to report the estimated time.
+        label: Name of the phase in reports.
+        advance: Moves the progress bar.
     """
 
     def __init__(
@@ -170,46 +158,53 @@ class Epochs(ABC, Generic[BatchT, RunningMeansT]):
     ) -> None:
         self.step, self.data, self.config, self.checkpoints = step, data, config, checkpoints
         self.plan = plan_steps(config, len(data))
-        self.watch = _Watch(progress, advance, self.plan, label)
+        self.reporter = _ProgressReporter(progress, advance, self.plan, label)
         self.normalize = data.preprocessing.normalization(data.device)
         self.position = START
-        checkpoint = checkpoints.found
+        checkpoint = checkpoints.checkpoint
         if checkpoint is not None:
             self.position = checkpoint.position
             step.restore(checkpoint.tensors, self.position.num_steps)
         self.records = list(self.position.records)
 
+    @property
     @abstractmethod
-    def begin(self) -> None:
-        """Before each epoch."""
+    def measures(self) -> tuple[str, ...]:
+        """Names of the running means, as fields of ``EpochRecord``."""
+
+    def start_epoch(self) -> None:
+        """Prepare the networks for an epoch."""
 
     @abstractmethod
-    def open_running_means(self, state: tuple[float, ...]) -> RunningMeansT:
-        """The sums of an epoch, from its start or from where a checkpoint was taken."""
+    def epoch_batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[BatchT]:
+        """Yield the batches of an epoch.
+
+        Args:
+            order: Sample numbers of each batch.
+            views: Augmentation of every sample in this epoch.
+            epoch: From 1.
+        """
 
     @abstractmethod
-    def batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[BatchT]:
-        """What ``take`` wants of each batch."""
+    def train_batch(self, batch: BatchT, learning_rate: float, running_means: RunningMeans) -> None:
+        """Take one optimizer step and add its measures to the running means."""
 
-    @abstractmethod
-    def take(self, batch: BatchT, learning_rate: float, running_means: RunningMeansT) -> None:
-        """Take one step and count it."""
-
-    def run(self) -> Iterator[EpochRecord]:
-        """Take the epochs that are missing; each is in ``records`` when it is yielded."""
+    def epochs(self) -> Iterator[EpochRecord]:
+        """Train the remaining epochs; yield the record of each, which is then the last of ``records``."""
         for epoch in range(self.position.epoch, self.plan.epochs + 1):
-            self.begin()
-            self.records.append(self._epoch(epoch))
+            self.start_epoch()
+            self.records.append(self._train_epoch(epoch))
             self.position = replace(START, num_steps=self.step.num_steps, epoch=epoch + 1, records=tuple(self.records))
             yield self.records[-1]
 
-    def keep(self) -> None:
-        """Save a checkpoint after an epoch, if one is due."""
+    def save_if_due(self) -> None:
+        """Save a checkpoint after an epoch, if one is due; raise Stopped if a stop was requested."""
         self.position = replace(self.position, records=tuple(self.records))
-        self.checkpoints.keep(self._checkpoint, self.step.num_steps, is_last=self.position.epoch > self.plan.epochs)
+        is_last = self.position.epoch > self.plan.epochs
+        self.checkpoints.save_if_due(self._checkpoint, self.step.num_steps, is_last=is_last)
 
     def history(self) -> History:
-        """What was done."""
+        """Return all epochs and their cost."""
         return History(
             epochs=tuple(self.records),
             num_steps=self.step.num_steps,
@@ -217,8 +212,8 @@ class Epochs(ABC, Generic[BatchT, RunningMeansT]):
             train_seconds=sum(record.seconds for record in self.records),
         )
 
-    def seen(self, order: Sequence[torch.Tensor], views: Views) -> Iterator[torch.Tensor]:
-        """The batches of an epoch, as the networks see them."""
+    def augmented_batches(self, order: Sequence[torch.Tensor], views: Views) -> Iterator[torch.Tensor]:
+        """Yield the augmented, normalized images (B, C, S, S) of each batch."""
         data = self.data
         for rows, pixels_BCSS in zip(order, prefetch(data.images_NCSS, order, data.device), strict=True):
             yield self.normalize(apply_views(pixels_BCSS, views[rows]))
@@ -227,17 +222,17 @@ class Epochs(ABC, Generic[BatchT, RunningMeansT]):
         self.step.check()
         return Checkpoint(position=self.position, tensors=self.step.tensors())
 
-    def _epoch(self, epoch: int) -> EpochRecord:
+    def _train_epoch(self, epoch: int) -> EpochRecord:
         data, config, begun = self.data, self.config, self.position
         start = time.perf_counter() - begun.seconds
         views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
-        running_means = self.open_running_means(begun.running_means)
+        running_means = RunningMeans(self.measures, data.device, begun.running_means)
         order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
-        batches_of_epoch = self.batches(order, views.to(data.device), epoch)
-        for number, batch in enumerate(batches_of_epoch, start=begun.batch + 1):
+        augmented = self.epoch_batches(order, views.to(data.device), epoch)
+        for number, batch in enumerate(augmented, start=begun.batch + 1):
             torch.manual_seed(stream_seed("drop-path", config.seed, self.step.num_steps))
-            self.take(batch, self._rate(self.step.num_steps), running_means)
-            self.watch.stepped(self.step.num_steps, epoch, running_means)
+            self.train_batch(batch, self._learning_rate(self.step.num_steps), running_means)
+            self.reporter.update(self.step.num_steps, epoch, running_means)
             if self.checkpoints.stop_requested:
                 self.position = replace(
                     begun,
@@ -246,18 +241,18 @@ class Epochs(ABC, Generic[BatchT, RunningMeansT]):
                     running_means=running_means.state(),
                     seconds=time.perf_counter() - start,
                 )
-                self.checkpoints.stop(self._checkpoint, self.step.num_steps)
+                self.checkpoints.save_and_stop(self._checkpoint, self.step.num_steps)
         self.step.check()
         means = running_means.means()  # waits for the device, so the clock is read after it
         return EpochRecord(
             epoch=epoch,
             step=self.step.num_steps,
-            learning_rate=self._rate(self.step.num_steps - 1),
+            learning_rate=self._learning_rate(self.step.num_steps - 1),
             **means,
             seconds=time.perf_counter() - start,
         )
 
-    def _rate(self, step: int) -> float:
+    def _learning_rate(self, step: int) -> float:
         config = self.config
         return learning_rate_at(
             step,
@@ -268,15 +263,15 @@ class Epochs(ABC, Generic[BatchT, RunningMeansT]):
         )
 
 
-class _Watch:
-    """Shows loss, accuracy and time left once a second, and says after ten steps how long the whole will take."""
+class _ProgressReporter:
+    """Shows loss and accuracy once a second, and after ten steps the estimated time of the whole phase."""
 
     def __init__(self, progress: Progress, advance: Advance, plan: StepPlan, label: str) -> None:
         self.progress, self.advance, self.plan, self.label = progress, advance, plan, label
         self.start = self.last_shown = time.perf_counter()
         self.count = 0
 
-    def stepped(self, done: int, epoch: int, running_means: RunningMeans) -> None:
+    def update(self, done: int, epoch: int, running_means: RunningMeans) -> None:
         now = time.perf_counter()
         self.count += 1
         if self.count == 1:

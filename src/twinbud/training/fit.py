@@ -1,4 +1,4 @@
-"""The training loop: S learns from labelled images, epoch by epoch, and S′ follows.
+"""Train the student on labelled images; the auxiliary is its moving average.
 
 Shape legend: N samples, B batch, C channels (3), S image side.
 """
@@ -17,25 +17,25 @@ from twinbud.data.augment import Views
 from twinbud.data.image_store import ImageSubset
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
-from twinbud.training.amp import suitable_attention
+from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import EAGER, Compilation
-from twinbud.training.epoch_loop import Epochs, History, plan_steps, preserved_rng_state
-from twinbud.training.running_means import EpochMeans
+from twinbud.training.epoch_loop import EpochLoop, History, plan_steps, preserved_rng_state
+from twinbud.training.running_means import RunningMeans
 from twinbud.training.same_class_pairs import draw_same_class_pairs
 from twinbud.training.train_step import Objective, TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """What S learns from.
+    """Labelled images and how to normalize them.
 
     Attributes:
-        images_NCSS: uint8 pixels, one channel or three: on the device that S trains on or, where they do not fit
-            there, elsewhere.
-        labels_N: int64 class indices, on the device that S trains on.
-        preprocessing: From decoded images to the network's input.
+        images_NCSS: uint8 pixels with 1 or 3 channels: on the device of the student, or on the CPU if they do not fit
+            there.
+        labels_N: int64 class indices, on the device of the student.
+        preprocessing: Preprocessing of the network's input.
     """
 
     images_NCSS: torch.Tensor | ImageSubset
@@ -47,7 +47,7 @@ class LabelledImages:
 
     @property
     def device(self) -> torch.device:
-        """Where S trains on them."""
+        """The device that the student trains on."""
         return self.labels_N.device
 
 
@@ -64,26 +64,26 @@ def fit(
     progress: Progress | None = None,
     label: str = "training",
 ) -> History:
-    """Train S (and let S′ follow) on the labelled images, in place.
+    """Train the student, and update the auxiliary, on labelled images in place.
 
     The result depends on the images, the labels, the initial weights and the settings; the global random state is
     neither read nor changed.
 
     Args:
-        student_pair: S and S′, on the device to train on.
+        student_pair: The student and, depending on the method, the auxiliary, on the device to train on.
         data: The labelled images.
-        config: Resolved settings (``temperature`` a number).
+        config: Resolved settings (``temperature`` is a number).
         bf16: Whether the networks compute in bf16 autocast.
-        compilation: Whether the networks are compiled, and the step recorded.
-        on_epoch: Called with each epoch's record.
+        compilation: Whether the networks are compiled, and the step is recorded as a CUDA graph.
+        on_epoch: Called with the record of each epoch.
         test_accuracy: Called every ``config.evaluate_every`` epochs, outside the measured time.
-        checkpoints: Goes on from a checkpoint, saves others, and stops when asked to; by default nothing is kept.
-        progress: Where to show the bar and the estimate.
-        label: What to call the bar.
+        checkpoints: Holds the checkpoint to continue from and saves others; by default nothing is saved.
+        progress: Where to show the progress bar and the estimated time.
+        label: Name of the progress bar.
 
     Raises:
-        TwinbudError: A loss or gradient that is not finite.
-        Stopped: The keeper was told to stop; the run can be resumed.
+        TwinbudError: A loss or gradient is not finite.
+        Stopped: A stop was requested; the run can be resumed.
     """
     progress = progress or SilentProgress()
     plan = plan_steps(config, len(data))
@@ -99,10 +99,10 @@ def fit(
     )
     with (
         preserved_rng_state(data.device),
-        suitable_attention((student_pair.student, student_pair.auxiliary), data.device, bf16=bf16),
+        unfused_attention_in_bf16((student_pair.student, student_pair.auxiliary), data.device, bf16=bf16),
         progress.bar(label, plan.num_steps, kind="steps") as advance,
     ):
-        training = _Training(
+        training = _TrainingLoop(
             step,
             data,
             config,
@@ -111,17 +111,17 @@ def fit(
             label=label,
             advance=advance,
         )
-        for record in training.run():
+        for record in training.epochs():
             if test_accuracy and config.evaluate_every and record.epoch % config.evaluate_every == 0:
                 training.records[-1] = replace(record, test_accuracy=test_accuracy())
             on_epoch(training.records[-1])
-            training.keep()
+            training.save_if_due()
     student_pair.student.eval()
     return training.history()
 
 
 def objective(config: TrainingConfig, bf16: bool) -> Objective:
-    """The numbers of equations 1-7 that a step needs."""
+    """Return the parameters of equations 1-7."""
     assert config.temperature != "auto", "temperature is resolved before training"
     return Objective(
         alpha=config.alpha,
@@ -135,33 +135,36 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
 
 
 _Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""Sample numbers, images and, where the variant asks for it, for each sample another of its class."""
+"""Sample numbers, images and, for ``cs-kd-pair``, an image of the same class for each."""
 
 
-class _Training(Epochs[_Batch, EpochMeans]):
-    """Epochs on labelled images."""
+class _TrainingLoop(EpochLoop[_Batch]):
+    """Trains on labelled images."""
 
     step: TrainingStep
     data: LabelledImages
 
-    def begin(self) -> None:
-        """S in training mode, after whatever a test pass has made of it."""
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The losses and the accuracy."""
+        return ("loss", "loss_ce", *(("loss_skd",) if self.step.targets.are_soft else ()), "accuracy")
+
+    def start_epoch(self) -> None:
+        """Set the student to training mode, since a test pass sets it to evaluation mode."""
         self.step.student_pair.student.train()
 
-    def open_running_means(self, state: tuple[float, ...]) -> EpochMeans:
-        """Losses and right answers."""
-        return EpochMeans(self.data.device, state, has_skd=self.step.targets.are_soft)
-
-    def batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[_Batch]:
-        """See Epochs."""
-        partners: Iterable[torch.Tensor | None] = itertools.repeat(None, len(order))
+    def epoch_batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[_Batch]:
+        """See ``EpochLoop``."""
+        same_class_batches: Iterable[torch.Tensor | None] = itertools.repeat(None, len(order))
         if self.step.targets.needs_same_class_pairs:
             same_class_N = draw_same_class_pairs(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
-            partners = self.seen([same_class_N[rows] for rows in order], views)
-        yield from zip(order, self.seen(order, views), partners, strict=True)
+            same_class_batches = self.augmented_batches([same_class_N[rows] for rows in order], views)
+        yield from zip(order, self.augmented_batches(order, views), same_class_batches, strict=True)
 
-    def take(self, batch: _Batch, learning_rate: float, running_means: EpochMeans) -> None:
-        """See Epochs."""
+    def train_batch(self, batch: _Batch, learning_rate: float, running_means: RunningMeans) -> None:
+        """See ``EpochLoop``."""
         rows_B, images_BCSS, same_class_BCSS = batch
         labels_B = self.data.labels_N[rows_B]
-        running_means.add(self.step(images_BCSS, labels_B, learning_rate, rows_B, same_class_BCSS), len(rows_B))
+        result = self.step(images_BCSS, labels_B, learning_rate, rows_B, same_class_BCSS)
+        losses = [loss.double() * len(rows_B) for loss in result.losses if loss is not None]
+        running_means.add([*losses, result.num_correct.double()], len(rows_B))

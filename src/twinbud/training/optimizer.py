@@ -119,10 +119,10 @@ class Optimizer:
         if not step:
             return
         raise TwinbudError(
-            f"a finite {'gradient' if math.isfinite(loss) else 'loss'}",
-            got=f"loss {loss:g}, gradient norm {gradient_norm:g}",
+            f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite "
+            f"(loss {loss:g}, gradient norm {gradient_norm:g})",
             where=self._place(int(step)),
-            fix=f"S and S′ are as they were before it; {self.advice}",
+            fix=f"The networks are unchanged by this step; {self.advice}",
         )
 
     def _watch(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor | None:

@@ -1,42 +1,40 @@
-"""What an epoch adds up to."""
+"""Means over the images of an epoch, accumulated on the device so that no step waits for them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from twinbud.training.train_step import StepResult
 
-
-class EpochMeans:
-    """Sums of an epoch's losses and right answers, kept on the device so that no step waits for them.
+class RunningMeans:
+    """Means of several quantities over the images of an epoch so far.
 
     Args:
-        device: Where the steps are taken.
-        state: What ``state`` gave in the middle of this epoch; empty at its start.
-        has_skd: Whether the loss has soft targets.
+        names: The quantities, as fields of ``EpochRecord``.
+        device: Where the steps are computed.
+        state: The result of ``state`` in the middle of this epoch; empty at its start.
     """
 
-    def __init__(self, device: torch.device, state: tuple[float, ...], *, has_skd: bool) -> None:
-        *values, self.count = state or (0.0, 0.0, 0.0, 0.0, 0)
-        self.values = torch.tensor(values, dtype=torch.float64, device=device)
-        self.has_skd = has_skd
+    def __init__(self, names: Sequence[str], device: torch.device, state: tuple[float, ...] = ()) -> None:
+        *sums, self.count = state or (*(0.0 for _ in names), 0)
+        self.names = tuple(names)
+        self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
 
     def state(self) -> tuple[float, ...]:
-        """What a checkpoint needs to go on from here."""
-        return (*self.values.tolist(), self.count)
+        """Return what a checkpoint needs to continue: the sums and the number of images."""
+        return (*self.sums.tolist(), self.count)
 
-    def add(self, result: StepResult, size: int) -> None:
-        """Count a step of ``size`` images."""
-        losses = result.losses
-        parts = (losses.total, losses.ce, losses.ce if losses.skd is None else losses.skd)
-        means = torch.stack([part.double() for part in parts])
-        self.values[:3] += means * size
-        self.values[3] += result.num_correct
-        self.count += size
+    def add(self, sums: Sequence[torch.Tensor], num_images: int) -> None:
+        """Add a batch.
 
-    def means(self) -> dict[str, Any]:
-        """Means over the images so far, as an ``EpochRecord`` names them; waits for the device."""
-        loss, ce, skd, correct = (self.values / self.count).tolist()
-        return {"loss": loss, "loss_ce": ce, "loss_skd": skd if self.has_skd else None, "accuracy": correct}
+        Args:
+            sums: Of each quantity the float64 scalar sum over the images of the batch, on the device.
+            num_images: B.
+        """
+        self.sums += torch.stack(list(sums))
+        self.count += num_images
+
+    def means(self) -> dict[str, float]:
+        """Return each mean by name; waits for the device."""
+        return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))

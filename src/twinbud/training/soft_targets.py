@@ -100,7 +100,7 @@ class Targets:
         """
 
 
-class LabelsAlone(Targets):
+class NoSoftTargets(Targets):
     """L = L_ce, and not α L_ce (CM1-CM4, ``--auxiliary none``)."""
 
     are_soft = False
@@ -138,7 +138,7 @@ class Partners(Auxiliary):
         return self.auxiliary(*inputs)
 
 
-class ClassSimilarity(Auxiliary):
+class ClassSimilarityTargets(Auxiliary):
     """``cs-kd``: the label's row of a class-similarity matrix (paper section 4.5).
 
     The matrix (K, K) is the running class-wise mean of what S′ says, softened at τ: the identity at the start, and
@@ -175,7 +175,7 @@ class ClassSimilarity(Auxiliary):
         self.similarity_KK.copy_(after if condition is None else torch.where(condition, after, self.similarity_KK))
 
 
-class StudentMemory(Auxiliary):
+class PreviousEpochTargets(Auxiliary):
     """``tf-kd``: what S said of the sample in the epoch before (paper section 4.5); in the first, what S′ says now.
 
     After the first epoch S′ is not asked any more. Its answers come in as an input of the step, from outside of what
@@ -219,7 +219,7 @@ class StudentMemory(Auxiliary):
         self.memory_NK.index_copy_(0, rows_B, said_BK)
 
 
-class VirtualTeacher(Targets):
+class VirtualTeacherTargets(Targets):
     """``tf-kd-reg``: u = softmax(d / 20), d = 0.99 on the label and the rest shared (Yuan et al., CVPR 2020).
 
     The student's side is not softened and the weight is 1 − α, without τ²: eq. 5 at τ = 1.
@@ -254,9 +254,9 @@ def open_soft_targets(
     student, auxiliary = student_pair.student, student_pair.auxiliary
     like: torch.Tensor = next(student.parameters())
     if distillation == "tf-kd-reg":
-        return VirtualTeacher(like, student.num_classes)
+        return VirtualTeacherTargets(like, student.num_classes)
     if auxiliary is None and distillation == "skd":
-        return LabelsAlone(temperature)
+        return NoSoftTargets(temperature)
     if auxiliary is None or (distillation == "tf-kd-self" and not student_pair.frozen):
         raise _no_auxiliary(distillation)
     match distillation:
@@ -265,17 +265,16 @@ def open_soft_targets(
         case "cs-kd-pair":
             return Partners(temperature, auxiliary)
         case "cs-kd":
-            return ClassSimilarity(temperature, auxiliary, like, student.num_classes)
+            return ClassSimilarityTargets(temperature, auxiliary, like, student.num_classes)
         case "tf-kd":
             assert num_samples is not None, "tf-kd remembers every sample"
-            return StudentMemory(temperature, auxiliary, like, student.num_classes, num_samples)
+            return PreviousEpochTargets(temperature, auxiliary, like, student.num_classes, num_samples)
 
 
 def _no_auxiliary(distillation: Distillation) -> TwinbudError:
     trained = distillation == "tf-kd-self"
     return TwinbudError(
-        "an S′ that was trained beforehand and is frozen" if trained else "an S′",
-        got="none",
+        f"the student pair has no auxiliary{' that was trained before and is frozen' if trained else ''}",
         where=f"--distillation {distillation}",
         fix="Train with twinbud.fit_in_two_phases" if trained else "Build the student pair with one",
     )

@@ -13,7 +13,7 @@ import torch
 from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.compile import EAGER, Compilation, compiled
-from twinbud.training.cuda_graph import Recording
+from twinbud.training.cuda_graph import RecordedFunction
 from twinbud.training.ema import ema_update
 from twinbud.training.losses import Losses, total_loss
 from twinbud.training.optimizer import Optimizer, part
@@ -92,7 +92,7 @@ class TrainingStep:
         )
         self.batch_size = batch_size
         self.compiled_losses = compiled(self._losses) if compilation.inductor else None
-        self.update: Callable[..., StepResult] = Recording(self._update) if compilation.graphs else self._update
+        self.update: Callable[..., StepResult] = RecordedFunction(self._update) if compilation.graphs else self._update
         if student_pair.auxiliary is not None:
             student_pair.auxiliary.eval()
 
