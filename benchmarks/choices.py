@@ -19,7 +19,8 @@ import torch
 
 from limit import NUM_CLASSES, medians
 from material import TEACHERS, TITLES, select_random
-from twinbud.config.schema import PROFILES, TrainingConfig, resolve
+from twinbud.config.profiles import PROFILES
+from twinbud.config.schema import TrainingConfig, resolve
 from twinbud.models.selection_io import load_selection
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.training.amp import cpu_threads, unfused_attention_in_bf16

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from task import Task
-from twinbud.config.schema import PROFILES, TrainingConfig, resolve
+from twinbud.config.profiles import PROFILES
+from twinbud.config.schema import TrainingConfig, resolve
 from twinbud.core.memory import PeakMemory
 from twinbud.models.selection_io import load_selection
 from twinbud.models.student_pair import StudentPair, build_student_pair

@@ -17,7 +17,7 @@ from PIL import Image
 from helpers.builders import save_images, save_teacher
 from helpers.command import Answer, refusal, train, twinbud
 
-ORPHAN = ("train", "--data", "{images}", "--image-size", "28", "--output", "{out}/run")
+ORPHAN = ("train", "--data", "{images}", "--image-size", "28", "--output", "{out}/run", "--profile", "paper")
 TRAIN = (*ORPHAN, "--teacher", "{teacher}")
 
 
@@ -147,7 +147,9 @@ CASES: dict[str, Case] = {
         said=("local-dir:{bad}/odd: timm cannot build ", "colour"),
         prepare=odd_argument,
     ),
-    "no teacher": Case(base=ORPHAN, words=(), said=("expected a teacher, got none", "--selected DIR")),
+    "no teacher": Case(
+        base=ORPHAN, words=(), said=("--teacher: no teacher is given. Give --teacher dinov2-small, or --selected DIR.",)
+    ),
     "teacher file of a baseline that is missing": Case(
         words=("--teacher", "convnext_tiny@{bad}/none.safetensors", "--method", "timm"),
         said=("{bad}/none.safetensors: no such file.", "Check the path."),
@@ -190,7 +192,7 @@ CASES: dict[str, Case] = {
         words=("--method", "duel"),
         said=("--method: 'duel' is not one of dual, selection, timm, xavier, kaiming", "Did you mean 'dual'?"),
     ),
-    "unknown profile": Case(words=("--profile", "fast"), said=("--profile: 'fast' is not one of paper, quick, best",)),
+    "unknown profile": Case(words=("--profile", "fast"), said=("--profile: 'fast' is not one of best, quick, paper",)),
     "unknown setting": Case(
         words=("--learning-rat", "1"),
         said=(
@@ -208,25 +210,33 @@ CASES: dict[str, Case] = {
     ),
     "value of another kind in a file": Case(
         words=CONFIG,
-        said=("--fraction: expected a number, got 'much'.",),
+        said=("--config {bad}/run.yaml: --fraction: 'much' is not valid: it should be a valid number.",),
         files={"run.yaml": "fraction: much\n"},
     ),
     "value out of its range in a file": Case(
-        words=CONFIG, said=("--fraction: expected a share in (0, 1], got 2.0",), files={"run.yaml": "fraction: 2\n"}
+        words=CONFIG,
+        said=("--config {bad}/run.yaml: --fraction: '2' is not valid: it should be less than or equal to 1.",),
+        files={"run.yaml": "fraction: 2\n"},
     ),
     "settings file that is missing": Case(
-        words=("--config", "{bad}/none.yaml"), said=("--config {bad}/none.yaml: expected a YAML file",)
+        words=("--config", "{bad}/none.yaml"), said=("--config {bad}/none.yaml: the settings cannot be read",)
     ),
     "settings file that is no YAML": Case(
-        words=CONFIG, said=("--config {bad}/run.yaml: expected a YAML",), files={"run.yaml": "a: [1,\n"}
+        words=CONFIG,
+        said=("--config {bad}/run.yaml: the settings cannot be read (line 2: ",),
+        files={"run.yaml": "a: [1,\n"},
     ),
     "settings file that is a list": Case(
-        words=CONFIG, said=("--config {bad}/run.yaml: expected settings by name",), files={"run.yaml": "- 1\n"}
+        words=CONFIG,
+        said=("--config {bad}/run.yaml: the content is not a list of settings",),
+        files={"run.yaml": "- 1\n"},
     ),
-    "number that is none": Case(words=("--seed", "nought"), said=("--seed: expected a whole number, got 'nought'.",)),
+    "number that is none": Case(
+        words=("--seed", "nought"), said=("--seed: 'nought' is not valid: it should be a valid integer.",)
+    ),
     **{
         f"{option} that is not finite": Case(
-            words=(f"--{option}", value), said=(f"--{option}: expected a finite number", f"got {value}.")
+            words=(f"--{option}", value), said=(f"--{option}: '{value}' is not valid: it should be a finite number",)
         )
         for option, value in (
             ("learning-rate", "nan"),
@@ -236,9 +246,10 @@ CASES: dict[str, Case] = {
         )
     },
     "images of more than 4096 pixels a side": Case(
-        words=("--image-size", "4102"), said=("--image-size: expected 1 to 4096 pixels, got 4102.",)
+        words=("--image-size", "4102"),
+        said=("--image-size: '4102' is not valid: it should be less than or equal to 4096.",),
     ),
-    "no path": Case(words=("--data", ""), said=("--data: expected a folder, a CSV or 'phantom', got ''.",)),
+    "no path": Case(words=("--data", ""), said=("--data: the value is empty.",)),
     "path of 5,000 characters": Case(
         words=("--data", "{bad}/" + "x" * 5000), said=("x…: file name too long. Give a folder",)
     ),
@@ -250,13 +261,17 @@ CASES: dict[str, Case] = {
     "another profile than the file's": Case(
         words=(*CONFIG, "--profile", "quick"),
         said=(
-            "--profile: expected the profile of the --config file, paper, or none, got 'quick'",
+            "--profile: 'quick' contradicts profile 'paper' of the --config file. Override single settings",
             "leave --config out.",
         ),
         files={"run.yaml": "profile: paper\nimage_size: 224\n"},
     ),
-    "alpha out of its range": Case(words=("--alpha", "1.5"), said=("--alpha: expected a number in [0, 1], got 1.5",)),
-    "nought epochs": Case(words=("--epochs", "0"), said=("--epochs: expected a whole number of at least 1, got 0.",)),
+    "alpha out of its range": Case(
+        words=("--alpha", "1.5"), said=("--alpha: '1.5' is not valid: it should be less than or equal to 1",)
+    ),
+    "nought epochs": Case(
+        words=("--epochs", "0"), said=("--epochs: '0' is not valid: it should be greater than or equal to 1.",)
+    ),
     "fraction that leaves one class": Case(
         words=("--fraction", "0.01", "--subset", "plain"),
         said=("--fraction 0.01 --subset plain", "Give a larger --fraction, or --subset stratified."),
@@ -265,7 +280,7 @@ CASES: dict[str, Case] = {
     "selection that is none": Case(
         base=ORPHAN,
         words=("--selected", "{bad}"),
-        said=("{bad}: no output folder of 'twinbud select'", "Run: twinbud select --teacher T --output DIR."),
+        said=("{bad}: the folder has no readable plan.json. Run: twinbud select --teacher T --output DIR.",),
     ),
     "output that exists": Case(
         words=("--output", "{bad}"),

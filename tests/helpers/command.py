@@ -9,7 +9,9 @@ from pathlib import Path
 
 from twinbud.cli.main import main
 
-SMALL = ("--image-size", 28, "--epochs", 1, "--batch-size", 8, "--precision", "float32")
+SMALL = (
+    "--profile", "paper", "--image-size", 28, "--epochs", 1, "--batch-size", 8, "--precision", "float32"
+)  # fmt: skip
 """Settings of a run that takes a second."""
 
 

@@ -27,7 +27,20 @@ def small_run(folder: Path) -> list[str]:
     teacher = save_vit_teacher(folder / "teacher")
     return [
         *(sys.executable, "-m", "twinbud", "train", "--data", str(images), "--teacher", teacher),
-        *("--image-size", "28", "--epochs", "30", "--batch-size", "4", "--threads", "1", "--precision", "float32"),
+        *(
+            "--profile",
+            "paper",
+            "--image-size",
+            "28",
+            "--epochs",
+            "30",
+            "--batch-size",
+            "4",
+            "--threads",
+            "1",
+            "--precision",
+            "float32",
+        ),
         *("--checkpoint-seconds", "0"),
     ]
 

@@ -26,7 +26,7 @@ def selected(teacher: str, folder: Path, *, seed: int = 0, **settings: Any) -> P
 
 
 def opened(**settings: Any) -> Initialization:
-    return open_initialization(run_config({"image_size": 28, **settings}, output=Path("run")))
+    return open_initialization(run_config({"profile": "paper", "image_size": 28, **settings}, output=Path("run")))
 
 
 def test_what_the_plan_says_is_what_the_run_says(teacher: str, tmp_path: Path) -> None:
@@ -50,8 +50,9 @@ def test_a_setting_that_contradicts_the_plan_is_refused(
     folder = selected(teacher, tmp_path / "selected", rule="random", attention="heads", swap_roles=True)
     with pytest.raises(TwinbudError) as caught:
         opened(selected=folder, method=method, **{name: value})
-    assert str(caught.value).startswith(f"--{name.replace('_', '-')}: '{value}' contradicts the plan in {folder}")
-    assert "Drop the option" in str(caught.value)
+    line = str(caught.value)
+    assert line.startswith(f"--{name.replace('_', '-')}: '{value}' contradicts {folder}, which was selected with '")
+    assert "Leave the option out" in line
 
 
 def test_settings_that_agree_with_the_plan_are_taken(teacher: str, tmp_path: Path) -> None:

@@ -154,21 +154,24 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
     assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
     words = ("--data", shared_images, "--selected", tmp_path / "selected", *SMALL, *RECOVER)
     assert refusal(command("train", *words, "--output", tmp_path / "run")) == (
-        "--recover: expected a teacher to recover from, got --selected alone. "
-        "Add the --teacher that it was cut out of, or --recover none."
+        "--recover: 'labelled' needs the teacher's weights, which --selected does not hold. "
+        "Add the --teacher of the selection, or --recover none."
     )
 
 
 @pytest.mark.parametrize(
     ("words", "place"),
     [
-        (("--method", "kaiming"), "--recover: expected none with --method kaiming, which inherits nothing"),
-        (("--rule", "random-inconsistent"), "--recover: expected none with --rule random-inconsistent"),
-        (("--recover-epochs", -1), "--recover-epochs: expected a whole number of at least 0"),
-        (("--recover-batch-size", 0), "--recover-batch-size: expected a whole number of at least 1"),
+        (("--method", "kaiming"), "--recover: 'labelled' contradicts --method kaiming, which inherits no weights"),
+        (("--rule", "random-inconsistent"), "--recover: 'labelled' contradicts --rule random-inconsistent"),
+        (("--recover-epochs", -1), "--recover-epochs: '-1' is not valid: it should be greater than or equal to 0"),
+        (
+            ("--recover-batch-size", 0),
+            "--recover-batch-size: '0' is not valid: it should be greater than or equal to 1",
+        ),
         (
             ("--recover-refit", "off", "--recover-epochs", 0),
-            "--recover-epochs: expected at least 1 with --recover-refit",
+            "--recover-epochs: 0 epochs with recover_refit off leave no recovery step",
         ),
         (("--recover", "all"), "--recover: 'all' is not one of none, labelled, unlabelled"),
     ],
@@ -252,13 +255,13 @@ def recovery_of(run: Path) -> list[Any]:
         (("--recover", "none", "--recover-epochs", 0, "--recover-batch-size", 64), ()),
     ],
 )
-def test_settings_of_recovery_that_are_not_read_are_told(
+def test_settings_of_disabled_recovery_steps_are_named(
     words: tuple[object, ...], told: tuple[str, ...], shared_images: Path, shared_teacher: str, tmp_path: Path
 ) -> None:
     answer = train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, *words)
     assert answer.code == 0, answer.err
-    lines = [line for line in answer.err.splitlines() if "is not read" in line]
-    assert lines == [f"{setting} is not read: its step of recovery is left out" for setting in told]
+    lines = [line for line in answer.err.splitlines() if "has no effect" in line]
+    assert lines == [f"{setting} has no effect: that recovery step is disabled" for setting in told]
 
 
 def test_least_squares_that_would_not_fit_are_refused(

@@ -63,7 +63,14 @@ def test_runs_that_share_their_materials_open_them_once_and_end_alike(
         monkeypatch.setattr(module, name, counted)
 
     def run(output: str, resource_cache: ResourceCache | None, **changes: Any) -> dict[str, Any]:
-        settings = {"data": str(shared_images), "teacher": shared_teacher, "image_size": 28, "epochs": 2, "threads": 1}
+        settings = {
+            "profile": "paper",
+            "data": str(shared_images),
+            "teacher": shared_teacher,
+            "image_size": 28,
+            "epochs": 2,
+            "threads": 1,
+        }
         train(
             run_config({**settings, "precision": "float32", **changes}, output=tmp_path / output),
             resource_cache=resource_cache,

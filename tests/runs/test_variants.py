@@ -92,24 +92,27 @@ def test_a_frozen_auxiliary_takes_no_notice_of_beta(shared_images: Path, shared_
     [
         (
             ("--method", "selection", "--distillation", "cs-kd"),
-            "--distillation: expected skd with --method selection, which has no S′, got 'cs-kd'.",
+            "--distillation: 'cs-kd' contradicts --method selection, which has no auxiliary. "
+            "Give --distillation skd, or --method dual.",
         ),
         (
             ("--method", "timm", "--distillation", "tf-kd-reg"),
-            "--distillation: expected skd with --method timm, which has no S′, got 'tf-kd-reg'.",
+            "--distillation: 'tf-kd-reg' contradicts --method timm, which has no auxiliary. "
+            "Give --distillation skd, or --method dual.",
         ),
         (
             ("--method", "kaiming", "--auxiliary", "frozen"),
-            "--auxiliary: expected other with --method kaiming, which has no S′, got 'frozen'.",
+            "--auxiliary: 'frozen' contradicts --method kaiming, which has no auxiliary. "
+            "Give --auxiliary other, or --method dual.",
         ),
         (
             ("--auxiliary", "none", "--distillation", "tf-kd"),
-            "--distillation: expected skd with --auxiliary none, got 'tf-kd'.",
+            "--distillation: 'tf-kd' contradicts --auxiliary none. Give --distillation skd.",
         ),
         (
             ("--auxiliary", "copy", "--distillation", "tf-kd-self"),
-            "--auxiliary: expected other with --distillation tf-kd-self, whose targets do not start from the teacher, "
-            "got 'copy'.",
+            "--auxiliary: 'copy' contradicts --distillation tf-kd-self, whose targets do not come from the teacher. "
+            "Give --auxiliary other.",
         ),
         (
             ("--distillation", "cskd"),
@@ -121,13 +124,26 @@ def test_a_frozen_auxiliary_takes_no_notice_of_beta(shared_images: Path, shared_
 def test_words_that_contradict_each_other_are_refused_before_anything_is_read(
     tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
-    answer = command("train", "--data", tmp_path / "nothing", "--teacher", "none", "--output", tmp_path / "run", *words)
+    answer = command(
+        "train",
+        "--data",
+        tmp_path / "nothing",
+        "--teacher",
+        "absent",
+        "--output",
+        tmp_path / "run",
+        "--profile",
+        "paper",
+        *words,
+    )
     assert refusal(answer) == said
     assert not (tmp_path / "run").exists()
 
 
 def test_the_checkpoint_of_a_run_is_that_of_its_variant(tmp_path: Path) -> None:
-    settings = numeric_settings(run_config({"data": "phantom", "teacher": "dinov2-small"}, output=tmp_path))
+    settings = numeric_settings(
+        run_config({"profile": "paper", "data": "phantom", "teacher": "dinov2-small"}, output=tmp_path)
+    )
     assert (settings["distillation"], settings["auxiliary"]) == ("skd", "other")
 
 
@@ -144,12 +160,12 @@ def test_the_checkpoint_of_a_run_is_that_of_its_variant(tmp_path: Path) -> None:
 def test_an_auxiliary_is_built_only_where_it_is_used(
     model: dict[str, Any], training: dict[str, Any], built: str, tmp_path: Path
 ) -> None:
-    settings = {"data": "phantom", "teacher": "dinov2-small"} | model | training
+    settings = {"profile": "paper", "data": "phantom", "teacher": "dinov2-small"} | model | training
     assert run_config(settings, output=tmp_path).auxiliary == built
 
 
 def test_runs_of_one_process_do_not_share_an_auxiliary_that_only_one_of_them_has(tmp_path: Path) -> None:
-    settings = {"data": "phantom", "teacher": "dinov2-small"}
+    settings = {"profile": "paper", "data": "phantom", "teacher": "dinov2-small"}
     keys = [
         initialization_key(run_config(settings | {"distillation": variant}, output=tmp_path))
         for variant in ("skd", "cs-kd", "tf-kd-reg")
@@ -160,8 +176,8 @@ def test_runs_of_one_process_do_not_share_an_auxiliary_that_only_one_of_them_has
 @pytest.mark.parametrize("distillation", VARIANTS)
 def test_a_study_can_tell_how_long_a_variant_takes(shared_teacher: str, tmp_path: Path, distillation: str) -> None:
     settings = {
-        "data": "phantom", "teacher": shared_teacher, "image_size": 28, "batch_size": 4, "distillation": distillation,
-        "precision": "float32",
+        "profile": "paper", "data": "phantom", "teacher": shared_teacher, "image_size": 28, "batch_size": 4,
+        "distillation": distillation, "precision": "float32",
     }  # fmt: skip
     config = run_config(settings, output=tmp_path)
     assert measure_step(config) > 0

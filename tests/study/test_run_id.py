@@ -24,7 +24,7 @@ from twinbud.study.run_id import (
     teacher_fingerprint,
 )
 
-GIVEN = {"teacher": "dinov2-small", "threads": 1, "precision": "float32", "data": "here"}
+GIVEN = {"profile": "paper", "teacher": "dinov2-small", "threads": 1, "precision": "float32", "data": "here"}
 
 
 def run_id(images: str = "images", teacher: str = "teacher", **changes: Any) -> str:

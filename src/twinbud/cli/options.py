@@ -1,127 +1,207 @@
-"""The options of each command; values stay words until the settings read them."""
+"""The options of each command. Values of settings stay text here: the schema converts and checks them."""
 
 from __future__ import annotations
 
-from argparse import SUPPRESS
-from collections.abc import Mapping
-from dataclasses import Field, fields
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ArgumentParser
-from jsonargparse._core import ArgumentGroup
-
-from twinbud.config.loading import STAGES, Stage
-from twinbud.config.schema import PROFILES, DataConfig, ModelConfig, TrainingConfig
+from twinbud.config.fields import option_of
+from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
+from twinbud.config.schema import STAGES, all_settings
+from twinbud.core.errors import TwinbudError, unknown_choice
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")
-"""Options of a run that are no settings: they change no number."""
+"""Options of a run that are not settings: they change no result."""
 WEIGHTS = ("float32", "float16")
-_VALUES = {"data": "PATH", "drop_path": "PROBABILITY"}
-"""What the value of an option is called, where the end of its name does not say."""
-_SOURCE_SETTINGS = (
-    "data", "image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels",
-)  # fmt: skip
+STUDY_FOLDER = Path("runs/study")
+_METAVARS = {"data": "PATH", "drop_path": "PROBABILITY"}
+_IMAGES = ("data", "image_column", "label_column", "patient_column", "split_column")
+_READING = ("skip_broken", "max_megapixels")
 
 
-def demo_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud demo``."""
-    _add_output(parser, "Folder to make [twinbud-demo].", required=False)
+@dataclass(frozen=True)
+class Option:
+    """One argument of a command: its name or metavar, help, group, and keywords of ``ArgumentParser.add_argument``."""
+
+    name: str
+    help: str
+    group: str = ""
+    keywords: dict[str, Any] = field(default_factory=dict)
 
 
-def select_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud select``."""
-    for name in ("teacher", "student", "rule", "attention", "swap_roles"):
-        _add_setting(parser, ModelConfig, name, profiles={})
-    _add_setting(parser, TrainingConfig, "seed")
-    text = f"Precision of the files [{WEIGHTS[0]}]."
-    parser.add_argument("--weights", default=WEIGHTS[0], metavar="|".join(WEIGHTS), help=text)
-    _add_output(parser, "Folder to make.", required=True)
+class _Parser(ArgumentParser):
+    """Raises errors as one line instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TwinbudError(message, where=self.prog, fix=f"Run: {self.prog} --help")
 
 
-def train_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud train``."""
-    text = (
-        "YAML file of any of these settings, by name. Words on the command line win; --teacher and --selected "
-        "stand for all that says where weights come from."
-    )
-    parser.add_argument("--config", type=Path | None, metavar="FILE.yaml", help=text)
-    _add_output(parser, "Run folder to make.", required=True)
-    parser.add_argument("--resume", action="store_true", help="Go on with an unfinished run, from its last checkpoint.")
-    text = "Seconds of training between two checkpoints, at an epoch's end [60]."
-    parser.add_argument("--checkpoint-seconds", default=60.0, metavar="SECONDS", help=text)
-    text = "Decode the images anew and keep none in the cache folder; else pixels are kept there for the next run."
-    parser.add_argument("--no-pixel-cache", dest="pixel_cache", action="store_false", help=text)
-    _add_logits(parser)
-    for stage, kind in STAGES.items():
-        group = parser.add_argument_group(stage, description=str(kind.__doc__).partition("\n")[0])
-        for setting in fields(kind):
-            _add_setting(group, kind, setting.name, default="" if setting.name == "data" else None)
+def parse(words: Sequence[str], description: str = "") -> Namespace:
+    """The options of one command line; settings that are not given are absent.
 
-
-def evaluate_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud evaluate``."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="Output of 'twinbud train'.")
-    for name in _SOURCE_SETTINGS:
-        is_the_runs = name not in ("skip_broken", "max_megapixels")
-        _add_setting(parser, DataConfig, name, default="the run's" if is_the_runs else None)
-    _add_logits(parser)
-    _add_output(parser, "Folder for metrics.json, predictions.csv and left_out.csv.", required=False)
-
-
-def report_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud report``."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="Output of 'twinbud train'.")
-    text = "Page to write instead of the report.html and the model card of the run."
-    _add_output(parser, text, required=False, metavar="FILE.html")
-
-
-def predict_options(parser: ArgumentParser) -> None:
-    """Of ``twinbud predict``."""
-    parser.add_argument("model", type=Path, metavar="RUN|MODEL_FOLDER", help="A finished run, or its model folder.")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="What to classify.")
-    for name in ("skip_broken", "max_megapixels"):
-        _add_setting(parser, DataConfig, name)
-    _add_logits(parser)
-    _add_output(parser, "Write here instead of printing.", required=False, metavar="FILE.csv")
-
-
-def _add_setting(
-    parser: ArgumentParser | ArgumentGroup,
-    kind: Stage,
-    name: str,
-    *,
-    default: str | None = None,
-    profiles: Mapping[str, Mapping[str, Any]] = PROFILES,
-) -> None:
-    """One option from one field; what is not given stays out, so that the profile can decide.
-
-    Values stay words here: the settings read and check them, alike from the command line and from a file.
+    Raises:
+        TwinbudError: An unknown option, or one without its value.
     """
-    setting: Field[Any] = next(field for field in fields(kind) if field.name == name)
-    known = _default(setting, profiles) if default is None else default
-    text = f"{setting.metadata['help']}{f' [{known}]' if known else ''}"
-    option, hint = f"--{name.replace('_', '-')}", get_type_hints(kind)[name]
-    if hint is bool:
-        parser.add_argument(option, action="store_true", default=SUPPRESS, help=text)
-    else:
-        value = _VALUES.get(name, name.rpartition("_")[2].upper())
-        metavar = "|".join(get_args(hint)) if get_origin(hint) is Literal else value
-        parser.add_argument(option, default=SUPPRESS, metavar=metavar, help=text)
+    command, *rest = words
+    usage, make_options = OPTIONS[command]
+    options = make_options()
+    names = ["--help", *(option.name for option in options if option.name.startswith("--"))]
+    for word in rest[: rest.index("--")] if "--" in rest else rest:
+        if word.startswith("--") and word.partition("=")[0] not in names:
+            raise unknown_choice(f"twinbud {command}", word.partition("=")[0], sorted(names))
+    prog = f"twinbud {command}"
+    parser = _Parser(prog=prog, usage=f"{prog} {usage}", description=description, allow_abbrev=False)
+    for group, members in groupby(options, key=lambda option: option.group):
+        about = str(STAGES[group].__doc__).partition("\n")[0] if group else None
+        target = parser.add_argument_group(group, about) if group else parser
+        for option in members:
+            target.add_argument(option.name, help=option.help.replace("%", "%%"), **option.keywords)
+    return parser.parse_args(rest)
 
 
-def _default(setting: Field[Any], profiles: Mapping[str, Mapping[str, Any]]) -> str:
-    others = [f"{profile}: {changes[setting.name]}" for profile, changes in profiles.items() if setting.name in changes]
-    if setting.default is None or setting.default is False:
-        return ", ".join(others)
-    value = f"{setting.default:.3g}" if isinstance(setting.default, float) else str(setting.default)
-    return ", ".join([value, *others])
+def _setting(name: str, default: str | None = None, *, group: str = "", profiles: bool = False) -> Option:
+    """The option of a setting; one that is not given stays absent, so that file, plan and profile decide."""
+    setting = all_settings()[name]
+    known = _default(name, profiles=profiles) if default is None else default
+    text = f"{setting.help}{f' [{known}]' if known else ''}"
+    if setting.hint is bool:
+        return Option(option_of(name), text, group, {"action": "store_true", "default": SUPPRESS})
+    metavar = _METAVARS.get(name, name.rpartition("_")[2].upper())
+    choices = get_args(setting.hint) if get_origin(setting.hint) is Literal else ()
+    return Option(option_of(name), text, group, {"default": SUPPRESS, "metavar": "|".join(choices) or metavar})
 
 
-def _add_logits(parser: ArgumentParser) -> None:
-    parser.add_argument("--logits", action="store_true", help="Add a column logit_CLASS per class to the predictions.")
+def _default(name: str, *, profiles: bool) -> str:
+    """``112; paper: 224``: the default, and what the other profiles have instead."""
+    default = all_settings()[name].default
+    values = {profile: changes.get(name, default) for profile, changes in PROFILES.items()} if profiles else {}
+    own = DEFAULT_PROFILE if name == "profile" and profiles else values.get(DEFAULT_PROFILE, default)
+    others = [f"{profile}: {_text(value)}" for profile, value in values.items() if value != own and name != "profile"]
+    shown = "" if own in (None, False) and not others else _text(own)
+    return "; ".join([shown, ", ".join(others)] if others else [shown])
 
 
-def _add_output(parser: ArgumentParser, text: str, *, required: bool, metavar: str = "DIR") -> None:
-    parser.add_argument("--output", type=Path | None, required=required, metavar=metavar, help=text)
-    parser.add_argument("--force", action="store_true", help="Replace an earlier output.")
+def _text(value: object) -> str:
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _flag(name: str, text: str, **keywords: Any) -> Option:
+    return Option(name, text, keywords={"action": "store_true", **keywords})
+
+
+def _path(name: str, text: str, metavar: str, **keywords: Any) -> Option:
+    return Option(name, text, keywords={"type": Path, "metavar": metavar, **keywords})
+
+
+def _output(text: str, metavar: str = "DIR", **keywords: Any) -> list[Option]:
+    return [_path("--output", text, metavar, **keywords), _flag("--force", "Replace an earlier output.")]
+
+
+def _logits() -> Option:
+    return _flag("--logits", "Add a column logit_CLASS per class to the predictions.")
+
+
+def _demo() -> list[Option]:
+    return _output("Folder to make [twinbud-demo].", default=Path("twinbud-demo"))
+
+
+def _select() -> list[Option]:
+    settings = [_setting(name) for name in ("teacher", "student", "rule", "attention", "swap_roles", "seed")]
+    text = f"Precision of the files [{WEIGHTS[0]}]."
+    weights = Option("--weights", text, keywords={"default": WEIGHTS[0], "metavar": "|".join(WEIGHTS)})
+    return [*settings, weights, *_output("Folder to make.", required=True)]
+
+
+def _train() -> list[Option]:
+    config = "YAML file of settings. Options override it; --teacher and --selected override all it says of weights."
+    seconds = "Seconds of training between two checkpoints, at the end of an epoch [60]."
+    cache = "Decode the images again, and do not keep them in the cache folder."
+    return [
+        _path("--config", config, "FILE.yaml"),
+        *_output("Run folder to make.", required=True),
+        _flag("--resume", "Continue an unfinished run from its last checkpoint."),
+        Option("--checkpoint-seconds", seconds, keywords={"default": 60.0, "metavar": "SECONDS"}),
+        _flag("--no-pixel-cache", cache, dest="pixel_cache", action="store_false"),
+        _logits(),
+        *(
+            _setting(name, "" if name == "data" else None, group=setting.stage, profiles=True)
+            for name, setting in all_settings().items()
+        ),
+    ]
+
+
+def _evaluate() -> list[Option]:
+    return [
+        _path("run", "Output of 'twinbud train'.", "RUN"),
+        *(_setting(name, "the run's") for name in _IMAGES),
+        *(_setting(name) for name in _READING),
+        _logits(),
+        *_output("Folder for metrics.json, predictions.csv and left_out.csv."),
+    ]
+
+
+def _predict() -> list[Option]:
+    return [
+        _path("model", "A finished run, or its model folder.", "RUN|MODEL_FOLDER"),
+        _path("images", "Images to classify, or folders of them.", "IMAGE_OR_FOLDER", nargs="+"),
+        *(_setting(name) for name in _READING),
+        _logits(),
+        *_output("CSV file to write instead of printing.", "FILE.csv"),
+    ]
+
+
+def _report() -> list[Option]:
+    text = "Page to write instead of the report.html and the model card of the run."
+    return [_path("run", "Output of 'twinbud train'.", "RUN"), *_output(text, "FILE.html")]
+
+
+def _study() -> list[Option]:
+    many: dict[str, Any] = {"action": "append", "default": []}
+    data = "Path of an image set of the recipe; 'phantom' needs none. Can be repeated."
+    only = "Execute these runs only, such as fraction=0.05 or sampling=0,1,2. Can be repeated."
+    profile = "Profile that supplies the defaults of all settings [the recipe's]."
+    cache = "Do not cache decoded images on the disk; each worker then decodes all images."
+    return [
+        _path("recipe", "The recipe, such as those in recipes/paper/.", "RECIPE.yaml"),
+        Option("--data", data, keywords={**many, "metavar": "NAME=PATH"}),
+        _study_folder("Runs folder; recipes with the same folder share runs"),
+        Option(
+            "--workers",
+            "Worker processes; 0 runs in this process [as many as the CPU cores allow; one on a GPU].",
+            keywords={"metavar": "N"},
+        ),
+        Option("--profile", profile, keywords={"metavar": "|".join(PROFILES)}),
+        Option("--only", only, keywords={**many, "metavar": "KEY=VALUE"}),
+        _flag("--keep-models", "Keep the trained model of every run."),
+        _flag("--no-pixel-cache", cache, dest="pixel_cache", action="store_false"),
+        _flag("--dry-run", "Print the plan and the estimated time, and stop."),
+    ]
+
+
+def _tables() -> list[Option]:
+    return [
+        _path("recipe", "The recipe given to 'twinbud study'.", "RECIPE.yaml"),
+        _study_folder("Runs folder of 'twinbud study'"),
+        _path("--output", "Folder for the tables [RUNS/tables].", "DIR"),
+    ]
+
+
+def _study_folder(text: str) -> Option:
+    return _path("--runs", f"{text} [{STUDY_FOLDER}].", "DIR", default=STUDY_FOLDER)
+
+
+OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
+    "demo": ("[--output DIR] [--force]", _demo),
+    "train": ("--data PATH (--teacher T | --selected DIR) [options] --output RUN", _train),
+    "evaluate": ("RUN [--data PATH] [options] [--output DIR]", _evaluate),
+    "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
+    "report": ("RUN [--output FILE.html] [--force]", _report),
+    "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
+    "study": ("RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]", _study),
+    "tables": ("RECIPE.yaml [--runs DIR] [--output DIR]", _tables),
+}
+"""Of each command, how it is called, and its options."""

@@ -1,275 +1,237 @@
-"""From settings by name, as a YAML file and the command line give them, to a checked RunConfig, and back."""
+"""From settings by name, as a YAML file, keywords and the command line give them, to a checked RunConfig, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+from twinbud.config.fields import Checked, option_of
+from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import (
-    PROFILES,
-    DataConfig,
-    ModelConfig,
+    STAGES,
     RecoveryConfig,
     RunConfig,
-    TrainingConfig,
+    all_settings,
+    unopened_teacher,
 )
+from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError, unknown_choice
-from twinbud.core.files import read_yaml
+from twinbud.core.files import read_json, read_yaml
 
-Stage = type[DataConfig] | type[ModelConfig] | type[RecoveryConfig] | type[TrainingConfig]
-Config = TypeVar("Config", DataConfig, ModelConfig, RecoveryConfig, TrainingConfig)
+StageConfig = TypeVar("StageConfig", bound=Checked)
 
-ORIGIN = ("teacher", "student", "rule", "attention", "swap_roles")
-"""The settings that the plan of ``selected`` holds."""
-STAGES: dict[str, Stage] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "recovery": RecoveryConfig,
-    "training": TrainingConfig,
-}
-
+PLANNED = ("teacher", "student", "rule", "attention", "swap_roles")
+"""Settings that the plan of ``selected`` holds."""
 _LEAST_SQUARES = frozenset({"recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
-"""Settings of the two steps of recovery."""
-
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "a path",
-    NoneType: "none",
-}
+_NOT_NUMERIC = frozenset(
+    {"data", "split", "teacher", "selected", "device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
+)
 
 
 def setting_names() -> list[str]:
     """The names of all settings, stage by stage."""
-    return [setting.name for kind in STAGES.values() for setting in fields(kind)]
+    return list(all_settings())
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Settings by name from a YAML file, flat or nested by stage, such as a run's ``config.yaml``.
+
+    Raises:
+        TwinbudError: The file is missing, not YAML, or a recipe; a setting is unknown or has an invalid value.
+    """
+    where = f"--config {path}"
+    try:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TwinbudError(f"the settings cannot be read ({reason})", where=where) from error
+    if isinstance(content, dict) and "grid" in content:
+        fix = f"Give it to 'twinbud study {path}'"
+        raise TwinbudError("the file is a recipe of many runs, not the settings of one", where=where, fix=fix)
+    settings = flatten_settings(content, where)
+    for name, value in settings.items():
+        try:
+            read_setting(name, value)
+        except TwinbudError as error:
+            raise error.at(where) from None
+    return settings
+
+
+def flatten_settings(content: Any, where: str) -> dict[str, Any]:
+    """Settings by name from a mapping in which some may be nested by stage.
+
+    >>> flatten_settings({"fraction": 0.05, "training": {"epochs": 3, "seed": 1}}, "run.yaml")
+    {'fraction': 0.05, 'epochs': 3, 'seed': 1}
+
+    Raises:
+        TwinbudError: A name is unknown, belongs to another stage, or is given twice.
+    """
+    if not isinstance(content, Mapping):
+        raise TwinbudError("the content is not a list of settings", where=where, fix="Write NAME: VALUE lines")
+    known, flat = all_settings(), dict[str, Any]()
+    for key, value in content.items():
+        is_stage = key in STAGES and (value is None or isinstance(value, Mapping))
+        place = f"{where}: {key}" if is_stage else where
+        for name, inner in (value or {}).items() if is_stage else [(key, value)]:
+            if name not in known:
+                raise unknown_choice(place, name, sorted(known))
+            if is_stage and known[name].stage != key:
+                raise TwinbudError(f"'{name}' is a setting of '{known[name].stage}'", where=place, fix="Move it there")
+            if name in flat:
+                raise TwinbudError(f"'{name}' is given twice", where=place, fix="Keep one of them")
+            flat[name] = inner
+    return flat
+
+
+def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file, overridden by those of the command line.
+
+    ``selected`` replaces all that its plan holds, and ``teacher`` replaces ``selected``.
+
+    Raises:
+        TwinbudError: The command line names another profile than the file, whose values the file may spell out.
+    """
+    profile = saved.get("profile", given.get("profile"))
+    if given.get("profile", profile) != profile:
+        fix = "Override single settings, such as --image-size 112, or leave --config out"
+        raise TwinbudError(
+            f"'{given['profile']}' contradicts profile '{profile}' of the --config file", where="--profile", fix=fix
+        )
+    replaced = PLANNED if "selected" in given else ("selected",) if "teacher" in given else ()
+    return {**{name: value for name, value in saved.items() if name not in replaced}, **given}
+
+
+def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) -> RunConfig:
+    """The run that ``settings`` describe.
+
+    Precedence, lowest to highest: schema, profile, plan of ``selected``, settings.
+
+    Args:
+        settings: By name, as in ``config.yaml``; text is converted to the type of the setting.
+        output: The run folder.
+        **handling: ``force``, ``resume``, ``checkpoint_seconds``, ``pixel_cache`` and ``logits`` of RunConfig.
+
+    Raises:
+        TwinbudError: An unknown setting, an invalid value, or settings that contradict each other or the plan.
+    """
+    for name in settings:
+        if name not in all_settings():
+            raise unknown_choice("settings", name, sorted(all_settings()))
+    profile = settings.get("profile", DEFAULT_PROFILE)
+    if not isinstance(profile, str) or profile not in PROFILES:
+        raise unknown_choice("--profile", profile, PROFILES)
+    merged = profile_defaults(profile, settings.get("method")) | {"profile": profile} | dict(settings)
+    if merged.get("selected") is not None:
+        merged |= _planned_settings(settings, recover=read_setting("recover", merged.get("recover", "none")))
+    stages: dict[str, Any] = {stage: stage_config(kind, merged) for stage, kind in STAGES.items()}
+    return RunConfig(**stages, output=output, **handling)
+
+
+def _planned_settings(settings: Mapping[str, Any], recover: Any) -> dict[str, Any]:
+    """What the plan of ``selected`` fixes; with recovery, ``teacher`` says where the teacher is now.
+
+    Raises:
+        TwinbudError: There is no plan, a setting contradicts it, or recovery lacks the teacher.
+    """
+    folder = Path(settings["selected"])
+    try:
+        plan = read_json(folder / "plan.json")
+        planned = {name: plan[name] for name in PLANNED} | {"student": plan["student"]["name"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fix = "Run: twinbud select --teacher T --output DIR"
+        raise TwinbudError("the folder has no readable plan.json", where=str(folder), fix=fix) from error
+    if recover != "none":
+        if settings.get("teacher") is None:
+            raise unopened_teacher(recover)
+        planned["teacher"] = settings["teacher"]
+    for name, value in planned.items():
+        if name in settings and read_setting(name, settings[name]) not in (value, None):
+            raise contradicts_plan(folder, name, settings[name], value)
+    return planned
+
+
+def contradicts_plan(folder: Path, name: str, value: Any, planned: Any) -> TwinbudError:
+    """The error for a setting that differs from the plan of ``selected``."""
+    return TwinbudError(
+        f"'{value}' contradicts {folder}, which was selected with '{planned}'",
+        where=option_of(name),
+        fix="Leave the option out, or run 'twinbud select' with it",
+    )
+
+
+def stage_config(kind: type[StageConfig], settings: Mapping[str, Any]) -> StageConfig:
+    """One stage's settings, from those among ``settings`` that belong to it.
+
+    Raises:
+        TwinbudError: An invalid value.
+    """
+    return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
+
+
+def read_setting(name: str, value: Any) -> Any:
+    """Convert a setting's value to its type.
+
+    Raises:
+        TwinbudError: An invalid value.
+    """
+    return getattr(stage_config(STAGES[all_settings()[name].stage], {name: value}), name)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """All settings by name, flat and in plain types, as ``config.yaml`` holds them; output and force left out."""
-    values = {
-        setting.name: getattr(getattr(config, stage), setting.name)
-        for stage, kind in STAGES.items()
-        for setting in fields(kind)
-    }
+    """All settings by name, flat and in plain types, as ``config.yaml`` holds them; handling is left out."""
+    values = {name: getattr(getattr(config, each.stage), name) for name, each in all_settings().items()}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def unread_settings(recovery: RecoveryConfig) -> frozenset[str]:
-    """Settings of recovery that change nothing, since others leave out the step that they are of."""
+def disabled_settings(recovery: RecoveryConfig) -> frozenset[str]:
+    """Settings of recovery steps that are disabled, and so change nothing."""
     if recovery.recover == "none":
-        return frozenset(setting.name for setting in fields(RecoveryConfig)) - {"recover"}
-    unread = _LEAST_SQUARES if recovery.recover_refit == "off" else frozenset[str]()
-    return unread | (_MATCHING if not recovery.recover_epochs else frozenset[str]())
+        return frozenset(name for name, each in all_settings().items() if each.stage == "recovery") - {"recover"}
+    disabled = _LEAST_SQUARES if recovery.recover_refit == "off" else frozenset[str]()
+    return disabled | (_MATCHING if not recovery.recover_epochs else frozenset[str]())
 
 
-def unread_words(config: RunConfig) -> tuple[str, ...]:
-    """A line for each setting that was given a value of its own and is not read."""
-    profile = PROFILES[config.training.profile]
-    plain, values = settings_of(replace(config, recovery=RecoveryConfig())), settings_of(config)
+def disabled_setting_notes(config: RunConfig) -> tuple[str, ...]:
+    """A warning for each setting of a disabled recovery step that differs from its default."""
+    defaults = profile_defaults(config.training.profile, config.model.method)
+    values = settings_of(config)
     return tuple(
-        f"--{name.replace('_', '-')} {values[name]} is not read: its step of recovery is left out"
-        for name in sorted(unread_settings(config.recovery) & config.given)
-        if values[name] != profile.get(name, plain[name])
+        f"{option_of(name)} {values[name]} has no effect: that recovery step is disabled"
+        for name in sorted(disabled_settings(config.recovery))
+        if values[name] != defaults.get(name, all_settings()[name].default)
     )
 
 
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that change numbers: neither where things are, nor on what they run, nor what is looked at.
+    """The settings that change results: not places, not hardware, not what is only reported.
 
-    Settings of recovery that are not read stand at their defaults.
+    Settings of disabled recovery steps have their defaults.
     """
-    plain = RecoveryConfig()
-    unread = {name: getattr(plain, name) for name in unread_settings(config.recovery)}
-    config = replace(config, recovery=replace(config.recovery, **unread))
-    places = {"data", "split", "teacher", "selected"}
-    left_out = places | {"device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
-    return {name: value for name, value in settings_of(config).items() if name not in left_out}
+    disabled = disabled_settings(config.recovery)
+    return {
+        name: all_settings()[name].default if name in disabled else value
+        for name, value in settings_of(config).items()
+        if name not in _NOT_NUMERIC
+    }
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same run, but that its saved settings hold wherever they are read."""
+    """The same run, with settings that can be read back from any folder.
+
+    Beside ``selected``, a teacher that is not opened keeps its name: it may be a path of another machine.
+    """
     data, model = config.data, config.model
+    is_opened = model.teacher is not None and (model.selected is None or config.recovery.recover != "none")
+    place = data.data if data.data == "phantom" else str(Path(data.data).expanduser().absolute())
     return replace(
         config,
-        data=replace(
-            data,
-            data=data.data if data.data == "phantom" else str(Path(data.data).expanduser().absolute()),
-            split=data.split.absolute() if data.split else None,
-        ),
+        data=replace(data, data=place, split=data.split.absolute() if data.split else None),
         model=replace(
             model,
-            # beside a selection it is a name, since it may have lain on another machine, unless it is opened
-            teacher=_absolute_teacher(model.teacher)
-            if model.teacher and (not model.selected or config.recovery.recover != "none")
-            else model.teacher,
+            teacher=str(parse_teacher(model.teacher or "").absolute()) if is_opened else model.teacher,
             selected=model.selected.absolute() if model.selected else None,
         ),
     )
-
-
-def teacher_place(teacher: str) -> tuple[str, str]:
-    """How a teacher is spelled, in two: what stands before its path, and the path, empty where there is none."""
-    if teacher.startswith("local-dir:"):
-        return "local-dir:", teacher.removeprefix("local-dir:")
-    architecture, at, file = teacher.partition("@")
-    return architecture + at, file
-
-
-def _absolute_teacher(teacher: str) -> str:
-    before, path = teacher_place(teacher)
-    return f"{before}{Path(path).absolute()}" if path else teacher
-
-
-def with_words(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a file under those of the command line, which win.
-
-    ``selected`` also stands for what its plan was made with, and ``teacher`` for where the weights come from: of
-    these nothing is left of the file.
-
-    Raises:
-        TwinbudError: Another profile than the file's, whose settings the file may spell out.
-    """
-    profile = saved.get("profile", given.get("profile"))
-    if given.get("profile", profile) != profile:
-        raise TwinbudError(
-            f"the profile of the --config file, {profile}, or none",
-            got=f"'{given['profile']}'",
-            where="--profile",
-            fix="Give the settings to be changed, such as --image-size 112, or leave --config out",
-        )
-    replaced = ORIGIN if "selected" in given else ("selected",) if "teacher" in given else ()
-    return {**{name: value for name, value in saved.items() if name not in replaced}, **given}
-
-
-def read_settings_file(path: Path) -> dict[str, Any]:
-    """Settings by name from a YAML file, such as a run's ``config.yaml``.
-
-    Raises:
-        TwinbudError: No such file, one that is no YAML, or an unknown setting.
-    """
-    try:
-        settings = read_yaml(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise TwinbudError("a YAML file of settings", got=f"none ({reason})", where=f"--config {path}") from error
-    if not isinstance(settings, dict):
-        raise TwinbudError("settings by name", got="something else", where=f"--config {path}", fix="Write NAME: VALUE")
-    if "grid" in settings:
-        fix = f"Give it to 'twinbud study {path}'"
-        raise TwinbudError("settings of one run", got="a recipe of many", where=f"--config {path}", fix=fix)
-    for name in settings:
-        if name not in setting_names():
-            raise unknown_choice(f"--config {path}", name, sorted(setting_names()))
-    return settings
-
-
-def run_config(
-    settings: Mapping[str, Any],
-    *,
-    output: Path,
-    force: bool = False,
-    resume: bool = False,
-    checkpoint_seconds: float = 60.0,
-    pixel_cache: bool = True,
-    logits: bool = False,
-) -> RunConfig:
-    """The run that ``settings`` describe; what they leave out comes from their profile.
-
-    Args:
-        settings: By name, as in ``config.yaml``; words are read as the setting's type.
-        output: The run folder.
-        force: Replace an earlier run.
-        resume: Go on with an unfinished one.
-        checkpoint_seconds: Training time between two checkpoints.
-        pixel_cache: Keep decoded images in the cache folder and take them from there.
-        logits: Write logits to ``predictions.csv`` as well.
-
-    Raises:
-        TwinbudError: An unknown setting, a value of another type, or one out of its range.
-    """
-    for name in settings:
-        if name not in setting_names():
-            raise unknown_choice("settings", name, sorted(setting_names()))
-    profile = settings.get("profile", "paper")
-    if not isinstance(profile, str) or profile not in PROFILES:
-        raise unknown_choice("--profile", profile, PROFILES)
-    given = {**PROFILES[profile], **settings}
-    return RunConfig(
-        data=stage_config(DataConfig, given),
-        model=stage_config(ModelConfig, given),
-        recovery=stage_config(RecoveryConfig, given),
-        training=stage_config(TrainingConfig, given),
-        output=output,
-        force=force,
-        resume=resume,
-        checkpoint_seconds=read_value("checkpoint_seconds", checkpoint_seconds, float),
-        pixel_cache=pixel_cache,
-        logits=logits,
-        given=frozenset(settings),
-    )
-
-
-def stage_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
-    """One stage's settings, from those among ``settings`` that are its own.
-
-    Raises:
-        TwinbudError: A value of another type, or one out of its range.
-    """
-    hints = get_type_hints(kind)
-    return kind(**{name: read_value(name, settings[name], hints[name]) for name in hints if name in settings})
-
-
-def read_setting(name: str, value: Any) -> Any:
-    """A setting's value as its type, whatever the stage.
-
-    Raises:
-        TwinbudError: See ``read_value``.
-    """
-    hints = [hints[name] for kind in STAGES.values() if name in (hints := get_type_hints(kind))]
-    return read_value(name, value, hints[0])
-
-
-def read_value(name: str, value: Any, hint: Any) -> Any:
-    """``value``, or what its word says, as the type ``hint``; a choice is checked by the stage itself.
-
-    Raises:
-        TwinbudError: It is none.
-    """
-    if isinstance(value, list | dict):
-        raise TwinbudError("a single value", got="several", where=f"--{name.replace('_', '-')}")
-    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) not in (None, Literal) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            if value in get_args(kind) or len(kinds) == 1:
-                return value
-        else:
-            read = _as(value, kind)
-            if read is not _NOT_ONE:
-                return read
-    expected = [w for kind in kinds for w in ([f"'{c}'" for c in get_args(kind)] or [_WORDS[kind]])]
-    raise TwinbudError(" or ".join(expected), got=f"'{value}'", where=f"--{name.replace('_', '-')}")
-
-
-_NOT_ONE = object()
-
-
-def _as(value: Any, kind: type) -> Any:
-    """``value`` as ``kind``, or _NOT_ONE; true is no number, and no number is text."""
-    if kind is NoneType:
-        return None if value is None or value == "none" else _NOT_ONE
-    if kind is bool or isinstance(value, bool):
-        return value if kind is bool and isinstance(value, bool) else _NOT_ONE
-    if kind in (int, float) and isinstance(value, int | float | str):
-        try:
-            return kind(value) if not (kind is int and isinstance(value, float)) else _NOT_ONE
-        except (ValueError, OverflowError):
-            return _NOT_ONE
-    if kind in (str, Path) and isinstance(value, str | Path):
-        return kind(value)
-    return _NOT_ONE

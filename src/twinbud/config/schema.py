@@ -1,19 +1,23 @@
-"""Every setting, one frozen dataclass a stage, with its default, its range and what it means.
+"""Every setting: one frozen dataclass per stage, with type, default, range and one sentence of help per field.
 
-The defaults are the `paper` profile (docs/method.md says what the paper leaves open and what was chosen).
-`PROFILES` holds what the others change. Field names are the command line's options (`image_size` is
-`--image-size`) and the keys of a YAML file, so each is unique across the stages. The resolved settings are
-saved with each run as `config.yaml`, which `--config` reads back.
+The defaults are the paper's; ``twinbud.config.profiles`` holds what a profile changes, and docs/method.md what the
+paper leaves open. A field name is also the command-line option (``image_size`` is ``--image-size``) and the key in a
+YAML file, so it is unique across the stages. Two equal configurations describe the same run.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from twinbud.core.errors import TwinbudError, unknown_choice
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from twinbud.config.fields import Checked, hints_of, option_of, setting
+from twinbud.core.errors import TwinbudError
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming"]
 Auxiliary = Literal["other", "copy", "frozen", "none"]
@@ -33,296 +37,247 @@ Profile = Literal["paper", "quick", "best"]
 Auto = Literal["auto"]
 
 MAX_IMAGE_SIZE = 4096
-"""Pixels a side; no classifier takes larger images, and who asks for more asks for memory."""
-
-_MOST_GIB = 4096
-
-_APART_FROM_TEACHER: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
-"""Variants whose targets come from a trained copy of S or from a formula: the teacher gives them no S′."""
-
-
-def _doc(default: Any, text: str) -> Any:
-    """A field with its default and the sentence that the command line shows for it."""
-    return field(default=default, metadata={"help": text})
-
-
-def _choices_of(annotation: str) -> tuple[str, ...]:
-    return get_args(globals()[annotation]) if annotation in globals() else ()
-
-
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise TwinbudError(expected, got=repr(value), where=f"--{name.replace('_', '-')}")
-
-
-class _Settings:
-    """Checks shared by all stages: a choice is one of its words, and a number is finite."""
-
-    def __post_init__(self) -> None:
-        for setting in fields(self):  # type: ignore[arg-type]
-            choices = _choices_of(str(setting.type))
-            value = getattr(self, setting.name)
-            if choices and value not in choices:
-                raise unknown_choice(f"--{setting.name.replace('_', '-')}", value, choices)
-            if isinstance(value, float):
-                _require(math.isfinite(value), setting.name, "a finite number", value)
-        self._check()
-
-    def _check(self) -> None:
-        """Raise TwinbudError for a value out of its range."""
+"""Largest side in pixels: no supported classifier takes larger images, and larger values only exhaust memory."""
+INHERITING_METHODS: tuple[Method, ...] = ("dual", "selection")
+"""Methods whose student starts from weights of the teacher; the others start at random."""
+_OWN_TARGETS: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
+"""Variants whose soft targets come from a trained copy of the student or from a formula, not from the auxiliary."""
+_Temperature = Annotated[float, Field(gt=0)] | Auto
+_DropPath = Annotated[float, Field(ge=0, lt=1)] | Auto
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Settings):
-    """Which images, and how they are divided."""
+class DataConfig(Checked):
+    """Which images to use, and how to divide them."""
 
-    data: str = _doc("phantom", "Folder of class folders, a CSV, or 'phantom' (the embedded generated set).")
-    image_column: str = _doc("image_path", "CSV column with the image path, relative to the CSV.")
-    label_column: str = _doc("label", "CSV column with the class name.")
-    patient_column: str = _doc("patient_id", "CSV column with the patient; splits are patient-disjoint.")
-    split_column: str = _doc("split", "CSV column with train, val or test.")
-    split: Path | None = _doc(None, "split.csv of an earlier run, to be used again.")
-    split_seed: int = _doc(0, "Seed of the 80/20 split.")
-    develop: bool = _doc(
-        False, "Keep the test part closed: divide the training part again, 80/20, and measure on that fifth."
+    data: str = setting("phantom", "Folder of class folders, CSV file, or 'phantom' (generated).", min_length=1)
+    image_column: str = setting("image_path", "CSV column of the image path, relative to the CSV file.")
+    label_column: str = setting("label", "CSV column of the class name.")
+    patient_column: str = setting("patient_id", "CSV column of the patient; no patient is in two parts of the split.")
+    split_column: str = setting("split", "CSV column with train, val or test.")
+    split: Path | None = setting(None, "split.csv of an earlier run, to reuse its split.")
+    split_seed: int = setting(0, "Seed of the 80/20 split into training and test part.")
+    develop: bool = setting(
+        False, "Leave the test part closed: split the training part again, 80/20, and test on that fifth."
     )
-    split_duplicates: bool = _doc(False, "Let identical images fall on both sides (the plain random split).")
-    fraction: float = _doc(1.0, "Share of the training part whose labels are used, in (0, 1].")
-    subset: Subset = _doc("stratified", "How that share is drawn: at least one a class, or plainly.")
-    skip_broken: bool = _doc(False, "Leave out images that cannot be read, and list them.")
-    max_megapixels: float = _doc(36.0, "Refuse an image with more pixels than this, before decoding it.")
-
-    def _check(self) -> None:
-        _require(bool(self.data), "data", "a folder, a CSV or 'phantom'", self.data)
-        _require(0 < self.fraction <= 1, "fraction", "a share in (0, 1]", self.fraction)
-        _require(self.max_megapixels > 0, "max_megapixels", "a number above 0", self.max_megapixels)
+    split_duplicates: bool = setting(False, "Allow identical images in both parts (plain random split).")
+    fraction: float = setting(1.0, "Share of the training part whose labels are used.", gt=0, le=1)
+    subset: Subset = setting("stratified", "How to draw that share: at least one image per class, or at random.")
+    skip_broken: bool = setting(False, "Leave out images that cannot be read, and list them.")
+    max_megapixels: float = setting(36.0, "Refuse images with more pixels than this, before decoding.", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Settings):
-    """Which teacher, which student, and how the weights of S and S′ are selected."""
+class ModelConfig(Checked):
+    """Teacher, student, and how the weights of student and auxiliary are selected."""
 
-    teacher: str | None = _doc(None, "dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.")
-    selected: Path | None = _doc(
-        None, "Output of 'twinbud select', in place of teacher, student, rule, attention and roles."
+    teacher: str | None = setting(
+        None, "dinov2-small, timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.", min_length=1
     )
-    student: str = _doc("half", "'half' the teacher, or a timm name of the same family.")
-    method: Method = _doc(
-        "dual", "The paper's method, or a baseline: selection CM1, timm CM2, xavier CM3, kaiming CM4."
+    selected: Path | None = setting(
+        None, "Output of 'twinbud select', in place of student, rule, attention and swap_roles."
     )
-    rule: Rule = _doc("uniform", "Which elements of each width S and S′ take.")
-    attention: Attention = _doc("interleaved", "Cut attention as one axis, or by whole heads.")
-    auxiliary: Auxiliary = _doc(
-        "other", "S′: from the other subset, a copy of S, frozen at the other subset, or none (then L = L_ce)."
+    student: str = setting("half", "'half' for half the teacher's width, or a timm name of the same family.")
+    method: Method = setting(
+        "dual", "dual: with auxiliary; selection: without (CM1). Random start: timm, xavier, kaiming (CM2-4)."
     )
-    swap_roles: bool = _doc(False, "Exchange the subsets of S and S′ (Table 5).")
-    layer_scale: LayerScale = _doc("one", "LayerScale of CM2-CM4 at the start: 1, or timm's own.")
-
-    def _check(self) -> None:
-        if self.teacher is None and self.selected is None:
-            raise TwinbudError(
-                "a teacher", got="none", where="--teacher", fix="Give --teacher dinov2-small, or --selected DIR"
-            )
+    rule: Rule = setting("uniform", "Which elements of each width student and auxiliary take.")
+    attention: Attention = setting("interleaved", "Select attention channels along one axis, or whole heads.")
+    auxiliary: Auxiliary = setting(
+        "other", "Its weights: the other subset, a copy of the student, other subset frozen; or none."
+    )
+    swap_roles: bool = setting(False, "Exchange the subsets of student and auxiliary (Table 5).")
+    layer_scale: LayerScale = setting(
+        "one", "LayerScale of timm, xavier and kaiming at the start: 1, or timm's own value."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(_Settings):
-    """How S is trained; equations and sections are those of arXiv 2508.20461."""
+class TrainingConfig(Checked):
+    """How the student is trained; equations and sections refer to arXiv 2508.20461."""
 
-    profile: Profile = _doc(
-        "paper", "Defaults of the paper's run, of a quick one for a CPU, or of what we recommend; as --config's."
+    profile: Profile = setting(
+        "paper", "Source of all defaults: best (recommended), quick (for a CPU), paper (its values)."
     )
-    image_size: int = _doc(224, "Side in pixels to which images are resized, proportions not kept.")
-    epochs: int = _doc(300, "Passes over the labelled images.")
-    min_steps: int = _doc(0, "Add epochs until at least this many optimiser steps are planned.")
-    batch_size: int = _doc(32, "Images a step; the last, short batch is kept.")
-    learning_rate: float = _doc(1.25e-4, "Peak, at batch 32; scaled linearly with the batch size.")
-    final_learning_rate: float = _doc(1e-6, "Where the cosine ends.")
-    warmup: float = _doc(1 / 6, "Share of the steps in which the learning rate rises linearly.")
-    weight_decay: float = _doc(0.05, "AdamW's, on parameters of two dimensions or more.")
-    layer_decay: float = _doc(1.0, "Factor of the learning rate from a layer to the one before it, in (0, 1].")
-    clip_norm: float | None = _doc(None, "Largest gradient norm; none: no clipping.")
-    distillation: Distillation = _doc("skd", "Soft targets of S: those of S′, or a variant (Table 6, docs/method.md).")
-    alpha: float = _doc(0.6, "Weight of cross-entropy against self-distillation (eq. 5).")
-    beta: float = _doc(0.9, "Smoothing of S′, the moving average of S (eq. 7).")
-    temperature: float | Auto = _doc("auto", "τ of eqs. 1-3; auto: 4 for ViT, 3 for ConvNeXt.")
-    ce_temperature: CrossEntropyTemperature = _doc("one", "Softmax of eq. 4 at temperature 1, or at τ (its letter).")
-    drop_path: float | Auto = _doc("auto", "Stochastic depth; auto: 0 for ViT, 0.1 for ConvNeXt.")
-    crop_scale: float = _doc(0.8, "Smallest area of the random resized crop, in (0, 1].")
-    flip: float = _doc(0.5, "Probability of a horizontal flip.")
-    precision: Precision = _doc("auto", "float32, bf16 autocast, or bf16 where this machine is faster with it.")
-    compile: Compile = _doc("auto", "torch.compile, and CUDA graphs on a GPU; auto: where the planned steps repay it.")
-    seed: int = _doc(0, "Sampling of the labelled subset, heads, order, augmentation, drop path, selection.")
-    evaluate_every: int | None = _doc(None, "Also test S every N epochs; the last epoch stays the result.")
-    device: Device = _doc("auto", "Where to train; auto: the GPU if there is one.")
-    threads: int | None = _doc(None, "CPU threads; none: PyTorch's choice.")
+    image_size: int = setting(224, "Side in pixels after resizing; proportions are not kept.", ge=1, le=MAX_IMAGE_SIZE)
+    epochs: int = setting(300, "Passes over the labelled images.", ge=1)
+    min_steps: int = setting(0, "Add epochs until at least this many optimizer steps are planned.", ge=0)
+    batch_size: int = setting(32, "Images per step; the last, smaller batch is kept.", ge=1)
+    learning_rate: float = setting(1.25e-4, "Peak at batch size 32; scaled linearly with the batch size.", ge=0)
+    final_learning_rate: float = setting(1e-6, "Value at the end of the cosine schedule.", ge=0)
+    warmup: float = setting(1 / 6, "Share of the steps with a linearly rising learning rate.", ge=0, le=1)
+    weight_decay: float = setting(0.05, "AdamW weight decay of parameters with two or more dimensions.", ge=0)
+    layer_decay: float = setting(1.0, "Factor of the learning rate from each layer to the one below.", gt=0, le=1)
+    clip_norm: float | None = setting(None, "Maximum gradient norm; none: no clipping.", gt=0)
+    distillation: Distillation = setting("skd", "Source of soft targets: the auxiliary, or a variant of Table 6.")
+    alpha: float = setting(0.6, "Weight of cross-entropy; self-distillation has 1 - alpha (eq. 5).", ge=0, le=1)
+    beta: float = setting(0.9, "Momentum of the auxiliary, the moving average of the student (eq. 7).", ge=0, le=1)
+    temperature: _Temperature = setting("auto", "τ of eqs. 1-3; auto: 4 for ViT, 3 for ConvNeXt.")
+    ce_temperature: CrossEntropyTemperature = setting("one", "Softmax temperature of eq. 4: 1, or τ as printed.")
+    drop_path: _DropPath = setting("auto", "Stochastic depth probability; auto: 0 for ViT, 0.1 for ConvNeXt.")
+    crop_scale: float = setting(0.8, "Smallest area of the random resized crop.", gt=0, le=1)
+    flip: float = setting(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    precision: Precision = setting("auto", "float32, or bf16 autocast; auto: bf16 where it is faster on this machine.")
+    compile: Compile = setting(
+        "auto", "torch.compile, with CUDA graphs on a GPU; auto: where enough steps are planned."
+    )
+    seed: int = setting(0, "Seed of labelled subset, classifier, order, augmentation, drop path and random selection.")
+    evaluate_every: int | None = setting(
+        None, "Also test every N epochs; the result stays that of the last epoch.", ge=1
+    )
+    device: Device = setting("auto", "Where to train; auto: the GPU if there is one.")
+    threads: int | None = setting(None, "CPU threads; none: PyTorch's default.", ge=1)
 
     @property
     def num_phases(self) -> int:
-        """How often the planned steps are taken: twice where S′ is trained beforehand."""
+        """Number of training phases: 2 where a first phase trains the network that gives the soft targets."""
         return 2 if self.distillation == "tf-kd-self" else 1
-
-    def _check(self) -> None:
-        _require(1 <= self.image_size <= MAX_IMAGE_SIZE, "image_size", f"1 to {MAX_IMAGE_SIZE} pixels", self.image_size)
-        for name in ("epochs", "batch_size"):
-            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
-        for name in ("evaluate_every", "threads"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, "a whole number of at least 1", value)
-        for name in ("learning_rate", "final_learning_rate", "weight_decay", "min_steps"):
-            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
-        for name in ("alpha", "beta", "flip", "warmup"):
-            _require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
-        _require(0 < self.layer_decay <= 1, "layer_decay", "a factor in (0, 1]", self.layer_decay)
-        _require(0 < self.crop_scale <= 1, "crop_scale", "a share in (0, 1]", self.crop_scale)
-        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a norm above 0", self.clip_norm)
-        if self.temperature != "auto":
-            _require(self.temperature > 0, "temperature", "a number above 0", self.temperature)
-        if self.drop_path != "auto":
-            _require(0 <= self.drop_path < 1, "drop_path", "a probability in [0, 1)", self.drop_path)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(_Settings):
-    """What S and S′ get back of the teacher between selection and training, without labels."""
+class RecoveryConfig(Checked):
+    """How student and auxiliary are refitted to the teacher before training, without labels."""
 
-    recover: Recover = _doc(
-        "none", "Images it sees: none (no recovery), the labelled ones, or all of the training part without labels."
+    recover: Recover = setting(
+        "none", "Images for recovery: none (no recovery), the labelled ones, or the whole training part."
     )
-    recover_refit: Refit = _doc("on", "Fit each layer to the teacher by least squares first.")
-    recover_views: int = _doc(1, "Views of each image that least squares sees, as far as --recover-memory allows.")
-    recover_memory: float = _doc(
-        0.625, "GiB that least squares may take for these views, about; five are seen in any case."
+    recover_refit: Refit = setting("on", "Fit each layer to the teacher by least squares.")
+    recover_views: int = setting(1, "Views of each image for least squares, limited by recover_memory.", ge=1)
+    recover_memory: float = setting(
+        0.625, "GiB for least squares, approximately; five views always fit.", gt=0, le=4096
     )
-    recover_epochs: int = _doc(0, "Passes over the images to match the teacher's final tokens; 0: none.")
-    recover_batch_size: int = _doc(64, "Images a step.")
-    recover_learning_rate: float = _doc(5e-4, "Peak, at batch 32; scaled linearly with the batch size.")
-    recover_target: RecoverTarget = _doc(
-        "all", "Match the student's own channels, or all of the teacher's through a linear map that is thrown away."
+    recover_epochs: int = setting(0, "Epochs of feature matching with the teacher's final tokens; 0: none.", ge=0)
+    recover_batch_size: int = setting(64, "Images per step of feature matching.", ge=1)
+    recover_learning_rate: float = setting(5e-4, "Peak at batch size 32; scaled linearly with the batch size.", ge=0)
+    recover_target: RecoverTarget = setting(
+        "all", "Match the student's channels, or all of the teacher's by a linear map."
     )
-    recover_blocks: bool = _doc(False, "Also match the residual stream after each block.")
+    recover_blocks: bool = setting(False, "Also match the residual stream after each block.")
 
     @property
     def num_epochs(self) -> int:
-        """Passes over the images, none where nothing is recovered."""
+        """Epochs of feature matching; 0 without recovery."""
         return 0 if self.recover == "none" else self.recover_epochs
 
-    def _check(self) -> None:
-        _require(self.recover_epochs >= 0, "recover_epochs", "a whole number of at least 0", self.recover_epochs)
-        for name in ("recover_batch_size", "recover_views"):
-            _require(getattr(self, name) >= 1, name, "a whole number of at least 1", getattr(self, name))
-        memory = self.recover_memory
-        _require(0 < memory <= _MOST_GIB, "recover_memory", f"more than 0 and at most {_MOST_GIB:,} GiB", memory)
-        idle = self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0
-        _require(not idle, "recover_epochs", "at least 1 with --recover-refit off, or nothing is recovered", 0)
-        rate = self.recover_learning_rate
-        _require(rate >= 0, "recover_learning_rate", "a number of at least 0", rate)
+    @model_validator(mode="after")
+    def _require_a_step(self) -> Self:
+        if self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0:
+            problem = "0 epochs with recover_refit off leave no recovery step"
+            raise TwinbudError(problem, where="--recover-epochs", fix="Give at least 1, or --recover none")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One run: its data, its models, its training, and where its results go.
+class RunConfig(Checked):
+    """One run: data, models, training, recovery, and the run folder.
 
     Attributes:
-        data: Which images.
-        model: Which networks.
-        training: How S is trained.
-        recovery: What happens between the two.
+        data: Images and split.
+        model: Teacher and student.
+        training: Training of the student.
+        recovery: Recovery between selection and training.
         output: The run folder.
-        force: Replace an earlier run there.
-        resume: Go on with an unfinished run there.
-        checkpoint_seconds: Training time between two checkpoints; it changes no number.
-        pixel_cache: Keep decoded images in the cache folder and take them from there; it changes no number.
-        logits: Write logits to ``predictions.csv``, too; it changes no number.
-        given: Names of the settings that are not defaults; the plan of ``selected`` may not contradict them.
+        force: Replace an earlier run in ``output``.
+        resume: Continue an unfinished run in ``output``.
+        checkpoint_seconds: Seconds of training between two checkpoints, at least 0; does not change results.
+        pixel_cache: Keep decoded images in the cache folder and read them from there; does not change results.
+        logits: Write logits to ``predictions.csv``, too; does not change results.
 
     Raises:
-        TwinbudError: Method, S′, distillation and recovery contradict each other.
+        TwinbudError: Method, auxiliary, distillation and recovery contradict each other.
     """
 
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
     output: Path
-    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     force: bool = False
     resume: bool = False
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
     pixel_cache: bool = True
     logits: bool = False
-    given: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        seconds = self.checkpoint_seconds
-        _require(
-            math.isfinite(seconds) and seconds >= 0, "checkpoint_seconds", "a finite number of at least 0", seconds
-        )
-        method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
-        if method != "dual":
-            reason = f"with --method {method}, which has no S′"
-            _require(distillation == "skd", "distillation", f"skd {reason}", distillation)
-            _require(auxiliary == "other", "auxiliary", f"other {reason}", auxiliary)
-        elif auxiliary == "none":
-            _require(distillation == "skd", "distillation", "skd with --auxiliary none", distillation)
-        elif distillation in _APART_FROM_TEACHER:
-            reason = f"with --distillation {distillation}, whose targets do not start from the teacher"
-            _require(auxiliary == "other", "auxiliary", f"other {reason}", auxiliary)
-        recover = self.recovery.recover
-        if recover != "none":
-            if method not in ("dual", "selection"):
-                profile = self.training.profile
-                is_theirs = "recover" not in self.given and PROFILES[profile].get("recover") == recover
-                raise TwinbudError(
-                    f"none with --method {method}, which inherits nothing",
-                    got=repr(recover),
-                    where="--recover",
-                    fix=f"Leave --profile {profile} out, or set recover to none" if is_theirs else None,
-                )
-            rule = self.model.rule
-            if self.model.teacher is None:
-                raise TwinbudError(
-                    "a teacher to recover from",
-                    got="--selected alone",
-                    where="--recover",
-                    fix="Add the --teacher that it was cut out of, or --recover none",
-                )
-            reason = "with --rule random-inconsistent, which leaves no channel of the teacher whole"
-            _require(rule != "random-inconsistent", "recover", f"none {reason}", recover)
 
     @property
     def auxiliary(self) -> Auxiliary:
-        """The S′ to build from the teacher: ``none`` in CM1-CM4 too, and where the targets come from elsewhere."""
-        if self.model.method != "dual" or self.training.distillation in _APART_FROM_TEACHER:
+        """The auxiliary built from the teacher; ``none`` where the method or the distillation uses no such network."""
+        if self.model.method != "dual" or self.training.distillation in _OWN_TARGETS:
             return "none"
         return self.model.auxiliary
 
+    @model_validator(mode="after")
+    def _check_combination(self) -> Self:
+        method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
+        if self.model.teacher is None and self.model.selected is None:
+            fix = "Give --teacher dinov2-small, or --selected DIR"
+            raise TwinbudError("no teacher is given", where="--teacher", fix=fix)
+        if method != "dual":
+            reason = f"--method {method}, which has no auxiliary"
+            _require(distillation == "skd", "distillation", distillation, reason, "skd, or --method dual")
+            _require(auxiliary == "other", "auxiliary", auxiliary, reason, "other, or --method dual")
+        elif auxiliary == "none":
+            _require(distillation == "skd", "distillation", distillation, "--auxiliary none", "skd")
+        elif distillation in _OWN_TARGETS:
+            reason = f"--distillation {distillation}, whose targets do not come from the teacher"
+            _require(auxiliary == "other", "auxiliary", auxiliary, reason, "other")
+        recover = self.recovery.recover
+        if recover != "none":
+            inherits, rule = method in INHERITING_METHODS, self.model.rule
+            _require(inherits, "recover", recover, f"--method {method}, which inherits no weights", "none")
+            reason = f"--rule {rule}, which selects no teacher channel as a whole"
+            _require(rule != "random-inconsistent", "recover", recover, reason, "none")
+            if self.model.teacher is None:
+                raise unopened_teacher(recover)
+        return self
 
-_QUICK: dict[str, Any] = {
-    "image_size": 112,
-    "epochs": 40,
-    "min_steps": 300,
-    "learning_rate": 5e-4,
-    "warmup": 0.1,
-    "clip_norm": 1.0,
+
+def _require(fits: bool, name: str, value: object, reason: str, valid: str) -> None:
+    if not fits:
+        option = option_of(name)
+        raise TwinbudError(f"'{value}' contradicts {reason}", where=option, fix=f"Give {option} {valid}")
+
+
+def unopened_teacher(recover: Recover) -> TwinbudError:
+    """The error for recovery from a selection, whose folder does not hold the teacher."""
+    return TwinbudError(
+        f"'{recover}' needs the teacher's weights, which --selected does not hold",
+        where="--recover",
+        fix="Add the --teacher of the selection, or --recover none",
+    )
+
+
+Stage = type[DataConfig] | type[ModelConfig] | type[RecoveryConfig] | type[TrainingConfig]
+STAGES: dict[str, Stage] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "recovery": RecoveryConfig,
+    "training": TrainingConfig,
 }
-PROFILES: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "quick": _QUICK,
-    "best": _QUICK
-    | {
-        "method": "selection",
-        "attention": "heads",
-        "recover": "labelled",
-        "recover_views": 4,
-        "learning_rate": 3e-4,
-        "layer_decay": 0.65,
-    },
-}
-"""What each profile changes; `quick` is meant for a CPU, and `best` is what we recommend there, beyond the paper."""
+
+
+class Setting(NamedTuple):
+    """One field of one stage: its stage, its type, its default in the schema, and its help."""
+
+    stage: str
+    hint: Any
+    default: Any
+    help: str
+
+
+@cache
+def all_settings() -> dict[str, Setting]:
+    """All settings by name, stage by stage."""
+    settings = {}
+    for stage, kind in STAGES.items():
+        for field in fields(kind):
+            info = field.default
+            assert isinstance(info, FieldInfo)
+            settings[field.name] = Setting(stage, hints_of(kind)[field.name], info.default, info.description or "")
+    return settings
 
 
 def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -> TrainingConfig:
-    """Replace ``auto`` by what the student's family says."""
+    """Replace ``auto`` by the values of the student's family."""
     return replace(
         training,
         temperature=temperature if training.temperature == "auto" else training.temperature,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -52,23 +53,61 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file in plain types; refuse aliases, since a few can stand for billions of values.
+    """Return the content of a YAML file in plain types.
+
+    Only null, true, false and decimal numbers are not text: ``on``, ``no``, ``010`` and ``1:30`` mean what is
+    written, and keys are always text. Aliases are refused, since a few can stand for billions of values, and so are
+    keys that are written twice.
 
     Raises:
         OSError: See ``read_bytes``.
-        ValueError: Not YAML in UTF-8, or nested too deeply.
+        ValueError: Not YAML in UTF-8, an alias, a tag, a repeated key, or nested too deeply; the text names the line.
     """
     try:
         return yaml.load(read_bytes(path, MAX_YAML_BYTES).decode("utf-8"), _PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, error.problem or "not YAML"
+        raise ValueError(f"line {mark.line + 1}: {problem}" if mark else problem) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error) or "nested too deeply") from error
 
 
+def dump_yaml(content: Any) -> str:
+    """Return YAML text that ``read_yaml`` reads as ``content``; keys keep their order."""
+    return yaml.dump(content, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
 class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        content: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is not text", problem_mark=key.start_mark)
+            if key.value in content:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is written twice", problem_mark=key.start_mark)
+            content[key.value] = self.construct_object(value, deep=deep)
+        return content
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Quotes text that either YAML 1.1 or ``read_yaml`` would read as another type."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"0|-?[1-9][0-9]*", list("-0123456789")),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    for _kind in (_PlainLoader, _PlainDumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def printable(name: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
+from twinbud.config.loading import contradicts_plan
 from twinbud.config.schema import Auxiliary, ModelConfig, RunConfig, TrainingConfig
-from twinbud.core.errors import TwinbudError
 from twinbud.models.selection_io import Selection, load_selection, select
 from twinbud.models.student_pair import StudentPair, build_baseline, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec
@@ -79,8 +78,7 @@ def open_initialization(config: RunConfig) -> Initialization:
     inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
     if model.selected is not None:
         selection = load_selection(model.selected)
-        given = config.given if config.recovery.recover == "none" else config.given - {"teacher"}
-        model = _as_planned(model, selection, given, teacher=model.teacher if given != config.given else None)
+        model = _as_planned(model, selection, recovers=config.recovery.recover != "none")
         student_spec = selection.student_spec
         _require_support(config, student_spec)
         selection = selection if two_subsets else replace(selection, auxiliary_weights=None)
@@ -115,23 +113,15 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
         student_spec.family.require_recovery()
 
 
-def _as_planned(
-    model: ModelConfig, selection: Selection, given: Container[str], *, teacher: str | None = None
-) -> ModelConfig:
-    """Return the settings of the plan, with ``teacher`` as its path if recovery opens it again.
+def _as_planned(model: ModelConfig, selection: Selection, *, recovers: bool) -> ModelConfig:
+    """The settings, which must agree with the plan; for recovery, ``teacher`` says where the teacher is now.
 
     Raises:
-        TwinbudError: A setting that was given differs from the plan's.
+        TwinbudError: One contradicts the plan, which ``run_config`` would have filled in.
     """
-    planned = selection.settings | ({"teacher": teacher} if teacher else {})
-    for setting in fields(model):
-        current, value = getattr(model, setting.name), planned.get(setting.name)
-        is_default = current == setting.default and setting.name not in given
-        if setting.name not in planned or current == value or is_default:
-            continue
-        raise TwinbudError(
-            f"'{current}' contradicts the plan in {model.selected}, which was made with '{value}'",
-            where=f"--{setting.name.replace('_', '-')}",
-            fix="Drop the option, or run 'twinbud select' with it",
-        )
+    assert model.selected is not None
+    planned = selection.settings | ({"teacher": model.teacher} if recovers and model.teacher else {})
+    for name, value in planned.items():
+        if getattr(model, name) not in (value, None):
+            raise contradicts_plan(model.selected, name, getattr(model, name), value)
     return replace(model, **planned)

@@ -19,7 +19,7 @@ import timm
 import torch
 from huggingface_hub.utils import get_session
 
-from twinbud.config.loading import teacher_place
+from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.files import read_json
 from twinbud.models import dinov2
@@ -75,22 +75,21 @@ def read_teacher_card(spec: str) -> TeacherCard:
         TwinbudError: The spelling or the architecture is unknown, a file is missing, or it is a pickle.
     """
     card = describe_teacher(spec)
-    if card.file is not None and not spec.startswith("local-dir:"):
+    if card.file is not None and parse_teacher(spec).kind == "file":
         require_safetensors(card.file, spec)  # now, since a baseline never opens it
     return card
 
 
 def describe_teacher(spec: str) -> TeacherCard:
     """Do the same as ``read_teacher_card`` without looking at the weights file, which may be missing or a pickle."""
-    if spec == "dinov2-small":
+    parsed = parse_teacher(spec)
+    if parsed.kind == "wheel":
         native = {"img_size": dinov2.NATIVE_IMAGE_SIZE}
         return _card(spec, dinov2.ARCHITECTURE, weights=dinov2.load_dinov2_small, model_args=native)
-    before, place = teacher_place(spec)
-    path = Path(place)
-    if before == "local-dir:":
-        return _card_of_folder(spec, path)
-    if before.endswith("@"):
-        return _card(spec, before.removesuffix("@"), file=path)
+    if parsed.path is not None:
+        if parsed.architecture is None:
+            return _card_of_folder(spec, parsed.path)
+        return _card(spec, parsed.architecture, file=parsed.path)
     if not timm.is_model(spec):
         raise _unknown_architecture(spec)
     return _card(spec, spec, weights=lambda: _from_hub(spec))

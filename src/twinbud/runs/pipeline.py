@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from twinbud.config.loading import settings_of, unread_words, with_absolute_paths
+from twinbud.config.loading import disabled_setting_notes, settings_of, with_absolute_paths
 from twinbud.config.schema import RunConfig, resolve
 from twinbud.core.environment import describe_environment
 from twinbud.core.errors import explained_writes
@@ -71,7 +71,7 @@ def train(
     """
     progress = progress or SilentProgress()
     require_run_output(config.output, force=config.force, resume=config.resume)
-    for text in unread_words(config):
+    for text in disabled_setting_notes(config):
         progress.note(text)
     with cpu_threads(config.training.threads):
         job = prepare(config, progress, resource_cache or ResourceCache())

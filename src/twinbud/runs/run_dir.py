@@ -13,11 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
-from twinbud.core.files import read_bytes, read_yaml, require_free, write_text
+from twinbud.core.files import dump_yaml, read_bytes, read_yaml, require_free, write_text
 from twinbud.training.phases import PHASES
 
 MARKER = "UNFINISHED"
@@ -186,7 +185,7 @@ def _empty(folder: Path, keep: set[str]) -> None:
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Save resolved settings as ``config.yaml``, which ``--config`` reads."""
     text = "# Resolved settings of this run; twinbud train --config THIS_FILE --output RUN repeats it.\n"
-    write_text(folder / CONFIG, text + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_text(folder / CONFIG, text + dump_yaml(settings))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

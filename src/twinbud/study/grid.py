@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from twinbud.config.loading import read_setting, run_config
-from twinbud.config.schema import PROFILES, Profile, RunConfig
+from twinbud.config.profiles import PROFILES
+from twinbud.config.schema import Profile, RunConfig
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.study.recipe import AXES, Recipe
 
@@ -120,7 +121,7 @@ def _parse_value(key: str, text: str) -> Any:
         if not (text.isascii() and text.isdecimal()):
             raise TwinbudError(f"'{text}' is not a whole number of at least 0", where="sampling")
         return int(text)
-    return {"true": True, "false": False}.get(text, text)
+    return text
 
 
 def plan_cells(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from twinbud.config.loading import setting_names
-from twinbud.config.schema import PROFILES, Method, Profile
+from twinbud.config.loading import flatten_settings, setting_names
+from twinbud.config.profiles import PROFILES
+from twinbud.config.schema import Method, Profile
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.files import read_yaml
 from twinbud.study.paper import paper_pairs, paper_tables
@@ -170,7 +171,7 @@ class _RecipeParser:
         methods = {}
         for name, given in self.section("methods").items():
             where = self.where(f"methods.{name}")
-            methods[name] = _require_mapping(given, where)
+            methods[name] = flatten_settings(given, where)
             _require_known(methods[name], _varied_settings(), where)
         return methods
 
@@ -199,7 +200,7 @@ class _RecipeParser:
         return {name: tuple(self.values(f"sweeps.{name}", values)) for name, values in given.items()}
 
     def settings(self) -> Mapping[str, Any]:
-        settings = self.section("settings")
+        settings = flatten_settings(self.section("settings"), self.where("settings"))
         _require_known(settings, _free_settings(), self.where("settings"))
         return settings
 
@@ -264,7 +265,4 @@ def _require_known(names: Iterable[Any], valid: Collection[Any], where: str) -> 
 def _require_mapping(given: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(given, dict):
         raise TwinbudError(f"{str(given)[:60]!r} is not NAME: VALUE", where=where)
-    for name in given:
-        if not isinstance(name, str):
-            raise TwinbudError(f"the name {name} is not text", where=where, fix=f'Write "{name}":')
     return given

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinbud.config.loading import numeric_settings
 from twinbud.config.schema import RunConfig, resolve
+from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def teacher_fingerprint(teacher: str) -> str:
     Raises:
         TwinbudError: A file cannot be read.
     """
-    architecture, at, file = teacher.partition("@")
-    if teacher.startswith("local-dir:"):
-        folder = Path(teacher.removeprefix("local-dir:"))
-        return f"sha256:{_sha256(folder / 'config.json', folder / 'model.safetensors')}"
-    return f"{architecture}@sha256:{_sha256(Path(file))}" if at else teacher
+    spec = parse_teacher(teacher)
+    if spec.path is None:
+        return teacher
+    if spec.architecture is None:
+        return f"sha256:{_sha256(spec.path / 'config.json', spec.path / 'model.safetensors')}"
+    return f"{spec.architecture}@sha256:{_sha256(spec.path)}"
 
 
 def _sha256(*files: Path) -> str:

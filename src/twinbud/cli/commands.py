@@ -1,0 +1,144 @@
+"""What each command calls; torch is imported only where a command needs it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from twinbud.cli import options
+from twinbud.cli.streams import require_written
+from twinbud.config.fields import read_value
+from twinbud.config.loading import merge_settings, read_settings_file, run_config, setting_names, stage_config
+from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig
+from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.core.progress import TerminalProgress
+
+
+def _given(chosen: Namespace) -> dict[str, Any]:
+    """The settings that were given, by name."""
+    return {name: value for name, value in vars(chosen).items() if name in setting_names()}
+
+
+def demo(chosen: Namespace) -> None:
+    """``twinbud demo``."""
+    from twinbud.cli.console import show_demo
+    from twinbud.runs import demo
+
+    show_demo(demo.demo(chosen.output, force=chosen.force, progress=TerminalProgress()))
+
+
+def select(chosen: Namespace) -> None:
+    """``twinbud select``."""
+    from twinbud.cli.console import show_selection
+    from twinbud.models.selection_io import select_to_folder
+
+    given = _given(chosen)
+    if chosen.weights not in options.WEIGHTS:
+        raise unknown_choice("--weights", chosen.weights, options.WEIGHTS)
+    model, seed = stage_config(ModelConfig, given), stage_config(TrainingConfig, given).seed
+    half = chosen.weights == "float16"
+    show_selection(
+        select_to_folder(model, chosen.output, seed=seed, half_precision=half, force=chosen.force), chosen.output
+    )
+
+
+def train(chosen: Namespace) -> None:
+    """``twinbud train``."""
+    config = train_config(chosen)
+    from twinbud.cli.console import show_run
+    from twinbud.runs.pipeline import train
+
+    show_run(train(config, TerminalProgress()))
+
+
+def train_config(chosen: Namespace) -> Any:
+    """The run that the options of ``twinbud train`` and its ``--config`` file describe.
+
+    Raises:
+        TwinbudError: No images are given; see also ``run_config``.
+    """
+    saved = read_settings_file(chosen.config) if chosen.config else {}
+    settings = merge_settings(saved, _given(chosen))
+    if settings.get("data") is None:
+        fix = "Give a folder of class folders, a CSV file, or 'phantom' for generated images"
+        raise TwinbudError("no images are given", where="--data", fix=fix)
+    return run_config(settings, **{name: getattr(chosen, name) for name in options.HANDLING})
+
+
+def evaluate(chosen: Namespace) -> None:
+    """``twinbud evaluate``."""
+    from twinbud.cli.console import show_evaluation
+    from twinbud.runs.inference import evaluate_run
+
+    show_evaluation(
+        evaluate_run(chosen.run, _given(chosen), output=chosen.output, force=chosen.force, progress=TerminalProgress()),
+        chosen.output,
+    )
+
+
+def predict(chosen: Namespace) -> None:
+    """``twinbud predict``."""
+    data = stage_config(DataConfig, _given(chosen))
+    from twinbud.cli.console import show_ignored, show_predictions
+    from twinbud.runs.inference import predict
+
+    predictions, ignored = predict(
+        chosen.model,
+        chosen.images,
+        skip_broken=data.skip_broken,
+        max_megapixels=data.max_megapixels,
+        output=chosen.output,
+        force=chosen.force,
+        progress=TerminalProgress(),
+    )
+    if chosen.output is None:
+        show_predictions(predictions)
+        require_written("the predictions")
+    show_ignored(ignored)
+
+
+def study(chosen: Namespace) -> None:
+    """``twinbud study``."""
+    num_workers = read_value("workers", chosen.workers, int | None)
+    from twinbud.cli.study_display import show_plan, show_status, show_study_result
+    from twinbud.study.run import StudyRequest, estimate_seconds, execute_study, plan_study, require_success
+
+    request = StudyRequest(
+        recipe=chosen.recipe,
+        runs=chosen.runs,
+        data=chosen.data,
+        only=chosen.only,
+        profile=chosen.profile,
+        num_workers=num_workers,
+        keep_models=chosen.keep_models,
+        pixel_cache=chosen.pixel_cache,
+    )
+    progress = TerminalProgress()
+    planned = plan_study(request, progress)
+    if chosen.dry_run:
+        show_plan(planned, estimate_seconds(planned, progress))
+        return
+    with show_status(planned.distinct) as on_status:
+        done = execute_study(request, planned, progress, on_status)
+    show_study_result(done, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
+    require_success(done)
+
+
+def tables(chosen: Namespace) -> None:
+    """``twinbud tables``."""
+    from twinbud.cli.study_display import show_written
+    from twinbud.study.export import write_tables
+
+    show_written(write_tables(chosen.recipe, chosen.runs, chosen.output))
+
+
+RUN: dict[str, Callable[[Namespace], None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "select": select,
+    "study": study,
+    "tables": tables,
+}

