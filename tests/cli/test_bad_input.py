@@ -518,7 +518,10 @@ EVALUATE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("select", "--teacher", "{teacher}", "--rule", "unifrom", "--output", "{bad}/selected"),
         ("--rule: 'unifrom' is not one of uniform", "Did you mean 'uniform'?"),
     ),
-    "no teacher to select from": (("select", "--output", "{bad}/selected"), ("selection needs a teacher",)),
+    "no teacher to select from": (
+        ("select", "--output", "{bad}/selected"),
+        ("--teacher: ", "Give --teacher dinov2-small"),
+    ),
     "a student wider than the teacher to select from": (
         ("select", "--teacher", "{teacher}", "--student", "vit_tiny_patch16_224", "--output", "{bad}/selected"),
         ("--student: the student",),
