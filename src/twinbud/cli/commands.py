@@ -72,7 +72,14 @@ def evaluate(chosen: Namespace) -> None:
     from twinbud.runs.inference import evaluate_run
 
     show_evaluation(
-        evaluate_run(chosen.run, _given(chosen), output=chosen.output, force=chosen.force, progress=TerminalProgress()),
+        evaluate_run(
+            chosen.run,
+            _given(chosen),
+            output=chosen.output,
+            force=chosen.force,
+            logits=chosen.logits,
+            progress=TerminalProgress(),
+        ),
         chosen.output,
     )
 
@@ -80,7 +87,7 @@ def evaluate(chosen: Namespace) -> None:
 def predict(chosen: Namespace) -> None:
     """``twinbud predict``."""
     data = stage_config(DataConfig, _given(chosen))
-    from twinbud.cli.console import show_ignored, show_predictions
+    from twinbud.cli.console import show_ignored, show_note, show_predictions
     from twinbud.runs.inference import predict
 
     predictions, ignored = predict(
@@ -90,12 +97,23 @@ def predict(chosen: Namespace) -> None:
         max_megapixels=data.max_megapixels,
         output=chosen.output,
         force=chosen.force,
+        logits=chosen.logits,
         progress=TerminalProgress(),
     )
     if chosen.output is None:
-        show_predictions(predictions)
+        show_predictions(predictions, logits=chosen.logits)
         require_written("the predictions")
     show_ignored(ignored)
+    if ignored:
+        show_note(f"{len(predictions.paths):,} images classified, {len(ignored):,} files left out")
+
+
+def report(chosen: Namespace) -> None:
+    """``twinbud report``."""
+    from twinbud.cli.console import show_written
+    from twinbud.runs.report import rebuild_report
+
+    show_written(rebuild_report(chosen.run, output=chosen.output, force=chosen.force))
 
 
 def study(chosen: Namespace) -> None:
@@ -138,6 +156,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "report": report,
     "select": select,
     "study": study,
     "tables": tables,

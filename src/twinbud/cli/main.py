@@ -26,7 +26,7 @@ COMMANDS = {
     "predict": "Classify images with a finished run or a model folder.",
     "report": "Write the page and the model card of a finished run again, without images or teacher.",
     "select": "Select the weights of student and auxiliary from a teacher, for training on another machine.",
-    "study": "Do all runs of a recipe, such as a table of the paper; can be stopped and continued.",
+    "study": "Execute all runs of a recipe, such as a table of the paper; can be stopped and continued.",
     "tables": "Write tables and figures of a recipe's finished runs.",
 }
 """Each command with one sentence; its options are in ``options.py`` and what it calls in ``commands.py``."""
