@@ -6,8 +6,6 @@ import csv
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import twinbud
 from helpers.builders import save_images, save_vit_teacher
 from helpers.command import SMALL, refusal, train, trained
 from helpers.command import twinbud as command
+from twinbud.config.loading import run_config
 from twinbud.core.memory import PeakMemory
 from twinbud.data import image_store
 from twinbud.report.model import read_summary
@@ -423,25 +421,11 @@ def test_the_run_that_train_returns_is_the_one_on_the_disk(
         "profile": "paper", "data": str(shared_images), "teacher": shared_teacher, "image_size": 28, "epochs": 1,
         "batch_size": 8, "precision": "float32",
     }  # fmt: skip
-    run = twinbud.train(twinbud.run_config(settings, output=tmp_path / "run"))
+    run = pipeline.train(run_config(settings, output=tmp_path / "run"))
     assert run.folder == tmp_path / "run"
     assert run.metrics == RunMetrics.from_json(read_json(run.folder / "metrics.json"))
     assert run.summary == read_summary(run.folder / "summary.json")
     assert same_outcome(run.folder, shared_run)
-
-
-def test_every_public_name_resolves_and_no_other_does() -> None:
-    for name in twinbud.__all__:
-        assert getattr(twinbud, name).__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = twinbud.trian
-
-
-@pytest.mark.parametrize("code", ["import twinbud", "from twinbud.cli.main import build_parser; build_parser()"])
-def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
-    check = "import sys; print(*{'torch', 'timm', 'numpy', 'matplotlib', 'pandas'} & sys.modules.keys())"
-    answer = subprocess.run([sys.executable, "-c", f"{code}; {check}"], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == ""
 
 
 def test_decoded_images_are_kept_for_the_next_run_unless_that_is_declined(

@@ -1,0 +1,84 @@
+"""The settings of a run as typed keywords of ``twinbud.train``; a test keeps them equal to the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+from twinbud.config.schema import (
+    Attention,
+    Auto,
+    Auxiliary,
+    Compile,
+    CrossEntropyTemperature,
+    Device,
+    Distillation,
+    LayerScale,
+    Method,
+    Precision,
+    Profile,
+    Recover,
+    RecoverTarget,
+    Refit,
+    Rule,
+    Subset,
+)
+
+
+class Settings(TypedDict, total=False):
+    """All settings but ``data`` and ``teacher``; ``twinbud train --help`` and the schema explain each."""
+
+    image_column: str
+    label_column: str
+    patient_column: str
+    split_column: str
+    split: str | Path | None
+    split_seed: int
+    develop: bool
+    split_duplicates: bool
+    fraction: float
+    subset: Subset
+    skip_broken: bool
+    max_megapixels: float
+    selected: str | Path | None
+    student: str
+    method: Method
+    rule: Rule
+    attention: Attention
+    auxiliary: Auxiliary
+    swap_roles: bool
+    layer_scale: LayerScale
+    profile: Profile
+    image_size: int
+    epochs: int
+    min_steps: int
+    batch_size: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup: float
+    weight_decay: float
+    layer_decay: float
+    clip_norm: float | None
+    distillation: Distillation
+    alpha: float
+    beta: float
+    temperature: float | Auto
+    ce_temperature: CrossEntropyTemperature
+    drop_path: float | Auto
+    crop_scale: float
+    flip: float
+    precision: Precision
+    compile: Compile
+    seed: int
+    evaluate_every: int | None
+    device: Device
+    threads: int | None
+    recover: Recover
+    recover_refit: Refit
+    recover_views: int
+    recover_memory: float
+    recover_epochs: int
+    recover_batch_size: int
+    recover_learning_rate: float
+    recover_target: RecoverTarget
+    recover_blocks: bool

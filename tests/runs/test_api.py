@@ -1,0 +1,91 @@
+"""The flat Python API: its names, its keywords, and the examples of its docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+import twinbud
+from helpers.builders import save_images, save_vit_teacher
+from helpers.studies import recipe_content, save_recipe
+from twinbud.config.fields import hints_of
+from twinbud.config.keywords import Settings
+from twinbud.config.schema import STAGES, all_settings
+from twinbud.core.errors import TwinbudError
+from twinbud.runs import api
+from twinbud.study import api as study_api
+
+JOBS: tuple[Callable[..., Any], ...] = (api.train, api.evaluate, api.predict, api.select, study_api.study)
+
+
+def test_the_package_names_each_job_once() -> None:
+    assert sorted(twinbud.__all__) == sorted(["TwinbudError", *(job.__name__ for job in JOBS)])
+    assert all(getattr(twinbud, name).__doc__ for name in twinbud.__all__)
+
+
+def test_the_keywords_of_train_are_the_settings_of_the_schema() -> None:
+    expected = {name: hint for kind in STAGES.values() for name, hint in hints_of(kind).items()}
+    keywords = get_type_hints(Settings)
+    assert set(keywords) == set(expected) - {"data", "teacher"}
+    for name, hint in keywords.items():
+        accepted = set(get_args(hint) or (hint,))
+        wanted = set(get_args(expected[name]) or (expected[name],))
+        assert accepted == wanted | ({str} if Path in wanted else set()), name
+
+
+def test_defaults_of_the_other_jobs_are_those_of_the_schema() -> None:
+    for job in JOBS:
+        defaults = {name: one.default for name, one in inspect.signature(job).parameters.items()}
+        for name in defaults.keys() & all_settings().keys():
+            if defaults[name] not in (None, inspect.Parameter.empty):
+                assert defaults[name] == all_settings()[name].default, (job, name)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = ("torch", "timm", "numpy", "pandas", "pydantic", "rich", "yaml")
+    code = f"import sys, twinbud; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_of_studies_is_the_function_and_stays_a_package() -> None:
+    import twinbud.study.run as module
+
+    assert module.plan_study.__module__ == "twinbud.study.run"
+    with pytest.raises(TwinbudError, match=r"^none\.yaml: "):
+        twinbud.study("none.yaml")
+
+
+def test_the_examples_of_the_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On small images and a small teacher, one after the other in one folder."""
+    monkeypatch.chdir(tmp_path)
+    save_images(tmp_path / "images", {"dark": 10, "light": 10})
+    teacher = save_vit_teacher(tmp_path / "teacher")
+    save_recipe(tmp_path / "recipe.yaml", recipe_content(teacher))
+    names: dict[str, Any] = {}
+    for job in JOBS:
+        examples = doctest.DocTestParser().get_examples(inspect.getdoc(job) or "", job.__name__)
+        assert len(examples) >= 2
+        for example in examples:
+            source = example.source.replace('"dinov2-small"', repr(teacher))
+            if example.want:
+                assert repr(eval(source, names)) == example.want.strip()
+            else:
+                exec(source, names)
+
+
+def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(TwinbudError, match=r"'epoch' is not one of .* Did you mean 'epochs'\?"):
+        twinbud.train(data="phantom", teacher="dinov2-small", output=tmp_path / "run", epoch=1)  # type: ignore[call-arg]
+    with pytest.raises(TwinbudError, match="--fraction: '2' is not valid"):
+        twinbud.train(data="phantom", teacher="dinov2-small", output=tmp_path / "run", fraction=2)
+    with pytest.raises(TwinbudError, match="--weights: 'int8' is not one of float32, float16"):
+        twinbud.select(teacher="dinov2-small", output=tmp_path / "s", weights="int8")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
