@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit soak bench install clean
+.PHONY: demo test docs lint types unit soak bench install clean
 
 demo: .venv/installed
 	"$(BIN)/twinbud" demo --force --output twinbud-demo
@@ -19,6 +19,12 @@ types: .venv/installed
 # in random order, one worker a core with one thread each; TESTS="tests/data -k split" for some of them
 unit: .venv/installed
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile $(TESTS)
+
+# the documentation site in site/; warnings and dead links are errors, nothing is fetched
+docs: .venv/installed
+	"$(BIN)/pip" install --quiet --editable ".[docs]"
+	"$(BIN)/mkdocs" build --strict --quiet
+	@echo "built: site/index.html"
 
 # 10,000 damaged images and 60 killed runs; about a quarter of an hour on one core
 soak: .venv/installed
@@ -40,4 +46,4 @@ install: .venv/installed
 	touch .venv/installed
 
 clean:
-	rm -rf .venv twinbud-demo
+	rm -rf .venv site twinbud-demo

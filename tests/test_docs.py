@@ -58,7 +58,7 @@ def test_every_recipe_is_a_run_and_its_head_says_the_command(recipe: Path) -> No
 
 
 def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
-    example, recovery = blocks(ROOT / "docs" / "python.md", "python")
+    example, recovery = blocks(ROOT / "docs" / "api.md", "python")
     replaced = {
         '"data/brain-mri"': repr(str(shared_images)),
         '"dinov2-small"': repr(shared_teacher),
@@ -69,9 +69,9 @@ def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsy
         assert theirs in example
         example = example.replace(theirs, ours)
     names: dict[str, Any] = {}
-    exec(compile(example, "docs/python.md", "exec"), names)
+    exec(compile(example, "docs/api.md", "exec"), names)
     assert capsys.readouterr().out.startswith("accuracy 0.")
-    exec(compile(recovery, "docs/python.md", "exec"), names)
+    exec(compile(recovery, "docs/api.md", "exec"), names)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -91,12 +91,8 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    """Every path of the README's tree exists, and every file of the package stands in it or below a folder in it."""
-    tree = next(text for text in blocks(ROOT / "README.md", "text") if text.startswith("src/twinbud/"))
-    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ") and not line.startswith("    ")}
-    package = ROOT / "src" / "twinbud"
-    for name in named:
-        assert (package / name).exists(), name
-    held = {path.name + ("/" if path.is_dir() else "") for path in package.iterdir()}
-    assert held - named - {"__pycache__/", "__init__.py", "__main__.py", "py.typed"} == set()
+def test_the_architecture_page_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", text.partition("## Rooms")[2].partition("\n## ")[0], re.MULTILINE)
+    rooms = sorted(path.name for path in (ROOT / "src" / "twinbud").iterdir() if (path / "__init__.py").is_file())
+    assert sorted(named) == rooms
