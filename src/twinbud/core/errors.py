@@ -16,18 +16,12 @@ class TwinbudError(Exception):
             "the folder holds no images").
         where: File, row, option, field or step that it concerns.
         fix: What to do, as an imperative sentence without its full stop.
-        got: Until every call is rewritten: makes ``problem`` read ``expected PROBLEM, got GOT``.
 
     The text reads ``WHERE: PROBLEM. FIX.`` and never holds a line break.
     """
 
-    def __init__(
-        self, problem: str, *, where: str | None = None, fix: str | None = None, got: str | None = None
-    ) -> None:
-        self.expected, self.got = problem, got
-        self.problem = problem if got is None else f"expected {problem}, got {got}"
-        self.where = where
-        self.fix = fix
+    def __init__(self, problem: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.problem, self.where, self.fix = problem, where, fix
         text = f"{where}: " if where else ""
         text += f"{self.problem}."
         if fix:
