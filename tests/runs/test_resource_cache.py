@@ -36,7 +36,7 @@ def test_what_cannot_be_opened_is_tried_once_a_minute(monkeypatch: pytest.Monkey
 
     def fail() -> None:
         tries.append(1)
-        raise TwinbudError("a teacher", got="none")
+        raise TwinbudError("no teacher is given")
 
     for _ in range(3):
         with pytest.raises(TwinbudError, match="expected a teacher, got none"):
