@@ -172,7 +172,7 @@ def hub_process(endpoint: str, cache: Path, code: str) -> subprocess.CompletedPr
     )
 
 
-OPEN = "from twinbud import open_teacher, read_teacher_card as card\n"
+OPEN = "from twinbud.models.teacher import open_teacher, read_teacher_card as card\n"
 
 
 def test_a_timm_name_is_fetched_from_a_hub(tmp_path: Path) -> None:
