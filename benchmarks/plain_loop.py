@@ -31,7 +31,7 @@ def main() -> None:
     test = ImageFiles(task, "test", student_spec.mean, student_spec.std)
     loader = DataLoader(train, training.batch_size, shuffle=True, num_workers=NUM_WORKERS)
     student, auxiliary = student_pair.student, student_pair.auxiliary
-    optimizer = make_optimiser(student, training)
+    optimizer = make_optimizer(student, training)
     num_steps = len(loader) * training.epochs
     peak = peak_learning_rate(training.learning_rate, training.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -63,7 +63,7 @@ def main() -> None:
     write_result(task, result | {"num_train": len(train), "accuracy": accuracy, "loss": running / len(train)})
 
 
-def make_optimiser(student: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(student: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with decay on parameters of two dimensions or more, timm's exceptions left out."""
     exempt = student.no_weight_decay() if hasattr(student, "no_weight_decay") else set()  # type: ignore[operator]
     decayed, others = [], []

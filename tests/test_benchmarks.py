@@ -13,7 +13,7 @@ import torch
 from bench_table import Row, Target, epoch_ratio, limit_lines, table, twin_targets, whole_run_targets
 from helpers.builders import VIT, random_model
 from measuring import Measurement
-from plain_loop import make_optimiser, train_step
+from plain_loop import make_optimizer, train_step
 from task import Task
 from twinbud.config.schema import TrainingConfig
 from twinbud.models.student_pair import StudentPair
@@ -54,7 +54,7 @@ def test_the_plain_loop_takes_the_same_step(method: str, clip_norm: float | None
     step = TrainingStep(pair, objective(training, bf16=False), weight_decay=training.weight_decay)
     rate = peak_learning_rate(training.learning_rate, training.batch_size)
     losses = step(images, labels, rate).losses
-    loss = train_step(student, auxiliary, make_optimiser(student, training), images, labels, training)
+    loss = train_step(student, auxiliary, make_optimizer(student, training), images, labels, training)
 
     torch.testing.assert_close(loss, losses.total.detach())
     torch.testing.assert_close(student.state_dict(), pair.student.state_dict(), rtol=0, atol=1e-9)

@@ -60,7 +60,7 @@ def same_widths(bad: Path) -> None:
 def odd_argument(bad: Path) -> None:
     save_teacher(bad / "odd", "vit_tiny_patch16_224", img_size=28, patch_size=7, embed_dim=32, depth=1, num_heads=4)
     path = bad / "odd" / "config.json"
-    path.write_text(path.read_text().replace('"embed_dim"', '"colour": "red", "embed_dim"'))
+    path.write_text(path.read_text().replace('"embed_dim"', '"color": "red", "embed_dim"'))
 
 
 EIGHT = "".join(f"{name}/{n:03}.png,{name}\n" for name in "ab" for n in range(4))
@@ -144,7 +144,7 @@ CASES: dict[str, Case] = {
     ),
     "teacher folder with an argument timm lacks": Case(
         words=("--teacher", "local-dir:{bad}/odd"),
-        said=("local-dir:{bad}/odd: timm cannot build ", "colour"),
+        said=("local-dir:{bad}/odd: timm cannot build ", "color"),
         prepare=odd_argument,
     ),
     "no teacher": Case(

@@ -25,7 +25,7 @@ SIZE = 16
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Grey and coloured images by turns."""
+    """Gray and colored images by turns."""
     generator = np.random.default_rng(0)
     files = [tmp_path / f"{number}.png" for number in range(6)]
     for number, file in enumerate(files):

@@ -50,7 +50,7 @@ def save_vit_teacher(folder: Path, seed: int = 0) -> str:
 
 
 def save_images(folder: Path, classes: dict[str, int], size: int = 32, seed: int = 0) -> Path:
-    """Class folders of grey PNG files whose brightness tells the class, with noise that makes each unlike."""
+    """Class folders of gray PNG files whose brightness tells the class, with noise that makes each unlike."""
     generator = np.random.default_rng(seed)
     for level, (name, count) in enumerate(classes.items()):
         (folder / name).mkdir(parents=True)

@@ -53,31 +53,31 @@ def seeds() -> dict[str, bytes]:
     generator = np.random.default_rng(0)
     smooth = np.add.outer(np.arange(40), np.arange(56)) * 2
     rgb = np.stack([smooth, smooth[::-1], smooth[:, ::-1]], axis=2) + generator.integers(0, 20, (40, 56, 3))
-    colour = Image.fromarray(rgb.astype(np.uint8))
-    grey, palette = colour.convert("L"), colour.quantize(16)
+    color = Image.fromarray(rgb.astype(np.uint8))
+    gray, palette = color.convert("L"), color.quantize(16)
     wide = Image.fromarray((smooth * 200).astype(np.uint16))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     thumbnail = Image.Exif()
     thumbnail[0x0112] = 3
     return {
-        "png-grey": _saved(grey, "PNG"),
-        "png-bits": _saved(grey.convert("1"), "PNG"),
-        "png-rgb": _saved(colour, "PNG", dpi=(72, 72), icc_profile=b"profile" * 50, exif=exif),
+        "png-gray": _saved(gray, "PNG"),
+        "png-bits": _saved(gray.convert("1"), "PNG"),
+        "png-rgb": _saved(color, "PNG", dpi=(72, 72), icc_profile=b"profile" * 50, exif=exif),
         "png-palette": _saved(palette, "PNG", transparency=3),
         "png-palette-alpha": _saved(palette, "PNG", transparency=bytes(range(16))),
-        "png-alpha": _saved(colour.convert("RGBA"), "PNG"),
-        "png-grey-alpha": _saved(colour.convert("LA"), "PNG"),
+        "png-alpha": _saved(color.convert("RGBA"), "PNG"),
+        "png-gray-alpha": _saved(color.convert("LA"), "PNG"),
         "png-16": _saved(wide, "PNG"),
         "png-interlaced": _interlaced(rgb.astype(np.uint8)),
-        "png-animated": _saved(grey, "PNG", save_all=True, append_images=[grey.transpose(Image.Transpose.ROTATE_180)]),
-        "jpeg-grey": _saved(grey, "JPEG"),
-        "jpeg-baseline": _saved(colour, "JPEG", subsampling=2),
-        "jpeg-progressive": _saved(colour, "JPEG", progressive=True, subsampling=0),
-        "jpeg-restarts": _saved(colour, "JPEG", restart_marker_blocks=2, optimize=True),
-        "jpeg-cmyk": _saved(colour.convert("CMYK"), "JPEG"),
-        "jpeg-exif": _saved(colour, "JPEG", exif=exif, comment=b"scan", icc_profile=b"profile" * 50),
-        "jpeg-thumbnail": _saved(colour, "JPEG", exif=thumbnail.tobytes() + _saved(grey, "JPEG")),
+        "png-animated": _saved(gray, "PNG", save_all=True, append_images=[gray.transpose(Image.Transpose.ROTATE_180)]),
+        "jpeg-gray": _saved(gray, "JPEG"),
+        "jpeg-baseline": _saved(color, "JPEG", subsampling=2),
+        "jpeg-progressive": _saved(color, "JPEG", progressive=True, subsampling=0),
+        "jpeg-restarts": _saved(color, "JPEG", restart_marker_blocks=2, optimize=True),
+        "jpeg-cmyk": _saved(color.convert("CMYK"), "JPEG"),
+        "jpeg-exif": _saved(color, "JPEG", exif=exif, comment=b"scan", icc_profile=b"profile" * 50),
+        "jpeg-thumbnail": _saved(color, "JPEG", exif=thumbnail.tobytes() + _saved(gray, "JPEG")),
     }
 
 
@@ -122,8 +122,8 @@ def join_png(chunks: list[Part]) -> bytes:
 
 
 def png_header(contents: bytes, **fields: int) -> bytes:
-    """The PNG with some fields of its IHDR replaced: width, height, depth, colour, compression, filter, interlace."""
-    names = ("width", "height", "depth", "colour", "compression", "filter", "interlace")
+    """The PNG with some fields of its IHDR replaced: width, height, depth, color, compression, filter, interlace."""
+    names = ("width", "height", "depth", "color", "compression", "filter", "interlace")
     chunks = split_png(contents)
     for place, (kind, data) in enumerate(chunks):
         if kind == b"IHDR" and len(data) >= 13:
@@ -225,15 +225,15 @@ def huge_header(contents: bytes, generator: random.Random) -> bytes:
 
 
 def odd_header(contents: bytes, generator: random.Random) -> bytes:
-    name = generator.choice(("width", "height", "depth", "colour", "compression", "filter", "interlace"))
+    name = generator.choice(("width", "height", "depth", "color", "compression", "filter", "interlace"))
     return png_header(contents, **{name: generator.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))})
 
 
 def palette_out_of_range(contents: bytes, generator: random.Random) -> bytes:
-    """A palette of fewer colours than the pixels name, of none, or of a length that is no colour's."""
+    """A palette of fewer colors than the pixels name, of none, or of a length that is no color's."""
     chunks = [(kind, data) for kind, data in split_png(contents) if kind != b"PLTE"]
     chunks.insert(min(1, len(chunks)), (b"PLTE", generator.randbytes(generator.choice((0, 1, 3, 4, 768, 769, 5000)))))
-    return png_header(join_png(chunks), colour=3, depth=generator.choice((1, 2, 4, 8)))
+    return png_header(join_png(chunks), color=3, depth=generator.choice((1, 2, 4, 8)))
 
 
 def broken_stream(contents: bytes, generator: random.Random) -> bytes:

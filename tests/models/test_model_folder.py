@@ -88,10 +88,10 @@ def model_folder(folder: Path, family: str) -> tuple[Path, StudentSpec, Any]:
 
 
 def oblong_images(folder: Path) -> list[Path]:
-    """A grey and an RGB image, neither of them square."""
+    """A gray and an RGB image, neither of them square."""
     generator = np.random.default_rng(0)
     files = []
-    for name, shape in (("grey", (33, 90)), ("colour", (71, 40, 3))):
+    for name, shape in (("gray", (33, 90)), ("color", (71, 40, 3))):
         files.append(folder / f"{name}.png")
         Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(files[-1])
     return files
@@ -241,7 +241,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a class too few": config_with(label_names=list(CLASSES[:-1])),
     "classes of another kind": config_with(label_names=[1, 2, 3, 4]),
     "classes as one word": config_with(label_names="abcd"),
-    "unknown argument": config_with(model_args__colour="red"),
+    "unknown argument": config_with(model_args__color="red"),
     "argument of another kind": config_with(model_args__embed_dim="wide"),
     "mean of two channels": config_with(pretrained_cfg__mean=[0.5, 0.5]),
     "deviation of zero": config_with(pretrained_cfg__std=[0.2, 0.0, 0.2]),

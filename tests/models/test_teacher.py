@@ -106,7 +106,7 @@ def test_a_safetensors_file_opens_under_the_architecture_that_is_named(tmp_path:
     assert torch.equal(teacher.model.norm.weight, model.norm.weight)
 
 
-def test_a_file_is_normalised_as_timm_normalises_the_weights_of_its_name(tmp_path: Path) -> None:
+def test_a_file_is_normalized_as_timm_normalizes_the_weights_of_its_name(tmp_path: Path) -> None:
     save_file({"norm.weight": torch.ones(1)}, file := tmp_path / "weights.safetensors")
     usual, tagged = (read_teacher_card(f"vit_small_patch16_224{tag}@{file}") for tag in ("", ".dino"))
     assert (usual.mean, usual.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -26,7 +26,7 @@ def test_a_student_that_is_all_of_its_teacher_has_nothing_to_learn(
 
 
 @pytest.mark.parametrize("kind", ["vit", "distilled vit", "vit with registers", "pooled vit", "convnext"])
-def test_the_loss_is_smooth_l1_between_normalised_tokens(kind: str, tmp_path: Path) -> None:
+def test_the_loss_is_smooth_l1_between_normalized_tokens(kind: str, tmp_path: Path) -> None:
     pair, images = beside(tmp_path, kind), batches(image_size(kind))[0]
     ours, theirs = pair.student.forward_features(images), pair.teacher.forward_features(images)
     if kind == "convnext":
@@ -34,8 +34,8 @@ def test_the_loss_is_smooth_l1_between_normalised_tokens(kind: str, tmp_path: Pa
     channels = pair.stream_channels(pair.blocks[-1].name)
 
     def standardised(tokens: torch.Tensor) -> torch.Tensor:
-        centred = tokens - tokens.mean(dim=-1, keepdim=True)
-        return centred / (tokens.var(dim=-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        centered = tokens - tokens.mean(dim=-1, keepdim=True)
+        return centered / (tokens.var(dim=-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
 
     own = FeatureMatchingLoss(pair, target="own", blocks=False)
     targets = own.targets(list(pair.teacher_streams(images)))

@@ -63,7 +63,7 @@ def test_a_network_with_batch_norm_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def picture(channels: int = 3) -> np.ndarray:
-    """Smooth colours from 0 to 255, with both in every channel."""
+    """Smooth colors from 0 to 255, with both in every channel."""
     rows, columns = np.mgrid[0:30, 0:40]
     layers = [(rows * 5 + columns * k) % 256 for k in (2, 3, 5)][:channels]
     image_store = np.stack(layers, axis=2).astype(np.uint8)
@@ -77,9 +77,9 @@ def plain(folder: Path, image_store: np.ndarray) -> Path:
 
 
 def sixteen_bit(folder: Path) -> tuple[Path, Path]:
-    grey = picture(1)[:, :, 0]
-    Image.fromarray(grey.astype(np.uint16) * 100 + 7).save(folder / "odd.png")
-    return folder / "odd.png", plain(folder, grey)
+    gray = picture(1)[:, :, 0]
+    Image.fromarray(gray.astype(np.uint16) * 100 + 7).save(folder / "odd.png")
+    return folder / "odd.png", plain(folder, gray)
 
 
 def cmyk(folder: Path) -> tuple[Path, Path]:

@@ -40,7 +40,7 @@ def weights(run: Path) -> bytes:
 
 
 def plain_images(folder: Path) -> Path:
-    """40 images, each of a grey value of its own that no crop and no mirror changes."""
+    """40 images, each of a gray value of its own that no crop and no mirror changes."""
     for number in range(40):
         path = folder / ("even" if number % 2 == 0 else "odd") / f"{5 * number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,10 @@ def test_what_was_opened_is_kept_and_the_oldest_makes_room() -> None:
         return name.upper()
 
     for name in ("a", "a", "b", "a"):
-        assert resource_cache.once("images", name, lambda name=name: make(name)) == name.upper()
+        assert resource_cache.get_or_create("images", name, lambda name=name: make(name)) == name.upper()
     assert opened == ["a", "b", "a"]
     for name in ("a", "b", "a", "b"):
-        resource_cache.once("initialization", name, lambda name=name: make(name))
+        resource_cache.get_or_create("initialization", name, lambda name=name: make(name))
     assert opened[3:] == ["a", "b"]
 
 
@@ -40,12 +40,12 @@ def test_what_cannot_be_opened_is_tried_once_a_minute(monkeypatch: pytest.Monkey
 
     for _ in range(3):
         with pytest.raises(TwinbudError, match="no teacher is given"):
-            resource_cache.once("initialization", "x", fail)
+            resource_cache.get_or_create("initialization", "x", fail)
     assert len(tries) == 1
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
     with pytest.raises(TwinbudError, match="no teacher is given"):
-        resource_cache.once("initialization", "x", fail)
+        resource_cache.get_or_create("initialization", "x", fail)
     assert len(tries) == 2
 
 

@@ -218,7 +218,7 @@ def test_a_signal_in_either_phase_stops_a_run_that_goes_on_exactly(
     assert (run / "checkpoints" / "first-phase").is_dir()
     resumed = train(shared_images, shared_teacher, run, *words, "--resume")
     assert resumed.code == 0, resumed.err
-    in_first, phase = steps <= 6, "training S′ beforehand" if steps <= 6 else "training S"
+    in_first, phase = steps <= 6, "training the auxiliary" if steps <= 6 else "training the student"
     assert f"{phase}: going on after step {steps if in_first else steps - 6}" in resumed.err
     assert weights(run) == weights(whole)
     assert history(run) == history(whole)

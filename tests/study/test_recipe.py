@@ -158,7 +158,7 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
         (put(1, "grdi"), ("small.yaml: ", "'grdi'", "Did you mean 'grid'?")),
         (put("dula", "grid", "method"), ("grid.method: ", "'dula'", "Did you mean 'dual'?")),
         (put(["huge"], "grid", "pair"), ("grid.pair: ", "'huge'", "tiny")),
-        (put(["x"], "grid", "colour"), ("small.yaml: grid: ", "'colour'")),
+        (put(["x"], "grid", "color"), ("small.yaml: grid: ", "'color'")),
         (put([0], "grid", "seed"), ("small.yaml: grid: ", "'seed'")),
         (put([], "grid", "method"), ("grid.method: the list is empty.",)),
         (put([[1]], "grid", "method"), ("grid.method: [[1]] is not a list of single values.",)),

@@ -15,6 +15,6 @@ def test_a_run_that_goes_on_keeps_what_was_once_chosen_for_it(monkeypatch: pytes
     monkeypatch.setattr(amp, "_matrix_product_seconds", seconds.__getitem__)
     cpu = torch.device("cpu")
     assert choose_precision("auto", cpu).name == "bf16"
-    assert choose_precision("auto", cpu, so_far="float32").name == "float32"
-    assert choose_precision("float32", cpu, so_far="bf16").name == "float32"
-    assert choose_precision("auto", cpu, so_far="nonsense").name == "bf16"
+    assert choose_precision("auto", cpu, previous="float32").name == "float32"
+    assert choose_precision("float32", cpu, previous="bf16").name == "float32"
+    assert choose_precision("auto", cpu, previous="nonsense").name == "bf16"

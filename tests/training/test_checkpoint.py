@@ -74,7 +74,7 @@ def untimed(history: History) -> list[Any]:
 
 
 def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
-    """The fused optimiser goes through memory as it lies: moments must come back in their parameters' layout."""
+    """The fused optimizer goes through memory as it lies: moments must come back in their parameters' layout."""
 
     def run(checkpoints: CheckpointManager | None = None) -> StudentPair:
         generator = torch.Generator().manual_seed(0)

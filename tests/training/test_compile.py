@@ -35,7 +35,7 @@ def test_the_planned_steps_decide(requested: str, device: torch.device, steps: i
 
 
 def test_auto_says_from_how_many_steps_it_would_pay() -> None:
-    assert choose_compilation("auto", CPU, 360).reason == "360 steps; pays from about 1,500"
+    assert choose_compilation("auto", CPU, 360).reason == "360 steps; saves time from about 1,500"
 
 
 def test_without_a_compiler_auto_goes_without_and_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_a_crop_is_what_pillow_cuts_and_scales() -> None:
     assert np.abs(seen - np.asarray(expected, dtype=np.float32))[2:-2, 2:-2].max() <= 2
 
 
-def test_normalisation_is_the_teachers() -> None:
+def test_normalization_is_the_teachers() -> None:
     pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     seen = Normalization.on(torch.device("cpu"), (0.5, 0.4, 0.3), (0.5, 0.2, 0.7))(pixels)
     torch.testing.assert_close(seen[0, :, 0, 0], torch.tensor([1.0, 3.0, 1.0]))
@@ -150,9 +150,9 @@ def test_normalisation_is_the_teachers() -> None:
 
 def test_images_that_are_streamed_train_the_same_network() -> None:
     """Bit for bit: kept as one channel or three, on the device or fetched batch by batch."""
-    grey = torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = ImageStore(image_size=28, digests=("",) * 10, channels=tuple(grey)).rows(range(10))
-    sources = (grey, grey.expand(-1, 3, -1, -1).contiguous(), rows)
+    gray = torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = ImageStore(image_size=28, digests=("",) * 10, channels=tuple(gray)).rows(range(10))
+    sources = (gray, gray.expand(-1, 3, -1, -1).contiguous(), rows)
     one, *others = [run(replace(data(), images_NCSS=source))[0] for source in sources]
     for other in others:
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

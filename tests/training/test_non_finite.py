@@ -1,4 +1,4 @@
-"""A value that is not finite, wherever it comes from, reaches neither S nor S′ nor the optimiser."""
+"""A value that is not finite, wherever it comes from, reaches neither S nor S′ nor the optimizer."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from twinbud.data.augment import apply_views, draw_views
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.same_class_pairs import draw_same_class_pairs
-from twinbud.training.soft_targets import open_soft_targets, similarity_after, virtual_teacher
+from twinbud.training.soft_targets import open_soft_targets, update_similarity, virtual_teacher
 from twinbud.training.train_step import Objective, TrainingStep
 
 VARIANTS: tuple[Distillation, ...] = get_args(Distillation)
@@ -83,7 +83,7 @@ class Reference:
             divergence = sum(q * math.log(q / r) for q, r in zip(target, p, strict=True) if q)
             ce = -math.log(softmax(student[row], 1.0)[LABELS[row]])
             total += (OBJECTIVE.alpha * ce + (1 - OBJECTIVE.alpha) * tau**2 * divergence) / len(rows)
-        self.remember(student, auxiliary, rows)
+        self.update(student, auxiliary, rows)
         return total
 
     def target(self, auxiliary: list[list[float]] | None, row: int) -> list[float]:
@@ -97,7 +97,7 @@ class Reference:
             "tf-kd": softmax(self.memory.get(row, auxiliary[row]), tau),
         }.get(self.distillation, softmax(auxiliary[row], tau))
 
-    def remember(self, student: list[list[float]], auxiliary: list[list[float]] | None, rows: list[int]) -> None:
+    def update(self, student: list[list[float]], auxiliary: list[list[float]] | None, rows: list[int]) -> None:
         self.memory |= {row: student[row] for row in rows}
         if auxiliary is None:
             return
@@ -178,7 +178,7 @@ def test_the_similarity_starts_as_the_identity_and_a_class_not_in_the_batch_keep
 
 def test_the_similarity_moves_a_tenth_of_the_way_to_the_batchs_mean() -> None:
     p = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
-    after = similarity_after(torch.eye(2), p, torch.tensor([1, 1]))
+    after = update_similarity(torch.eye(2), p, torch.tensor([1, 1]))
     torch.testing.assert_close(after, torch.tensor([[1.0, 0.0], [0.03, 0.97]]))
 
 

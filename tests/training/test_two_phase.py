@@ -120,7 +120,7 @@ def test_each_phase_has_a_bar_of_its_own() -> None:
 
     train(progress=Shown(), label="training dual")
     assert shown == [
-        ("training S′ beforehand", STEPS_A_PHASE, "steps"),
+        ("training the auxiliary", STEPS_A_PHASE, "steps"),
         ("training dual", STEPS_A_PHASE, "steps"),
     ]
 

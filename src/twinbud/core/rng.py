@@ -26,7 +26,7 @@ Stream = Literal[
     "bootstrap",
     "phantom",
 ]
-"""What a stream decides. ``student`` initialises the body of the baselines CM2-CM4."""
+"""Names of the random streams. ``student`` initializes the body of the baselines CM2-CM4."""
 
 
 def stream_seed(stream: Stream, seed: int, *counters: int | str) -> int:

@@ -41,12 +41,12 @@ class Job:
 
 def list_images(config: RunConfig, resource_cache: ResourceCache) -> ImageIndex:
     """The images of the run's source, not opened yet."""
-    return resource_cache.once("index", source_key(config), lambda: read_index(config.data))
+    return resource_cache.get_or_create("index", source_key(config), lambda: read_index(config.data))
 
 
 def open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> tuple[ImageIndex, ImageStore]:
     """The images that can be read, and their pixels."""
-    return resource_cache.once(
+    return resource_cache.get_or_create(
         "images", images_key(config), lambda: decode_images(list_images(config, resource_cache), config, progress)
     )
 

@@ -34,7 +34,7 @@ from twinbud.runs.context import Job, list_images, open_images
 from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
 from twinbud.runs.result import RunCost, RunMetrics, RunResult
-from twinbud.runs.resume import open_checkpoint_manager, precision_so_far
+from twinbud.runs.resume import open_checkpoint_manager, previous_precision
 from twinbud.runs.run_dir import (
     METRICS,
     RECOVERY_FILE,
@@ -105,7 +105,7 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
     listed = list_images(config, resource_cache)
     check_split_file(listed, config.data)
     teacher = read_teacher_card(config.model.teacher or "") if config.recovery.recover != "none" else None
-    initialization = resource_cache.once(
+    initialization = resource_cache.get_or_create(
         "initialization", initialization_key(config), lambda: open_initialization(config)
     )
     image_index, image_store = open_images(config, progress, resource_cache)
@@ -128,7 +128,7 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
         teacher=teacher,
         student_pair=initialization.build(training, num_classes=len(image_index.classes), device=device),
         device=device,
-        precision=choose_precision(training.precision, device, so_far=precision_so_far(config)),
+        precision=choose_precision(training.precision, device, previous=previous_precision(config)),
         compilation=choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps),
     )
 

@@ -1,4 +1,4 @@
-"""What several runs of one process have in common, opened once: images, teachers, selections."""
+"""Cache of resources that several runs of one process share: image index, images, initial weights."""
 
 from __future__ import annotations
 
@@ -12,71 +12,70 @@ from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError
 
 Kind = Literal["index", "images", "initialization"]
-Made = TypeVar("Made")
+Resource = TypeVar("Resource")
 
-_KEPT: dict[Kind, int] = {"index": 1, "images": 1, "initialization": 8}
-"""How many of each are kept: a set of images may fill a gigabyte, the weights of a small student do not."""
+_MAX_ENTRIES: dict[Kind, int] = {"index": 1, "images": 1, "initialization": 8}
+"""Maximum number of entries by kind: images can take a gigabyte, the weights of a small student do not."""
 
-
-_TRIED_AGAIN_SECONDS = 60.0
-"""A hub that does not answer costs its timeout this often, and not once a run."""
+_RETRY_SECONDS = 60.0
+"""Seconds before a failed resource is retried, so that not every run waits for the timeout of a hub."""
 
 
 class ResourceCache:
-    """Remembers what was opened and, for a minute, what could not be, for the next run that asks for the same."""
+    """Caches resources by kind and key, and errors for one minute."""
 
     def __init__(self) -> None:
-        self.made: dict[Kind, OrderedDict[Hashable, object]] = {kind: OrderedDict() for kind in _KEPT}
+        self.entries: dict[Kind, OrderedDict[Hashable, object]] = {kind: OrderedDict() for kind in _MAX_ENTRIES}
 
-    def once(self, kind: Kind, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What ``make`` gave when it was first called for this key.
+    def get_or_create(self, kind: Kind, key: Hashable, create: Callable[[], Resource]) -> Resource:
+        """Return the cached resource, or create and cache it.
 
         Args:
-            kind: What it is; of each kind only the latest few are kept.
-            key: All that decides it.
-            make: Opens it; what it returns must not be changed by those who share it.
+            kind: Kind of resource; the least recently used entries of a kind are removed first.
+            key: All settings that the resource depends on.
+            create: Creates the resource, which must not be modified afterwards.
 
         Raises:
-            TwinbudError: ``make`` raised it, now or less than a minute ago.
+            TwinbudError: ``create`` raises it, or raised it less than a minute ago.
         """
-        kept = self.made[kind]
-        trouble = kept.get(key)
-        if isinstance(trouble, _Trouble) and time.monotonic() - trouble.when > _TRIED_AGAIN_SECONDS:
-            del kept[key]
-        if key not in kept:
-            while len(kept) >= _KEPT[kind]:
-                kept.popitem(last=False)  # before its successor is opened, so that both never fill the memory
+        entries = self.entries[kind]
+        failure = entries.get(key)
+        if isinstance(failure, _Failure) and time.monotonic() - failure.time_seconds > _RETRY_SECONDS:
+            del entries[key]
+        if key not in entries:
+            while len(entries) >= _MAX_ENTRIES[kind]:
+                entries.popitem(last=False)  # before the new entry is created, so that memory never holds both
             try:
-                kept[key] = make()
+                entries[key] = create()
             except TwinbudError as error:
-                kept[key] = _Trouble(error, time.monotonic())
-        kept.move_to_end(key)
-        found = kept[key]
-        if isinstance(found, _Trouble):
-            raise found.error
-        return cast(Made, found)
+                entries[key] = _Failure(error, time.monotonic())
+        entries.move_to_end(key)
+        entry = entries[key]
+        if isinstance(entry, _Failure):
+            raise entry.error
+        return cast(Resource, entry)
 
 
 @dataclass(frozen=True)
-class _Trouble:
-    """What could not be opened, and when that was tried."""
+class _Failure:
+    """Error of a failed creation, with its monotonic time in seconds."""
 
     error: TwinbudError
-    when: float
+    time_seconds: float
 
 
 def source_key(config: RunConfig) -> Hashable:
-    """All that decides which images are listed: the data settings, less how the images are divided."""
+    """Return the settings that the image index depends on: the data settings without those of the split."""
     return replace(config.data, fraction=1.0, subset="stratified", split_seed=0, split_duplicates=False, develop=False)
 
 
 def images_key(config: RunConfig) -> Hashable:
-    """All that decides the decoded images."""
+    """Return the settings that the decoded images depend on."""
     return source_key(config), config.training.image_size
 
 
 def initialization_key(config: RunConfig) -> Hashable:
-    """All that decides where S and S′ start; the seed does so where the selection is random."""
+    """Return the settings that the initial weights depend on; the seed counts only for random selection."""
     is_random = config.model.rule.startswith("random")
     seed = config.training.seed if is_random else None
     return config.model, config.auxiliary, config.training.image_size, seed

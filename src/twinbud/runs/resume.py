@@ -1,4 +1,4 @@
-"""The phases of a run, each with checkpoints of its own, and where each of them goes on after a stop."""
+"""Resume a run: each phase has its own checkpoints and continues from the newest intact one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twinbud.training.phases import FIRST_PHASE, PHASES, RECOVERY_PHASES
 
 
 def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
-    """Where the run's checkpoints are, of every phase, with the newest whole ones if it is resumed."""
+    """Open the checkpoints of all phases of a run; load the newest intact ones if the run is resumed."""
     identity = numeric_settings(job.config) | {
         "precision": job.precision.name,
         "compile": job.compilation.name,
@@ -30,31 +30,40 @@ def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
             for pair_role in students_to_recover(job.student_pair)
         }
     if job.config.training.num_phases == 2:
-        phases[FIRST_PHASE] = "training S′ beforehand"
-    earlier = {}
+        phases[FIRST_PHASE] = "training the auxiliary"
+    managers = {}
     for phase, text in phases.items():
         checkpoints = CheckpointFolder(folder / phase, identity)
         found = newest_checkpoint(checkpoints, job.config, progress, text)
-        earlier[phase] = CheckpointManager(checkpoints, found, seconds, save_last=True)
+        managers[phase] = CheckpointManager(checkpoints, found, seconds, save_last=True)
     checkpoints = CheckpointFolder(folder, identity)
-    return CheckpointManager(checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, phases=earlier)
+    return CheckpointManager(
+        checkpoints, newest_checkpoint(checkpoints, job.config, progress), seconds, phases=managers
+    )
 
 
 def newest_checkpoint(
-    checkpoints: CheckpointFolder, config: RunConfig, progress: Progress, phase: str = "training S"
+    checkpoints: CheckpointFolder, config: RunConfig, progress: Progress, phase: str = "training the student"
 ) -> Checkpoint | None:
-    """What a phase of a resumed run goes on from, if there is anything; other runs begin anew."""
+    """Return the newest intact checkpoint of a phase; None if there is none or the run is not resumed.
+
+    Args:
+        checkpoints: Checkpoints of the phase.
+        config: Settings of the run.
+        progress: Shows damaged checkpoints and the step from which the phase continues.
+        phase: Name of the phase in these notes.
+    """
     if not config.resume:
         return None
-    found, complaints = checkpoints.latest()
-    place = f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start"
-    for text in (*complaints, f"{phase}: {place}"):
+    found, problems = checkpoints.latest()
+    start = f"going on after step {found.position.num_steps}" if found else "no checkpoint: from the start"
+    for text in (*problems, f"{phase}: {start}"):
         progress.note(text)
     return found
 
 
-def precision_so_far(config: RunConfig) -> str | None:
-    """What a run that goes on was computed in, if it left a checkpoint."""
+def previous_precision(config: RunConfig) -> str | None:
+    """Return the precision of the run to resume; None if it has no checkpoint or the run is not resumed."""
     folder = config.output / CHECKPOINTS
     phases = (folder, *(folder / phase for phase in PHASES)) if config.resume else ()
     return next((identity.get("precision") for phase in phases if (identity := saved_identity(phase))), None)

@@ -15,8 +15,8 @@ from torch import nn
 from twinbud.config.schema import Device, Precision
 from twinbud.core.errors import TwinbudError
 
-_WORTHWHILE = 1.5
-"""Least speed-up of bf16 matrix products at which bf16 is chosen; below it, casts cost more than is gained."""
+_MIN_SPEEDUP = 1.5
+"""Minimum speed-up of bf16 matrix products at which bf16 is chosen; below it, casts cost more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def choose_device(requested: Device) -> torch.device:
         raise TwinbudError("PyTorch finds no CUDA device", where="--device cuda", fix="Use --device cpu")
     if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())  # with its number, as in the devices of tensors
+    return torch.device("cuda", torch.cuda.current_device())  # with the index, as in ``Tensor.device``
 
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with ``count`` CPU threads while the context lasts; None leaves the number as it is."""
+    """Set the number of CPU threads within the context; None leaves it unchanged."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -57,23 +57,23 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_precision(requested: Precision, device: torch.device, so_far: str | None = None) -> PrecisionChoice:
-    """Return float32 or bf16 autocast; ``auto`` takes bf16 if this machine multiplies matrices faster in it.
+def choose_precision(requested: Precision, device: torch.device, previous: str | None = None) -> PrecisionChoice:
+    """Return float32 or bf16 autocast; ``auto`` selects bf16 if it is faster on this machine.
 
     Args:
-        requested: The setting.
-        device: Where training runs.
-        so_far: The precision of the run to resume: ``auto`` keeps it, since a second measurement may differ.
+        requested: The setting ``--precision``.
+        device: The training device.
+        previous: Precision of the run to resume; ``auto`` keeps it, since a new measurement may differ.
     """
     if requested != "auto":
         return PrecisionChoice(requested == "bf16", "requested")
-    if so_far in ("float32", "bf16"):
-        return PrecisionChoice(so_far == "bf16", "as before the run was stopped")
+    if previous in ("float32", "bf16"):
+        return PrecisionChoice(previous == "bf16", "as before the run was stopped")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return PrecisionChoice(native, f"the GPU {'has' if native else 'lacks'} bf16 units")
     ratio = _matrix_product_seconds(torch.float32) / _matrix_product_seconds(torch.bfloat16)
-    return PrecisionChoice(ratio >= _WORTHWHILE, f"bf16 matrix products are {ratio:.1f} times as fast here")
+    return PrecisionChoice(ratio >= _MIN_SPEEDUP, f"bf16 matrix products are {ratio:.1f} times as fast here")
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def unfused_attention_in_bf16(
 
 
 def _matrix_product_seconds(dtype: torch.dtype, repeats: int = 15) -> float:
-    """Median seconds of a ViT-T's fc1 on a batch of 32 images at 112 px."""
+    """Return the median seconds of the matrix product of a ViT-T's fc1 on a batch of 32 images at 112 px."""
     tokens, weight = torch.ones(2080, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
     seconds = []
     for _ in range(repeats):

@@ -20,17 +20,17 @@ R = TypeVar("R")
 STEPS_TO_COMPILE = 1500
 """Number of steps from which compilation on a CPU (half a minute) saves time; measured in EXPERIMENTS.md."""
 STEPS_TO_RECORD = 100
-"""Number of steps from which recording pays; it costs a few steps for each batch shape."""
+"""Number of steps from which a CUDA graph saves time; its capture takes a few steps for each batch shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """How the training step is accelerated, and why.
+    """Acceleration of the training step.
 
     Attributes:
-        inductor: Forward and backward pass go through ``torch.compile``.
-        graphs: The whole step is recorded once and replayed as a CUDA graph.
-        reason: Shown to the user.
+        inductor: Whether ``torch.compile`` compiles the forward and backward pass.
+        graphs: Whether the whole step is captured in a CUDA graph and replayed.
+        reason: Reason for the choice, for the user.
     """
 
     inductor: bool
@@ -64,17 +64,19 @@ def choose_compilation(requested: Compile, device: torch.device, num_steps: int)
         return Compilation(inductor=True, graphs=on_gpu, reason="requested")
     threshold = STEPS_TO_RECORD if on_gpu else STEPS_TO_COMPILE
     if num_steps < threshold:
-        return Compilation(inductor=False, graphs=False, reason=f"{num_steps} steps; pays from about {threshold:,}")
+        return Compilation(
+            inductor=False, graphs=False, reason=f"{num_steps} steps; saves time from about {threshold:,}"
+        )
     if not on_gpu and not _has_compiler():
         return Compilation(inductor=False, graphs=False, reason="no C++ compiler")
     return Compilation(inductor=not on_gpu, graphs=on_gpu, reason=f"{num_steps} steps")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile ``function`` for one shape of its arguments; random numbers are those of eager mode."""
-    torch.compiler.reset()  # functions compiled by earlier runs of this process count towards a limit
-    made = torch.compile(function, dynamic=False, options={"fallback_random": True})
-    return cast("Callable[P, R]", made)
+    """Compile ``function`` with static shapes, with the random numbers of eager mode."""
+    torch.compiler.reset()  # functions that earlier runs of the process compiled count toward a limit
+    result = torch.compile(function, dynamic=False, options={"fallback_random": True})
+    return cast("Callable[P, R]", result)
 
 
 def _has_compiler() -> bool:

@@ -1,4 +1,4 @@
-"""A step recorded as a CUDA graph: hundreds of kernels are started by one call of the host."""
+"""Capture of a function in a CUDA graph, which launches hundreds of kernels with one call of the host."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ from typing import Generic, TypeVar
 import torch
 
 R = TypeVar("R")
-_ORDINARY_CALLS = 3
-"""Before a shape is recorded: libraries choose their kernels and the optimiser makes its moments."""
+_NUM_WARMUP_CALLS = 3
+"""Eager calls per shape before capture: libraries select kernels and the optimizer allocates its moments."""
 
 
 class RecordedFunction(Generic[R]):
-    """``function`` of CUDA tensors, recorded once for each shape of its arguments and replayed from then on.
+    """Function of CUDA tensors that is captured in a CUDA graph once per combination of argument shapes.
 
-    What it returns is overwritten by the next call. It may read and change tensors that stay where they are, and must
-    not wait for the device. Each call does its work once, the ordinary and the recorded ones alike.
+    The first calls with new shapes are eager; later calls replay the graph. Every call executes the function exactly
+    once. The next call overwrites the returned tensors.
+
+    Args:
+        function: May read and modify tensors at fixed device addresses; must not synchronize with the device.
     """
 
     def __init__(self, function: Callable[..., R]) -> None:
         self.function = function
         self.calls: dict[tuple[torch.Size, ...], int] = {}
         self.recorded: dict[tuple[torch.Size, ...], _Recorded[R]] = {}
-        self.stream = _stream_aside(torch.cuda.current_device())
+        self.stream = _capture_stream(torch.cuda.current_device())
 
     def __call__(self, *tensors: torch.Tensor) -> R:
-        """Do the work of ``function(*tensors)``."""
+        """Return the result of ``function(*tensors)``."""
         shapes = tuple(tensor.shape for tensor in tensors)
         calls = self.calls[shapes] = self.calls.get(shapes, 0) + 1
-        if calls <= _ORDINARY_CALLS:
-            return self._aside(tensors)
+        if calls <= _NUM_WARMUP_CALLS:
+            return self._call_eagerly(tensors)
         if shapes not in self.recorded:
             self.recorded[shapes] = self._record(tensors)
         recorded = self.recorded[shapes]
-        for held, given in zip(recorded.arguments, tensors, strict=True):
-            held.copy_(given)
+        for static, tensor in zip(recorded.arguments, tensors, strict=True):
+            static.copy_(tensor)
         recorded.graph.replay()
         return recorded.result
 
-    def _aside(self, tensors: tuple[torch.Tensor, ...]) -> R:
-        """An ordinary call, on a stream of its own as recording needs it."""
+    def _call_eagerly(self, tensors: tuple[torch.Tensor, ...]) -> R:
+        """Call the function on the capture stream, as PyTorch requires before a capture."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             result = self.function(*tensors)
@@ -53,15 +56,15 @@ class RecordedFunction(Generic[R]):
         arguments = tuple(tensor.clone() for tensor in tensors)
         graph = torch.cuda.CUDAGraph()
         pool = next((other.graph.pool() for other in self.recorded.values()), None)
-        # a thread may be fetching the next batch meanwhile, which is no part of the recording
+        # another thread may prefetch the next batch at the same time, which the graph must not contain
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = self.function(*arguments)
         return _Recorded(graph, arguments, result)
 
 
 @cache
-def _stream_aside(device: int) -> torch.cuda.Stream:
-    """One for all recordings of a process: each new stream costs 65 MiB that stay, it seems cuBLAS's workspaces."""
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """Return the capture stream of the process: every new stream keeps 65 MiB, probably cuBLAS workspaces."""
     return torch.cuda.Stream(device)
 
 

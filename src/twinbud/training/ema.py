@@ -1,4 +1,4 @@
-"""S′ follows S as an exponential moving average (eq. 7)."""
+"""The auxiliary as an exponential moving average of the student (eq. 7)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from torch import nn
 
 @torch.no_grad()
 def ema_update(auxiliary: nn.Module, student: nn.Module, beta: float, condition: torch.Tensor | None = None) -> None:
-    """θ_S′ ← β θ_S′ + (1 − β) θ_S, in place, in the parameters' own dtype (eq. 7).
+    """Update θ_S′ ← β θ_S′ + (1 − β) θ_S in place, in the dtype of the parameters (eq. 7).
 
-    Floating-point buffers are averaged likewise; counters are copied. S′ keeps the weights it was built with at the
-    start, unlike the averages of ``torch.optim.swa_utils`` and timm, which begin as copies of S.
+    Floating-point buffers are averaged too; integer buffers are copied. The average starts from the auxiliary's own
+    initial weights, unlike the averages of ``torch.optim.swa_utils`` and timm, which start as copies of the model.
 
     Args:
-        auxiliary: S′.
-        student: S, of the same architecture.
-        beta: Smoothing in [0, 1]; 1 freezes S′.
-        condition: A bool scalar on the device: where it is false, S′ stays as it is, whatever S holds. None: always.
+        auxiliary: The network to update (S′).
+        student: The network to average (S), of the same architecture.
+        beta: Smoothing in [0, 1]; 1 freezes the auxiliary.
+        condition: bool scalar on the device; if false, the auxiliary does not change, even if the student contains NaN.
+            None: always update.
     """
     auxiliary_tensors: list[torch.Tensor] = list(auxiliary.parameters())
     student_tensors: list[torch.Tensor] = list(student.parameters())
@@ -30,7 +31,7 @@ def ema_update(auxiliary: nn.Module, student: nn.Module, beta: float, condition:
                 student_tensor if condition is None else torch.where(condition, student_tensor, auxiliary_tensor)
             )
     if condition is not None:
-        # a choice and not a factor of zero: zero times NaN is NaN
+        # torch.where instead of a factor of zero, since zero times NaN is NaN
         student_tensors = [
             torch.where(condition, student_tensor, auxiliary_tensor)
             for auxiliary_tensor, student_tensor in zip(auxiliary_tensors, student_tensors, strict=True)

@@ -1,6 +1,6 @@
 """Equations 1-5 of arXiv 2508.20461, as pure functions.
 
-Shape legend: B batch, K classes. Logits of lower precision are widened to float32 first.
+Shape legend: B batch, K classes. Logits of lower precision are converted to float32 first.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ class Losses(NamedTuple):
     skd: torch.Tensor | None
 
     def detached(self) -> Losses:
-        """The same numbers, which keep no graph alive."""
+        """Return the losses detached from the autograd graph."""
         return Losses(self.total.detach(), self.ce.detach(), None if self.skd is None else self.skd.detach())
 
 
 def self_distillation_loss(
     student_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float, *, softened: bool = False
 ) -> torch.Tensor:
-    """L_skd of eq. 3: KL(p′ ‖ p) of the softened outputs (eqs. 1, 2), summed over classes, averaged over the batch.
+    """Compute L_skd = KL(p′ ‖ p) of the softened probabilities (eqs. 1-3): sum over classes, mean over the batch.
 
     Args:
-        student_BK: Logits of S; the gradient flows into these.
-        targets_BK: Logits of S′, or what stands in for them; no gradient flows into these.
+        student_BK: Logits of the student, with gradient.
+        targets_BK: Logits of the auxiliary or other soft targets; detached.
         temperature: τ > 0.
-        softened: Whether the targets are p′ itself instead of logits, each row a distribution; zeros may be in it.
+        softened: Whether the targets are the probabilities p′ instead of logits; they may contain zeros.
+
+    Returns:
+        Scalar in the dtype of the logits.
     """
     log_p = F.log_softmax(student_BK / temperature, dim=1)
     if softened:
@@ -51,16 +54,19 @@ def total_loss(
     ce_temperature: float = 1.0,
     softened: bool = False,
 ) -> Losses:
-    """L = α L_ce + (1 − α) τ² L_skd (eq. 5); without soft targets, L = L_ce (CM1-CM4).
+    """Compute L = α L_ce + (1 − α) τ² L_skd (eq. 5); without soft targets, L = L_ce (CM1-CM4).
 
     Args:
-        student_BK: Logits of S.
-        targets_BK: Soft targets, see ``self_distillation_loss``, or None.
+        student_BK: Logits of the student.
+        targets_BK: Soft targets, see ``self_distillation_loss``; None: no soft targets.
         labels_B: int64 class indices.
         alpha: Weight of cross-entropy, in [0, 1].
-        temperature: τ of eqs. 1-3.
-        ce_temperature: Temperature of eq. 4: 1, or τ where its letter is followed.
-        softened: Whether the targets are distributions instead of logits.
+        temperature: τ > 0 of eqs. 1-3.
+        ce_temperature: Temperature of eq. 4: 1, or τ as the paper literally states.
+        softened: Whether the targets are probabilities instead of logits.
+
+    Returns:
+        Scalar losses, at least float32.
     """
     student_BK = at_least_float32(student_BK)
     ce = F.cross_entropy(student_BK / ce_temperature, labels_B)
@@ -71,5 +77,5 @@ def total_loss(
 
 
 def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    """The same numbers, widened where they are of lower precision."""
+    """Convert logits of lower precision to float32; return others unchanged."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""AdamW that takes a finite step or none, on a GPU without waiting to know."""
+"""AdamW that skips steps whose loss or gradient is not finite, without synchronizing with the GPU."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """Carries the trained networks and AdamW's moments from one step to the next.
+    """AdamW for one or several networks, with gradient clipping and a check for values that are not finite.
 
     Args:
-        networks: What is trained, by name; all on one device.
-        weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
-        clip_norm: Largest gradient norm, or None.
-        steps_per_epoch: Lets errors name epoch and batch.
-        layer_decay: Factor of the learning rate from a layer to the one before it; 1: the same for all.
-        advice: What to do about a step that is not finite.
+        networks: The networks to train, by name; all on one device.
+        weight_decay: AdamW's weight decay, for the parameters that ``parameter_groups`` selects.
+        clip_norm: Maximum gradient norm; None: no clipping.
+        steps_per_epoch: For the epoch and batch in errors.
+        layer_decay: Factor of the learning rate from each layer to the previous one, in (0, 1]; 1: one rate for all.
+        advice: What an error about a step that is not finite recommends.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Optimizer:
         self.parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.deferred = self.device.type == "cuda"
-        # a recorded step reads its number and its learning rate from the device
+        # a CUDA graph reads the step number and the learning rate from the device
         self.number = torch.zeros((), device=self.device)
         self.bad_step = torch.zeros(3, device=self.device)
         groups = [
@@ -54,7 +54,7 @@ class Optimizer:
         self.num_steps = 0
 
     def set_rate(self, learning_rate: float) -> None:
-        """The learning rate of the next step."""
+        """Set the learning rate of the next step, before the factor of each parameter group."""
         for group in self.adamw.param_groups:
             rate = learning_rate * group["scale"]
             if isinstance(group["lr"], torch.Tensor):
@@ -63,29 +63,30 @@ class Optimizer:
                 group["lr"] = rate
 
     def step(self, loss: torch.Tensor) -> torch.Tensor | None:
-        """Go down the gradient of ``loss``; on a GPU nothing in here waits for it, so that it can be recorded.
+        """Run the backward pass of the scalar ``loss`` and update; on a GPU it never synchronizes.
 
         Returns:
-            On a GPU whether this step and all before it were finite, as a flag there; else None: it was.
+            On a GPU, a bool scalar on the device: whether this step and all earlier steps are finite. On a CPU, None:
+            the step is finite, since the method raises otherwise.
 
         Raises:
-            TwinbudError: The loss or its gradient is not finite; nothing has been updated. On a GPU the update does
-                not happen, and ``check`` raises.
+            TwinbudError: The loss or its gradient is not finite; nothing is updated. On a GPU the update is skipped,
+                and ``check`` raises the error later.
         """
         self.number += 1
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        sound = self._watch(loss.detach(), norm)
+        is_finite = self._check_finite(loss.detach(), norm)
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
-        # fused AdamW leaves parameters and moments alone where this is 1, without the host's knowing
-        self.adamw.found_inf = None if sound is None else (~sound).float()  # type: ignore[attr-defined]
+        # fused AdamW skips the update where this is 1, without synchronizing
+        self.adamw.found_inf = None if is_finite is None else (~is_finite).float()  # type: ignore[attr-defined]
         self.adamw.step()
-        return sound
+        return is_finite
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The networks and AdamW's moments, by name: all that the next step depends on, but for ``num_steps``."""
+        """Return the tensors of the networks and AdamW's moments, by name; ``num_steps`` is not among them."""
         named: dict[str, torch.Tensor] = {}
         for network_name, network in self.networks.items():
             named |= {f"{network_name}.{name}": value for name, value in network.state_dict().items()}
@@ -96,13 +97,13 @@ class Optimizer:
         return named
 
     def restore(self, tensors: Mapping[str, torch.Tensor], num_steps: int) -> None:
-        """Go back to where ``tensors`` and ``num_steps`` were taken."""
+        """Restore the state that ``tensors()`` and ``num_steps`` returned."""
         for network_name, network in self.networks.items():
             network.load_state_dict(part(tensors, f"{network_name}."))
             moments = {moment: part(tensors, f"{moment}.{network_name}.") for moment in _MOMENTS}
             for name, parameter in network.named_parameters():
                 if name in moments[_MOMENTS[0]]:
-                    # in the parameter's own layout, which the fused optimiser takes for granted
+                    # the fused optimizer requires the memory layout of the parameter
                     state = {moment: torch.empty_like(parameter).copy_(moments[moment][name]) for moment in _MOMENTS}
                     steps = torch.tensor(float(num_steps)).to(parameter.device)
                     self.adamw.state[parameter] = state | {"step": steps}
@@ -110,10 +111,10 @@ class Optimizer:
         self.number.fill_(num_steps)
 
     def check(self) -> None:
-        """Wait for the device and refuse to go on after a step that was not finite.
+        """Synchronize with the device and raise if a step was not finite.
 
         Raises:
-            TwinbudError: There was one; the networks are as they were before it.
+            TwinbudError: A step was not finite; the networks have the values from before it.
         """
         step, loss, gradient_norm = self.bad_step.tolist()
         if not step:
@@ -121,24 +122,27 @@ class Optimizer:
         raise TwinbudError(
             f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite "
             f"(loss {loss:g}, gradient norm {gradient_norm:g})",
-            where=self._place(int(step)),
+            where=self._position(int(step)),
             fix=f"The networks are unchanged by this step; {self.advice}",
         )
 
-    def _watch(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor | None:
-        """Whether this step and all before it are finite: as a flag that stays on the GPU, or known at once on a CPU.
+    def _check_finite(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor | None:
+        """Record the first step that is not finite; raise at once on a CPU, return a flag on a GPU.
 
-        From the first step that is not, nothing is updated any more; ``check`` then tells.
+        From that step on, nothing is updated, and ``check`` raises.
+
+        Returns:
+            On a GPU, a bool scalar on the device: whether this step and all earlier steps are finite. On a CPU, None.
         """
-        finite = torch.isfinite(loss) & torch.isfinite(gradient_norm) & (self.bad_step[0] == 0)
-        here = torch.stack([self.number, loss.float(), gradient_norm.float()])
-        self.bad_step.copy_(torch.where(finite | (self.bad_step[0] > 0), self.bad_step, here))
+        is_finite = torch.isfinite(loss) & torch.isfinite(gradient_norm) & (self.bad_step[0] == 0)
+        current = torch.stack([self.number, loss.float(), gradient_norm.float()])
+        self.bad_step.copy_(torch.where(is_finite | (self.bad_step[0] > 0), self.bad_step, current))
         if self.deferred:
-            return finite
+            return is_finite
         self.check()
         return None
 
-    def _place(self, step: int) -> str:
+    def _position(self, step: int) -> str:
         if self.steps_per_epoch is None:
             return f"step {step}"
         epoch, batch = divmod(step - 1, self.steps_per_epoch)
@@ -146,19 +150,24 @@ class Optimizer:
 
 
 def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Those whose names begin with ``prefix``, without it."""
+    """Return the tensors whose names start with ``prefix``, with the prefix removed from their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """AdamW's groups: no decay on 1-D parameters (norms, biases, LayerScale) and timm's ``no_weight_decay()``.
+    """Build AdamW's parameter groups.
+
+    Weight decay is zero for 1-D parameters (norms, biases, LayerScale) and those of timm's ``no_weight_decay()``.
 
     Args:
-        model: What is trained.
-        weight_decay: Of the other parameters.
-        scales: Factor of each parameter's learning rate, by name; 1 for all where there is none.
+        model: The network to train.
+        weight_decay: Weight decay of the other parameters.
+        scales: Factor of the learning rate, by parameter name; 1 for missing names.
+
+    Returns:
+        Groups for ``torch.optim.AdamW``, with the factor under ``scale``; sorted by factor, then by decay.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -173,10 +182,17 @@ def parameter_groups(
 
 
 def lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Factor of each parameter's learning rate: 1 after the last block, ``decay`` times as much from layer to layer.
+    """Return the factor of the learning rate by parameter name: ``decay`` to the power of the layers that follow.
 
-    As BEiT is fine-tuned (Bao et al., ICLR 2022): what comes before the first block is the first layer. A model that is
-    a single layer comes after all blocks.
+    Layer-wise decay of BEiT (Bao et al., ICLR 2022): the parameters before the first block form the first layer, each
+    block is a layer, and those after the last block form the last layer, with factor 1.
+
+    Args:
+        model: The network to train.
+        decay: Factor from each layer to the previous one, in (0, 1].
+
+    Returns:
+        Factors in (0, 1]; empty if all are 1 (``decay`` is 1, or the model is a single linear layer).
     """
     if decay == 1.0 or isinstance(model, nn.Linear):
         return {}
@@ -184,7 +200,7 @@ def lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
     scales: dict[str, float] = {}
     depth = 0
     for name, _ in model.named_parameters():  # in the order of the layers
-        inside = [place for place, block in enumerate(blocks, 1) if name.startswith(f"{block}.")]
+        inside = [index for index, block in enumerate(blocks, 1) if name.startswith(f"{block}.")]
         depth = inside[0] if inside else len(blocks) + 1 if depth else 0
         scales[name] = decay ** (len(blocks) + 1 - depth)
     return scales

@@ -1,4 +1,4 @@
-"""How many steps, and the learning rate at each of them; pure functions."""
+"""Number of epochs and learning rate of each step, as pure functions."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 
 
 def planned_epochs(epochs: int, min_steps: int, steps_per_epoch: int) -> int:
-    """``epochs``, or as many more as ``min_steps`` optimiser steps take."""
+    """Return ``epochs``, or more if ``min_steps`` optimizer steps need more epochs."""
     return max(epochs, math.ceil(min_steps / steps_per_epoch))
 
 
 def peak_learning_rate(learning_rate: float, batch_size: int) -> float:
-    """The rate is stated at batch 32 and grows linearly with the batch."""
+    """Scale the learning rate, given for batch size 32, linearly with the batch size."""
     return learning_rate * batch_size / 32
 
 
 def learning_rate_at(step: int, *, num_steps: int, warmup: float, peak: float, final: float) -> float:
-    """Linear warm-up to ``peak`` over the first share ``warmup`` of the steps, then a cosine down to ``final``.
+    """Return the learning rate of a step: linear warm-up to ``peak`` and cosine decay to ``final``.
 
     Args:
-        step: Optimiser steps done so far, 0 ≤ step < num_steps.
-        num_steps: Optimiser steps planned.
-        warmup: Share of the steps, in [0, 1].
-        peak: Learning rate reached at the end of the warm-up.
+        step: Completed optimizer steps, 0 ≤ step < num_steps.
+        num_steps: Planned optimizer steps.
+        warmup: Share of the steps with warm-up, in [0, 1].
+        peak: Learning rate at the end of the warm-up.
         final: Learning rate of the last step.
     """
     warmup_steps = round(warmup * num_steps)

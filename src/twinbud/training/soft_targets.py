@@ -1,9 +1,10 @@
-"""Where S's soft targets come from: from S′ (eq. 2), or from what the variants of Table 6 put in its place.
+"""Soft targets of the student: logits of the auxiliary (eq. 2), or the alternatives of Table 6.
 
-Only the targets differ: eq. 5 weighs each variant's divergence alike. The paper's section 4.5 describes CS-KD and TF-KD
-otherwise than the works that it cites, so that either reading stands here under a name of its own (docs/method.md).
+The variants differ only in their targets; all of them use the weights of eq. 5. Section 4.5 of the paper describes
+CS-KD and TF-KD differently from the works that it cites. Both versions are implemented under separate names: ``cs-kd``
+and ``tf-kd`` follow the paper, the others the cited works (docs/method.md).
 
-Shape legend: N samples, B batch, C channels, S image side, K classes.
+Shape legend: N samples, B batch, C channels, S image height and width, K classes.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from twinbud.models.student_pair import StudentPair
 from twinbud.training.losses import at_least_float32
 
 SIMILARITY_MOMENTUM = 0.9
-"""How much of the class-similarity matrix stays at each step (cs-kd)."""
+"""Momentum m of the class-similarity matrix (``cs-kd``)."""
 VIRTUAL_CONFIDENCE, VIRTUAL_TEMPERATURE = 0.99, 20.0
-"""Of the virtual teacher of tf-kd-reg: its probability of the right class, and what softens it."""
+"""Probability of the correct class and softmax temperature of the virtual teacher (``tf-kd-reg``)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the targets of one step may be made of.
+    """Inputs of the soft targets for one step.
 
     Attributes:
-        images_BCSS: As S sees them.
-        rows_B: int64 sample numbers, each once; None where nobody asked for them.
-        same_class_BCSS: For each image another one of its class, see ``draw_same_class_pairs``; None unless the
-            variant needs them.
-        is_first_epoch: Whether S has not seen these samples before.
+        images_BCSS: Normalized float32 images, with the same augmentation as the student's input.
+        rows_B: int64 sample numbers without repetition; None unless the variant needs them.
+        same_class_BCSS: For each image, another image of its class (see ``draw_same_class_pairs``), normalized
+            float32; None unless the variant needs them.
+        is_first_epoch: Whether this is the first epoch, in which no earlier logits of these samples exist.
     """
 
     images_BCSS: torch.Tensor
@@ -43,19 +44,20 @@ class Batch:
     is_first_epoch: bool
 
 
-class Targets:
-    """The soft targets of one variant; what a variant does not need does nothing.
+class SoftTargets:
+    """Base class of the soft targets; the methods that a variant does not override do nothing.
 
-    A step asks for ``inputs`` first. ``outputs``, asked before S's forward so that S′ leaves nothing but logits beside
-    S's activations, and ``targets`` may be compiled; together with ``remember`` they may be recorded as a CUDA graph.
-    These three read what changes between steps from tensors alone, and never wait for the device.
+    A training step calls ``inputs``, ``logits``, ``targets`` and ``update``, in this order. ``logits`` is called before
+    the student's forward pass, so that the auxiliary's activations are freed before the student's are allocated.
+    ``logits`` and ``targets`` can be compiled; with ``update`` they can be captured in a CUDA graph. Therefore these
+    three methods read values that change between steps only from tensors, and never synchronize with the device.
 
     Attributes:
         temperature: τ of eqs. 1-3 and 5.
-        softened: Whether the targets are distributions instead of logits to be softened at τ.
-        are_soft: Whether there are soft targets at all.
-        needs_same_class_pairs: Whether a batch comes with ``same_class_BCSS``.
-        state: What later steps depend on, by name; it stays where it is on the device and is changed in place.
+        softened: Whether ``targets`` returns probabilities instead of logits to be softened at τ.
+        are_soft: Whether the variant has soft targets at all.
+        needs_same_class_pairs: Whether batches need ``same_class_BCSS``.
+        state: Tensors that later steps depend on, by name; updated in place, at fixed device addresses.
     """
 
     softened: bool = False
@@ -67,82 +69,86 @@ class Targets:
         self.state: dict[str, torch.Tensor] = {}
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Tensors that the step takes besides images and labels, none of them with a gradient."""
+        """Return further input tensors of the step besides images and labels, without gradients."""
         del batch
         return ()
 
-    def outputs(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
-        """Logits (B, K) that the targets are made of, S′'s as a rule; None where a formula makes them."""
+    def logits(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits (B, K) from which ``targets`` computes, usually the auxiliary's; None if it needs none."""
         del images_BCSS, inputs
         return None
 
-    def targets(self, outputs_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
-        """Soft targets (B, K) of the batch, see ``self_distillation_loss``."""
+    def targets(self, logits_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
+        """Return the soft targets (B, K) of the batch, see ``self_distillation_loss``; None if there are none."""
         del labels_B
-        return outputs_BK
+        return logits_BK
 
-    def remember(
+    def update(
         self,
         student_BK: torch.Tensor,
-        outputs_BK: torch.Tensor | None,
+        logits_BK: torch.Tensor | None,
         labels_B: torch.Tensor,
         inputs: tuple[torch.Tensor, ...],
         condition: torch.Tensor | None,
     ) -> None:
-        """Take in what the batch showed, after the update of S.
+        """Update ``state`` after the optimizer step.
 
         Args:
-            student_BK: Logits of S before the update.
-            outputs_BK: What ``outputs`` gave.
+            student_BK: Logits of the student before the optimizer step.
+            logits_BK: Return value of ``logits``.
             labels_B: int64 class indices.
-            inputs: What ``inputs`` gave.
-            condition: A bool scalar on the device: where it is false, ``state`` stays as it is. None: always.
+            inputs: Return value of ``inputs``.
+            condition: bool scalar on the device; if false, ``state`` does not change. None: always update.
         """
 
 
-class NoSoftTargets(Targets):
-    """L = L_ce, and not α L_ce (CM1-CM4, ``--auxiliary none``)."""
+class NoSoftTargets(SoftTargets):
+    """No soft targets: the loss is L_ce, without the factor α (CM1-CM4, ``--auxiliary none``)."""
 
     are_soft = False
 
 
-class Auxiliary(Targets):
-    """``skd``: what S′ says of the view that S sees (eq. 2); ``tf-kd-self``, where S′ is a trained and frozen S."""
+class AuxiliaryTargets(SoftTargets):
+    """``skd``: the auxiliary's logits for the student's augmented images (eq. 2).
+
+    Also ``tf-kd-self``, where the auxiliary is a trained and frozen copy of the student.
+    """
 
     def __init__(self, temperature: float, auxiliary: nn.Module) -> None:
         super().__init__(temperature)
         self.auxiliary = auxiliary
 
-    def outputs(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
-        """S′ of the view."""
+    def logits(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return the auxiliary's logits (B, K) for ``images_BCSS``."""
         del inputs
         return self.auxiliary(images_BCSS)
 
 
-class Partners(Auxiliary):
-    """``cs-kd-pair``: what S′ says of another sample of the class, seen in its own way (Yun et al., CVPR 2020).
+class SameClassTargets(AuxiliaryTargets):
+    """``cs-kd-pair``: the auxiliary's logits for another sample of the same class (Yun et al., CVPR 2020).
 
-    Cross-entropy is of the sample itself. A class with a single labelled image pairs that image with itself.
+    The other sample has an augmentation of its own. Cross-entropy uses the sample itself. The only labelled image of a
+    class is paired with itself.
     """
 
     needs_same_class_pairs = True
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """The partners."""
-        assert batch.same_class_BCSS is not None, "cs-kd-pair takes the partners of a batch"
+        """Return the images of the same classes."""
+        assert batch.same_class_BCSS is not None, "cs-kd-pair needs same_class_BCSS"
         return (batch.same_class_BCSS,)
 
-    def outputs(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
-        """S′ of the partners."""
+    def logits(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return the auxiliary's logits (B, K) for the images of the same classes."""
         del images_BCSS
         return self.auxiliary(*inputs)
 
 
-class ClassSimilarityTargets(Auxiliary):
-    """``cs-kd``: the label's row of a class-similarity matrix (paper section 4.5).
+class ClassSimilarityTargets(AuxiliaryTargets):
+    """``cs-kd``: the row of the label in a class-similarity matrix (paper section 4.5).
 
-    The matrix (K, K) is the running class-wise mean of what S′ says, softened at τ: the identity at the start, and
-    updated after it was used.
+    The matrix (K, K) is the running mean, per class, of the auxiliary's probabilities at temperature τ. It starts as
+    the identity and is updated after each step.
     """
 
     softened = True
@@ -152,34 +158,37 @@ class ClassSimilarityTargets(Auxiliary):
         self.similarity_KK = torch.eye(num_classes, dtype=like.dtype, device=like.device)
         self.state["similarity"] = self.similarity_KK
 
-    def targets(self, outputs_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
-        """Rows of the matrix."""
-        assert outputs_BK is not None
-        # outputs become targets in later steps alone: were they not finite, this step's loss must tell
-        sound_B1 = torch.isfinite(outputs_BK).all(dim=1, keepdim=True)
-        return self.similarity_KK[labels_B].masked_fill(~sound_B1, torch.nan)
+    def targets(self, logits_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
+        """Return the rows (B, K) of the matrix, with NaN where the auxiliary's logits are not finite."""
+        assert logits_BK is not None
+        # the logits affect only later targets; NaN makes this step's loss report those that are not finite
+        is_finite_B1 = torch.isfinite(logits_BK).all(dim=1, keepdim=True)
+        return self.similarity_KK[labels_B].masked_fill(~is_finite_B1, torch.nan)
 
-    def remember(
+    def update(
         self,
         student_BK: torch.Tensor,
-        outputs_BK: torch.Tensor | None,
+        logits_BK: torch.Tensor | None,
         labels_B: torch.Tensor,
         inputs: tuple[torch.Tensor, ...],
         condition: torch.Tensor | None,
     ) -> None:
-        """Move the matrix towards the batch's means."""
+        """Move the matrix toward the class means of the batch."""
         del student_BK, inputs
-        assert outputs_BK is not None
-        p_BK = F.softmax(at_least_float32(outputs_BK) / self.temperature, dim=1).to(self.similarity_KK.dtype)
-        after = similarity_after(self.similarity_KK, p_BK, labels_B)
-        self.similarity_KK.copy_(after if condition is None else torch.where(condition, after, self.similarity_KK))
+        assert logits_BK is not None
+        p_BK = F.softmax(at_least_float32(logits_BK) / self.temperature, dim=1).to(self.similarity_KK.dtype)
+        updated_KK = update_similarity(self.similarity_KK, p_BK, labels_B)
+        if condition is not None:
+            updated_KK = torch.where(condition, updated_KK, self.similarity_KK)
+        self.similarity_KK.copy_(updated_KK)
 
 
-class PreviousEpochTargets(Auxiliary):
-    """``tf-kd``: what S said of the sample in the epoch before (paper section 4.5); in the first, what S′ says now.
+class PreviousEpochTargets(AuxiliaryTargets):
+    """``tf-kd``: the student's logits of the sample in the previous epoch (paper section 4.5).
 
-    After the first epoch S′ is not asked any more. Its answers come in as an input of the step, from outside of what
-    is compiled and recorded: what a step does is then the same in every epoch, and no device computes S′ in vain.
+    In the first epoch, the targets are the auxiliary's current logits. The auxiliary runs outside of the compiled and
+    captured part of the step, and its logits are an input of that part: the part is then the same in every epoch, and
+    the auxiliary does not run after the first one.
     """
 
     def __init__(
@@ -190,39 +199,40 @@ class PreviousEpochTargets(Auxiliary):
         self.state["memory"] = self.memory_NK
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Sample numbers, and the logits that are their targets."""
-        assert batch.rows_B is not None, "tf-kd takes the sample numbers of a batch"
+        """Return the sample numbers (B,) and their target logits (B, K)."""
+        assert batch.rows_B is not None, "tf-kd needs rows_B"
         if batch.is_first_epoch:
             return batch.rows_B, self.auxiliary(batch.images_BCSS).to(self.memory_NK.dtype)
         return batch.rows_B, self.memory_NK[batch.rows_B]
 
-    def outputs(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
-        """The logits that came in."""
+    def logits(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return the target logits (B, K) from ``inputs``."""
         del images_BCSS
-        _, before_BK = inputs
-        return before_BK
+        _, logits_BK = inputs
+        return logits_BK
 
-    def remember(
+    def update(
         self,
         student_BK: torch.Tensor,
-        outputs_BK: torch.Tensor | None,
+        logits_BK: torch.Tensor | None,
         labels_B: torch.Tensor,
         inputs: tuple[torch.Tensor, ...],
         condition: torch.Tensor | None,
     ) -> None:
-        """Keep what S said, for the next epoch."""
-        del outputs_BK, labels_B
+        """Store the student's logits for the next epoch."""
+        del logits_BK, labels_B
         rows_B, _ = inputs
-        said_BK = student_BK.to(self.memory_NK.dtype)
+        new_BK = student_BK.to(self.memory_NK.dtype)
         if condition is not None:
-            said_BK = torch.where(condition, said_BK, self.memory_NK[rows_B])
-        self.memory_NK.index_copy_(0, rows_B, said_BK)
+            new_BK = torch.where(condition, new_BK, self.memory_NK[rows_B])
+        self.memory_NK.index_copy_(0, rows_B, new_BK)
 
 
-class VirtualTeacherTargets(Targets):
-    """``tf-kd-reg``: u = softmax(d / 20), d = 0.99 on the label and the rest shared (Yuan et al., CVPR 2020).
+class VirtualTeacherTargets(SoftTargets):
+    """``tf-kd-reg``: fixed targets u = softmax(d / 20) of a virtual teacher (Yuan et al., CVPR 2020).
 
-    The student's side is not softened and the weight is 1 − α, without τ²: eq. 5 at τ = 1.
+    d is 0.99 for the label; the other classes share the rest equally. The student's logits are not softened and the
+    weight is 1 − α, without τ²: eq. 5 with τ = 1.
     """
 
     softened = True
@@ -231,25 +241,26 @@ class VirtualTeacherTargets(Targets):
         super().__init__(temperature=1.0)
         self.teacher_KK = virtual_teacher(num_classes).to(like)
 
-    def targets(self, outputs_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
-        """The virtual teacher's distributions."""
-        del outputs_BK
+    def targets(self, logits_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
+        """Return the virtual teacher's probabilities (B, K)."""
+        del logits_BK
         return self.teacher_KK[labels_B]
 
 
 def open_soft_targets(
     distillation: Distillation, student_pair: StudentPair, *, temperature: float, num_samples: int | None = None
-) -> Targets:
-    """The targets of a variant, with their state as it is before the first step.
+) -> SoftTargets:
+    """Build the soft targets of a variant, with their initial state.
 
     Args:
-        distillation: Which variant.
-        student_pair: S and, where the variant asks it, S′, on the device that they train on.
-        temperature: τ.
-        num_samples: N, for ``tf-kd``.
+        distillation: The variant.
+        student_pair: The student and, if the variant needs it, the auxiliary, on the training device.
+        temperature: τ > 0; ``tf-kd-reg`` ignores it.
+        num_samples: N; required by ``tf-kd``.
 
     Raises:
-        TwinbudError: The variant needs an S′ that is not there.
+        TwinbudError: The variant needs an auxiliary, but the pair has none (or, for ``tf-kd-self``, none that is
+            frozen).
     """
     student, auxiliary = student_pair.student, student_pair.auxiliary
     like: torch.Tensor = next(student.parameters())
@@ -261,13 +272,13 @@ def open_soft_targets(
         raise _no_auxiliary(distillation)
     match distillation:
         case "skd" | "tf-kd-self":
-            return Auxiliary(temperature, auxiliary)
+            return AuxiliaryTargets(temperature, auxiliary)
         case "cs-kd-pair":
-            return Partners(temperature, auxiliary)
+            return SameClassTargets(temperature, auxiliary)
         case "cs-kd":
             return ClassSimilarityTargets(temperature, auxiliary, like, student.num_classes)
         case "tf-kd":
-            assert num_samples is not None, "tf-kd remembers every sample"
+            assert num_samples is not None, "tf-kd needs num_samples"
             return PreviousEpochTargets(temperature, auxiliary, like, student.num_classes, num_samples)
 
 
@@ -280,25 +291,33 @@ def _no_auxiliary(distillation: Distillation) -> TwinbudError:
     )
 
 
-def similarity_after(similarity_KK: torch.Tensor, p_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """The class-similarity matrix after a batch: m S_k + (1 − m) · mean of the batch's p of class k, m = 0.9.
+def update_similarity(similarity_KK: torch.Tensor, p_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """Return the class-similarity matrix after a batch (paper section 4.5).
+
+    Row k becomes m · row k + (1 − m) · mean of p over the batch's samples of class k, with m = 0.9.
 
     Args:
-        similarity_KK: Before; rows are distributions.
-        p_BK: Softened outputs of S′, of the same dtype.
-        labels_B: int64 class indices; a class that is not among them keeps its row.
+        similarity_KK: The matrix before the batch; each row is a probability distribution. Not modified.
+        p_BK: The auxiliary's probabilities at temperature τ, of the same dtype.
+        labels_B: int64 class indices; the rows of absent classes do not change.
     """
     classes_K1 = torch.arange(len(similarity_KK), device=labels_B.device)[:, None]
     members_KB = (classes_K1 == labels_B).to(p_BK.dtype)
     counts_K1 = members_KB.sum(dim=1, keepdim=True)
-    # a product, whose order of additions is fixed, and no scattered sum: a run repeats itself bit for bit on a GPU too
+    # a matrix product sums in a fixed order, unlike a scatter: runs on a GPU are reproducible bit by bit
     means_KK = members_KB @ p_BK / counts_K1.clamp(min=1)
-    after_KK = SIMILARITY_MOMENTUM * similarity_KK + (1 - SIMILARITY_MOMENTUM) * means_KK
-    return torch.where(counts_K1 > 0, after_KK, similarity_KK)
+    updated_KK = SIMILARITY_MOMENTUM * similarity_KK + (1 - SIMILARITY_MOMENTUM) * means_KK
+    return torch.where(counts_K1 > 0, updated_KK, similarity_KK)
 
 
 def virtual_teacher(num_classes: int) -> torch.Tensor:
-    """(K, K) float64, K ≥ 2: for each label the distribution of a teacher that is 99 % right, softened at 20."""
-    rest = (1 - VIRTUAL_CONFIDENCE) / (num_classes - 1)
-    hand_made = torch.full((num_classes, num_classes), rest, dtype=torch.float64).fill_diagonal_(VIRTUAL_CONFIDENCE)
-    return F.softmax(hand_made / VIRTUAL_TEMPERATURE, dim=1)
+    """Return the softened probabilities (K, K), float64, of a virtual teacher that is 99 % correct; row: label.
+
+    Args:
+        num_classes: K ≥ 2.
+    """
+    other = (1 - VIRTUAL_CONFIDENCE) / (num_classes - 1)
+    probabilities_KK = torch.full((num_classes, num_classes), other, dtype=torch.float64).fill_diagonal_(
+        VIRTUAL_CONFIDENCE
+    )
+    return F.softmax(probabilities_KK / VIRTUAL_TEMPERATURE, dim=1)

@@ -1,6 +1,6 @@
-"""The one training step: S learns from labels and from S′, then S′ follows (eqs. 1-7).
+"""The training step: an optimizer step of the student, then the moving average of the auxiliary (eqs. 1-7).
 
-Shape legend: B batch, C channels, S image side, K classes.
+Shape legend: B batch, C channels, S image height and width, K classes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from twinbud.training.soft_targets import Batch, open_soft_targets
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """The numbers of equations 1-7, and how they are computed.
+    """Constants of equations 1-7, and how the loss is computed.
 
     Attributes:
-        alpha: Weight of cross-entropy (eq. 5).
-        beta: Smoothing of S′ (eq. 7).
-        temperature: τ of eqs. 1-3.
-        ce_temperature: Temperature of eq. 4.
-        clip_norm: Largest gradient norm, or None.
-        bf16: Whether the networks compute in bf16 autocast; weights, S′ and losses stay in float32.
-        distillation: Where the soft targets come from.
+        alpha: Weight α of cross-entropy in [0, 1] (eq. 5).
+        beta: Smoothing β of the auxiliary in [0, 1] (eq. 7).
+        temperature: τ > 0 of eqs. 1-3.
+        ce_temperature: Temperature > 0 of eq. 4.
+        clip_norm: Maximum gradient norm; None: no clipping.
+        bf16: Whether the networks run in bf16 autocast; parameters, moving average and losses stay in float32.
+        distillation: Variant of the soft targets.
     """
 
     alpha: float
@@ -45,24 +45,29 @@ class Objective:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Losses of the batch before the update, and how many of its images S classified rightly; all on the device."""
+    """Result of one step for its batch, before the update; all tensors stay on the device.
+
+    Attributes:
+        losses: Scalar losses.
+        num_correct: int64 scalar, the number of images that the student classifies correctly.
+    """
 
     losses: Losses
     num_correct: torch.Tensor
 
 
 class TrainingStep:
-    """Carries S, S′ and the optimiser from one step to the next.
+    """Trains a student pair step by step; holds the networks, the soft targets and the optimizer.
 
     Args:
-        student_pair: S and, where there is one, S′, on the device they train on.
-        objective: What is minimised.
-        weight_decay: AdamW's, on the parameters that ``parameter_groups`` says.
+        student_pair: The student and, if there is one, the auxiliary, on the training device.
+        objective: Constants of the loss.
+        weight_decay: AdamW's weight decay, for the parameters that ``parameter_groups`` selects.
         layer_decay: See ``Optimizer``.
-        steps_per_epoch: Lets errors name epoch and batch, and ``tf-kd`` know the first epoch.
-        num_samples: How many samples there are, for ``tf-kd``.
-        compilation: Whether the networks are compiled, and the whole step recorded as a CUDA graph.
-        batch_size: Of the batches that are compiled for; others, such as an epoch's last, take the plain path.
+        steps_per_epoch: For the epoch and batch in errors; ``tf-kd`` uses it to recognize the first epoch.
+        num_samples: Number of training samples; required by ``tf-kd``.
+        compilation: Whether to compile the networks and to capture the whole step in a CUDA graph.
+        batch_size: Batch size to compile for; batches of other sizes, such as the last of an epoch, run in eager mode.
     """
 
     def __init__(
@@ -104,18 +109,18 @@ class TrainingStep:
         rows_B: torch.Tensor | None = None,
         same_class_BCSS: torch.Tensor | None = None,
     ) -> StepResult:
-        """Take one step.
+        """Run one training step.
 
         Args:
-            images_BCSS: Normalised float32 images, one augmented view that S and S′ share.
+            images_BCSS: Normalized float32 images; student and auxiliary share one augmented view.
             labels_B: int64 class indices.
-            learning_rate: Of this step.
+            learning_rate: Learning rate of this step.
             rows_B: int64 sample numbers, for ``tf-kd``.
-            same_class_BCSS: Normalised float32 images of the same classes, for ``cs-kd-pair``.
+            same_class_BCSS: Normalized float32 images of the same classes, for ``cs-kd-pair``.
 
         Raises:
-            TwinbudError: The loss or its gradient is not finite; neither S nor S′ has been updated. On a GPU the
-                step does not wait to know: the update does not happen, and ``check`` raises.
+            TwinbudError: The loss or its gradient is not finite; no network is updated. On a GPU the step does not
+                synchronize: it skips the update, and ``check`` raises the error later.
         """
         self.optimizer.set_rate(learning_rate)
         is_first_epoch = self.steps_per_epoch is None or self.num_steps < self.steps_per_epoch
@@ -126,24 +131,24 @@ class TrainingStep:
         return result
 
     def _update(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, *inputs: torch.Tensor) -> StepResult:
-        """The step as the device takes it; on a GPU nothing in here waits for it, so that it can be recorded."""
+        """Run the device part of the step; on a GPU it never synchronizes, so that a CUDA graph can capture it."""
         compute = self.compiled_losses if len(labels_B) == self.batch_size else None
-        losses, student_BK, outputs_BK = (compute or self._losses)(images_BCSS, labels_B, *inputs)
-        sound = self.optimizer.step(losses.total)
+        losses, student_BK, target_logits_BK = (compute or self._losses)(images_BCSS, labels_B, *inputs)
+        is_finite = self.optimizer.step(losses.total)
         if self.student_pair.auxiliary is not None and not self.student_pair.frozen:
-            ema_update(self.student_pair.auxiliary, self.student_pair.student, self.objective.beta, sound)
-        self.targets.remember(student_BK, outputs_BK, labels_B, inputs, sound)
+            ema_update(self.student_pair.auxiliary, self.student_pair.student, self.objective.beta, is_finite)
+        self.targets.update(student_BK, target_logits_BK, labels_B, inputs, is_finite)
         return StepResult(losses.detached(), (student_BK.argmax(dim=1) == labels_B).sum())
 
     @property
     def num_steps(self) -> int:
-        """Steps taken so far."""
+        """Number of completed steps."""
         return self.optimizer.num_steps
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """S, S′, what the targets remember and AdamW's moments, by name.
+        """Return all tensors that the next step depends on, by name.
 
-        All that the next step depends on, but for ``num_steps``.
+        These are the networks, the state of the soft targets and AdamW's moments; ``num_steps`` is not among them.
         """
         named = self.optimizer.tensors()
         if self.student_pair.auxiliary is not None:
@@ -151,7 +156,7 @@ class TrainingStep:
         return named | {f"targets.{name}": value for name, value in self.targets.state.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        """Go back to where ``tensors`` and ``num_steps`` were taken."""
+        """Restore the state that ``tensors()`` and ``num_steps`` returned."""
         self.optimizer.restore(tensors, num_steps)
         if self.student_pair.auxiliary is not None:
             self.student_pair.auxiliary.load_state_dict(part(tensors, "auxiliary."))
@@ -165,23 +170,23 @@ class TrainingStep:
     def _losses(
         self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[Losses, torch.Tensor, torch.Tensor | None]:
-        """Losses and logits of S, and the logits that its targets were made of."""
-        goal, variant = self.objective, self.targets
+        """Return the losses, the student's logits (B, K) and the logits (B, K) behind its soft targets."""
+        objective, targets = self.objective, self.targets
         with self._autocast():
-            # before S's forward, so that S's activations are not yet held
+            # before the student's forward pass, so that its activations do not occupy memory yet
             with torch.no_grad():
-                outputs_BK = variant.outputs(images_BCSS, *inputs)
+                target_logits_BK = targets.logits(images_BCSS, *inputs)
             student_BK = self.student_pair.student(images_BCSS)
         losses = total_loss(
             student_BK,
-            variant.targets(outputs_BK, labels_B),
+            targets.targets(target_logits_BK, labels_B),
             labels_B,
-            alpha=goal.alpha,
-            temperature=variant.temperature,
-            ce_temperature=goal.ce_temperature,
-            softened=variant.softened,
+            alpha=objective.alpha,
+            temperature=targets.temperature,
+            ce_temperature=objective.ce_temperature,
+            softened=targets.softened,
         )
-        return losses, student_BK.detach(), outputs_BK
+        return losses, student_BK.detach(), target_logits_BK
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.optimizer.device.type, torch.bfloat16, enabled=self.objective.bf16)

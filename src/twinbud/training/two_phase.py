@@ -1,4 +1,4 @@
-"""Training in two phases: a copy of S learns from labels, then it teaches S (``tf-kd-self``)."""
+"""Training in two phases: a copy of the student is trained first, then serves as its auxiliary (``tf-kd-self``)."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ def fit_in_two_phases(
     progress: Progress | None = None,
     label: str = "training",
 ) -> History:
-    """Train a copy of S with L_ce as CM1 does, and then S, from the start that both share, with the copy as frozen S′.
+    """Train a copy of the student with L_ce (as CM1), then the student with the frozen copy as its auxiliary.
 
-    Tf-KD_self of Yuan et al., CVPR 2020.
+    Both phases start from the same weights. This is Tf-KD_self of Yuan et al., CVPR 2020.
 
     Args:
-        student_pair: S, on the device to train on; an S′ would not be used.
+        student_pair: The student, on the training device; its auxiliary is not used.
         data: The labelled images.
-        config: Resolved settings of both phases, ``distillation`` being ``tf-kd-self``.
-        bf16: See ``fit``, as the arguments below.
-        compilation: For each phase.
-        on_epoch: Called with each epoch's record in the second phase.
-        test_accuracy: Tests S, in the second phase.
-        checkpoints: Keeps the second phase, and the first as its phase ``FIRST_PHASE``.
-        progress: Where to show a bar for each phase.
-        label: What to call the second bar.
+        config: Resolved settings of both phases; ``distillation`` is ``tf-kd-self``.
+        bf16: See ``fit``, as for the arguments below.
+        compilation: Of each phase.
+        on_epoch: Called with the record of each epoch of the second phase.
+        test_accuracy: Returns the student's test accuracy, in the second phase.
+        checkpoints: Checkpoints of the second phase; those of the first are its phase ``FIRST_PHASE``.
+        progress: Shows a bar for each phase.
+        label: Label of the second bar.
 
     Returns:
-        The epochs of the second phase; steps, images and seconds are those of both.
+        The epochs of the second phase; steps, images and seconds are the sums over both phases.
 
     Raises:
         TwinbudError, Stopped: See ``fit``.
     """
     checkpoints = checkpoints or CheckpointManager()
-    trained = copy.deepcopy(student_pair.student)
-    beforehand = fit(
-        StudentPair(student=trained, auxiliary=None),
+    auxiliary = copy.deepcopy(student_pair.student)
+    first_history = fit(
+        StudentPair(student=auxiliary, auxiliary=None),
         data,
-        replace(config, distillation="skd"),  # which without S′ is L_ce
+        replace(config, distillation="skd"),  # L_ce alone, without an auxiliary
         bf16=bf16,
         compilation=compilation,
         checkpoints=checkpoints.phase(FIRST_PHASE),
         progress=progress,
-        label="training S′ beforehand",
+        label="training the auxiliary",
     )
-    gc.collect()  # the moments of the first phase
+    gc.collect()  # frees the optimizer's moments of the first phase
     history = fit(
-        StudentPair(student=student_pair.student, auxiliary=trained.requires_grad_(False), frozen=True),
+        StudentPair(student=student_pair.student, auxiliary=auxiliary.requires_grad_(False), frozen=True),
         data,
         config,
         bf16=bf16,
@@ -80,7 +80,7 @@ def fit_in_two_phases(
     )
     return replace(
         history,
-        num_steps=beforehand.num_steps + history.num_steps,
-        num_images=beforehand.num_images + history.num_images,
-        train_seconds=beforehand.train_seconds + history.train_seconds,
+        num_steps=first_history.num_steps + history.num_steps,
+        num_images=first_history.num_images + history.num_images,
+        train_seconds=first_history.train_seconds + history.train_seconds,
     )

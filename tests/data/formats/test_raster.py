@@ -48,9 +48,9 @@ def test_lossy_kinds_are_what_pillow_reads(kind: str) -> None:
     np.testing.assert_array_equal(read(contents), np.asarray(Image.open(BytesIO(contents)).convert("RGB")))
 
 
-def test_8_bit_grey_is_repeated_and_never_stretched() -> None:
-    grey = np.array([[10, 20], [30, 40]], np.uint8)
-    np.testing.assert_array_equal(read(encoded(Image.fromarray(grey))), np.stack([grey] * 3, axis=2))
+def test_8_bit_gray_is_repeated_and_never_stretched() -> None:
+    gray = np.array([[10, 20], [30, 40]], np.uint8)
+    np.testing.assert_array_equal(read(encoded(Image.fromarray(gray))), np.stack([gray] * 3, axis=2))
 
 
 def test_1_bit_becomes_black_and_white() -> None:
@@ -67,13 +67,13 @@ def test_1_bit_becomes_black_and_white() -> None:
         (np.array([[-0.5, 0.5], [-0.25, 0.0]], np.float32), "TIFF"),
     ],
 )
-def test_wide_greys_are_scaled_from_their_own_minimum_to_their_own_maximum(values: np.ndarray, kind: str) -> None:
+def test_wide_grays_are_scaled_from_their_own_minimum_to_their_own_maximum(values: np.ndarray, kind: str) -> None:
     pixels = read(encoded(Image.fromarray(values), kind))
     np.testing.assert_array_equal(pixels[:, :, 0], [[0, 255], [64, 128]])
     assert (pixels == pixels[:, :, :1]).all()
 
 
-def test_a_constant_wide_grey_becomes_black() -> None:
+def test_a_constant_wide_gray_becomes_black() -> None:
     assert not read(encoded(Image.fromarray(np.full((3, 3), 4000, np.uint16)))).any()
 
 
@@ -99,7 +99,7 @@ def test_transparency_is_composited_on_black() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_a_transparent_colour_becomes_black(mode: str) -> None:
+def test_a_transparent_color_becomes_black(mode: str) -> None:
     image = Image.new("RGB", (2, 1), (90, 90, 90))
     image.putpixel((1, 0), (200, 200, 200))
     image = image.convert(mode) if mode != "P" else image.quantize(2)
@@ -223,10 +223,10 @@ def test_resize_gives_the_pixels_of_timms_own_transform(shape: tuple[int, int], 
 
 
 def test_digest_is_of_the_pixels_not_of_the_file() -> None:
-    grey = Image.fromarray(pattern()[:, :, 0])
-    as_grey, as_rgb = read(encoded(grey)), read(encoded(grey.convert("RGB"), "BMP"))
-    assert digest(as_grey) == digest(as_rgb)
-    assert digest(as_grey) != digest(np.ascontiguousarray(as_grey.transpose(1, 0, 2)))
-    assert digest(as_grey) != digest(255 - as_grey)
+    gray = Image.fromarray(pattern()[:, :, 0])
+    as_gray, as_rgb = read(encoded(gray)), read(encoded(gray.convert("RGB"), "BMP"))
+    assert digest(as_gray) == digest(as_rgb)
+    assert digest(as_gray) != digest(np.ascontiguousarray(as_gray.transpose(1, 0, 2)))
+    assert digest(as_gray) != digest(255 - as_gray)
     blank = np.zeros((4, 6, 3), np.uint8)
     assert digest(blank) != digest(blank.reshape(6, 4, 3))

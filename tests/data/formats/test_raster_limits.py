@@ -83,7 +83,7 @@ def test_an_interlaced_png_is_read_like_a_plain_one() -> None:
 
 
 def tiff(frames: int, side: int = 1) -> bytes:
-    """A TIFF of one grey strip and a chain of directories, each with a place for the next."""
+    """A TIFF of one gray strip and a chain of directories, each with a place for the next."""
     entries = (
         (256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
         (278, 4, side), (279, 4, side * side),
@@ -147,10 +147,10 @@ def test_a_progressive_jpeg_of_thousands_of_scans_is_refused() -> None:
     assert judge(join_jpeg(parts) + b"\xff\xda" * 200, "scan.png") == "decoded"  # such bytes mean nothing there
 
 
-@pytest.mark.parametrize("kind", ["grey", "RGB", "alpha", "palette", "16-bit", "progressive", "turned"])
+@pytest.mark.parametrize("kind", ["gray", "RGB", "alpha", "palette", "16-bit", "progressive", "turned"])
 def test_the_largest_image_that_is_taken_stays_within_the_memory(kind: str, tmp_path: Path) -> None:
     """In a process of its own: 5,999 × 5,999 pixels of the kinds that cost most."""
-    modes = {"grey": "L", "alpha": "RGBA", "palette": "P", "16-bit": "I;16"}
+    modes = {"gray": "L", "alpha": "RGBA", "palette": "P", "16-bit": "I;16"}
     jpeg = kind in ("progressive", "turned")
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     script = f"""
