@@ -127,7 +127,7 @@ CASES: dict[str, Case] = {
     ),
     "image over the limit": Case(
         words=("--max-megapixels", "0.0001"),
-        said=("dark/000.png (32×32 pixels", "expected images that can be read, got 30 of 30", "--skip-broken"),
+        said=("30 of 30 image files cannot be used: dark/000.png (the file has 32×32 pixels", "give --skip-broken"),
     ),
     "unknown teacher": Case(words=("--teacher", "dinov2-smal"), said=("--teacher: ", "Did you mean 'dinov2-small'?")),
     "teacher folder that is missing": Case(
@@ -355,7 +355,9 @@ def test_a_broken_image_is_named_and_can_be_left_out(
     assert not (tmp_path / "out.csv").exists()
     answer = twinbud("predict", shared_run, broken_images, "--skip-broken")
     assert answer.code == 0
-    assert answer.err.splitlines()[-1].startswith(f"left out: {broken_images}/dark/004.png (")
+    left_out, note = answer.err.splitlines()[-2:]
+    assert left_out.startswith(f"left out: {broken_images}/dark/004.png (")
+    assert note == "note: 29 images classified, 1 file left out"
     assert len(list(csv.reader(answer.out.splitlines()))) == 30
 
 
@@ -383,7 +385,7 @@ def full_disk_at(monkeypatch: pytest.MonkeyPatch, name: str, error: int = errno.
     "name",
     [
         "config.yaml", "split.csv", "environment.json", "history.csv", "predictions.csv", "model.safetensors",
-        "config.json", "README.md", "plan.json", "report.html", "metrics.json",
+        "config.json", "plan.json", "metrics.json",
     ],
 )  # fmt: skip
 def test_a_full_disk_is_one_line_and_the_run_stays_marked(
@@ -394,6 +396,22 @@ def test_a_full_disk_is_one_line_and_the_run_stays_marked(
     assert ": the disk is full. Free some space or choose another --output." in line
     assert (tmp_path / "run" / "UNFINISHED").is_file()
     assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not list((tmp_path / "run").rglob("*.draft"))
+
+
+@pytest.mark.parametrize("name", ["model/README.md", "report.html"])
+def test_a_disk_too_full_for_the_report_is_one_line_and_the_run_is_complete(
+    name: str, shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk_at(monkeypatch, Path(name).name)
+    answer = train(shared_images, shared_teacher, tmp_path / "run")
+    assert answer.code == 0, answer.err
+    (line,) = [line for line in answer.err.splitlines() if f"{name} is missing (" in line]
+    assert "the disk is full" in line
+    assert line.endswith(f"'twinbud report {tmp_path / 'run'}' writes it again")
+    assert not (tmp_path / "run" / "UNFINISHED").exists()
+    assert not (tmp_path / "run" / name).exists()
+    assert (tmp_path / "run" / "metrics.json").is_file()
     assert not list((tmp_path / "run").rglob("*.draft"))
 
 

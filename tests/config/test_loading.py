@@ -281,3 +281,24 @@ def test_odd_names_survive_the_settings_file(name: str, tmp_path: Path) -> None:
 
 def test_every_profile_only_changes_settings_that_exist() -> None:
     assert {name for changes in PROFILES.values() for name in changes} <= set(setting_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data", "caf\udce9"),
+        ("split", Path("caf\udce9")),
+        ("teacher", "local-dir:caf\udce9"),
+        ("selected", "caf\udce9"),
+    ],
+)
+def test_a_name_that_is_no_utf_8_is_an_error_that_shows_escapes(name: str, value: str | Path) -> None:
+    line = refusal(**{name: value})
+    assert f"caf\\udce9: 1 file name is not UTF-8. Rename them." in line
+    if name != "selected":
+        assert line.startswith(f"--{name}: ")
+
+
+def test_an_output_that_is_no_utf_8_is_an_error() -> None:
+    with pytest.raises(TwinbudError, match=r"^--output: caf\\udce9: 1 file name is not UTF-8"):
+        run_config(TEACHER, output=Path("caf\udce9"))

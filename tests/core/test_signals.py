@@ -13,7 +13,10 @@ from twinbud.core.signals import SIGNALS, stop_on_signal
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
+    """Heed every signal, also where the tests were started with one ignored, as ``nohup`` does."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

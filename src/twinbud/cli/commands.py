@@ -88,6 +88,7 @@ def predict(chosen: Namespace) -> None:
     """``twinbud predict``."""
     data = stage_config(DataConfig, _given(chosen))
     from twinbud.cli.console import show_ignored, show_note, show_predictions
+    from twinbud.data.split_notes import counted
     from twinbud.runs.inference import predict
 
     predictions, ignored = predict(
@@ -105,7 +106,7 @@ def predict(chosen: Namespace) -> None:
         require_written("the predictions")
     show_ignored(ignored)
     if ignored:
-        show_note(f"{len(predictions.paths):,} images classified, {len(ignored):,} files left out")
+        show_note(f"{counted(len(predictions.paths), 'image')} classified, {counted(len(ignored), 'file')} left out")
 
 
 def report(chosen: Namespace) -> None:

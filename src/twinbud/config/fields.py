@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
 from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.core.files import require_unicode
 
 _MAX_SHOWN = 80
 """Characters of an invalid value in its error."""
@@ -39,7 +40,7 @@ class Checked:
         if not isinstance(values, ArgsKwargs):  # a stage of a run, checked when it was made
             return handler(values)
         hints = hints_of(cls)
-        given = {name: _plain(value, hints.get(name)) for name, value in (values.kwargs or {}).items()}
+        given = {name: _plain(name, value, hints.get(name)) for name, value in (values.kwargs or {}).items()}
         try:
             return handler(ArgsKwargs(values.args, given))
         except ValidationError as error:
@@ -57,13 +58,22 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
         TwinbudError: It is not a valid value of that type; the text names ``name`` as an option.
     """
     try:
-        return TypeAdapter(hint).validate_python(_plain(value, hint))
+        return TypeAdapter(hint).validate_python(_plain(name, value, hint))
     except ValidationError as error:
         raise _invalid(name, hint, error.errors(include_url=False)) from None
 
 
-def _plain(value: Any, hint: Any) -> Any:
-    """Unify the spellings of one value in YAML, options and Python: none and null, on and true, text of digits."""
+def _plain(name: str, value: Any, hint: Any) -> Any:
+    """Unify the spellings of one value in YAML, options and Python: none and null, on and true, text of digits.
+
+    Raises:
+        TwinbudError: The value is a file name that is not UTF-8, which no table or page could hold.
+    """
+    if isinstance(value, str | Path):
+        try:
+            require_unicode([str(value)])
+        except TwinbudError as error:
+            raise error.at(option_of(name)) from None
     kinds = get_args(hint) or (hint,)
     if isinstance(value, str) and value in ("none", "null") and NoneType in kinds:
         return None

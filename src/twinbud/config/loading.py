@@ -124,7 +124,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
     if not isinstance(profile, str) or profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
     merged = profile_defaults(profile, settings.get("method")) | {"profile": profile} | dict(settings)
-    if merged.get("selected") is not None:
+    if read_setting("selected", merged.get("selected")) is not None:
         merged |= _planned_settings(settings, recover=read_setting("recover", merged.get("recover", "none")))
     stages: dict[str, Any] = {stage: stage_config(kind, merged) for stage, kind in STAGES.items()}
     return RunConfig(**stages, output=output, **handling)
@@ -136,7 +136,7 @@ def _planned_settings(settings: Mapping[str, Any], recover: Any) -> dict[str, An
     Raises:
         TwinbudError: There is no plan, a setting contradicts it, or recovery lacks the teacher.
     """
-    folder = Path(settings["selected"])
+    folder = read_setting("selected", settings["selected"])
     try:
         plan = read_json(folder / "plan.json")
         planned = {name: plan[name] for name in PLANNED} | {"student": plan["student"]["name"]}

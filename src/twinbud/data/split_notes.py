@@ -79,4 +79,4 @@ def connection_notes(groups: Groups) -> list[str]:
 def counted(number: int, noun: str) -> str:
     """``1 image``, ``2 images``, ``2 extra copies``."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
+    return f"{number:,} {noun if number == 1 else plural}"
