@@ -294,7 +294,7 @@ def test_every_profile_only_changes_settings_that_exist() -> None:
 )
 def test_a_name_that_is_no_utf_8_is_an_error_that_shows_escapes(name: str, value: str | Path) -> None:
     line = refusal(**{name: value})
-    assert f"caf\\udce9: 1 file name is not UTF-8. Rename them." in line
+    assert "caf\\udce9: 1 file name is not UTF-8. Rename them." in line
     if name != "selected":
         assert line.startswith(f"--{name}: ")
 
