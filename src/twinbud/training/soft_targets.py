@@ -287,7 +287,7 @@ def _no_auxiliary(distillation: Distillation) -> TwinbudError:
     return TwinbudError(
         f"the student pair has no auxiliary{' that was trained before and is frozen' if trained else ''}",
         where=f"--distillation {distillation}",
-        fix="Train with twinbud.fit_in_two_phases" if trained else "Build the student pair with one",
+        fix="Train with twinbud.training.two_phase.fit_in_two_phases" if trained else "Build the student pair with one",
     )
 
 
