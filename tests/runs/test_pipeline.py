@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -166,7 +168,7 @@ def test_a_run_is_marked_unfinished_while_it_runs_and_after_it_fails(
     monkeypatch.setattr(pipeline, "fit", failing)
     with pytest.raises(RuntimeError, match="lightning struck"):
         train(shared_images, shared_teacher, run)
-    assert seen == ["This run has not finished; its files are incomplete.\n"]
+    assert seen == [f"Unfinished: process {os.getpid()} on {platform.node()} works here.\n"]
     assert marker.read_text() == "This run did not finish: lightning struck\n"
     assert not (run / "metrics.json").exists()
     for words in (("evaluate", run), ("predict", run, shared_images)):
@@ -185,7 +187,7 @@ def test_an_interrupted_run_says_stopped_and_stays_unfinished(
     monkeypatch.setattr(pipeline, "fit", interrupted)
     answer = train(shared_images, shared_teacher, tmp_path / "run")
     assert answer.code == 130
-    assert answer.err.splitlines()[-1] == "twinbud: stopped"
+    assert answer.err.splitlines()[-1] == "twinbud: interrupted"
     assert (tmp_path / "run" / "UNFINISHED").read_text() == "This run did not finish: KeyboardInterrupt\n"
 
 
