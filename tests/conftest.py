@@ -13,7 +13,6 @@ import torch
 from helpers.builders import save_images, save_vit_teacher
 from helpers.command import trained
 
-
 for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # inherited from nohup or a background shell
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
