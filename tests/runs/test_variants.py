@@ -69,7 +69,9 @@ def test_every_variant_trains_otherwise_and_is_named(
     assert weights(tmp_path / "again") == weights(run)
 
 
-@pytest.mark.parametrize(("auxiliary", "named"), [("copy", "starts as a copy of S"), ("frozen", "stays as it was")])
+@pytest.mark.parametrize(
+    ("auxiliary", "named"), [("copy", "starts as a copy of the student"), ("frozen", "keeps its selected weights")]
+)
 def test_every_control_trains_otherwise_and_is_named(
     shared_images: Path, shared_teacher: str, shared_run: Path, tmp_path: Path, auxiliary: str, named: str
 ) -> None:
