@@ -284,7 +284,7 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
         ),
         (
             ("--data", "shades={images}", "--profile", "fast"),
-            "--profile: 'fast' is not one of paper, quick, best.",
+            "--profile: 'fast' is not one of best, quick, paper.",
         ),
         (("--data", "shades={images}", "--only", "x=1"), "--only: 'x' is not one of data, pair, method"),
         (("--data", "shades={images}", "--runs", "{images}"), "{images}: the folder is not a runs folder"),
