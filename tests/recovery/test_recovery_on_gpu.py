@@ -18,6 +18,7 @@ from twinbud.recovery.looks import UnlabelledImages
 from twinbud.recovery.matching import RecoveryStep
 from twinbud.recovery.outcome import Recovery
 from twinbud.recovery.stage import recover
+from waiting import no_waiting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -63,11 +64,8 @@ def test_no_step_of_recovery_waits_for_the_device(tmp_path: Path, monkeypatch: p
     plain = RecoveryStep.__call__
 
     def strict(self: RecoveryStep, *arguments: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             return plain(self, *arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(RecoveryStep, "__call__", strict)
     recovered(tmp_path, "cuda")

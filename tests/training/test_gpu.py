@@ -15,6 +15,7 @@ from twinbud.models.twins import Twins
 from twinbud.training.compilation import EAGER, Compilation
 from twinbud.training.loop import LabelledImages, fit
 from twinbud.training.step import TrainingStep
+from waiting import no_waiting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -69,11 +70,8 @@ def test_no_step_waits_for_the_device(distillation: Distillation, monkeypatch: p
     plain = TrainingStep.__call__
 
     def strict(self: TrainingStep, *arguments: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             return plain(self, *arguments)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainingStep, "__call__", strict)
     train("cuda", config=replace(SETTINGS, distillation=distillation))
