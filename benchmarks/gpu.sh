@@ -7,6 +7,8 @@
 #
 # The tables need TEACHER, as --teacher spells it; without a hub and wheels, vit_small_patch14_dinov2@FILE.safetensors.
 # FRACTIONS (0.05,0.01,0.1) are done in their order, as far as the time reaches; a second call goes on.
+# WORKERS runs of the tables are done at once (1); ONLY="method=dual,timm sampling=0" narrows them; STAGES names the
+# stages to do (environment tests rows beyond tables). Time rows on a quiet machine; the tables can fill it.
 #
 # Runs from a checkout, without installation and without a network. Results go to $OUT (./gpu-results). Each stage has
 # its own time limit, and a stage that fails or runs over does not stop the next; the exit status counts the failures.
@@ -37,6 +39,9 @@ export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=
 export TWINBUD_CACHE="${TWINBUD_CACHE:-$OUT/cache}"
 
 FRACTIONS=${FRACTIONS:-0.05,0.01,0.1}
+WORKERS=${WORKERS:-1}
+ONLY=${ONLY:-}
+STAGES=${STAGES:-environment tests rows beyond tables}
 rows=(--device "$DEVICE" --results "$OUT")
 if [ "$DEVICE" = cpu ]; then
     rows+=(--images 32 --test-images 24 --epochs 2 --image-size 56 --repeats 1)
@@ -46,6 +51,7 @@ failures=0
 stage() { # NAME SECONDS COMMAND...: its output to $OUT/NAME.txt, its status and seconds to $OUT/stages.txt
     local name=$1 limit=$2 start=$SECONDS status
     shift 2
+    case " $STAGES " in *" $name "*) ;; *) return 0 ;; esac
     printf '== %s (at most %s s)\n' "$name" "$limit"
     timeout --kill-after=10 "$limit" "$@" >"$OUT/$name.txt" 2>&1
     status=$?
@@ -57,18 +63,20 @@ stage() { # NAME SECONDS COMMAND...: its output to $OUT/NAME.txt, its status and
 }
 
 tables() { # RECIPE METHODS: its runs, fraction by fraction; on a CPU those of METHODS alone, tiny
-    local recipe fraction only=()
+    local recipe fraction word status=0 only=()
     recipe=$OUT/$(basename "$1")
     sed "s#teacher: dinov2-small#teacher: $TEACHER#" "$1" >"$recipe"
     if [ "$DEVICE" = cpu ]; then
         sed -i 's#^settings: .*#settings: {image_size: 56, epochs: 1, min_steps: 0, threads: 1, precision: bf16}#' "$recipe"
         only=(--only "method=$2" --only sampling=0)
     fi
+    for word in $ONLY; do only+=(--only "$word"); done
     for fraction in ${FRACTIONS//,/ }; do
         "$PYTHON" -m twinbud study "$recipe" --data "brain-mri=$DATA" --runs "$OUT/runs" --only data=brain-mri \
-            --only pair=dinov2 --only "fraction=$fraction" "${only[@]}" || return
-        "$PYTHON" -m twinbud tables "$recipe" --runs "$OUT/runs" --output "$OUT/tables" || return
+            --only pair=dinov2 --only "fraction=$fraction" --workers "$WORKERS" "${only[@]}" || status=1
+        "$PYTHON" -m twinbud tables "$recipe" --runs "$OUT/runs" --output "$OUT/tables" || status=1
     done
+    return "$status"
 }
 
 environment() {
@@ -78,13 +86,12 @@ environment() {
     "$PYTHON" -c 'import sys, timm, torch; print(sys.version); print("torch", torch.__version__, torch.version.cuda, "timm", timm.__version__); print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no CUDA device")'
 }
 export -f environment tables
-export PYTHON OUT DATA DEVICE TEACHER FRACTIONS
+export PYTHON OUT DATA DEVICE TEACHER FRACTIONS WORKERS ONLY
 
-: >"$OUT/stages.txt"
 stage environment 120 bash -c environment
 # no:cacheprovider: the checkout may be read-only
 stage tests 300 "$PYTHON" -m pytest -m gpu -p no:cacheprovider
-stage rows 900 "$PYTHON" benchmarks/gpu_rows.py "$SELECTED" "$DATA" "${rows[@]}"
+stage rows 900 "$PYTHON" benchmarks/gpu_rows.py "$SELECTED" "$DATA" "${rows[@]}" ${REPEATS:+--repeats "$REPEATS"}
 if [ -n "$TEACHER" ]; then
     stage beyond 900 bash -c 'tables recipes/beyond/full-size.yaml best,selection'
     stage tables 900 bash -c 'tables recipes/paper/tables-2-4.yaml dual,selection'
