@@ -54,10 +54,10 @@ def show_demo(demo: Demo) -> None:
     """Print a row for each arm, and where the page is."""
     console = _console()
     table = Table(
-        title="One small network, the same labelled images and epochs, three ways to initialize and train it",
+        title="One small network, the same labelled images and epochs, three ways to train it",
         title_justify="left",
     )
-    for name in ("arm", "test accuracy", "95 % interval", "AUROC", "training"):
+    for name in ("arm", "accuracy", "95 % interval", "AUROC", "training"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for name, run in demo.runs.items():
         low, high = run.metrics.confidence_intervals["accuracy"] or (None, None)

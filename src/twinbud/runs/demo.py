@@ -33,12 +33,12 @@ SETTINGS: dict[str, Any] = {
 }
 """Settings of all arms."""
 ARMS: dict[str, dict[str, Any]] = {
-    "random start (timm)": {"profile": "quick", "method": "timm"},
-    "the paper's method (dual)": {"profile": "quick", "method": "dual"},
-    "recommended (best)": {"profile": "best"},
+    "random start": {"profile": "quick", "method": "timm"},
+    "paper (dual)": {"profile": "quick", "method": "dual"},
+    "best": {"profile": "best"},
 }
 """Further settings of each arm."""
-_MARKED = "recommended (best)"
+_MARKED = "best"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def demo(output: Path, *, force: bool = False, progress: Progress | None = None)
     runs: dict[str, RunResult] = {}
     for number, (name, own) in enumerate(ARMS.items(), start=1):
         progress.note(f"{number} of {len(ARMS)}: {name}")
-        folder = output / name.partition("(")[2].rstrip(")")
+        folder = output / own.get("method", own["profile"])
         runs[name] = train(run_config({**settings, **own}, output=folder, force=force), progress)
     report = output / "report.html"
     summary = replace(
