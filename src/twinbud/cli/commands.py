@@ -1,4 +1,4 @@
-"""What each command calls; torch is imported only where a command needs it."""
+"""What each command calls, most of them the Python API; torch is imported only where a command needs it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import Any
 from twinbud.cli import options
 from twinbud.cli.streams import require_written
 from twinbud.config.fields import read_value
-from twinbud.config.loading import merge_settings, read_settings_file, run_config, setting_names, stage_config
-from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig
-from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.config.loading import merge_settings, read_settings_file, run_config, setting_names
+from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
-
-
-def _given(chosen: Namespace) -> dict[str, Any]:
-    """The settings that were given, by name."""
-    return {name: value for name, value in vars(chosen).items() if name in setting_names()}
+from twinbud.runs import api
 
 
 def demo(chosen: Namespace) -> None:
@@ -30,26 +25,19 @@ def demo(chosen: Namespace) -> None:
 
 def select(chosen: Namespace) -> None:
     """``twinbud select``."""
+    selection = api.select(**{"teacher": None, **vars(chosen)})
     from twinbud.cli.console import show_selection
-    from twinbud.models.selection_io import select_to_folder
 
-    given = _given(chosen)
-    if chosen.weights not in options.WEIGHTS:
-        raise unknown_choice("--weights", chosen.weights, options.WEIGHTS)
-    model, seed = stage_config(ModelConfig, given), stage_config(TrainingConfig, given).seed
-    half = chosen.weights == "float16"
-    show_selection(
-        select_to_folder(model, chosen.output, seed=seed, half_precision=half, force=chosen.force), chosen.output
-    )
+    show_selection(selection, chosen.output)
 
 
 def train(chosen: Namespace) -> None:
     """``twinbud train``."""
     config = train_config(chosen)
     from twinbud.cli.console import show_run
-    from twinbud.runs.pipeline import train
+    from twinbud.runs import pipeline
 
-    show_run(train(config, TerminalProgress()))
+    show_run(pipeline.train(config, TerminalProgress()))
 
 
 def train_config(chosen: Namespace) -> Any:
@@ -59,7 +47,8 @@ def train_config(chosen: Namespace) -> Any:
         TwinbudError: No images are given; see also ``run_config``.
     """
     saved = read_settings_file(chosen.config) if chosen.config else {}
-    settings = merge_settings(saved, _given(chosen))
+    given = {name: value for name, value in vars(chosen).items() if name in setting_names()}
+    settings = merge_settings(saved, given)
     if settings.get("data") is None:
         fix = "Give a folder of class folders, a CSV file, or 'phantom' for generated images"
         raise TwinbudError("no images are given", where="--data", fix=fix)
@@ -68,45 +57,20 @@ def train_config(chosen: Namespace) -> Any:
 
 def evaluate(chosen: Namespace) -> None:
     """``twinbud evaluate``."""
+    evaluation = api.evaluate(**vars(chosen))
     from twinbud.cli.console import show_evaluation
-    from twinbud.runs.inference import evaluate_run
 
-    show_evaluation(
-        evaluate_run(
-            chosen.run,
-            _given(chosen),
-            output=chosen.output,
-            force=chosen.force,
-            logits=chosen.logits,
-            progress=TerminalProgress(),
-        ),
-        chosen.output,
-    )
+    show_evaluation(evaluation, chosen.output)
 
 
 def predict(chosen: Namespace) -> None:
     """``twinbud predict``."""
-    data = stage_config(DataConfig, _given(chosen))
-    from twinbud.cli.console import show_ignored, show_note, show_predictions
-    from twinbud.data.split_notes import counted
-    from twinbud.runs.inference import predict
+    predictions = api.predict(**vars(chosen))
+    from twinbud.cli.console import show_predictions
 
-    predictions, ignored = predict(
-        chosen.model,
-        chosen.images,
-        skip_broken=data.skip_broken,
-        max_megapixels=data.max_megapixels,
-        output=chosen.output,
-        force=chosen.force,
-        logits=chosen.logits,
-        progress=TerminalProgress(),
-    )
     if chosen.output is None:
         show_predictions(predictions, logits=chosen.logits)
         require_written("the predictions")
-    show_ignored(ignored)
-    if ignored:
-        show_note(f"{counted(len(predictions.paths), 'image')} classified, {counted(len(ignored), 'file')} left out")
 
 
 def report(chosen: Namespace) -> None:

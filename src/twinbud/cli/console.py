@@ -110,11 +110,6 @@ def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
         console.print(f"left out: {file.path} ({file.reason})", markup=False)
 
 
-def show_note(text: str) -> None:
-    """Print one line on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"note: {text}", markup=False)
-
-
 def show_written(path: Path) -> None:
     """Print where a file or folder is."""
     _console().print(f"written: {path}", markup=False)

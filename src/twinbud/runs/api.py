@@ -182,15 +182,19 @@ def predict(
         >>> len(predictions.paths) == len(predictions.probabilities)  # doctest: +SKIP
         True
     """
+    from twinbud.config.loading import stage_config
+    from twinbud.config.schema import DataConfig
+    from twinbud.data.split_notes import counted
     from twinbud.runs.inference import predict
 
+    reading = stage_config(DataConfig, {"skip_broken": skip_broken, "max_megapixels": max_megapixels})
     paths = [images] if isinstance(images, str | Path) else images
     progress = _progress(show_progress)
     predictions, ignored = predict(
         Path(model),
         [Path(path) for path in paths],
-        skip_broken=skip_broken,
-        max_megapixels=max_megapixels,
+        skip_broken=reading.skip_broken,
+        max_megapixels=reading.max_megapixels,
         output=Path(output) if output is not None else None,
         force=force,
         logits=logits,
@@ -198,6 +202,9 @@ def predict(
     )
     for file in ignored:
         progress.note(f"left out: {file.path} ({file.reason})")
+    if ignored:
+        counts = f"{counted(len(predictions.paths), 'image')} classified, {counted(len(ignored), 'file')} left out"
+        progress.note(f"note: {counts}")
     return predictions
 
 
@@ -246,8 +253,8 @@ def select(
     from twinbud.config.schema import ModelConfig
     from twinbud.models.selection_io import select_to_folder
 
-    model = ModelConfig(teacher=teacher, student=student, rule=rule, attention=attention, swap_roles=swap_roles)
     half_precision = read_value("weights", weights, Literal["float32", "float16"]) == "float16"
+    model = ModelConfig(teacher=teacher, student=student, rule=rule, attention=attention, swap_roles=swap_roles)
     return select_to_folder(
         model, Path(output), seed=read_value("seed", seed, int), half_precision=half_precision, force=force
     )
