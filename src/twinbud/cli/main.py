@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 DESCRIPTION = "Train a small, trustworthy medical-image classifier from a large pretrained teacher."
 COMMANDS = {
-    "demo": "Compare a student with teacher weights and one with a random start, on generated images.",
+    "demo": "Compare a random start, the method of the paper and the recommended recipe on generated images.",
     "train": "Train, evaluate and save a student; the result is a run folder.",
     "evaluate": "Evaluate a finished run on its own test images, or on others.",
     "predict": "Classify images with a finished run or a model folder.",
