@@ -36,7 +36,7 @@ def main() -> None:
     """Measure and print."""
     options = parse()
     with tempfile.TemporaryDirectory(prefix="twinbud-bench-") as folder:
-        say("preparing images and twins")
+        say("preparing images and student pairs")
         material = prepare(Path(folder), data=options.data, fraction=options.fraction, models=options.models)
         bench = Bench(material, options)
         found = bench.rows()

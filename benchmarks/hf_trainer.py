@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer on the same twins, images, batch, precision, schedule and number of test passes.
+"""Hugging Face's Trainer on the same student pairs, images, batch, precision, schedule and number of test passes.
 
 A thin module returns ``{"loss", "logits"}``; in `dual` a callback moves S′ after each step. ``make bench`` starts it;
 by hand, see ``task.Task`` for the options.
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from plain_loop import follow_one_by_one
-from rival import NUM_WORKERS, ImageFiles, Recorder, open_twins, settings
+from rival import NUM_WORKERS, ImageFiles, Recorder, open_student_pair, settings
 from task import Task, write_result
 from twinbud.config.schema import TrainingConfig
 from twinbud.models.student_pair import StudentPair
@@ -82,7 +82,7 @@ def main() -> None:
     """Train, test once, save, and write the measurements."""
     task = Task.from_command_line(__doc__)
     training = settings(task)
-    student_pair, student_spec = open_twins(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
+    student_pair, student_spec = open_student_pair(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
     train = ImageFiles(task, "train", student_spec.mean, student_spec.std)
     test = ImageFiles(task, "test", student_spec.mean, student_spec.std)
     model = Classifier(student_pair, training)

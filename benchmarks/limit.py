@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rival import open_twins, settings
+from rival import open_student_pair, settings
 from task import METHODS, Task, write_result
 from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.evaluation.predict import predict_logits
@@ -36,8 +36,8 @@ def main() -> None:
     """Measure and write."""
     task = Task.from_command_line(__doc__)
     training = settings(task)
-    student_pair, student_spec = open_twins(task, NUM_CLASSES)
-    assert student_pair.auxiliary is not None, "the limit is measured on the twins of `dual`"
+    student_pair, student_spec = open_student_pair(task, NUM_CLASSES)
+    assert student_pair.auxiliary is not None, "the limit is measured on the student pairs of `dual`"
     bf16 = task.precision == "bf16"
     side, batch = task.image_size, training.batch_size
     image_store = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=task.device)

@@ -1,4 +1,4 @@
-"""What the measurements are taken on: images, a split, and the twins of two teachers with random weights."""
+"""What the measurements are taken on: images, a split, and the student pairs of two teachers with random weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ REAL_FRACTION = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Images and twins.
+    """Images and student pairs.
 
     Attributes:
         data: What twinbud is given as ``--data``.
         fraction: What twinbud is given as ``--fraction``.
         listing: The labelled and the test images of twinbud's own split of them.
-        selected: The twins, by the keys of ``TEACHERS``.
+        selected: The student pairs, by the keys of ``TEACHERS``.
     """
 
     data: str

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rival import NUM_WORKERS, ImageFiles, Recorder, open_twins, settings
+from rival import NUM_WORKERS, ImageFiles, Recorder, open_student_pair, settings
 from task import Task, write_result
 from twinbud.config.schema import TrainingConfig
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate
@@ -26,7 +26,7 @@ def main() -> None:
     task = Task.from_command_line(__doc__)
     training = settings(task)
     torch.manual_seed(training.seed)
-    student_pair, student_spec = open_twins(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
+    student_pair, student_spec = open_student_pair(task, len(ImageFiles(task, "train", (0,), (1,)).classes))
     train = ImageFiles(task, "train", student_spec.mean, student_spec.std)
     test = ImageFiles(task, "test", student_spec.mean, student_spec.std)
     loader = DataLoader(train, training.batch_size, shuffle=True, num_workers=NUM_WORKERS)

@@ -1,4 +1,4 @@
-"""What the rivals share: twinbud's settings and twins, images decoded as tutorials do it, clock and memory."""
+"""What the rivals share: twinbud's settings and student pairs, images decoded as tutorials do it, clock and memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_WORKERS = 2
 
 
 def settings(task: Task) -> TrainingConfig:
-    """twinbud's own settings, resolved for the family of the twins."""
+    """twinbud's own settings, resolved for the family of the student pairs."""
     family = load_selection(task.selected).student_spec.family
     chosen: dict[str, Any] = PROFILES[task.profile] | {
         "profile": task.profile,
@@ -39,7 +39,7 @@ def settings(task: Task) -> TrainingConfig:
     return resolve(TrainingConfig(**chosen), temperature=family.temperature, drop_path=family.drop_path)
 
 
-def open_twins(task: Task, num_classes: int) -> tuple[StudentPair, StudentSpec]:
+def open_student_pair(task: Task, num_classes: int) -> tuple[StudentPair, StudentSpec]:
     """S and S′ exactly as twinbud starts them, on the device, and their architecture."""
     selection, training = load_selection(task.selected), settings(task)
     assert training.drop_path != "auto"
