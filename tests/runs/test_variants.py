@@ -15,12 +15,13 @@ import yaml
 from helpers.command import refusal, train, trained
 from helpers.command import twinbud as command
 from twinbud.config.loading import numeric_settings, run_config
-from twinbud.config.schema import Distillation
+from twinbud.config.schema import TEACHER_TARGETS, Distillation
 from twinbud.runs.resource_cache import initialization_key
 from twinbud.study.estimate import measure_step
 from twinbud.training.train_step import TrainingStep
 
-VARIANTS = [variant for variant in get_args(Distillation) if variant != "skd"]
+VARIANTS = [variant for variant in get_args(Distillation) if variant not in ("skd", *TEACHER_TARGETS)]
+"""The variants of Table 6."""
 
 
 def weights(run: Path) -> bytes:
@@ -95,12 +96,12 @@ def test_a_frozen_auxiliary_takes_no_notice_of_beta(shared_images: Path, shared_
         (
             ("--method", "selection", "--distillation", "cs-kd"),
             "--distillation: 'cs-kd' contradicts --method selection, which has no auxiliary. "
-            "Give --distillation skd, or --method dual.",
+            "Give --distillation skd or teacher, or --method dual.",
         ),
         (
             ("--method", "timm", "--distillation", "tf-kd-reg"),
             "--distillation: 'tf-kd-reg' contradicts --method timm, which has no auxiliary. "
-            "Give --distillation skd, or --method dual.",
+            "Give --distillation skd or teacher, or --method dual.",
         ),
         (
             ("--method", "kaiming", "--auxiliary", "frozen"),
@@ -109,16 +110,17 @@ def test_a_frozen_auxiliary_takes_no_notice_of_beta(shared_images: Path, shared_
         ),
         (
             ("--auxiliary", "none", "--distillation", "tf-kd"),
-            "--distillation: 'tf-kd' contradicts --auxiliary none. Give --distillation skd.",
+            "--distillation: 'tf-kd' contradicts --auxiliary none. Give --distillation skd or teacher.",
         ),
         (
             ("--auxiliary", "copy", "--distillation", "tf-kd-self"),
-            "--auxiliary: 'copy' contradicts --distillation tf-kd-self, whose targets do not come from the teacher. "
+            "--auxiliary: 'copy' contradicts --distillation tf-kd-self, whose targets do not come from the auxiliary. "
             "Give --auxiliary other.",
         ),
         (
             ("--distillation", "cskd"),
-            "--distillation: 'cskd' is not one of skd, cs-kd, cs-kd-pair, tf-kd, tf-kd-self, tf-kd-reg. "
+            "--distillation: 'cskd' is not one of skd, cs-kd, cs-kd-pair, tf-kd, tf-kd-self, tf-kd-reg, teacher, "
+            "skd+teacher. "
             "Did you mean 'cs-kd'?",
         ),
     ],
@@ -175,7 +177,7 @@ def test_runs_of_one_process_do_not_share_an_auxiliary_that_only_one_of_them_has
     assert keys[0] == keys[1] != keys[2]
 
 
-@pytest.mark.parametrize("distillation", VARIANTS)
+@pytest.mark.parametrize("distillation", [*VARIANTS, *TEACHER_TARGETS])
 def test_a_study_can_tell_how_long_a_variant_takes(shared_teacher: str, tmp_path: Path, distillation: str) -> None:
     settings = {
         "profile": "paper", "data": "phantom", "teacher": shared_teacher, "image_size": 28, "batch_size": 4,

@@ -16,12 +16,12 @@ from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.index import ImageIndex, ImageRef, ImageRow
 from twinbud.models.families.vit import ViTFamily
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.study.run_id import (
     TRAINING_VERSION,
     images_fingerprint,
     make_run_id,
     run_facts,
-    teacher_fingerprint,
 )
 
 GIVEN = {"profile": "paper", "teacher": "dinov2-small", "threads": 1, "precision": "float32", "data": "here"}

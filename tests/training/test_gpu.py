@@ -19,7 +19,7 @@ from twinbud.training.train_step import TrainingStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-VARIANTS: tuple[Distillation, ...] = ("skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg")
+VARIANTS: tuple[Distillation, ...] = ("skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg", "teacher", "skd+teacher")
 """All that take a step of their own; tf-kd-self takes those of selection and of skd."""
 SETTINGS = TrainingConfig(image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.0, clip_norm=1.0)
 
@@ -34,12 +34,13 @@ def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig 
         images_NCSS=images.to(device), labels_N=(torch.arange(10) % 3).to(device), preprocessing=half_preprocessing()
     )
     drop = 0.0 if config.drop_path == "auto" else config.drop_path
-    pair = [
+    *pair, teacher = (
         random_model("vit_tiny_patch16_224", seed, num_classes=3, drop_path_rate=drop, **VIT).to(device)
-        for seed in (0, 1)
-    ]
+        for seed in (0, 1, 2)
+    )
     student_pair = StudentPair(student=pair[0], auxiliary=pair[1])
-    return student_pair, fit(student_pair, data, config, compilation=compilation)
+    teacher = teacher.requires_grad_(False)
+    return student_pair, fit(student_pair, data, config, teacher=teacher, compilation=compilation)
 
 
 @pytest.mark.parametrize("distillation", VARIANTS)

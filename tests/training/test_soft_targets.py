@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from helpers.builders import half_preprocessing
-from twinbud.config.schema import Distillation, TrainingConfig
+from twinbud.config.schema import TEACHER_TARGETS, Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.augment import apply_views, draw_views
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.same_class_pairs import draw_same_class_pairs
-from twinbud.training.soft_targets import open_soft_targets, update_similarity, virtual_teacher
+from twinbud.training.soft_targets import open_soft_targets
+from twinbud.training.target_formulas import mean_target_logits, update_similarity, virtual_teacher
 from twinbud.training.train_step import Objective, TrainingStep
 
 VARIANTS: tuple[Distillation, ...] = get_args(Distillation)
@@ -26,8 +28,9 @@ LABELS = torch.tensor([0, 2, 2, 0, 1])
 EPOCHS = [[[0, 1, 2], [3, 4]], [[4, 2, 0], [1, 3]], [[3, 0, 1], [2, 4]]]
 """Sample numbers of two batches an epoch."""
 PARTNERS = torch.tensor([3, 2, 1, 0, 4])
-NOBODY = ("tf-kd-reg", "auxiliary")
-"""The one variant without an S′."""
+WITHOUT_AUXILIARY = ("tf-kd-reg", "teacher")
+NOBODY = tuple((variant, "auxiliary") for variant in WITHOUT_AUXILIARY)
+"""The variants without an S′."""
 OBJECTIVE = Objective(alpha=0.6, beta=0.9, temperature=3.0, ce_temperature=1.0, clip_norm=None, bf16=False)
 
 
@@ -46,13 +49,27 @@ class Lookup(nn.Module):
 def lookups(distillation: Distillation) -> StudentPair:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, NUM_SAMPLES, NUM_CLASSES, generator=generator, dtype=torch.float64) * 3
-    auxiliary = None if distillation == "tf-kd-reg" else Lookup(logits[1]).requires_grad_(False)
+    auxiliary = None if distillation in WITHOUT_AUXILIARY else Lookup(logits[1]).requires_grad_(False)
     return StudentPair(student=Lookup(logits[0]), auxiliary=auxiliary, frozen=distillation == "tf-kd-self")
+
+
+def frozen_teacher(distillation: Distillation) -> Lookup | None:
+    if distillation not in TEACHER_TARGETS:
+        return None
+    logits = torch.randn(NUM_SAMPLES, NUM_CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return Lookup(3 * logits).requires_grad_(False)
 
 
 def step_of(student_pair: StudentPair, distillation: Distillation, **changes: Any) -> TrainingStep:
     objective = replace(OBJECTIVE, distillation=distillation, **changes)
-    return TrainingStep(student_pair, objective, weight_decay=0.05, steps_per_epoch=2, num_samples=NUM_SAMPLES)
+    return TrainingStep(
+        student_pair,
+        objective,
+        weight_decay=0.05,
+        steps_per_epoch=2,
+        num_samples=NUM_SAMPLES,
+        teacher=frozen_teacher(distillation),
+    )
 
 
 def pixels(rows: torch.Tensor) -> torch.Tensor:
@@ -72,6 +89,8 @@ class Reference:
         self.distillation = distillation
         self.similarity = [[float(i == j) for j in range(NUM_CLASSES)] for i in range(NUM_CLASSES)]
         self.memory: dict[int, list[float]] = {}
+        teacher = frozen_teacher(distillation)
+        self.teacher: list[list[float]] = teacher.logits.tolist() if teacher else []
 
     def loss(self, student: list[list[float]], auxiliary: list[list[float]] | None, rows: list[int]) -> float:
         """The batch's total loss (eq. 5), after which the memories take in the batch."""
@@ -88,6 +107,8 @@ class Reference:
 
     def target(self, auxiliary: list[list[float]] | None, row: int) -> list[float]:
         tau, label = OBJECTIVE.temperature, int(LABELS[row])
+        if self.distillation == "teacher":
+            return softmax(self.teacher[row], tau)
         if auxiliary is None:
             d = [0.99 if k == label else 0.01 / (NUM_CLASSES - 1) for k in range(NUM_CLASSES)]
             return softmax(d, 20.0)
@@ -95,6 +116,7 @@ class Reference:
             "cs-kd": self.similarity[label],
             "cs-kd-pair": softmax(auxiliary[int(PARTNERS[row])], tau),
             "tf-kd": softmax(self.memory.get(row, auxiliary[row]), tau),
+            "skd+teacher": mean(softmax(auxiliary[row], tau), softmax((self.teacher or auxiliary)[row], tau)),
         }.get(self.distillation, softmax(auxiliary[row], tau))
 
     def update(self, student: list[list[float]], auxiliary: list[list[float]] | None, rows: list[int]) -> None:
@@ -105,6 +127,10 @@ class Reference:
             members = [softmax(auxiliary[row], OBJECTIVE.temperature) for row in rows if int(LABELS[row]) == k]
             mean = [sum(column) / len(members) for column in zip(*members, strict=True)]
             self.similarity[k] = [0.9 * s + 0.1 * m for s, m in zip(self.similarity[k], mean, strict=True)]
+
+
+def mean(one: list[float], other: list[float]) -> list[float]:
+    return [(p + q) / 2 for p, q in zip(one, other, strict=True)]
 
 
 def softmax(logits: list[float], temperature: float) -> list[float]:
@@ -202,7 +228,7 @@ def test_the_auxiliary_is_asked_before_the_student(distillation: Distillation) -
             network.register_forward_hook(lambda m, i, said, name=name: asked.append((name, said.requires_grad)))
     take(step_of(student_pair, distillation), [0, 1, 2])
     expected = [("S", True)]
-    assert asked == (expected if distillation == "tf-kd-reg" else [("S′", False), *expected])
+    assert asked == (expected if distillation in WITHOUT_AUXILIARY else [("S′", False), *expected])
 
 
 @pytest.mark.parametrize("distillation", VARIANTS)
@@ -219,7 +245,7 @@ def test_the_auxiliary_follows_unless_it_is_frozen(distillation: Distillation, f
 
 @pytest.mark.parametrize(
     ("distillation", "where"),
-    [(variant, where) for variant in VARIANTS for where in ("student", "auxiliary") if (variant, where) != NOBODY],
+    [(variant, where) for variant in VARIANTS for where in ("student", "auxiliary") if (variant, where) not in NOBODY],
 )
 @pytest.mark.parametrize("deferred", [False, True], ids=["known at once", "read later"])
 def test_a_step_that_is_not_finite_leaves_every_memory_as_it_was(
@@ -251,6 +277,8 @@ def test_what_is_remembered_is_never_of_low_precision(distillation: Distillation
         if network is not None:
             network.float()
     step = step_of(student_pair, distillation, bf16=True)
+    if isinstance(teacher := getattr(step.targets, "teacher", None), Lookup):
+        teacher.float()
     for rows in EPOCHS[0]:
         take(step, rows)
     assert all(tensor.dtype == torch.float32 for tensor in step.tensors().values())
@@ -283,10 +311,12 @@ def test_the_partners_of_an_epoch_are_of_the_class_and_seen_in_their_own_way(mon
         assert torch.equal(partners, normalize(apply_views(images[chosen], views[chosen])))
 
 
-@pytest.mark.parametrize("distillation", [variant for variant in VARIANTS if variant not in ("skd", "tf-kd-reg")])
+@pytest.mark.parametrize(
+    "distillation", [variant for variant in VARIANTS if variant not in ("skd", *WITHOUT_AUXILIARY)]
+)
 def test_a_variant_that_needs_an_auxiliary_is_refused_without_one(distillation: Distillation) -> None:
     alone = StudentPair(student=lookups("skd").student, auxiliary=None)
-    with pytest.raises(TwinbudError, match=rf"^--distillation {distillation}: the student pair has no auxiliary"):
+    with pytest.raises(TwinbudError, match=rf"^--distillation {re.escape(distillation)}: the student pair has no aux"):
         open_soft_targets(distillation, alone, temperature=4.0)
 
 
@@ -295,3 +325,27 @@ def test_tf_kd_self_is_refused_with_an_auxiliary_that_nobody_trained() -> None:
         TwinbudError, match=r"trained before and is frozen\. Train with twinbud\.training\.two_phase\.fit_in_two_"
     ):
         open_soft_targets("tf-kd-self", lookups("skd"), temperature=4.0)
+
+
+@pytest.mark.parametrize("distillation", TEACHER_TARGETS)
+def test_a_variant_that_needs_a_teacher_is_refused_without_one(distillation: Distillation) -> None:
+    with pytest.raises(TwinbudError, match=rf"^--distillation {re.escape(distillation)}: there is no teacher\."):
+        open_soft_targets(distillation, lookups(distillation), temperature=4.0)
+
+
+@pytest.mark.parametrize("distillation", TEACHER_TARGETS)
+def test_the_teacher_neither_changes_nor_enters_a_checkpoint(distillation: Distillation) -> None:
+    step, teacher = step_of(lookups(distillation), distillation), frozen_teacher(distillation)
+    for rows in EPOCHS[0]:
+        take(step, rows)
+    (kept,) = (m for m in vars(step.targets).values() if isinstance(m, Lookup) and m is not step.student_pair.auxiliary)
+    assert teacher is not None
+    assert torch.equal(kept.logits, teacher.logits)
+    assert kept.logits.grad is None
+    assert {name.partition(".")[0] for name in step.tensors()} <= {"student", "auxiliary", "exp_avg", "exp_avg_sq"}
+
+
+def test_the_mean_of_two_softened_distributions_stays_finite_where_one_is_zero() -> None:
+    sure, unsure = torch.tensor([[400.0, 0.0, 0.0]]), torch.zeros(1, 3)
+    mean = mean_target_logits(sure, unsure, 2.0)
+    torch.testing.assert_close((mean / 2.0).softmax(1), torch.tensor([[2 / 3, 1 / 6, 1 / 6]]))

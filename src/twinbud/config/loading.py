@@ -14,6 +14,7 @@ from twinbud.config.schema import (
     RecoveryConfig,
     RunConfig,
     all_settings,
+    teacher_use,
     unopened_teacher,
 )
 from twinbud.config.teacher_spec import parse_teacher
@@ -125,16 +126,19 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
         raise unknown_choice("--profile", profile, PROFILES)
     merged = profile_defaults(profile, settings.get("method")) | {"profile": profile} | dict(settings)
     if read_setting("selected", merged.get("selected")) is not None:
-        merged |= _planned_settings(settings, recover=read_setting("recover", merged.get("recover", "none")))
+        recover, distillation = (
+            read_setting(name, merged.get(name, all_settings()[name].default)) for name in ("recover", "distillation")
+        )
+        merged |= _planned_settings(settings, teacher_use(recover, distillation))
     stages: dict[str, Any] = {stage: stage_config(kind, merged) for stage, kind in STAGES.items()}
     return RunConfig(**stages, output=output, **handling)
 
 
-def _planned_settings(settings: Mapping[str, Any], recover: Any) -> dict[str, Any]:
-    """What the plan of ``selected`` fixes; with recovery, ``teacher`` says where the teacher is now.
+def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) -> dict[str, Any]:
+    """What the plan of ``selected`` fixes; where the teacher is used, ``teacher`` says where it is now.
 
     Raises:
-        TwinbudError: There is no plan, a setting contradicts it, or recovery lacks the teacher.
+        TwinbudError: There is no plan, a setting contradicts it, or the teacher is missing.
     """
     folder = read_setting("selected", settings["selected"])
     try:
@@ -143,9 +147,9 @@ def _planned_settings(settings: Mapping[str, Any], recover: Any) -> dict[str, An
     except (OSError, ValueError, KeyError, TypeError) as error:
         fix = "Run: twinbud select --teacher T --output DIR"
         raise TwinbudError("the folder has no readable plan.json", where=str(folder), fix=fix) from error
-    if recover != "none":
+    if use is not None:
         if settings.get("teacher") is None:
-            raise unopened_teacher(recover)
+            raise unopened_teacher(*use)
         planned["teacher"] = settings["teacher"]
     for name, value in planned.items():
         if name in settings and read_setting(name, settings[name]) not in (value, None):
@@ -224,7 +228,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     Beside ``selected``, a teacher that is not opened keeps its name: it may be a path of another machine.
     """
     data, model = config.data, config.model
-    is_opened = model.teacher is not None and (model.selected is None or config.recovery.recover != "none")
+    is_opened = model.teacher is not None and (model.selected is None or config.teacher_use is not None)
     place = data.data if data.data == "phantom" else str(Path(data.data).expanduser().absolute())
     return replace(
         config,

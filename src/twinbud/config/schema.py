@@ -21,7 +21,7 @@ from twinbud.core.errors import TwinbudError
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming"]
 Auxiliary = Literal["other", "copy", "frozen", "none"]
-Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg"]
+Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg", "teacher", "skd+teacher"]
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
 Attention = Literal["interleaved", "heads"]
 Subset = Literal["stratified", "plain"]
@@ -40,8 +40,12 @@ MAX_IMAGE_SIZE = 4096
 """Largest side in pixels: no supported classifier takes larger images, and larger values only exhaust memory."""
 INHERITING_METHODS: tuple[Method, ...] = ("dual", "selection")
 """Methods whose student starts from weights of the teacher; the others start at random."""
-_OWN_TARGETS: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg")
-"""Variants whose soft targets come from a trained copy of the student or from a formula, not from the auxiliary."""
+TEACHER_TARGETS: tuple[Distillation, ...] = ("teacher", "skd+teacher")
+"""Variants whose soft targets come from the teacher's classifier."""
+_OWN_TARGETS: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg", "teacher")
+"""Variants whose soft targets come from a trained copy of the student, a formula or the teacher; no auxiliary."""
+_WITHOUT_AUXILIARY: tuple[Distillation, ...] = ("skd", "teacher")
+"""Variants that a method without auxiliary may have; ``skd`` then has no soft targets."""
 _Temperature = Annotated[float, Field(gt=0)] | Auto
 _DropPath = Annotated[float, Field(ge=0, lt=1)] | Auto
 
@@ -109,7 +113,9 @@ class TrainingConfig(Checked):
     weight_decay: float = setting(0.05, "AdamW weight decay of parameters with two or more dimensions.", ge=0)
     layer_decay: float = setting(1.0, "Factor of the learning rate from each layer to the one below.", gt=0, le=1)
     clip_norm: float | None = setting(None, "Maximum gradient norm; none: no clipping.", gt=0)
-    distillation: Distillation = setting("skd", "Source of soft targets: the auxiliary, or a variant of Table 6.")
+    distillation: Distillation = setting(
+        "skd", "Source of soft targets: skd (the auxiliary), a variant of Table 6, or the teacher."
+    )
     alpha: float = setting(0.6, "Weight of cross-entropy; self-distillation has 1 - alpha (eq. 5).", ge=0, le=1)
     beta: float = setting(0.9, "Momentum of the auxiliary, the moving average of the student (eq. 7).", ge=0, le=1)
     temperature: _Temperature = setting("auto", "τ of eqs. 1-3; auto: 4 for ViT, 3 for ConvNeXt.")
@@ -132,6 +138,11 @@ class TrainingConfig(Checked):
     def num_phases(self) -> int:
         """Number of training phases: 2 where a first phase trains the network that gives the soft targets."""
         return 2 if self.distillation == "tf-kd-self" else 1
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether soft targets come from the teacher's classifier."""
+        return self.distillation in TEACHER_TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +216,11 @@ class RunConfig(Checked):
             return "none"
         return self.model.auxiliary
 
+    @property
+    def teacher_use(self) -> tuple[str, str] | None:
+        """See the function ``teacher_use``."""
+        return teacher_use(self.recovery.recover, self.training.distillation)
+
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
         method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
@@ -213,12 +229,14 @@ class RunConfig(Checked):
             raise TwinbudError("no teacher is given", where="--teacher", fix=fix)
         if method != "dual":
             reason = f"--method {method}, which has no auxiliary"
-            _require(distillation == "skd", "distillation", distillation, reason, "skd, or --method dual")
+            fits = distillation in _WITHOUT_AUXILIARY
+            _require(fits, "distillation", distillation, reason, "skd or teacher, or --method dual")
             _require(auxiliary == "other", "auxiliary", auxiliary, reason, "other, or --method dual")
         elif auxiliary == "none":
-            _require(distillation == "skd", "distillation", distillation, "--auxiliary none", "skd")
+            fits = distillation in _WITHOUT_AUXILIARY
+            _require(fits, "distillation", distillation, "--auxiliary none", "skd or teacher")
         elif distillation in _OWN_TARGETS:
-            reason = f"--distillation {distillation}, whose targets do not come from the teacher"
+            reason = f"--distillation {distillation}, whose targets do not come from the auxiliary"
             _require(auxiliary == "other", "auxiliary", auxiliary, reason, "other")
         recover = self.recovery.recover
         if recover != "none":
@@ -226,8 +244,8 @@ class RunConfig(Checked):
             _require(inherits, "recover", recover, f"--method {method}, which inherits no weights", "none")
             reason = f"--rule {rule}, which selects no teacher channel as a whole"
             _require(rule != "random-inconsistent", "recover", recover, reason, "none")
-            if self.model.teacher is None:
-                raise unopened_teacher(recover)
+        if self.teacher_use is not None and self.model.teacher is None:
+            raise unopened_teacher(*self.teacher_use)
         return self
 
 
@@ -237,12 +255,20 @@ def _require(fits: bool, name: str, value: object, reason: str, valid: str) -> N
         raise TwinbudError(f"'{value}' contradicts {reason}", where=option, fix=f"Give {option} {valid}")
 
 
-def unopened_teacher(recover: Recover) -> TwinbudError:
-    """The error for recovery from a selection, whose folder does not hold the teacher."""
+def teacher_use(recover: Recover, distillation: Distillation) -> tuple[str, str] | None:
+    """The setting that needs the teacher's own weights besides selection, and its value; None if there is none."""
+    if recover != "none":
+        return "recover", recover
+    return ("distillation", distillation) if distillation in TEACHER_TARGETS else None
+
+
+def unopened_teacher(name: str, value: str) -> TwinbudError:
+    """The error for a setting that needs the teacher, next to a selection, whose folder does not hold it."""
+    option, off = option_of(name), "none" if name == "recover" else "skd"
     return TwinbudError(
-        f"'{recover}' needs the teacher's weights, which --selected does not hold",
-        where="--recover",
-        fix="Add the --teacher of the selection, or --recover none",
+        f"'{value}' needs the teacher's weights, which --selected does not hold",
+        where=option,
+        fix=f"Add the --teacher of the selection, or {option} {off}",
     )
 
 

@@ -78,7 +78,7 @@ def open_initialization(config: RunConfig) -> Initialization:
     inherits, two_subsets = model.method in ("dual", "selection"), auxiliary in ("other", "frozen")
     if model.selected is not None:
         selection = load_selection(model.selected)
-        model = _as_planned(model, selection, recovers=config.recovery.recover != "none")
+        model = _as_planned(model, selection, opens_teacher=config.teacher_use is not None)
         student_spec = selection.student_spec
         _require_support(config, student_spec)
         selection = selection if two_subsets else replace(selection, auxiliary_weights=None)
@@ -113,14 +113,14 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
         student_spec.family.require_recovery()
 
 
-def _as_planned(model: ModelConfig, selection: Selection, *, recovers: bool) -> ModelConfig:
-    """The settings, which must agree with the plan; for recovery, ``teacher`` says where the teacher is now.
+def _as_planned(model: ModelConfig, selection: Selection, *, opens_teacher: bool) -> ModelConfig:
+    """The settings, which must agree with the plan; where the teacher is opened, ``teacher`` says where it is now.
 
     Raises:
         TwinbudError: One contradicts the plan, which ``run_config`` would have filled in.
     """
     assert model.selected is not None
-    planned = selection.settings | ({"teacher": model.teacher} if recovers and model.teacher else {})
+    planned = selection.settings | ({"teacher": model.teacher} if opens_teacher and model.teacher else {})
     for name, value in planned.items():
         if getattr(model, name) not in (value, None):
             raise contradicts_plan(model.selected, name, getattr(model, name), value)

@@ -48,6 +48,7 @@ class TeacherCard:
         model_args: Arguments of ``timm.create_model`` that give its shape.
         mean, std: Its normalization, three numbers each, for pixels in [0, 1].
         file: Where its weights lie; None for ``dinov2-small`` and names on the hub.
+        classes: Class names of its classifier, in the order of its outputs; None where they are unknown.
         weights: Opens its tensors, under timm's names.
     """
 
@@ -57,6 +58,7 @@ class TeacherCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     file: Path | None = None
+    classes: tuple[str, ...] | None = None
     weights: Callable[[], State] = field(repr=False)
 
 
@@ -214,6 +216,7 @@ def _card(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     model_args: dict[str, Any] | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> TeacherCard:
     if not timm.is_model(architecture):
         raise _unknown_architecture(architecture)
@@ -228,6 +231,7 @@ def _card(
         mean=mean or (tuple(config.mean) if config else IMAGENET_MEAN),
         std=std or (tuple(config.std) if config else IMAGENET_STD),
         file=file,
+        classes=classes,
         weights=weights,
     )
 
@@ -241,6 +245,7 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
         saved = config.get("pretrained_cfg", config) or {}  # timm's older layout is flat
         given = {key: saved[key] for key in ("mean", "std") if key in saved}
         channels = (saved.get("input_size") or (3,))[0]
+        names = config.get("label_names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise TwinbudError(
             "no folder in timm's layout (config.json with 'architecture', model.safetensors)",
@@ -255,7 +260,9 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt"), *folder.glob("*.tar")])
     weights = folder / "model.safetensors"
     file = weights if weights.exists() or not pickled else pickled[0]
-    return _card(name, read_architecture(architecture, path), file=file, mean=mean, std=std, model_args=arguments)
+    classes = tuple(map(str, names)) if isinstance(names, list) else None
+    architecture = read_architecture(architecture, path)
+    return _card(name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes)
 
 
 def _from_hub(name: str) -> State:

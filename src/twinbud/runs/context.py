@@ -32,7 +32,7 @@ class Job:
     split: Split
     initialization: Initialization
     teacher: TeacherCard | None
-    """To recover from, if that is asked for."""
+    """To recover from or to learn from, if that is asked for (``RunConfig.teacher_use``)."""
     student_pair: StudentPair
     device: torch.device
     precision: PrecisionChoice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher_classifier import open_teacher_classifier, require_classes
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
@@ -104,11 +106,13 @@ def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache
     device = choose_device(config.training.device)
     listed = list_images(config, resource_cache)
     check_split_file(listed, config.data)
-    teacher = read_teacher_card(config.model.teacher or "") if config.recovery.recover != "none" else None
+    teacher = read_teacher_card(config.model.teacher or "") if config.teacher_use is not None else None
     initialization = resource_cache.get_or_create(
         "initialization", initialization_key(config), lambda: open_initialization(config)
     )
     image_index, image_store = open_images(config, progress, resource_cache)
+    if teacher is not None and config.training.learns_from_teacher:
+        require_classes(teacher, image_index.classes)
     split = make_split(
         image_index,
         image_store.digests,
@@ -184,14 +188,19 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
 
 def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> History:
     """Train the student on the labelled images, from the last checkpoint if the run is resumed."""
-    student_spec = job.initialization.student_spec
+    preprocessing = job.initialization.student_spec.preprocessing(job.config.training.image_size)
     data = LabelledImages(
         images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
         labels_N=class_indices(job.image_index, job.split.labelled).to(job.device),
-        preprocessing=student_spec.preprocessing(job.config.training.image_size),
+        preprocessing=preprocessing,
     )
+    teacher = None
+    if job.config.training.learns_from_teacher:
+        assert job.teacher is not None
+        classes = job.image_index.classes
+        teacher = open_teacher_classifier(job.teacher, classes, preprocessing=preprocessing, device=job.device)
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
-    train_student = fit_in_two_phases if job.config.training.num_phases == 2 else fit
+    train_student = fit_in_two_phases if job.config.training.num_phases == 2 else partial(fit, teacher=teacher)
     with history_writer(folder, checkpoints.records) as record:
         return train_student(
             job.student_pair,

@@ -6,6 +6,7 @@ from twinbud.config.loading import numeric_settings
 from twinbud.config.schema import RunConfig
 from twinbud.core.progress import Progress
 from twinbud.data.split import fingerprint
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.recovery.stage import NAMES, students_to_recover
 from twinbud.runs.context import Job
 from twinbud.runs.run_dir import CHECKPOINTS
@@ -22,9 +23,11 @@ def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
         "images": fingerprint(job.image_index, job.image_store.digests, job.split),
         "initial weights": job.initialization.fingerprint(),
     }
+    if job.config.training.learns_from_teacher:
+        identity["teacher"] = teacher_fingerprint(job.config.model.teacher or "")
     folder, seconds = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds
     phases = {}
-    if job.teacher is not None:
+    if job.config.recovery.recover != "none":
         phases = {
             RECOVERY_PHASES[pair_role]: f"recovery of {NAMES[pair_role]}"
             for pair_role in students_to_recover(job.student_pair)

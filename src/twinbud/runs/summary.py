@@ -31,6 +31,8 @@ DISTILLATIONS = {
     "tf-kd": "tf-kd: outputs of the student in the previous epoch",
     "tf-kd-self": "tf-kd-self: outputs of a copy of the student trained in a first phase, whose cost is included",
     "tf-kd-reg": "tf-kd-reg: a virtual teacher that is 99 % correct",
+    "teacher": "teacher: outputs of the teacher for the student's view of the image",
+    "skd+teacher": "skd+teacher: mean of the softened outputs of auxiliary and teacher",
 }
 """None for the default, which the report does not mention."""
 AUXILIARIES = {

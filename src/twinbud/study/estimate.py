@@ -16,14 +16,15 @@ import torch
 
 from twinbud.config.schema import RunConfig, resolve
 from twinbud.core.progress import Progress
+from twinbud.models.families.base import TimmModel
 from twinbud.models.student_pair import StudentPair, build_baseline
-from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.student_spec import make_student_spec, read_student_spec
+from twinbud.models.teacher import TeacherCard, read_teacher_card
 from twinbud.study.grid import PlannedRun, checked_config
 from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.fit import LabelledImages, fit
 
-_NUM_STEPS = 6
+_NUM_STEPS, _NUM_CLASSES = 6, 4
 _TEST_SHARE = 1 / 3
 """Time of predicting an image, relative to training on it: one forward pass of a forward and two backward ones."""
 _SHAPE = ("student", "distillation", "image_size", "batch_size", "precision")
@@ -91,20 +92,20 @@ def measure_step(config: RunConfig) -> float:
     Returns:
         The median of the steps after the first, in seconds.
     """
-    training = config.training
-    student_spec = read_student_spec(read_teacher_card(config.model.teacher or ""), config.model.student)
+    training, size = config.training, config.training.image_size
+    card = read_teacher_card(config.model.teacher or "")
+    student_spec = read_student_spec(card, config.model.student)
     device = choose_device(training.device)
 
     def student(seed: int) -> Any:
-        student_pair = build_baseline(student_spec, "timm", image_size=training.image_size, num_classes=4, seed=seed)
+        student_pair = build_baseline(student_spec, "timm", image_size=size, num_classes=_NUM_CLASSES, seed=seed)
         return student_pair.student.to(device)
 
     has_two_phases = training.num_phases == 2
     has_auxiliary = config.auxiliary != "none" or has_two_phases
-    size = training.image_size
     data = LabelledImages(
         images_NCSS=torch.zeros((training.batch_size, 3, size, size), dtype=torch.uint8, device=device),
-        labels_N=torch.arange(training.batch_size, device=device) % 4,
+        labels_N=torch.arange(training.batch_size, device=device) % _NUM_CLASSES,
         preprocessing=student_spec.preprocessing(size),
     )
     family = student_spec.family
@@ -118,6 +119,14 @@ def measure_step(config: RunConfig) -> float:
         auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
         frozen=config.auxiliary == "frozen" or has_two_phases,
     )
+    teacher = _random_teacher(card, size).to(device) if training.learns_from_teacher else None
+    bf16 = choose_precision(training.precision, device).bf16
     with cpu_threads(training.threads):
-        history = fit(student_pair, data, short, bf16=choose_precision(training.precision, device).bf16)
+        history = fit(student_pair, data, short, teacher=teacher, bf16=bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
+
+
+def _random_teacher(card: TeacherCard, image_size: int) -> TimmModel:
+    """Return a frozen network of the teacher's shape, with random weights."""
+    teacher_spec = make_student_spec(card.architecture, card.model_args, mean=card.mean, std=card.std)
+    return teacher_spec.build(image_size=image_size, num_classes=_NUM_CLASSES).eval().requires_grad_(False)

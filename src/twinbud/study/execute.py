@@ -13,13 +13,14 @@ from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_json
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import to_json
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.runs.context import open_images
 from twinbud.runs.pipeline import train
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.result import RunMetrics
 from twinbud.runs.run_dir import MARKER, METRICS
 from twinbud.study.grid import PlannedRun
-from twinbud.study.run_id import images_fingerprint, teacher_fingerprint
+from twinbud.study.run_id import images_fingerprint
 from twinbud.study.store import RunStore
 from twinbud.training.checkpoint import OtherRunError
 

@@ -17,10 +17,11 @@ from twinbud.data.split import make_split
 from twinbud.models.families.base import SelectionFamily
 from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.recovery.stage import num_recovery_steps
 from twinbud.runs.context import decode_images
 from twinbud.study.grid import Cell, PlannedRun
-from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts, teacher_fingerprint
+from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts
 from twinbud.training.epoch_loop import plan_steps
 
 

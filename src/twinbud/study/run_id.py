@@ -11,13 +11,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinbud.config.loading import numeric_settings
 from twinbud.config.schema import RunConfig, resolve
-from twinbud.config.teacher_spec import parse_teacher
-from twinbud.core.errors import TwinbudError
 
 if TYPE_CHECKING:
     from twinbud.data.index import ImageIndex
@@ -36,7 +33,7 @@ def run_facts(config: RunConfig, *, images: str, teacher: str, family: Selection
     Args:
         config: The configuration of the run.
         images: See ``images_fingerprint``.
-        teacher: See ``teacher_fingerprint``.
+        teacher: See ``models.teacher_fingerprint``.
         family: The family of the student, which resolves ``auto``.
     """
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
@@ -67,30 +64,3 @@ def images_fingerprint(image_index: ImageIndex, digests: Sequence[str]) -> str:
         for digest, row in zip(digests, image_index.rows, strict=True)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def teacher_fingerprint(teacher: str) -> str:
-    """The name of the teacher, with the SHA-256 of its files in place of a path.
-
-    Raises:
-        TwinbudError: A file cannot be read.
-    """
-    spec = parse_teacher(teacher)
-    if spec.path is None:
-        return teacher
-    if spec.architecture is None:
-        return f"sha256:{_sha256(spec.path / 'config.json', spec.path / 'model.safetensors')}"
-    return f"{spec.architecture}@sha256:{_sha256(spec.path)}"
-
-
-def _sha256(*files: Path) -> str:
-    checksum = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                checksum.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise TwinbudError(
-                f"the teacher's file cannot be read ({error.strerror})", where=str(path), fix="Check the path"
-            ) from error
-    return checksum.hexdigest()

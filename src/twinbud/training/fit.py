@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.progress import Progress, SilentProgress
@@ -56,6 +57,7 @@ def fit(
     data: LabelledImages,
     config: TrainingConfig,
     *,
+    teacher: nn.Module | None = None,
     bf16: bool = False,
     compilation: Compilation = EAGER,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
@@ -73,6 +75,7 @@ def fit(
         student_pair: The student and, depending on the method, the auxiliary, on the device to train on.
         data: The labelled images.
         config: Resolved settings (``temperature`` is a number).
+        teacher: Frozen network whose logits are soft targets, on the same device; see ``open_soft_targets``.
         bf16: Whether the networks compute in bf16 autocast.
         compilation: Whether the networks are compiled, and the step is recorded as a CUDA graph.
         on_epoch: Called with the record of each epoch.
@@ -96,6 +99,7 @@ def fit(
         num_samples=len(data),
         compilation=compilation,
         batch_size=config.batch_size,
+        teacher=teacher,
     )
     with (
         preserved_rng_state(data.device),

@@ -1,4 +1,4 @@
-"""Soft targets of the student: logits of the auxiliary (eq. 2), or the alternatives of Table 6.
+"""Soft targets of the student: logits of the auxiliary (eq. 2), the alternatives of Table 6, or the teacher's logits.
 
 The variants differ only in their targets; all of them use the weights of eq. 5. Section 4.5 of the paper describes
 CS-KD and TF-KD differently from the works that it cites. Both versions are implemented under separate names: ``cs-kd``
@@ -19,11 +19,7 @@ from twinbud.config.schema import Distillation
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.losses import at_least_float32
-
-SIMILARITY_MOMENTUM = 0.9
-"""Momentum m of the class-similarity matrix (``cs-kd``)."""
-VIRTUAL_CONFIDENCE, VIRTUAL_TEMPERATURE = 0.99, 20.0
-"""Probability of the correct class and softmax temperature of the virtual teacher (``tf-kd-reg``)."""
+from twinbud.training.target_formulas import mean_target_logits, update_similarity, virtual_teacher
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,8 @@ class NoSoftTargets(SoftTargets):
 class AuxiliaryTargets(SoftTargets):
     """``skd``: the auxiliary's logits for the student's augmented images (eq. 2).
 
-    Also ``tf-kd-self``, where the auxiliary is a trained and frozen copy of the student.
+    Also ``tf-kd-self``, where the auxiliary is a trained and frozen copy of the student, and ``teacher``, where the
+    frozen teacher takes its place: function matching (Beyer et al., CVPR 2022).
     """
 
     def __init__(self, temperature: float, auxiliary: nn.Module) -> None:
@@ -122,6 +119,22 @@ class AuxiliaryTargets(SoftTargets):
         """Return the auxiliary's logits (B, K) for ``images_BCSS``."""
         del inputs
         return self.auxiliary(images_BCSS)
+
+
+class AuxiliaryAndTeacherTargets(AuxiliaryTargets):
+    """``skd+teacher``: the mean of the softened probabilities of auxiliary and teacher for the same images.
+
+    Like every teacher, this one is frozen and belongs to neither the pair nor the checkpoints.
+    """
+
+    def __init__(self, temperature: float, auxiliary: nn.Module, teacher: nn.Module) -> None:
+        super().__init__(temperature, auxiliary)
+        self.teacher = teacher
+
+    def logits(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return logits (B, K) of that mean."""
+        del inputs
+        return mean_target_logits(self.auxiliary(images_BCSS), self.teacher(images_BCSS), self.temperature)
 
 
 class SameClassTargets(AuxiliaryTargets):
@@ -248,7 +261,12 @@ class VirtualTeacherTargets(SoftTargets):
 
 
 def open_soft_targets(
-    distillation: Distillation, student_pair: StudentPair, *, temperature: float, num_samples: int | None = None
+    distillation: Distillation,
+    student_pair: StudentPair,
+    *,
+    temperature: float,
+    num_samples: int | None = None,
+    teacher: nn.Module | None = None,
 ) -> SoftTargets:
     """Build the soft targets of a variant, with their initial state.
 
@@ -257,15 +275,19 @@ def open_soft_targets(
         student_pair: The student and, if the variant needs it, the auxiliary, on the training device.
         temperature: τ > 0; ``tf-kd-reg`` ignores it.
         num_samples: N; required by ``tf-kd``.
+        teacher: Frozen network from images to logits, on the training device; required by ``teacher`` and
+            ``skd+teacher``.
 
     Raises:
         TwinbudError: The variant needs an auxiliary, but the pair has none (or, for ``tf-kd-self``, none that is
-            frozen).
+            frozen); or it needs a teacher, and none is given.
     """
     student, auxiliary = student_pair.student, student_pair.auxiliary
     like: torch.Tensor = next(student.parameters())
     if distillation == "tf-kd-reg":
         return VirtualTeacherTargets(like, student.num_classes)
+    if distillation == "teacher":
+        return AuxiliaryTargets(temperature, _required(teacher, distillation))
     if auxiliary is None and distillation == "skd":
         return NoSoftTargets(temperature)
     if auxiliary is None or (distillation == "tf-kd-self" and not student_pair.frozen):
@@ -273,6 +295,8 @@ def open_soft_targets(
     match distillation:
         case "skd" | "tf-kd-self":
             return AuxiliaryTargets(temperature, auxiliary)
+        case "skd+teacher":
+            return AuxiliaryAndTeacherTargets(temperature, auxiliary, _required(teacher, distillation))
         case "cs-kd-pair":
             return SameClassTargets(temperature, auxiliary)
         case "cs-kd":
@@ -282,6 +306,13 @@ def open_soft_targets(
             return PreviousEpochTargets(temperature, auxiliary, like, student.num_classes, num_samples)
 
 
+def _required(teacher: nn.Module | None, distillation: Distillation) -> nn.Module:
+    if teacher is None:
+        fix = "Give 'teacher', a frozen network with the student's classes"
+        raise TwinbudError("there is no teacher", where=f"--distillation {distillation}", fix=fix)
+    return teacher
+
+
 def _no_auxiliary(distillation: Distillation) -> TwinbudError:
     trained = distillation == "tf-kd-self"
     return TwinbudError(
@@ -289,35 +320,3 @@ def _no_auxiliary(distillation: Distillation) -> TwinbudError:
         where=f"--distillation {distillation}",
         fix="Train with twinbud.training.two_phase.fit_in_two_phases" if trained else "Build the student pair with one",
     )
-
-
-def update_similarity(similarity_KK: torch.Tensor, p_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Return the class-similarity matrix after a batch (paper section 4.5).
-
-    Row k becomes m · row k + (1 − m) · mean of p over the batch's samples of class k, with m = 0.9.
-
-    Args:
-        similarity_KK: The matrix before the batch; each row is a probability distribution. Not modified.
-        p_BK: The auxiliary's probabilities at temperature τ, of the same dtype.
-        labels_B: int64 class indices; the rows of absent classes do not change.
-    """
-    classes_K1 = torch.arange(len(similarity_KK), device=labels_B.device)[:, None]
-    members_KB = (classes_K1 == labels_B).to(p_BK.dtype)
-    counts_K1 = members_KB.sum(dim=1, keepdim=True)
-    # a matrix product sums in a fixed order, unlike a scatter: runs on a GPU are reproducible bit by bit
-    means_KK = members_KB @ p_BK / counts_K1.clamp(min=1)
-    updated_KK = SIMILARITY_MOMENTUM * similarity_KK + (1 - SIMILARITY_MOMENTUM) * means_KK
-    return torch.where(counts_K1 > 0, updated_KK, similarity_KK)
-
-
-def virtual_teacher(num_classes: int) -> torch.Tensor:
-    """Return the softened probabilities (K, K), float64, of a virtual teacher that is 99 % correct; row: label.
-
-    Args:
-        num_classes: K ≥ 2.
-    """
-    other = (1 - VIRTUAL_CONFIDENCE) / (num_classes - 1)
-    probabilities_KK = torch.full((num_classes, num_classes), other, dtype=torch.float64).fill_diagonal_(
-        VIRTUAL_CONFIDENCE
-    )
-    return F.softmax(probabilities_KK / VIRTUAL_TEMPERATURE, dim=1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
@@ -68,6 +69,7 @@ class TrainingStep:
         num_samples: Number of training samples; required by ``tf-kd``.
         compilation: Whether to compile the networks and to capture the whole step in a CUDA graph.
         batch_size: Batch size to compile for; batches of other sizes, such as the last of an epoch, run in eager mode.
+        teacher: See ``open_soft_targets``.
     """
 
     def __init__(
@@ -81,12 +83,17 @@ class TrainingStep:
         num_samples: int | None = None,
         compilation: Compilation = EAGER,
         batch_size: int | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch
         self.student_pair = student_pair
         self.objective = objective
         self.targets = open_soft_targets(
-            objective.distillation, student_pair, temperature=objective.temperature, num_samples=num_samples
+            objective.distillation,
+            student_pair,
+            temperature=objective.temperature,
+            num_samples=num_samples,
+            teacher=teacher,
         )
         self.optimizer = Optimizer(
             {"student": student_pair.student},

@@ -1,0 +1,109 @@
+"""The teacher as a frozen classifier, whose logits are soft targets of the student.
+
+Shape legend: B batch, C channels (3), S image side, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.data.preprocessing import Preprocessing
+from twinbud.models.families import family_of
+from twinbud.models.families.base import TimmModel
+from twinbud.models.outline import outline
+from twinbud.models.teacher import TeacherCard, arguments_from_weights, open_teacher_at
+
+_FIX = "Fine-tune it on these classes with --tune-teacher, or use --distillation skd"
+_MAX_SHOWN = 20
+"""Class names in an error."""
+
+
+class Renormalized(nn.Module):
+    """A network behind a change of normalization, for images that are normalized for another network.
+
+    Args:
+        network: Takes images in its own normalization.
+        own: (mean, std) of the network.
+        given: (mean, std) of the images.
+    """
+
+    scale_1C11: torch.Tensor
+    shift_1C11: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        own: tuple[tuple[float, ...], tuple[float, ...]],
+        given: tuple[tuple[float, ...], tuple[float, ...]],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        (own_mean, own_std), (mean, std) = (
+            [torch.tensor(values).view(1, -1, 1, 1) for values in normalization] for normalization in (own, given)
+        )
+        self.register_buffer("scale_1C11", std / own_std)
+        self.register_buffer("shift_1C11", (mean - own_mean) / own_std)
+
+    def forward(self, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return the network's output for images in the given normalization."""
+        return self.network(images_BCSS * self.scale_1C11 + self.shift_1C11)
+
+
+def require_classes(card: TeacherCard, classes: tuple[str, ...]) -> None:
+    """Refuse a teacher whose classifier has not the classes of the run.
+
+    Where the teacher's folder names its classes, names and order must agree; elsewhere the weights are read, and the
+    number must agree.
+
+    Args:
+        card: The teacher.
+        classes: Class names of the run, in the order of the student's outputs.
+
+    Raises:
+        TwinbudError: The classes differ, there is no classifier, or the weights cannot be read.
+    """
+    if card.classes is None:
+        _require_number(card, arguments_from_weights(card, card.weights())["num_classes"], classes)
+    elif card.classes != classes:
+        theirs, ours = (first_few(map(repr, names), _MAX_SHOWN) for names in (card.classes, classes))
+        raise TwinbudError(
+            f"the classes of the teacher are {theirs}, but those of the images are {ours}", where=card.name, fix=_FIX
+        )
+
+
+def open_teacher_classifier(
+    card: TeacherCard, classes: tuple[str, ...], *, preprocessing: Preprocessing, device: torch.device
+) -> nn.Module:
+    """Open the teacher with its classifier, for images that are preprocessed for the student.
+
+    Args:
+        card: The teacher; see ``require_classes``.
+        classes: Class names of the run.
+        preprocessing: That of the student. The images are normalized again if the teacher's normalization differs.
+        device: The device of training.
+
+    Returns:
+        A frozen network in evaluation mode, float32: images (B, C, S, S) to logits (B, K).
+
+    Raises:
+        TwinbudError: See ``require_classes`` and ``open_teacher_at``.
+    """
+    family = family_of(outline(card.architecture, card.name, **card.model_args | {"num_classes": 0}), card.name)
+    teacher: TimmModel = open_teacher_at(card, family, preprocessing.image_size)
+    _require_number(card, teacher.num_classes, classes)
+    own, given = (card.mean, card.std), (preprocessing.mean, preprocessing.std)
+    teacher.to(device, memory_format=family.memory_format)
+    return teacher if own == given else Renormalized(teacher, own, given).eval().to(device)
+
+
+def _require_number(card: TeacherCard, num_classes: int, classes: tuple[str, ...]) -> None:
+    if num_classes == 0:
+        raise TwinbudError("the teacher has no classifier to learn from", where=card.name, fix=_FIX)
+    if num_classes != len(classes):
+        raise TwinbudError(
+            f"the teacher's classifier has {num_classes:,} classes, but the images have {len(classes):,}",
+            where=card.name,
+            fix=_FIX,
+        )

@@ -1,0 +1,69 @@
+"""Formulas of the soft targets, as pure functions.
+
+Shape legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from twinbud.training.losses import at_least_float32
+
+SIMILARITY_MOMENTUM = 0.9
+"""Momentum m of the class-similarity matrix (``cs-kd``)."""
+VIRTUAL_CONFIDENCE, VIRTUAL_TEMPERATURE = 0.99, 20.0
+"""Probability of the correct class and softmax temperature of the virtual teacher (``tf-kd-reg``)."""
+
+
+def update_similarity(similarity_KK: torch.Tensor, p_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """Return the class-similarity matrix after a batch (paper section 4.5).
+
+    Row k becomes m · row k + (1 − m) · mean of p over the batch's samples of class k, with m = 0.9.
+
+    Args:
+        similarity_KK: The matrix before the batch; each row is a probability distribution. Not modified.
+        p_BK: The auxiliary's probabilities at temperature τ, of the same dtype.
+        labels_B: int64 class indices; the rows of absent classes do not change.
+    """
+    classes_K1 = torch.arange(len(similarity_KK), device=labels_B.device)[:, None]
+    members_KB = (classes_K1 == labels_B).to(p_BK.dtype)
+    counts_K1 = members_KB.sum(dim=1, keepdim=True)
+    # a matrix product sums in a fixed order, unlike a scatter: runs on a GPU are reproducible bit by bit
+    means_KK = members_KB @ p_BK / counts_K1.clamp(min=1)
+    updated_KK = SIMILARITY_MOMENTUM * similarity_KK + (1 - SIMILARITY_MOMENTUM) * means_KK
+    return torch.where(counts_K1 > 0, updated_KK, similarity_KK)
+
+
+def virtual_teacher(num_classes: int) -> torch.Tensor:
+    """Return the softened probabilities (K, K), float64, of a virtual teacher that is 99 % correct; row: label.
+
+    Args:
+        num_classes: K ≥ 2.
+    """
+    other = (1 - VIRTUAL_CONFIDENCE) / (num_classes - 1)
+    probabilities_KK = torch.full((num_classes, num_classes), other, dtype=torch.float64).fill_diagonal_(
+        VIRTUAL_CONFIDENCE
+    )
+    return F.softmax(probabilities_KK / VIRTUAL_TEMPERATURE, dim=1)
+
+
+def mean_target_logits(one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return logits whose softened probabilities are the mean of those of two networks.
+
+    softmax(z / τ) = (softmax(z_1 / τ) + softmax(z_2 / τ)) / 2, so z = τ log of the right side.
+
+    Args:
+        one_BK: Logits of one network.
+        other_BK: Logits of the other.
+        temperature: τ > 0.
+
+    Returns:
+        (B, K) logits, at least float32.
+    """
+    log_p_BK, log_q_BK = (
+        F.log_softmax(at_least_float32(logits_BK) / temperature, dim=1) for logits_BK in (one_BK, other_BK)
+    )
+    return temperature * (torch.logaddexp(log_p_BK, log_q_BK) - math.log(2))
