@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from twinbud.models.families.vit import ViTFamily
 from twinbud.study.export import collect
+from twinbud.study.grid import checked_config
 from twinbud.study.recipe import read_recipe
+from twinbud.study.run_id import make_run_id, run_facts
 from twinbud.study.store import RunStore
 
 ROOT = Path(__file__).parents[2]
 PLANS = sorted((ROOT / "results").glob("*/plans/*.json"))
+
+
+def test_published_records_keep_their_run_id() -> None:
+    """A setting that is added must not make ``twinbud study`` repeat the runs that exist."""
+    files = sorted((ROOT / "results").glob("*/records/*.json"))
+    assert files
+    for file in files:
+        record = json.loads(file.read_text())["record"]
+        facts = record["facts"]
+        resolved = {name: facts["settings"][name] for name in ("temperature", "drop_path")}  # so any family will do
+        config = checked_config(record["settings"] | resolved | {"data": "phantom"})
+        again = run_facts(config, images=facts["images"], teacher=facts["teacher"], family=ViTFamily())
+        assert again == facts
+        assert make_run_id(again) == file.stem
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda path: path.stem)

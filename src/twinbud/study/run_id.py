@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twinbud.config.loading import numeric_settings
-from twinbud.config.schema import RunConfig, resolve
+from twinbud.config.schema import RunConfig, all_settings, resolve
 
 if TYPE_CHECKING:
     from twinbud.data.index import ImageIndex
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 TRAINING_VERSION = 2
 """Raised by every change after which the same settings give other numbers; earlier records are then not used."""
 
+_ALWAYS = frozenset((
+    "alpha", "attention", "auxiliary", "batch_size", "beta", "ce_temperature", "clip_norm", "compile", "crop_scale",
+    "develop", "distillation", "drop_path", "epochs", "final_learning_rate", "flip", "fraction", "image_size",
+    "layer_decay", "layer_scale", "learning_rate", "method", "min_steps", "precision", "recover",
+    "recover_batch_size", "recover_blocks", "recover_epochs", "recover_learning_rate", "recover_memory",
+    "recover_refit", "recover_target", "recover_views", "rule", "seed", "split_duplicates", "split_seed", "student",
+    "subset", "swap_roles", "temperature", "warmup", "weight_decay",
+))  # fmt: skip
+"""The settings when ``TRAINING_VERSION`` became 2. A setting that was added later is a fact only where it differs from
+its default, so that earlier records keep their run id; a change of such a default raises ``TRAINING_VERSION``."""
 _NAMES = frozenset({"profile", "image_column", "label_column", "patient_column", "split_column"})
 """Settings that other facts stand for."""
 
@@ -43,7 +53,11 @@ def run_facts(config: RunConfig, *, images: str, teacher: str, family: Selection
         "images": images,
         "teacher": teacher,
         "threads": training.threads,
-        "settings": {name: value for name, value in sorted(settings.items()) if name not in _NAMES},
+        "settings": {
+            name: value
+            for name, value in sorted(settings.items())
+            if name in _ALWAYS or (name not in _NAMES and value != all_settings()[name].default)
+        },
     }
 
 
