@@ -50,13 +50,13 @@ def student_pair(dual: bool = True) -> StudentPair:
 
 
 def train(
-    checkpoints: CheckpointManager | None = None, *, dual: bool = True, distillation: Distillation = "skd"
+    checkpoints: CheckpointManager | None = None, *, dual: bool = True, **changes: Any
 ) -> tuple[StudentPair, History]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
     pair = student_pair(dual)
-    return pair, fit(pair, data, replace(SETTINGS, distillation=distillation), checkpoints=checkpoints)
+    return pair, fit(pair, data, replace(SETTINGS, **changes), checkpoints=checkpoints)
 
 
 def same(one: StudentPair, other: StudentPair) -> bool:
@@ -122,6 +122,18 @@ def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation:
     with pytest.raises(Stopped):
         train(StopsAfter(steps - 1, folder), dual=dual, distillation=distillation)
     resumed, again = train(CheckpointManager(folder, folder.latest()[0]), dual=dual, distillation=distillation)
+    assert same(whole, resumed)
+    assert untimed(history) == untimed(again)
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_every_regularization_goes_on_as_it_began(steps: int, changes: dict[str, Any], tmp_path: Path) -> None:
+    whole, history = train(**changes)
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    with pytest.raises(Stopped):
+        train(StopsAfter(steps - 1, folder), **changes)
+    resumed, again = train(CheckpointManager(folder, folder.latest()[0]), **changes)
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
 

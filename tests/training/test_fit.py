@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import TrainingConfig
+from twinbud.core.errors import TwinbudError
 from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.data.image_store import ImageStore
 from twinbud.models.student_pair import StudentPair
@@ -68,6 +71,33 @@ def test_another_seed_gives_other_weights() -> None:
 def test_cross_entropy_is_at_temperature_one_or_follows_equation_4s_letter(word: str, temperature: float) -> None:
     goal = objective(TrainingConfig(**{**SETTINGS, "temperature": 3.0, "ce_temperature": word}), False)
     assert (goal.temperature, goal.ce_temperature) == (3.0, temperature)
+
+
+def test_mixing_trains_otherwise_from_the_first_epoch_on_and_is_repeatable() -> None:
+    plain, mixed, again = run()[1].epochs, run(mixup=0.4)[1].epochs, run(mixup=0.4)[1].epochs
+    assert mixed[0].loss_ce != plain[0].loss_ce
+    assert [record.loss for record in mixed] == [record.loss for record in again]
+
+
+def test_soft_targets_are_computed_for_the_mixed_images() -> None:
+    """Student and teacher are one network, so that the divergence is 0 if both have the same input."""
+    network = random_model("vit_tiny_patch16_224", 0, num_classes=3, **VIT)
+    teacher = copy.deepcopy(network).requires_grad_(False)
+    config = TrainingConfig(
+        **{**SETTINGS, "epochs": 1, "batch_size": 10}, mixup=1.0, cutmix=1.0, distillation="teacher"
+    )
+    history = fit(StudentPair(student=network, auxiliary=None), data(), config, teacher=teacher)
+    assert history.epochs[0].loss_skd == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("distillation", ["cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg"])
+def test_mixing_is_refused_where_targets_belong_to_one_image(name: str, distillation: str) -> None:
+    line = (
+        f"--{name}: '0.4' contradicts --distillation {distillation}, whose targets belong to one image or one class. "
+    )
+    with pytest.raises(TwinbudError, match=f"^{re.escape(line)}Give --{name} 0\\.$"):
+        TrainingConfig(**{**SETTINGS, name: 0.4, "distillation": distillation})
 
 
 def test_training_leaves_the_global_random_state_alone() -> None:

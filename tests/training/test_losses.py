@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy
 
 from twinbud.training.losses import total_loss
 
@@ -54,8 +56,33 @@ def test_a_hand_worked_batch() -> None:
 def test_without_an_auxiliary_the_loss_is_cross_entropy_whole_not_alpha_of_it() -> None:
     student, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     losses = total_loss(student, None, labels, alpha=0.6, temperature=4.0)
-    assert torch.equal(losses.total, torch.nn.functional.cross_entropy(student, labels))
+    assert torch.equal(losses.total, F.cross_entropy(student, labels))
     assert losses.skd is None
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_labels_weigh_the_cross_entropy_of_their_classes(smoothing: float) -> None:
+    """λ CE(y) + (1 − λ) CE(y′), the form that Zhang et al. (2018) implement, with smoothing on either side."""
+    student = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one, other, share = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 2, 1, 0]), 0.3
+    labels = (1 - share) * F.one_hot(one, 3).float() + share * F.one_hot(other, 3).float()
+    found = total_loss(student, None, labels, alpha=0.6, temperature=4.0, label_smoothing=smoothing)
+    ce, ce_other = (F.cross_entropy(student, y, label_smoothing=smoothing) for y in (one, other))
+    assert float(found.total) == pytest.approx(float((1 - share) * ce + share * ce_other), abs=1e-7)
+
+
+def test_label_smoothing_is_timms_and_leaves_soft_targets_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, targets = torch.randn(2, 4, 3, generator=generator)
+    labels = torch.tensor([0, 1, 2, 0])
+    plain, smooth = (
+        total_loss(student, targets, labels, alpha=0.6, temperature=4.0, label_smoothing=value) for value in (0.0, 0.1)
+    )
+    torch.testing.assert_close(smooth.ce, LabelSmoothingCrossEntropy(0.1)(student, labels))
+    assert smooth.skd is not None
+    assert plain.skd is not None
+    assert torch.equal(smooth.skd, plain.skd)
+    torch.testing.assert_close(smooth.total, 0.6 * smooth.ce + 0.4 * 16 * smooth.skd)
 
 
 def test_no_gradient_reaches_the_auxiliary() -> None:

@@ -67,6 +67,9 @@ class Settings(TypedDict, total=False):
     drop_path: float | Auto
     crop_scale: float
     flip: float
+    mixup: float
+    cutmix: float
+    label_smoothing: float
     precision: Precision
     compile: Compile
     seed: int

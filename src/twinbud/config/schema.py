@@ -44,6 +44,8 @@ TEACHER_TARGETS: tuple[Distillation, ...] = ("teacher", "skd+teacher")
 """Variants whose soft targets come from the teacher's classifier."""
 _OWN_TARGETS: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg", "teacher")
 """Variants whose soft targets come from a trained copy of the student, a formula or the teacher; no auxiliary."""
+_UNMIXED_TARGETS: tuple[Distillation, ...] = ("cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg")
+"""Variants whose soft targets belong to one image or one class."""
 _WITHOUT_AUXILIARY: tuple[Distillation, ...] = ("skd", "teacher")
 """Variants that a method without auxiliary may have; ``skd`` then has no soft targets."""
 _Temperature = Annotated[float, Field(gt=0)] | Auto
@@ -123,6 +125,9 @@ class TrainingConfig(Checked):
     drop_path: _DropPath = setting("auto", "Stochastic depth probability; auto: 0 for ViT, 0.1 for ConvNeXt.")
     crop_scale: float = setting(0.8, "Smallest area of the random resized crop.", gt=0, le=1)
     flip: float = setting(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    mixup: float = setting(0.0, "Parameter of mixup's Beta distribution: images are blended; 0: off.", ge=0)
+    cutmix: float = setting(0.0, "Parameter of CutMix's Beta distribution: rectangles are replaced; 0: off.", ge=0)
+    label_smoothing: float = setting(0.0, "Share of each label spread evenly over the classes (eq. 4).", ge=0, lt=1)
     precision: Precision = setting("auto", "float32, or bf16 autocast; auto: bf16 where it is faster on this machine.")
     compile: Compile = setting(
         "auto", "torch.compile, with CUDA graphs on a GPU; auto: where enough steps are planned."
@@ -143,6 +148,14 @@ class TrainingConfig(Checked):
     def learns_from_teacher(self) -> bool:
         """Whether soft targets come from the teacher's classifier."""
         return self.distillation in TEACHER_TARGETS
+
+    @model_validator(mode="after")
+    def _refuse_mixing(self) -> Self:
+        if self.distillation in _UNMIXED_TARGETS:
+            reason = f"--distillation {self.distillation}, whose targets belong to one image or one class"
+            for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+                _require(value == 0, name, value, reason, "0")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ Stream = Literal[
     "auxiliary-head",
     "order",
     "augmentation",
+    "mixing",
     "drop-path",
     "partner",
     "recovery",

@@ -1,6 +1,6 @@
 """Train the student on labelled images; the auxiliary is its moving average.
 
-Shape legend: N samples, B batch, C channels (3), S image side.
+Shape legend: N samples, B batch, C channels (3), S image side, K classes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.augment import Views
 from twinbud.data.image_store import ImageSubset
+from twinbud.data.mixing import Mixing, draw_mixing, mix
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import unfused_attention_in_bf16
@@ -135,11 +137,12 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
         clip_norm=config.clip_norm,
         bf16=bf16,
         distillation=config.distillation,
+        label_smoothing=config.label_smoothing,
     )
 
 
-_Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""Sample numbers, images and, for ``cs-kd-pair``, an image of the same class for each."""
+_Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Sample numbers, images, labels and, for ``cs-kd-pair``, an image of the same class for each."""
 
 
 class _TrainingLoop(EpochLoop[_Batch]):
@@ -163,12 +166,26 @@ class _TrainingLoop(EpochLoop[_Batch]):
         if self.step.targets.needs_same_class_pairs:
             same_class_N = draw_same_class_pairs(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
             same_class_batches = self.augmented_batches([same_class_N[rows] for rows in order], views)
-        yield from zip(order, self.augmented_batches(order, views), same_class_batches, strict=True)
+        mixing = self._draw_mixing(epoch)
+        augmented = self.augmented_batches(order, views)
+        for rows_B, images_BCSS, same_class_BCSS in zip(order, augmented, same_class_batches, strict=True):
+            labels_B = self.data.labels_N[rows_B]
+            if mixing is None:
+                yield rows_B, images_BCSS, labels_B, same_class_BCSS
+            else:
+                labels_BK = F.one_hot(labels_B, self.step.student_pair.student.num_classes).float()
+                yield rows_B, *mix(images_BCSS, labels_BK, mixing[rows_B]), same_class_BCSS
+
+    def _draw_mixing(self, epoch: int) -> Mixing | None:
+        config = self.config
+        if not config.mixup and not config.cutmix:
+            return None
+        mixing = draw_mixing(config.seed, epoch, len(self.data), mixup=config.mixup, cutmix=config.cutmix)
+        return mixing.to(self.data.device)
 
     def train_batch(self, batch: _Batch, learning_rate: float, running_means: RunningMeans) -> None:
         """See ``EpochLoop``."""
-        rows_B, images_BCSS, same_class_BCSS = batch
-        labels_B = self.data.labels_N[rows_B]
-        result = self.step(images_BCSS, labels_B, learning_rate, rows_B, same_class_BCSS)
+        rows_B, images_BCSS, labels, same_class_BCSS = batch
+        result = self.step(images_BCSS, labels, learning_rate, rows_B, same_class_BCSS)
         losses = [loss.double() * len(rows_B) for loss in result.losses if loss is not None]
         running_means.add([*losses, result.num_correct.double()], len(rows_B))

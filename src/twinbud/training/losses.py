@@ -47,11 +47,12 @@ def self_distillation_loss(
 def total_loss(
     student_BK: torch.Tensor,
     targets_BK: torch.Tensor | None,
-    labels_B: torch.Tensor,
+    labels: torch.Tensor,
     *,
     alpha: float,
     temperature: float,
     ce_temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     softened: bool = False,
 ) -> Losses:
     """Compute L = α L_ce + (1 − α) τ² L_skd (eq. 5); without soft targets, L = L_ce (CM1-CM4).
@@ -59,17 +60,19 @@ def total_loss(
     Args:
         student_BK: Logits of the student.
         targets_BK: Soft targets, see ``self_distillation_loss``; None: no soft targets.
-        labels_B: int64 class indices.
+        labels: int64 class indices (B,), or the probabilities (B, K) of mixed images.
         alpha: Weight of cross-entropy, in [0, 1].
         temperature: τ > 0 of eqs. 1-3.
         ce_temperature: Temperature of eq. 4: 1, or τ as the paper literally states.
+        label_smoothing: ε in [0, 1): L_ce has the labels (1 − ε) y + ε / K (Szegedy et al., CVPR 2016).
         softened: Whether the targets are probabilities instead of logits.
 
     Returns:
         Scalar losses, at least float32.
     """
     student_BK = at_least_float32(student_BK)
-    ce = F.cross_entropy(student_BK / ce_temperature, labels_B)
+    labels = labels.to(student_BK.dtype) if labels.is_floating_point() else labels
+    ce = F.cross_entropy(student_BK / ce_temperature, labels, label_smoothing=label_smoothing)
     if targets_BK is None:
         return Losses(ce, ce, None)
     skd = self_distillation_loss(student_BK, at_least_float32(targets_BK), temperature, softened=softened)

@@ -33,6 +33,7 @@ class Objective:
         clip_norm: Maximum gradient norm; None: no clipping.
         bf16: Whether the networks run in bf16 autocast; parameters, moving average and losses stay in float32.
         distillation: Variant of the soft targets.
+        label_smoothing: ε in [0, 1) of the labels in eq. 4; 0: no smoothing.
     """
 
     alpha: float
@@ -42,6 +43,7 @@ class Objective:
     clip_norm: float | None
     bf16: bool
     distillation: Distillation = "skd"
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class StepResult:
 
     Attributes:
         losses: Scalar losses.
-        num_correct: int64 scalar, the number of images that the student classifies correctly.
+        num_correct: int64 scalar, the number of images that the student classifies correctly; for a mixed image,
+            the class with the largest share is correct.
     """
 
     losses: Losses
@@ -111,7 +114,7 @@ class TrainingStep:
     def __call__(
         self,
         images_BCSS: torch.Tensor,
-        labels_B: torch.Tensor,
+        labels: torch.Tensor,
         learning_rate: float,
         rows_B: torch.Tensor | None = None,
         same_class_BCSS: torch.Tensor | None = None,
@@ -120,7 +123,7 @@ class TrainingStep:
 
         Args:
             images_BCSS: Normalized float32 images; student and auxiliary share one augmented view.
-            labels_B: int64 class indices.
+            labels: int64 class indices (B,), or the probabilities (B, K) of mixed images.
             learning_rate: Learning rate of this step.
             rows_B: int64 sample numbers, for ``tf-kd``.
             same_class_BCSS: Normalized float32 images of the same classes, for ``cs-kd-pair``.
@@ -133,18 +136,19 @@ class TrainingStep:
         is_first_epoch = self.steps_per_epoch is None or self.num_steps < self.steps_per_epoch
         with torch.no_grad(), self._autocast():
             inputs = self.targets.inputs(Batch(images_BCSS, rows_B, same_class_BCSS, is_first_epoch))
-        result = self.update(images_BCSS, labels_B, *inputs)
+        result = self.update(images_BCSS, labels, *inputs)
         self.optimizer.num_steps += 1
         return result
 
-    def _update(self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, *inputs: torch.Tensor) -> StepResult:
+    def _update(self, images_BCSS: torch.Tensor, labels: torch.Tensor, *inputs: torch.Tensor) -> StepResult:
         """Run the device part of the step; on a GPU it never synchronizes, so that a CUDA graph can capture it."""
-        compute = self.compiled_losses if len(labels_B) == self.batch_size else None
-        losses, student_BK, target_logits_BK = (compute or self._losses)(images_BCSS, labels_B, *inputs)
+        compute = self.compiled_losses if len(labels) == self.batch_size else None
+        losses, student_BK, target_logits_BK = (compute or self._losses)(images_BCSS, labels, *inputs)
         is_finite = self.optimizer.step(losses.total)
         if self.student_pair.auxiliary is not None and not self.student_pair.frozen:
             ema_update(self.student_pair.auxiliary, self.student_pair.student, self.objective.beta, is_finite)
-        self.targets.update(student_BK, target_logits_BK, labels_B, inputs, is_finite)
+        self.targets.update(student_BK, target_logits_BK, labels, inputs, is_finite)
+        labels_B = labels.argmax(dim=1) if labels.is_floating_point() else labels
         return StepResult(losses.detached(), (student_BK.argmax(dim=1) == labels_B).sum())
 
     @property
@@ -175,7 +179,7 @@ class TrainingStep:
         self.optimizer.check()
 
     def _losses(
-        self, images_BCSS: torch.Tensor, labels_B: torch.Tensor, *inputs: torch.Tensor
+        self, images_BCSS: torch.Tensor, labels: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[Losses, torch.Tensor, torch.Tensor | None]:
         """Return the losses, the student's logits (B, K) and the logits (B, K) behind its soft targets."""
         objective, targets = self.objective, self.targets
@@ -186,11 +190,12 @@ class TrainingStep:
             student_BK = self.student_pair.student(images_BCSS)
         losses = total_loss(
             student_BK,
-            targets.targets(target_logits_BK, labels_B),
-            labels_B,
+            targets.targets(target_logits_BK, labels),
+            labels,
             alpha=objective.alpha,
             temperature=targets.temperature,
             ce_temperature=objective.ce_temperature,
+            label_smoothing=objective.label_smoothing,
             softened=targets.softened,
         )
         return losses, student_BK.detach(), target_logits_BK
