@@ -174,7 +174,7 @@ CASES: dict[str, Case] = {
     ),
     "widths that coincide where S′ is used": Case(
         words=("--teacher", "local-dir:{bad}/same", "--student", "vit_tiny_patch16_224", "--image-size", "32"),
-        said=("--student: the student is as wide as its teacher", "or train without an auxiliary: --method"),
+        said=("--student: all widths are equal (residual 192 = 192, ", "or train without an auxiliary: --method"),
         prepare=same_widths,
     ),
     "image size the patch does not divide": Case(

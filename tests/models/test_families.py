@@ -28,6 +28,7 @@ class MixerFamily(SelectionFamily):
     """timm's MLP-Mixer: one channel width for all blocks, and two hidden widths in each."""
 
     name: ClassVar[str] = "Mixer"
+    members: ClassVar[str] = "MLP-Mixer"
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.0
 
@@ -106,5 +107,5 @@ def test_recovery_is_refused_in_one_line_before_weights_are_opened(teacher: str,
 
 
 def test_a_network_of_no_known_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TwinbudError, match=r"ResNet is not a supported model family \(ViT, ConvNeXt\)"):
+    with pytest.raises(TwinbudError, match=r"is a timm ResNet; supported: ViT \(with DeiT and DINOv2\) and ConvNeXt"):
         select(read_teacher_card(save_teacher(tmp_path / "resnet", "test_resnet")))

@@ -16,6 +16,7 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.families import family_of
 from twinbud.models.rules import uniform
 from twinbud.models.selection import SelectionPlan, extract_weights, plan_selection
+from twinbud.models.tensor_status import TensorStatus
 
 RULES = get_args(Rule)
 
@@ -162,13 +163,11 @@ def test_every_tensor_of_both_sides_is_accounted_for(pair: str) -> None:
     plan, student_weights, _ = select(teacher, student)
     assert set(plan.student_tensors) == set(student.state_dict())
     assert set(plan.teacher_tensors) == set(teacher.state_dict())
-    assert set(student_weights) == {
-        name for name, status in plan.student_tensors.items() if not status.startswith("fresh")
-    }
-    assert {name for name, status in plan.student_tensors.items() if status.startswith("fresh")} == {
+    assert set(student_weights) == {name for name, status in plan.student_tensors.items() if status.kind != "fresh"}
+    assert {name for name, status in plan.student_tensors.items() if status.kind == "fresh"} == {
         name for name in student.state_dict() if classifier(name)
     }
-    dropped = {name for name, status in plan.teacher_tensors.items() if status.startswith("dropped")}
+    dropped = {name for name, status in plan.teacher_tensors.items() if status.kind == "dropped"}
     assert all(classifier(name) or ".blocks." in name for name in dropped)
     assert (pair == "convnext") == any(".blocks." in name for name in dropped)
 
@@ -183,19 +182,19 @@ def test_a_folded_layer_scale_leaves_the_blocks_function_unchanged() -> None:
     torch.testing.assert_close(plain(images), teacher(images), rtol=1e-4, atol=1e-5)
     assert set(folded) == {f"blocks.{block}.ls{number}.gamma" for block in (0, 1) for number in (1, 2)}
     plan, _, _ = select(teacher, half_vit())
-    assert plan.teacher_tensors["blocks.1.ls2.gamma"] == "folded: into blocks.1.mlp.fc2"
+    assert str(plan.teacher_tensors["blocks.1.ls2.gamma"]) == "folded: into blocks.1.mlp.fc2"
 
 
 def test_a_layer_scale_with_a_home_is_selected() -> None:
     plan, student_weights, _ = select(vit(init_values=0.1), half_vit(init_values=0.1))
-    assert plan.teacher_tensors["blocks.0.ls1.gamma"] == "selected"
+    assert plan.teacher_tensors["blocks.0.ls1.gamma"] == TensorStatus("selected")
     assert student_weights["blocks.0.ls1.gamma"].shape == (16,)
 
 
 def test_a_smaller_patch_is_resampled_before_it_is_cut() -> None:
     teacher, student = vit(), half_vit(patch_size=4)
     plan, student_weights, _ = select(teacher, student)
-    assert plan.student_tensors["patch_embed.proj.weight"] == "resampled: 7×7 → 4×4"
+    assert str(plan.student_tensors["patch_embed.proj.weight"]) == "resampled: 7×7 → 4×4"
     whole = resample_patch_embed(teacher.patch_embed.proj.weight.data, [4, 4])
     assert torch.equal(student_weights["patch_embed.proj.weight"], whole[list(uniform(32, 16)[0])])
 
@@ -232,16 +231,16 @@ def test_a_student_wider_than_its_teacher_is_refused() -> None:
 
 
 def test_a_student_deeper_than_its_teacher_is_refused() -> None:
-    assert "no deeper than it" in refused(vit(), half_vit(depth=3))
+    assert "at most its depth" in refused(vit(), half_vit(depth=3))
 
 
 def test_a_student_with_another_head_dimension_is_refused() -> None:
     assert "heads have 4 channels, the teacher's 8" in refused(vit(), half_vit(num_heads=4))
 
 
-def test_twins_that_would_coincide_are_refused_by_their_widths() -> None:
+def test_a_student_and_auxiliary_that_would_be_equal_are_refused_with_their_widths() -> None:
     message = refused(vit(), vit(1))
-    assert "residual" in message
+    assert "all widths are equal (residual 32 = 32, " in message
     assert "--method selection" in message
 
 
@@ -249,7 +248,7 @@ def test_equal_widths_are_fine_without_an_auxiliary() -> None:
     teacher = vit()
     plan, student_weights, _ = select(teacher, vit(1, depth=1), with_auxiliary=False)
     assert torch.equal(student_weights["norm.weight"], teacher.norm.weight)
-    assert plan.teacher_tensors["blocks.1.norm1.bias"] == "dropped: blocks.1 is beyond the student's depth"
+    assert str(plan.teacher_tensors["blocks.1.norm1.bias"]) == "dropped: blocks.1 is beyond the student's depth"
 
 
 def test_register_tokens_without_a_home_are_refused() -> None:

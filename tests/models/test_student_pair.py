@@ -205,7 +205,7 @@ def test_weights_that_the_plan_does_not_describe_are_refused(teacher: str, tmp_p
     for seed in (0, 1):
         select_to_folder(ModelConfig(teacher=teacher, rule="random"), tmp_path / str(seed), seed=seed)
     (tmp_path / "1" / "student.safetensors").replace(tmp_path / "0" / "student.safetensors")
-    with pytest.raises(TwinbudError, match=r"not those that plan\.json describes"):
+    with pytest.raises(TwinbudError, match=r"the checksum differs from that in plan\.json"):
         load_selection(tmp_path / "0")
 
 

@@ -1,4 +1,4 @@
-"""The demo compares three arms on one split, and nothing else differs."""
+"""The demo compares three methods on one split, and nothing else differs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from twinbud.training.amp import PrecisionChoice
 
 
 def requested_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
-    """The configurations of the arms, none of them trained."""
+    """The configurations of the methods, none of them trained."""
     configs: list[RunConfig] = []
     choices = iter([PrecisionChoice(True, "fast now"), PrecisionChoice(False, "slow now")])
 
     class EnoughError(Exception):
-        """All arms have been requested."""
+        """All methods have been requested."""
 
     def train(config: RunConfig, progress: object) -> None:
         del progress
@@ -38,7 +38,7 @@ def requested_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[R
     return configs
 
 
-def test_the_arms_share_images_epochs_split_and_the_precision_chosen_once(
+def test_the_methods_share_images_epochs_split_and_the_precision_chosen_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = requested_configs(tmp_path, monkeypatch)

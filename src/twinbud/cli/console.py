@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,14 +52,14 @@ def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
 
 
 def show_demo(demo: Demo) -> None:
-    """Print a row for each arm, and where the page is."""
+    """Print a row for each method, and where the page is."""
     console = _console()
     table = Table(
         title="One small network, the same labelled images and epochs, three ways to train it",
         title_justify="left",
     )
-    for name in ("arm", "accuracy", "95 % interval", "AUROC", "training"):
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    for name in ("method", "accuracy", "95 % interval", "AUROC", "training"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for name, run in demo.runs.items():
         low, high = run.metrics.confidence_intervals["accuracy"] or (None, None)
         table.add_row(
@@ -76,7 +77,7 @@ def show_selection(selection: Selection, output: Path) -> None:
     """Each width's sizes and overlap, and what became of the tensors."""
     console = _console()
     table = Table(title=f"{selection.teacher} → {selection.student_spec.architecture}", title_justify="left")
-    for name in ("width", "teacher", "student", "shared by S and S′"):
+    for name in ("width", "teacher", "student", "shared with auxiliary"):
         table.add_column(name, justify="left" if name == "width" else "right")
     for name, width in selection.plan.widths.items():
         table.add_row(name, str(width.teacher_size), str(width.student_size), str(width.overlap))
@@ -90,11 +91,8 @@ def tensor_status(plan: SelectionPlan) -> list[str]:
     """How many tensors of each side ended how."""
     lines = []
     for side, tensors in (("student", plan.student_tensors), ("teacher", plan.teacher_tensors)):
-        counts: dict[str, int] = {}
-        for status in tensors.values():
-            word = status.partition(":")[0]
-            counts[word] = counts.get(word, 0) + 1
-        lines.append(f"{side}: {', '.join(f'{count} tensors {word}' for word, count in counts.items())}")
+        counts = Counter(status.kind for status in tensors.values())
+        lines.append(f"{side}: {', '.join(f'{count} tensors {kind}' for kind, count in counts.items())}")
     return lines
 
 

@@ -55,6 +55,16 @@ def first_few(items: Iterable[object], limit: int = 5) -> str:
     return shown if len(named) <= limit else f"{shown} and {len(named) - limit} more"
 
 
+def first_line(error: Exception) -> str:
+    r"""Return an error of another library as ``TYPE: FIRST LINE``.
+
+    >>> first_line(ValueError("no header\n(see the manual)"))
+    'ValueError: no header'
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 _WRITE_PROBLEMS = {
     errno.ENOSPC: ("the disk is full", "Free some space or choose another {setting}"),
     errno.EDQUOT: ("the disk quota is used up", "Free some space or choose another {setting}"),

@@ -109,6 +109,9 @@ def convert(path: Path) -> dict[str, torch.Tensor]:
     Most initializers have names. The six matrices of a block, stored as (in, out), do not; the name of the MatMul node
     that uses each one identifies it. Reading them by position would exchange query, key and value, since the file
     stores key, value, query.
+
+    Raises:
+        TwinbudError: The package ``onnx`` is not installed.
     """
     try:
         import onnx

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import save
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
@@ -87,13 +89,13 @@ def open_model_folder(folder: Path) -> ModelFolder:
     arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
     arguments |= {"num_classes": len(classes)}
     # shapes first, so that a wrong config.json cannot allocate more memory than the weights have
-    shapes = {
-        name: tensor.shape for name, tensor in outline(architecture, str(folder), **arguments).state_dict().items()
-    }
-    wrong = sorted(name for name in shapes | state if name not in state or shapes.get(name) != state[name].shape)
+    implied = _shapes(outline(architecture, str(folder), **arguments).state_dict())
+    found = _shapes(state)
+    wrong = sorted(name for name in implied | found if implied.get(name) != found.get(name))
     if wrong:
+        differences = (f"{n}: {found.get(n, 'missing')}, config.json implies {implied.get(n, 'none')}" for n in wrong)
         raise TwinbudError(
-            f"the weights do not fit config.json ({first_few(wrong, 3)})",
+            f"the weights do not fit config.json ({first_few(differences, 2)})",
             where=str(folder),
             fix="Copy the whole model folder again",
         )
@@ -104,6 +106,10 @@ def open_model_folder(folder: Path) -> ModelFolder:
         classes=classes,
         preprocessing=preprocessing,
     )
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing]:

@@ -30,7 +30,11 @@ def outline(architecture: str, where: str, /, **arguments: Any) -> TimmModel:
 
 @contextmanager
 def explained_arguments(architecture: str, where: str) -> Iterator[None]:
-    """Turn any failure of timm to build ``architecture`` with the arguments from ``where`` into one clear line."""
+    """Turn any failure of timm to build ``architecture`` with the arguments from ``where`` into one clear line.
+
+    Raises:
+        TwinbudError: timm failed.
+    """
     try:
         yield
     except Exception as error:  # timm and torch meet wrong arguments with many unrelated types

@@ -18,10 +18,12 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
 from twinbud.models.rules import Indices, select_indices
-from twinbud.models.widths import Axis, TensorSpec, cut_attention
+from twinbud.models.tensor_status import TensorStatus, student_tensor_status, teacher_tensor_status
+from twinbud.models.widths import Axis, TensorSpec, index_attention
 
 PairRole = Literal["student", "auxiliary"]
 """The student S, which is trained, or the auxiliary S′, which follows it."""
+_TENSORS = ("student_tensors", "teacher_tensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,13 @@ class SelectionPlan:
 
     Attributes:
         rule: Rule of element selection.
-        attention: How attention is cut; see ``widths.cut_attention``.
+        attention: How attention is indexed; see ``widths.index_attention``.
         seed: Seed of the random rules.
         swap_roles: Whether student and auxiliary exchange their subsets.
         widths: By the width's name; empty under ``random-inconsistent``.
         tensor_widths: Under ``random-inconsistent``, by "TENSOR[DIMENSION]".
-        student_tensors: Status of each student tensor: selected, resampled or fresh, and why.
-        teacher_tensors: Status of each teacher tensor: selected, resampled, folded or dropped, and why.
+        student_tensors: Status of each student tensor.
+        teacher_tensors: Status of each teacher tensor.
     """
 
     rule: Rule
@@ -64,8 +66,8 @@ class SelectionPlan:
     swap_roles: bool
     widths: dict[str, WidthPlan] = field(default_factory=dict)
     tensor_widths: dict[str, WidthPlan] = field(default_factory=dict)
-    student_tensors: dict[str, str] = field(default_factory=dict)
-    teacher_tensors: dict[str, str] = field(default_factory=dict)
+    student_tensors: dict[str, TensorStatus] = field(default_factory=dict)
+    teacher_tensors: dict[str, TensorStatus] = field(default_factory=dict)
 
     def indices(self, name: str, dimension: int, axis: Axis) -> WidthPlan:
         """Return the plan of one dimension of one tensor."""
@@ -79,12 +81,18 @@ class SelectionPlan:
         for group in ("widths", "tensor_widths"):
             for name, width in getattr(self, group).items():
                 content[group][name]["overlap"] = width.overlap
+        for group in _TENSORS:
+            content[group] = {name: str(status) for name, status in getattr(self, group).items()}
         return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> SelectionPlan:
-        """Read what ``to_json`` returned."""
-        read = {
+        """Read what ``to_json`` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: ``content`` is something else.
+        """
+        read: dict[str, Any] = {
             group: {
                 name: WidthPlan(
                     teacher_size=width["teacher_size"],
@@ -96,6 +104,8 @@ class SelectionPlan:
             }
             for group in ("widths", "tensor_widths")
         }
+        for group in _TENSORS:
+            read[group] = {name: TensorStatus.parse(text) for name, text in content[group].items()}
         return cls(**{**{name: content[name] for name in cls.__dataclass_fields__}, **read})
 
 
@@ -127,14 +137,15 @@ def plan_selection(
             width is the same in both, so that student and auxiliary would be equal.
     """
     family.check_compatible(teacher, student)
-    teacher_specs, student_specs = (cut_attention(family.specs(model), attention) for model in (teacher, student))
+    teacher_specs, student_specs = (index_attention(family.specs(model), attention) for model in (teacher, student))
     prepared, folded = family.fold_layer_scale(teacher.state_dict(), set(student_specs))
-    student_tensors = _student_tensor_status(student, student_specs, prepared)
-    chosen = [name for name, status in student_tensors.items() if not status.startswith("fresh")]
+    student_tensors = student_tensor_status(student, student_specs, prepared)
+    chosen = [name for name, status in student_tensors.items() if status.kind != "fresh"]
     sizes = _sizes(chosen, student_specs, prepared, student.state_dict())
     if with_auxiliary and all(size == student_size for size, student_size in sizes.values()):
+        named = first_few((f"{name} {size[0]} = {size[1]}" for name, size in sizes.items()), 3)
         raise TwinbudError(
-            f"the student is as wide as its teacher ({first_few(sizes)}), so student and auxiliary would be equal",
+            f"all widths are equal ({named}), so student and auxiliary would be equal",
             where="--student",
             fix="Use --student half, or train without an auxiliary: --method selection",
         )
@@ -158,7 +169,7 @@ def plan_selection(
         widths=widths,
         tensor_widths=tensor_widths,
         student_tensors=student_tensors,
-        teacher_tensors=_teacher_tensor_status(teacher, teacher_specs, student_tensors, folded),
+        teacher_tensors=teacher_tensor_status(teacher, teacher_specs, student_tensors, folded),
     )
 
 
@@ -172,16 +183,16 @@ def extract_weights(
     Returns:
         New float32 tensors by the student's names, without those that the plan calls fresh.
     """
-    specs = cut_attention(family.specs(student), plan.attention)
+    specs = index_attention(family.specs(student), plan.attention)
     prepared, _ = family.fold_layer_scale(teacher.state_dict(), set(specs))
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     result: State = {}
     for name, spec in specs.items():
         status = plan.student_tensors[name]
-        if status.startswith("fresh"):
+        if status.kind == "fresh":
             continue
         tensor = prepared[name].detach()
-        if status.startswith("resampled") and spec.role == "patch":
+        if status.kind == "resampled":  # patch kernels; positions wait for the image size
             tensor = resample_patch_embed(tensor, list(shapes[name][-2:]))
         for dimension, axis in enumerate(spec.axes):
             if axis is not None:
@@ -229,71 +240,3 @@ def _sizes(
                     fix="Use --student half",
                 )
     return sizes
-
-
-def _student_tensor_status(student: TimmModel, specs: dict[str, TensorSpec], teacher: State) -> dict[str, str]:
-    """Return the status of each student tensor.
-
-    Raises:
-        TwinbudError: The teacher has no tensor of that name, or one of another form.
-    """
-    tensor_status: dict[str, str] = {}
-    for name, tensor in student.state_dict().items():
-        spec = specs[name]
-        if spec.role == "classifier":
-            tensor_status[name] = "fresh: the classifier is always new"
-        elif name not in teacher and spec.role == "layer-scale":
-            tensor_status[name] = "fresh: ones, since the teacher has no LayerScale"
-        elif name not in teacher or not _same_form(spec, teacher[name], tensor):
-            found = f"has shape {tuple(teacher[name].shape)}" if name in teacher else "is missing"
-            raise TwinbudError(
-                f"the student's '{name}' of shape {tuple(tensor.shape)} cannot be selected: in the teacher it {found}",
-                where="--student",
-                fix="Use --student half, or a student of the teacher's form and no deeper than it",
-            )
-        else:
-            tensor_status[name] = _inherited(spec, teacher[name], tensor)
-    return tensor_status
-
-
-def _same_form(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> bool:
-    """Return whether the tensors agree in every dimension that is neither cut nor resampled."""
-    return teacher.dim() == student.dim() and all(teacher.shape[d] == student.shape[d] for d in spec.fixed_dimensions)
-
-
-def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> str:
-    if spec.role == "position":
-        return "selected: resampled to the image size when training starts"
-    if spec.role == "patch" and teacher.shape[-2:] != student.shape[-2:]:
-        sizes = ["×".join(map(str, tensor.shape[-2:])) for tensor in (teacher, student)]
-        return f"resampled: {sizes[0]} → {sizes[1]}"
-    return "selected"
-
-
-def _teacher_tensor_status(
-    teacher: TimmModel, specs: dict[str, TensorSpec], student_status: dict[str, str], folded: dict[str, str]
-) -> dict[str, str]:
-    """Return the status of each teacher tensor.
-
-    Raises:
-        TwinbudError: The student lacks one that is neither the classifier's nor a deeper layer's.
-    """
-    layers = {specs[name].layer for name in student_status if name in specs}
-    tensor_status: dict[str, str] = {}
-    for name in teacher.state_dict():
-        spec = specs[name]
-        if spec.role == "classifier":
-            tensor_status[name] = "dropped: the classifier is always new"
-        elif name in folded:
-            tensor_status[name] = f"folded: into {folded[name]}"
-        elif name in student_status:
-            tensor_status[name] = student_status[name]
-        elif spec.layer is not None and spec.layer not in layers:
-            tensor_status[name] = f"dropped: {spec.layer} is beyond the student's depth"
-        else:
-            raise TwinbudError(
-                f"the student has no '{name}', which the teacher has",
-                where="--student",
-                fix="Use --student half, which has the teacher's layers",
-            )
-    return tensor_status

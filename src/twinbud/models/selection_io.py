@@ -175,10 +175,7 @@ def load_selection(folder: Path) -> Selection:
         teacher, plan = str(content["teacher"]), SelectionPlan.from_json(content)
         widths = [*plan.widths.values(), *plan.tensor_widths.values()]
         sizes = [size for width in widths for size in (width.teacher_size, width.student_size)]
-        tensor_status = [*plan.student_tensors.values(), *plan.teacher_tensors.values()]
-        sound = all(isinstance(status, str) for status in tensor_status) and all(
-            type(size) is int and size > 0 for size in sizes
-        )
+        sound = all(type(size) is int and size > 0 for size in sizes)
         saved = student["architecture"], student["model_args"], content["mean"], content["std"]
         name = str(student.get("name", saved[0]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -206,12 +203,10 @@ def load_selection(folder: Path) -> Selection:
 
 def _read_state(path: Path, checksum: object, student_spec: StudentSpec) -> State:
     """Read the tensors of student or auxiliary and check them against plan.json: checksum, names and shapes."""
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
-        raise TwinbudError(
-            "the weights are missing or not those that plan.json describes (checksum)",
-            where=str(path),
-            fix="Run 'twinbud select' again",
-        )
+    missing = not path.is_file()
+    if missing or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+        problem = "the weights are missing" if missing else "the checksum differs from that in plan.json"
+        raise TwinbudError(problem, where=str(path), fix="Copy the whole folder again, or run 'twinbud select' again")
     state = read_safetensors(path)
     shapes = {name: tensor.shape for name, tensor in student_spec.template.state_dict().items()}
     specs = student_spec.family.specs(student_spec.template)
@@ -220,8 +215,8 @@ def _read_state(path: Path, checksum: object, student_spec: StudentSpec) -> Stat
     for name in shapes.keys() & state.keys():
         expected, found = list(shapes[name]), list(state[name].shape)
         if specs[name].role == "position" and len(expected) == len(found):  # the grid still has the teacher's size
-            cut = [dimension for dimension, axis in enumerate(specs[name].axes) if axis is not None]
-            expected, found = [expected[d] for d in cut], [found[d] for d in cut]
+            selected = [dimension for dimension, axis in enumerate(specs[name].axes) if axis is not None]
+            expected, found = [expected[d] for d in selected], [found[d] for d in selected]
         wrong += [name] if expected != found else []
     if wrong:
         raise TwinbudError(
@@ -237,12 +232,12 @@ def _read_plan(folder: Path) -> dict[str, Any]:
     path = folder / "plan.json"
     try:
         content = read_json(path)
-        known = content["format"] == FORMAT
+        found = content["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _no_plan(folder) from error
-    if not known:
+    if found != FORMAT:
         raise TwinbudError(
-            f"plan.json has another format than {FORMAT}, the one of this version of twinbud",
+            f"plan.json has format {found!r}; this version reads {FORMAT}",
             where=str(path),
             fix="Select again with this version of twinbud",
         )

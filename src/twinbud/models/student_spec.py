@@ -51,7 +51,11 @@ class StudentSpec:
         return self.model_args | self.family.image_arguments(self.template, image_size, self.architecture)
 
     def build(self, *, image_size: int, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> TimmModel:
-        """Build a network with timm's own random initialization, which depends on ``seed`` alone."""
+        """Build a network with timm's own random initialization, which depends on ``seed`` alone.
+
+        Raises:
+            TwinbudError: The architecture cannot process images of ``image_size`` pixels a side.
+        """
         arguments = self.timm_arguments(image_size) | {"num_classes": num_classes, "drop_path_rate": drop_path}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.utils import get_session
 
 from twinbud.config.teacher_spec import parse_teacher
-from twinbud.core.errors import TwinbudError, first_few, unknown_choice
+from twinbud.core.errors import TwinbudError, first_few, first_line, unknown_choice
 from twinbud.core.files import read_json
 from twinbud.models import dinov2
 from twinbud.models.checkpoint import common_prefix
@@ -83,7 +83,11 @@ def read_teacher_card(spec: str) -> TeacherCard:
 
 
 def describe_teacher(spec: str) -> TeacherCard:
-    """Do the same as ``read_teacher_card`` without looking at the weights file, which may be missing or a pickle."""
+    """Return what is known of a teacher whose weights file may be missing or a pickle.
+
+    Raises:
+        TwinbudError: The spelling or the architecture is unknown, or ``config.json`` cannot be used.
+    """
     parsed = parse_teacher(spec)
     if parsed.kind == "wheel":
         native = {"img_size": dinov2.NATIVE_IMAGE_SIZE}
@@ -289,7 +293,7 @@ def _from_hub(name: str) -> State:
                 fix="Set HF_HOME to a folder that can be written",
             ) from error
         raise TwinbudError(
-            f"the hub does not deliver the pretrained weights ({type(error).__name__})",
+            f"the hub does not deliver the pretrained weights ({first_line(error)})",
             where=f"--teacher {name}",
             fix=_OFFLINE_WAYS,
         ) from error

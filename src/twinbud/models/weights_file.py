@@ -47,7 +47,15 @@ def _quoted(word: str) -> str:
 
 
 def require_safetensors(path: Path, spec: str | None = None) -> None:
-    """Refuse a file that is missing or has another suffix; see ``read_safetensors``."""
+    """Refuse a file that is missing or has another suffix.
+
+    Args:
+        path: The file.
+        spec: As for ``read_safetensors``.
+
+    Raises:
+        TwinbudError: The file is missing, or its suffix is not ``.safetensors``; the fix names the conversion command.
+    """
     if not path.is_file():
         raise TwinbudError("no such file", where=str(path), fix="Check the path")
     if path.suffix != ".safetensors":

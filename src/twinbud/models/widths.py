@@ -1,7 +1,7 @@
 """Named widths: the index sets that the tensors of a network share.
 
-A sub-network computes something coherent only if every tensor that runs along a width is cut at the same indices. A
-family therefore names, for each dimension of each tensor, the width that it runs along; selection chooses indices once
+A sub-network is a valid network only if every tensor that runs along a width is selected at the same indices. A family
+therefore names, for each dimension of each tensor, the width that it runs along; selection chooses indices once
 per width.
 """
 
@@ -14,9 +14,9 @@ from typing import Literal
 from twinbud.config.schema import Attention
 
 Role = Literal["weight", "position", "patch", "layer-scale", "prefix-token", "classifier"]
-"""How selection treats a tensor. ``weight`` is cut and nothing else; ``position`` is resampled to the student's grid,
-``patch`` to its patch size; ``layer-scale`` may be absent on either side; ``prefix-token`` is a class, register or
-distillation token; ``classifier`` is always new."""
+"""How selection treats a tensor. ``weight`` is selected and nothing else; ``position`` is resampled to the student's
+grid, ``patch`` to its patch size; ``layer-scale`` may be absent on either side; ``prefix-token`` is a class, register
+or distillation token; ``classifier`` is always new."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TensorSpec:
     """What selection needs to know about one tensor.
 
     Attributes:
-        axes: One entry per dimension; None for a dimension that is never cut (kernels, color channels).
+        axes: One entry per dimension; None for a dimension that is kept whole (kernels, color channels).
         role: How selection treats the tensor.
         layer: The name of the repeated layer that it belongs to ("blocks.11"), or None.
     """
@@ -77,13 +77,13 @@ class TensorSpec:
 
     @property
     def fixed_dimensions(self) -> tuple[int, ...]:
-        """The dimensions in which teacher and student must agree: neither cut nor resampled."""
-        uncut = [dimension for dimension, axis in enumerate(self.axes) if axis is None]
-        resampled = {"position": uncut, "patch": [2, 3]}.get(self.role, [])
-        return tuple(dimension for dimension in uncut if dimension not in resampled)
+        """The dimensions in which teacher and student must agree: neither selected nor resampled."""
+        whole = [dimension for dimension, axis in enumerate(self.axes) if axis is None]
+        resampled = {"position": whole, "patch": [2, 3]}.get(self.role, [])
+        return tuple(dimension for dimension in whole if dimension not in resampled)
 
 
-def cut_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> dict[str, TensorSpec]:
+def index_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> dict[str, TensorSpec]:
     """The specs with attention widths indexed element by element (``interleaved``) or by whole heads (``heads``)."""
     if attention == "interleaved":
         return dict(specs)

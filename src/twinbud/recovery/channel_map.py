@@ -10,7 +10,7 @@ from torch import nn
 
 from twinbud.models.families.base import RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.selection import PairRole, SelectionPlan
-from twinbud.models.widths import cut_attention
+from twinbud.models.widths import index_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ class ChannelMap:
 
     def output_channels(self, layer: str) -> torch.Tensor:
         """Return (d,) int64, the outputs of the teacher's ``layer`` (full name) that the student's layer has."""
-        specs = cut_attention(self.family.specs(self.student), self.plan.attention)
+        specs = index_attention(self.family.specs(self.student), self.plan.attention)
         axis = specs[f"{layer}.weight"].axes[0]
-        assert axis is not None, f"the outputs of {layer} are not cut"
+        assert axis is not None, f"the outputs of {layer} run along no width"
         width = self.plan.widths[axis.width]
         return self._index(axis.positions(width.of(self.pair_role), width.teacher_size))
 

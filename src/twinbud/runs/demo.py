@@ -1,6 +1,6 @@
 """The main job in a few minutes: one small network, three initializations, the same labelled images.
 
-All arms see the same images of the phantom set in the same order and for the same number of epochs. Half of the
+All methods see the same images of the phantom set in the same order and for the same number of epochs. Half of the
 patients are test patients, so that the 95 % intervals of the three accuracies are narrow enough to tell them apart.
 """
 
@@ -31,13 +31,13 @@ SETTINGS: dict[str, Any] = {
     "epochs": 20,
     "min_steps": 0,
 }
-"""Settings of all arms."""
+"""Settings of all methods."""
 ARMS: dict[str, dict[str, Any]] = {
     "random start": {"profile": "quick", "method": "timm"},
     "paper (dual)": {"profile": "quick", "method": "dual"},
     "best": {"profile": "best"},
 }
-"""Further settings of each arm."""
+"""Further settings of each method."""
 _MARKED = "best"
 
 
@@ -46,12 +46,12 @@ class Demo:
     """The finished runs and the page that compares them."""
 
     runs: dict[str, RunResult]
-    """By the name of the arm."""
+    """By the name of the method."""
     report: Path
 
 
 def demo(output: Path, *, force: bool = False, progress: Progress | None = None) -> Demo:
-    """Train the arms on the phantom set and compare them.
+    """Train with each method on the phantom set and compare them.
 
     Args:
         output: Folder for the runs, ``split.csv`` and ``report.html``.
@@ -65,7 +65,7 @@ def demo(output: Path, *, force: bool = False, progress: Progress | None = None)
     require_free(output, force=force)
     progress.note("loading the teacher: DINOv2 ViT-S/14, pretrained")
     load_dinov2_small()
-    # chosen once: a second measurement could choose another precision, and the arms would differ in two things
+    # chosen once: a second measurement could choose another precision, and the methods would differ in two things
     precision = choose_precision("auto", choose_device("auto"))
     progress.note(f"precision: {precision.name} ({precision.reason})")
     settings = SETTINGS | {"precision": precision.name, "split": _write_demo_split(output)}

@@ -25,9 +25,8 @@ def family_of(model: nn.Module, name: str) -> SelectionFamily:
     for family in FAMILIES:
         if family.owns(model):
             return family
-    known = ", ".join(family.name for family in FAMILIES)
+    known = " and ".join(family.members for family in FAMILIES)
     raise TwinbudError(
-        f"{type(model).__name__} is not a supported model family ({known})",
-        where=name,
+        f"'{name}' is a timm {type(model).__name__}; supported: {known}",
         fix="Choose another teacher or student",
     )

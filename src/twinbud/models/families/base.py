@@ -7,7 +7,7 @@ student's layers to the teacher. A family without it trains all methods of the p
 A new family is one file in this folder and one line in ``families.FAMILIES``. For timm's MLP-Mixer, the core is::
 
     class MixerFamily(SelectionFamily):
-        name, temperature, drop_path = "Mixer", 3.0, 0.0
+        name, members, temperature, drop_path = "Mixer", "MLP-Mixer", 3.0, 0.0
 
         def owns(self, model):
             return isinstance(model, MlpMixer)
@@ -16,7 +16,7 @@ A new family is one file in this folder and one line in ``families.FAMILIES``. F
             return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
 
         def specs(self, model):
-            # e.g. fc1 of a channel MLP is cut along its hidden width and the width that all blocks share
+            # e.g. fc1 of a channel MLP runs along its hidden width and the width that all blocks share
             width, hidden = Axis("channels"), Axis("hidden/blocks.0")
             return {"blocks.0.mlp_channels.fc1.weight": TensorSpec((hidden, width), layer="blocks.0"), ...}
 
@@ -110,7 +110,7 @@ class RecoverySupport(ABC):
 
     @abstractmethod
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream after the last block, normalized if the model normalizes before it pools."""
+        """Return the stream after the last block, in its shape, normalized if the model normalizes before it pools."""
 
 
 class SelectionFamily(ABC):
@@ -118,6 +118,7 @@ class SelectionFamily(ABC):
 
     Attributes:
         name: The family's name in messages.
+        members: The name, and the names of variants that belong to the family, for messages.
         temperature: Default τ of equations 1-3 (paper section 4.1).
         drop_path: Default rate of stochastic depth (Xu et al., "Initializing Models with Larger Ones", ICLR 2024).
         memory_format: Memory layout of the weights during training.
@@ -125,6 +126,7 @@ class SelectionFamily(ABC):
     """
 
     name: ClassVar[str]
+    members: ClassVar[str]
     temperature: ClassVar[float]
     drop_path: ClassVar[float]
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format

@@ -50,6 +50,7 @@ class ConvNeXtFamily(SelectionFamily):
     """Widths: one per stage, and the MLP's hidden width in each block."""
 
     name: ClassVar[str] = "ConvNeXt"
+    members: ClassVar[str] = "ConvNeXt"
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.1
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
@@ -93,7 +94,11 @@ class ConvNeXtFamily(SelectionFamily):
         return {"conv_mlp": isinstance(teacher.stages[0].blocks[0].mlp.fc1, nn.Conv2d)}
 
     def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """Accept any size of at least ``MIN_IMAGE_SIZE``; no timm argument depends on it."""
+        """Accept any size of at least ``MIN_IMAGE_SIZE``; no timm argument depends on it.
+
+        Raises:
+            TwinbudError: The size is smaller.
+        """
         del model
         if image_size < MIN_IMAGE_SIZE:
             raise TwinbudError(
@@ -109,7 +114,11 @@ def _stage(number: str | int) -> Axis:
 
 
 def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
-    """Return the spec of the tensor ``name``."""
+    """Return the spec of the tensor ``name``.
+
+    Raises:
+        TwinbudError: No width is defined for it.
+    """
     axes: tuple[Axis | None, ...] | None = None
     role: Role = "weight"
     layer: str | None = None
@@ -131,8 +140,8 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
         axes, role = (None, _stage(len(model.stages) - 1)), "classifier"
     if axes is None or kind not in ("weight", "bias", "gamma"):  # timm can build it with batch norm, which has buffers
         raise TwinbudError(
-            f"weights of this ConvNeXt cannot be selected: its tensor '{name}' is unknown",
-            where=type(model).__name__,
+            f"{type(model).__name__} has tensor '{name}', for which no width is defined",
+            where="selection from a ConvNeXt",
             fix="Choose another teacher or student",
         )
     padded = axes[:1] if kind == "bias" else (*axes, *[None] * (dimensions - len(axes)))
@@ -140,7 +149,7 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
 
 
 def _block_axes(block: str, stage: str, part: str) -> tuple[Axis | None, ...] | None:
-    """Return the axes of a part's weight; kernel dimensions follow uncut, and the bias runs along the first axis."""
+    """Return the axes of a part's weight; kernel dimensions follow whole, and the bias runs along the first axis."""
     width, hidden = _stage(stage), Axis(f"mlp/{block}")
     return {
         "conv_dw": (width,),

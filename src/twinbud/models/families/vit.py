@@ -66,6 +66,7 @@ class ViTFamily(SelectionFamily):
     """Widths: one residual stream; the attention's inner width and the MLP's hidden width in each block."""
 
     name: ClassVar[str] = "ViT"
+    members: ClassVar[str] = "ViT (with DeiT and DINOv2)"
     temperature: ClassVar[float] = 4.0
     drop_path: ClassVar[float] = 0.0
     recovery: ClassVar[RecoverySupport | None] = ViTRecovery()
@@ -83,13 +84,18 @@ class ViTFamily(SelectionFamily):
         return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Halve the width and the number of heads; the head size stays."""
+        """Halve the width and the number of heads; the head size stays.
+
+        Raises:
+            TwinbudError: The number of heads is odd.
+        """
         heads = model.blocks[0].attn.num_heads
         if heads % 2:
             raise TwinbudError(
                 f"{heads} attention heads cannot be halved",
                 where=architecture,
-                fix="Name a student with --student",
+                fix="Choose a teacher with an even number of heads, such as vit_small_patch16_224, or give --student a"
+                f" ViT with fewer heads of {model.blocks[0].attn.head_dim} channels",
             )
         arguments = {"embed_dim": model.embed_dim // 2, "num_heads": heads // 2}
         if not model.global_pool:  # a teacher saved as a feature extractor; the student's classifier needs one vector
@@ -104,7 +110,11 @@ class ViTFamily(SelectionFamily):
         )
 
     def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """Return ``img_size``, for which the position grid is built and which the patch size must divide."""
+        """Return ``img_size``, for which the position grid is built.
+
+        Raises:
+            TwinbudError: The size is not a multiple of the patch size.
+        """
         patch = model.patch_embed.patch_size[0]
         if image_size % patch:
             below = max(patch, image_size // patch * patch)
@@ -124,7 +134,11 @@ class ViTFamily(SelectionFamily):
         return {"img_size": side * state["patch_embed.proj.weight"].shape[-1]}
 
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
-        """Require the teacher's head size, which is never cut, and the teacher's number of prefix tokens."""
+        """Require the teacher's head size, which selection keeps, and the teacher's number of prefix tokens.
+
+        Raises:
+            TwinbudError: The student differs in one of them.
+        """
         student_size, teacher_size = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
         if student_size != teacher_size:
             raise TwinbudError(
@@ -175,7 +189,11 @@ def _num_prefix_positions(model: TimmModel) -> int:
 
 
 def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
-    """Return the spec of the tensor ``name``."""
+    """Return the spec of the tensor ``name``.
+
+    Raises:
+        TwinbudError: No width is defined for it.
+    """
     match = re.fullmatch(r"(blocks\.\d+)\.(.+)\.(weight|bias|gamma)", name)
     if match:
         axes = _block_axes(model, match[1], match[2])
@@ -194,8 +212,8 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
     if part in CLASSIFIERS:
         return TensorSpec((None, RESIDUAL)[:dimensions], "classifier")
     raise TwinbudError(
-        f"weights of this ViT cannot be selected: its tensor '{name}' is unknown",
-        where=type(model).__name__,
+        f"{type(model).__name__} has tensor '{name}', for which no width is defined",
+        where="selection from a ViT",
         fix="Choose another teacher or student",
     )
 
