@@ -62,6 +62,7 @@ class Settings(TypedDict, total=False):
     distillation: Distillation
     alpha: float
     beta: float
+    average: float | None
     temperature: float | Auto
     ce_temperature: CrossEntropyTemperature
     drop_path: float | Auto

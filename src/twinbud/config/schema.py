@@ -120,6 +120,12 @@ class TrainingConfig(Checked):
     )
     alpha: float = setting(0.6, "Weight of cross-entropy; self-distillation has 1 - alpha (eq. 5).", ge=0, le=1)
     beta: float = setting(0.9, "Momentum of the auxiliary, the moving average of the student (eq. 7).", ge=0, le=1)
+    average: float | None = setting(
+        None,
+        "Decay of the moving average of the student's weights that is delivered; none: the last weights.",
+        gt=0,
+        lt=1,
+    )
     temperature: _Temperature = setting("auto", "τ of eqs. 1-3; auto: 4 for ViT, 3 for ConvNeXt.")
     ce_temperature: CrossEntropyTemperature = setting("one", "Softmax temperature of eq. 4: 1, or τ as printed.")
     drop_path: _DropPath = setting("auto", "Stochastic depth probability; auto: 0 for ViT, 0.1 for ConvNeXt.")

@@ -119,9 +119,11 @@ def fit(
         )
         for record in training.epochs():
             if test_accuracy and config.evaluate_every and record.epoch % config.evaluate_every == 0:
-                training.records[-1] = replace(record, test_accuracy=test_accuracy())
+                with step.delivered():
+                    training.records[-1] = replace(record, test_accuracy=test_accuracy())
             on_epoch(training.records[-1])
             training.save_if_due()
+    step.deliver()
     student_pair.student.eval()
     return training.history()
 
@@ -138,6 +140,7 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
         bf16=bf16,
         distillation=config.distillation,
         label_smoothing=config.label_smoothing,
+        average=config.average,
     )
 
 

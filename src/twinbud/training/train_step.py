@@ -5,7 +5,9 @@ Shape legend: B batch, C channels, S image height and width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.compile import EAGER, Compilation, compiled
 from twinbud.training.cuda_graph import RecordedFunction
-from twinbud.training.ema import ema_update
+from twinbud.training.ema import ema_update, unbiased_beta
 from twinbud.training.losses import Losses, total_loss
 from twinbud.training.optimizer import Optimizer, part
 from twinbud.training.soft_targets import Batch, open_soft_targets
@@ -34,6 +36,7 @@ class Objective:
         bf16: Whether the networks run in bf16 autocast; parameters, moving average and losses stay in float32.
         distillation: Variant of the soft targets.
         label_smoothing: ε in [0, 1) of the labels in eq. 4; 0: no smoothing.
+        average: Smoothing in (0, 1) of the average of the student's weights that is delivered; None: no average.
     """
 
     alpha: float
@@ -44,6 +47,7 @@ class Objective:
     bf16: bool
     distillation: Distillation = "skd"
     label_smoothing: float = 0.0
+    average: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,9 @@ class TrainingStep:
             clip_norm=objective.clip_norm,
             steps_per_epoch=steps_per_epoch,
         )
+        self.average: nn.Module | None = None
+        if objective.average is not None:
+            self.average = copy.deepcopy(student_pair.student).requires_grad_(False)
         self.batch_size = batch_size
         self.compiled_losses = compiled(self._losses) if compilation.inductor else None
         self.update: Callable[..., StepResult] = RecordedFunction(self._update) if compilation.graphs else self._update
@@ -147,6 +154,9 @@ class TrainingStep:
         is_finite = self.optimizer.step(losses.total)
         if self.student_pair.auxiliary is not None and not self.student_pair.frozen:
             ema_update(self.student_pair.auxiliary, self.student_pair.student, self.objective.beta, is_finite)
+        if self.average is not None and self.objective.average is not None:
+            beta = unbiased_beta(self.objective.average, self.optimizer.number)
+            ema_update(self.average, self.student_pair.student, beta, is_finite)
         self.targets.update(student_BK, target_logits_BK, labels, inputs, is_finite)
         labels_B = labels.argmax(dim=1) if labels.is_floating_point() else labels
         return StepResult(losses.detached(), (student_BK.argmax(dim=1) == labels_B).sum())
@@ -162,17 +172,36 @@ class TrainingStep:
         These are the networks, the state of the soft targets and AdamW's moments; ``num_steps`` is not among them.
         """
         named = self.optimizer.tensors()
-        if self.student_pair.auxiliary is not None:
-            named |= {f"auxiliary.{name}": value for name, value in self.student_pair.auxiliary.state_dict().items()}
+        for prefix, network in self._averages().items():
+            named |= {f"{prefix}.{name}": value for name, value in network.state_dict().items()}
         return named | {f"targets.{name}": value for name, value in self.targets.state.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
         """Restore the state that ``tensors()`` and ``num_steps`` returned."""
         self.optimizer.restore(tensors, num_steps)
-        if self.student_pair.auxiliary is not None:
-            self.student_pair.auxiliary.load_state_dict(part(tensors, "auxiliary."))
+        for prefix, network in self._averages().items():
+            network.load_state_dict(part(tensors, f"{prefix}."))
         for name, value in part(tensors, "targets.").items():
             self.targets.state[name].copy_(value)
+
+    def deliver(self) -> None:
+        """Give the student the average of its weights, if there is one; ends the training."""
+        if self.average is not None:
+            self.student_pair.student.load_state_dict(self.average.state_dict())
+
+    @contextmanager
+    def delivered(self) -> Iterator[None]:
+        """Give the student the average of its weights within the context, in place."""
+        last = {name: tensor.clone() for name, tensor in self.student_pair.student.state_dict().items()}
+        self.deliver()
+        try:
+            yield
+        finally:
+            self.student_pair.student.load_state_dict(last)
+
+    def _averages(self) -> dict[str, nn.Module]:
+        networks = {"auxiliary": self.student_pair.auxiliary, "average": self.average}
+        return {name: network for name, network in networks.items() if network is not None}
 
     def check(self) -> None:
         """See ``Optimizer.check``."""
