@@ -17,7 +17,8 @@ import pytest
 from helpers.builders import save_images
 from helpers.command import Answer, refusal, train, trained, twinbud
 from twinbud.config.loading import setting_names
-from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig, all_settings
+from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig
+from twinbud.config.settings import all_settings
 
 COMMANDS = ("demo", "select", "train", "evaluate", "predict", "report", "study", "tables")
 

@@ -17,7 +17,7 @@ from helpers.builders import save_images, save_vit_teacher
 from helpers.studies import recipe_content, save_recipe
 from twinbud.config.fields import hints_of
 from twinbud.config.keywords import Settings
-from twinbud.config.schema import STAGES, all_settings
+from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.runs import api
 from twinbud.study import api as study_api

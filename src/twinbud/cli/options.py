@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from twinbud.config.fields import option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
-from twinbud.config.schema import STAGES, all_settings
+from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError, unknown_choice
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 from twinbud.config.fields import Checked, option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import (
-    STAGES,
     RecoveryConfig,
     RunConfig,
-    all_settings,
     teacher_use,
     unopened_teacher,
 )
+from twinbud.config.settings import STAGES, all_settings
 from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.files import read_json, read_yaml

@@ -7,16 +7,14 @@ YAML file, so it is unique across the stages. Two equal configurations describe 
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
 
-from twinbud.config.fields import Checked, hints_of, option_of, setting
+from twinbud.config.fields import Checked, option_of, setting
 from twinbud.core.errors import TwinbudError
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming"]
@@ -289,36 +287,6 @@ def unopened_teacher(name: str, value: str) -> TwinbudError:
         where=option,
         fix=f"Add the --teacher of the selection, or {option} {off}",
     )
-
-
-Stage = type[DataConfig] | type[ModelConfig] | type[RecoveryConfig] | type[TrainingConfig]
-STAGES: dict[str, Stage] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "recovery": RecoveryConfig,
-    "training": TrainingConfig,
-}
-
-
-class Setting(NamedTuple):
-    """One field of one stage: its stage, its type, its default in the schema, and its help."""
-
-    stage: str
-    hint: Any
-    default: Any
-    help: str
-
-
-@cache
-def all_settings() -> dict[str, Setting]:
-    """All settings by name, stage by stage."""
-    settings = {}
-    for stage, kind in STAGES.items():
-        for field in fields(kind):
-            info = field.default
-            assert isinstance(info, FieldInfo)
-            settings[field.name] = Setting(stage, hints_of(kind)[field.name], info.default, info.description or "")
-    return settings
 
 
 def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -> TrainingConfig:

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twinbud.config.loading import numeric_settings
-from twinbud.config.schema import RunConfig, all_settings, resolve
+from twinbud.config.schema import RunConfig, resolve
+from twinbud.config.settings import all_settings
 
 if TYPE_CHECKING:
     from twinbud.data.index import ImageIndex
