@@ -17,15 +17,8 @@ from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
 from twinbud.models.teacher import open_teacher_at, read_teacher_card
 from twinbud.recovery.channel_map import ChannelMap
-from twinbud.recovery.least_squares import (
-    RIDGES,
-    NormalEquations,
-    fit_layer,
-    input_rows,
-    matrix,
-    put_matrix,
-    refit_layers,
-)
+from twinbud.recovery.least_squares import layer_inputs, refit_layers
+from twinbud.recovery.normal_equations import RIDGES, NormalEquations, fit_layer, input_rows, matrix, put_matrix
 
 
 def distance(pair: ChannelMap, images: torch.Tensor) -> float:
@@ -57,6 +50,43 @@ def test_it_does_so_whatever_was_selected(settings: dict[str, Any], tmp_path: Pa
     before = distance(pair, unseen)
     refit_layers(pair, refit_batches(28))
     assert distance(pair, unseen) < 0.7 * before
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_the_branches_of_a_block_are_the_block(kind: str, tmp_path: Path) -> None:
+    pair = beside(tmp_path, kind)
+    with torch.no_grad():
+        stream = pair.recovery.embed(pair.teacher, batches(image_size(kind))[0])
+        for block in pair.family.blocks(pair.teacher).values():
+            expected = block(stream)
+            for branch in pair.recovery.branches(block):
+                stream = branch.forward(stream)
+            assert torch.equal(stream, expected)
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext", "convolutions"])
+def test_a_pass_that_ends_at_a_layer_finds_the_input_that_a_whole_pass_has(kind: str, tmp_path: Path) -> None:
+    pair, found, reached = beside(tmp_path, kind), [], []
+    with torch.no_grad():
+        stream = pair.recovery.embed(pair.student, batches(image_size(kind))[0])
+        for block in (pair.student for pair in pair.blocks):
+            for branch in pair.recovery.branches(block):
+                layers = [block.get_submodule(linear.name) for linear in branch.linears]
+                found += [layer_inputs(branch.forward, layer, stream) for layer in layers]
+                for layer in layers:
+                    layer.register_forward_pre_hook(lambda _, inputs: reached.append(inputs[0]))
+                stream = branch.forward(stream)
+    assert len(found) == len(reached) > 7
+    assert all(torch.equal(one, other) for one, other in zip(found, reached, strict=True))
+
+
+def test_nothing_after_the_layer_is_computed_in_such_a_pass(tmp_path: Path) -> None:
+    pair = beside(tmp_path, "vit")
+    block = pair.blocks[0].student
+    attention, _ = pair.recovery.branches(block)
+    block.attn.proj.register_forward_hook(lambda *_: pytest.fail("the projection was computed"))
+    stream = pair.recovery.embed(pair.student, batches(28)[0])
+    assert layer_inputs(attention.forward, block.attn.proj, stream).shape == stream.shape
 
 
 def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: Path) -> None:
@@ -123,10 +153,22 @@ def test_the_ridge_is_the_one_that_unseen_rows_ask_for_and_they_are_learned_from
     with torch.no_grad():
         before, after, ridge = fit_layer(layer, learned, held_out)
     assert before == held_out.explained(start)
-    assert (ridge, after) == max(by_hand.items(), key=lambda pair: pair[1])
+    assert ridge == max(by_hand, key=by_hand.__getitem__)
+    assert after == pytest.approx(by_hand[ridge], abs=1e-9)
     assert min(RIDGES) < ridge < max(RIDGES)
     together = equations_of(layer, *(torch.cat(pair) for pair in zip(few, many, strict=True)))
     assert torch.allclose(matrix(layer).double(), together.solve(start, ridge), atol=1e-5)
+
+
+def test_a_sum_of_wide_inputs_is_symmetric_and_exact() -> None:
+    """Inputs of several panels, of which only the upper triangle is computed."""
+    inputs, targets = torch.randn(2, 20, 600, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(600, 600, dtype=torch.float64)
+    equations = equations_of(layer, inputs, targets)
+    rows = torch.cat([inputs, torch.ones(20, 1, dtype=torch.float64)], dim=1)
+    assert torch.allclose(equations.gram, equations.gram.T, rtol=0, atol=1e-5)
+    assert torch.allclose(equations.gram, rows.T @ rows, atol=1e-4)
+    assert torch.allclose(equations.cross, rows.T @ targets, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -269,4 +269,4 @@ def test_least_squares_that_would_not_fit_are_refused(
 ) -> None:
     monkeypatch.setattr(stage, "available_bytes", lambda _: 10**5)
     line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *RECOVER))
-    assert line.startswith("--recover-memory: least squares needs 0.3 MiB of memory, but 0.1 MiB are free. Lower it")
+    assert line.startswith("--recover-memory: least squares needs 0.2 MiB of memory, but 0.1 MiB are free. Lower it")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import nn
 
-from twinbud.models.families.base import RecoverySupport, SelectionFamily, TimmModel
+from twinbud.models.families.base import Branch, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.selection import PairRole, SelectionPlan
-from twinbud.models.widths import index_attention
+from twinbud.models.widths import TensorSpec, index_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +73,20 @@ class ChannelMap:
         """Return (d,) int64, the teacher's residual-stream channels after ``block`` that the student has."""
         return self._index(self.plan.widths[self.recovery.stream_width(block)].of(self.pair_role))
 
+    def student_stream(self, block: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's residual stream (B, L, D) after ``block`` in the student's channels, (B, L, d)."""
+        return at_channels(tokens, self.stream_channels(block))
+
     def output_channels(self, layer: str) -> torch.Tensor:
         """Return (d,) int64, the outputs of the teacher's ``layer`` (full name) that the student's layer has."""
-        specs = index_attention(self.family.specs(self.student), self.plan.attention)
-        axis = specs[f"{layer}.weight"].axes[0]
+        axis = self._specs[f"{layer}.weight"].axes[0]
         assert axis is not None, f"the outputs of {layer} run along no width"
         width = self.plan.widths[axis.width]
         return self._index(axis.positions(width.of(self.pair_role), width.teacher_size))
+
+    @cached_property
+    def _specs(self) -> dict[str, TensorSpec]:
+        return index_attention(self.family.specs(self.student), self.plan.attention)
 
     def student_streams(self, images_BCSS: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the student's residual stream after each block, then its final tokens."""
@@ -111,8 +119,21 @@ class ChannelMap:
         return torch.tensor(indices, dtype=torch.int64, device=self.device)
 
 
+def at_channels(tokens: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    """Return ``tokens[..., channels]``; along two dimensions, torch takes a third of the time."""
+    return tokens.flatten(0, -2).index_select(1, channels).unflatten(0, tokens.shape[:-1])
+
+
 def run_blocks(blocks: tuple[nn.Module, ...], stream: torch.Tensor) -> torch.Tensor:
     """Return the residual stream after some blocks."""
     for block in blocks:
         stream = block(stream)
     return stream
+
+
+def teacher_branches(recovery: RecoverySupport, blocks: tuple[TimmModel, ...]) -> tuple[Branch, ...]:
+    """Return the branches of the first block; the last one goes on through all the other blocks."""
+    first, *later = blocks
+    *inner, last = recovery.branches(first)
+    whole = replace(last, forward=lambda stream: run_blocks(tuple(later), last.forward(stream)))
+    return (*inner, whole)

@@ -22,22 +22,17 @@ R rows (images times positions).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import LinearMap, TimmModel
-from twinbud.recovery.channel_map import BlockPair, ChannelMap, run_blocks
-
-RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(2, -9, -1))
-"""Candidates for λ, relative to the mean diagonal element of XᵀX; the largest wins a tie."""
+from twinbud.models.families.base import Branch, LinearMap, RecoverySupport
+from twinbud.recovery.channel_map import BlockPair, ChannelMap, at_channels, teacher_branches
+from twinbud.recovery.normal_equations import NormalEquations, by_position, fit_layer, input_rows
 
 
 class RefitBatch(NamedTuple):
@@ -82,7 +77,7 @@ def refit_layers(
 ) -> list[LayerFit]:
     """Refit the layers of a student that mix channels, in place and in order.
 
-    The residual streams of all images and the targets of one block are in memory at once; the images are not.
+    The residual streams of all images and the targets of one branch are in memory at once; the images are not.
 
     Args:
         channel_map: The student, which is changed, and its teacher.
@@ -96,85 +91,63 @@ def refit_layers(
     Raises:
         TwinbudError: A feature of the teacher or the student is not finite.
     """
-    recovery, fits = channel_map.recovery, []
+    recovery, fits = channel_map.recovery, list[LayerFit]()
     autocast = torch.autocast(channel_map.device.type, torch.bfloat16, enabled=bf16)
     streams: list[_Streams] = []
-    for batch in refit_batches:
+    for images_BCSS, is_held_out in refit_batches:
         with autocast:
-            student_stream = recovery.embed(channel_map.student, batch.images_BCSS)
-            streams.append(
-                _Streams(student_stream, recovery.embed(channel_map.teacher, batch.images_BCSS), batch.is_held_out)
-            )
+            student_stream = recovery.embed(channel_map.student, images_BCSS)
+            teacher_stream = recovery.embed(channel_map.teacher, images_BCSS)
+        streams.append(_Streams(student_stream, teacher_stream, is_held_out))
     for pair in channel_map.blocks:
-        linears = recovery.linear_maps(pair.student)
-        with autocast:
-            channels = {linear.name: _channels(channel_map, pair, linear) for linear in linears}
-            for stream in streams:
-                stream.targets, stream.teacher_stream = _teacher_targets(
-                    channel_map, pair, linears, channels, stream.teacher_stream
-                )
-        for linear in linears:
-            layer = pair.student.get_submodule(linear.name)
-            equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
-            for stream in streams:
-                with autocast, captured(pair.student) as student:
-                    pair.student(stream.student_stream)
-                targets = stream.targets.pop(linear.name)
-                if linear.branch is not None:
-                    targets = targets - recovery.tokens(student[linear.branch].inputs)
-                equations[stream.is_held_out].add(input_rows(layer, student[linear.name].inputs), targets)
-            scale = pair.student.get_parameter(linear.scale) if linear.scale else None
-            fits.append(
-                LayerFit(f"{pair.name}.{linear.name}", *fit_layer(layer, equations[False], equations[True], scale))
-            )
-            on_layer(len(fits))
-        with autocast:
-            for stream in streams:
-                stream.student_stream = pair.student(stream.student_stream)
+        branches = zip(recovery.branches(pair.student), teacher_branches(recovery, pair.teacher), strict=True)
+        for branch, teacher_branch in branches:
+            with autocast:
+                for stream in streams:
+                    stream.targets, stream.teacher_stream = _teacher_targets(
+                        channel_map, pair, teacher_branch, stream.teacher_stream
+                    )
+            for linear in branch.linears:
+                fit = _refit_layer(recovery, pair, branch, linear, streams, autocast)
+                fits.append(LayerFit(f"{pair.name}.{linear.name}", *fit))
+                on_layer(len(fits))
+            with autocast:
+                for stream in streams:
+                    stream.student_stream = branch.forward(stream.student_stream)
     return fits
 
 
-def fit_layer(
-    layer: nn.Module, fitted: NormalEquations, held_out: NormalEquations, scale: torch.Tensor | None = None
+def _refit_layer(
+    recovery: RecoverySupport,
+    pair: BlockPair,
+    branch: Branch,
+    linear: LinearMap,
+    streams: Sequence[_Streams],
+    autocast: torch.autocast,
 ) -> tuple[float, float, float]:
-    """Refit one layer in place: choose the ridge on held-out rows, then fit all rows with it.
-
-    Args:
-        layer: A linear layer, or a convolution whose patches do not overlap.
-        fitted: Normal equations of the rows to fit.
-        held_out: Normal equations of the held-out rows.
-        scale: (O,) LayerScale after the layer, which does not change; outputs with scale 0 keep their weights.
-
-    Returns:
-        ``before``, ``after`` and ``ridge`` of ``LayerFit``.
-
-    Raises:
-        TwinbudError: A feature is not finite.
-    """
-    factor = torch.ones_like(matrix(layer)[0]) if scale is None else scale
-    start = matrix(layer).double() * factor
-    everything = fitted.with_rows_of(held_out)
-    if not bool(torch.isfinite(everything.gram).all() & torch.isfinite(everything.power).all()):
-        raise TwinbudError(
-            "features of teacher or student are not finite (NaN or infinity)",
-            where="--recover, least squares",
-            fix="Check the teacher's weights, or use --precision float32",
-        )
-    explained = {ridge: held_out.explained(fitted.solve(start, ridge)) for ridge in RIDGES}
-    ridge = max(explained, key=explained.__getitem__)
-    put_matrix(layer, torch.where(factor == 0, matrix(layer), everything.solve(start, ridge) / factor))
-    return held_out.explained(start), explained[ridge], ridge
+    """Refit one layer of the student; see ``fit_layer``."""
+    layer = pair.student.get_submodule(linear.name)
+    equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
+    for stream in streams:
+        with autocast:
+            inputs = layer_inputs(branch.forward, layer, stream.student_stream)
+        targets = stream.targets.pop(linear.name)
+        if linear.writes:
+            targets = targets - recovery.tokens(stream.student_stream)
+        equations[stream.is_held_out].add(input_rows(layer, inputs), targets)
+    scale = pair.student.get_parameter(linear.scale) if linear.scale else None
+    return fit_layer(layer, equations[False], equations[True], scale)
 
 
 @dataclass
 class _Streams:
-    """The state of one batch between blocks.
+    """The state of one batch between branches.
 
     Attributes:
-        student_stream: The student's residual stream before the current block.
-        teacher_stream: The teacher's residual stream before the current block, or after it once ``targets`` is set.
+        student_stream: The student's residual stream before the current branch.
+        teacher_stream: The teacher's residual stream before the current branch, or after it once ``targets`` is set.
         is_held_out: See ``RefitBatch``.
-        targets: Target outputs of those layers of the current block that are not refitted yet; each is freed on use.
+        targets: Target outputs of those layers of the current branch that are not refitted yet; each is freed on use.
     """
 
     student_stream: torch.Tensor
@@ -183,145 +156,59 @@ class _Streams:
     targets: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
-def _channels(channel_map: ChannelMap, pair: BlockPair, linear: LinearMap) -> torch.Tensor:
-    """Return the teacher's channels that are the outputs of a student's layer."""
-    if linear.branch is None:
-        return channel_map.output_channels(f"{pair.name}.{linear.name}")
-    return channel_map.stream_channels(pair.name)
-
-
 def _teacher_targets(
-    channel_map: ChannelMap,
-    pair: BlockPair,
-    linears: Sequence[LinearMap],
-    channels: Mapping[str, torch.Tensor],
-    stream: torch.Tensor,
+    channel_map: ChannelMap, pair: BlockPair, branch: Branch, stream: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return the targets (B, L, O) of a block's layers, and the teacher's residual stream after the block.
+    """Return the targets (B, L, O) of a branch's layers, and the teacher's residual stream after the branch.
 
     The target of a layer that writes into the residual stream is the stream after the layer.
     """
-    first, *rest = pair.teacher
-    with captured(first) as teacher:
-        end = first(stream)
-    end = run_blocks(tuple(rest), end)
+    inner = {linear.name: pair.teacher[0].get_submodule(linear.name) for linear in branch.linears if not linear.writes}
+    with layer_outputs(inner) as outputs:
+        end = branch.forward(stream)
     targets: dict[str, torch.Tensor] = {}
-    for linear in linears:
-        if linear.branch is None:
-            tokens = by_position(first.get_submodule(linear.name), teacher[linear.name].outputs)
+    for linear in branch.linears:
+        if linear.writes:
+            targets[linear.name] = channel_map.student_stream(pair.name, channel_map.recovery.tokens(end))
         else:
-            tokens = channel_map.recovery.tokens(teacher[linear.next_branch].inputs if linear.next_branch else end)
-        targets[linear.name] = tokens[..., channels[linear.name]]
+            channels = channel_map.output_channels(f"{pair.name}.{linear.name}")
+            targets[linear.name] = at_channels(by_position(inner[linear.name], outputs[linear.name]), channels)
     return targets, end
 
 
-class NormalEquations:
-    """Accumulated XᵀX and XᵀY of one layer; products per batch in float32, sums in float64.
+def layer_inputs(
+    forward: Callable[[torch.Tensor], torch.Tensor], layer: nn.Module, stream: torch.Tensor
+) -> torch.Tensor:
+    """Return the input of ``layer`` while ``forward`` maps ``stream``; what comes after the layer is not computed."""
 
-    Args:
-        layer: A linear layer, or a convolution whose patches do not overlap.
+    def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
 
-    Attributes:
-        gram: (I, I) XᵀX.
-        cross: (I, O) XᵀY.
-        power: (O,) sum of Y² over the rows.
-        total: (O,) sum of Y over the rows.
-        count: R.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        inputs, outputs = matrix(layer).shape
-        like = {"dtype": torch.float64, "device": next(layer.parameters()).device}
-        self.gram = torch.zeros(inputs, inputs, **like)
-        self.cross = torch.zeros(inputs, outputs, **like)
-        self.power = torch.zeros(outputs, **like)
-        self.total = torch.zeros(outputs, **like)
-        self.count = 0
-
-    def add(self, inputs_RI: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add R rows of inputs (R, I) and of targets (..., O)."""
-        rows, targets = inputs_RI.float(), targets.flatten(0, -2).float()
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)[:, : len(self.gram)]
-        self.gram += rows.T @ rows
-        self.cross += rows.T @ targets
-        self.power += targets.double().square().sum(dim=0)
-        self.total += targets.double().sum(dim=0)
-        self.count += len(rows)
-
-    def with_rows_of(self, other: NormalEquations) -> NormalEquations:
-        """Return the equations of the rows of both."""
-        both = copy.copy(self)
-        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
-        both.power, both.total = self.power + other.power, self.total + other.total
-        both.count = self.count + other.count
-        return both
-
-    def solve(self, start_IO: torch.Tensor, ridge: float) -> torch.Tensor:
-        """Return W = W₀ + (XᵀX + λI)⁻¹ (XᵀY − XᵀX W₀), (I, O) in float64.
-
-        Args:
-            start_IO: W₀.
-            ridge: λ relative to the mean diagonal element of XᵀX.
-        """
-        strength = ridge * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny
-        damped = self.gram + strength * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
-        return start_IO + torch.linalg.solve(damped, self.cross - self.gram @ start_IO)
-
-    def explained(self, weights_IO: torch.Tensor) -> float:
-        """Return the explained variance R² = 1 − ‖XW − Y‖² / ‖Y − mean(Y)‖² of weights W.
-
-        It is negative if the weights do worse than the mean, and 0 if the targets do not vary.
-        """
-        error = self.power - 2 * (weights_IO * self.cross).sum(dim=0)
-        error += (weights_IO * (self.gram @ weights_IO)).sum(dim=0)
-        variance = self.power - self.total.square() / self.count
-        whole = float(variance.sum())
-        return 1 - float(error.sum()) / whole if whole > 0 else 0.0
+    hook = layer.register_forward_pre_hook(stop)
+    try:
+        forward(stream)
+    except _Reached as reached:
+        return reached.inputs
+    finally:
+        hook.remove()
+    raise AssertionError("the layer is not part of the branch")
 
 
-def matrix(layer: TimmModel) -> torch.Tensor:
-    """Return a layer's weights as an (I, O) matrix; a bias is its last row, for an input of 1."""
-    weights = layer.weight.flatten(1).T
-    return weights if layer.bias is None else torch.cat([weights, layer.bias[None]])
+class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
+    """A forward pass has reached the layer whose input is wanted."""
 
-
-def put_matrix(layer: TimmModel, weights_IO: torch.Tensor) -> None:
-    """Write an (I, O) matrix into a layer; the inverse of ``matrix``."""
-    if layer.bias is not None:
-        layer.bias.copy_(weights_IO[-1])
-        weights_IO = weights_IO[:-1]
-    layer.weight.copy_(weights_IO.T.reshape(layer.weight.shape))
-
-
-def input_rows(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return a layer's input as (R, I), one row per position."""
-    if isinstance(layer, nn.Conv2d):
-        patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-        return patches.transpose(1, 2).flatten(0, 1)
-    return inputs.flatten(0, -2)
-
-
-def by_position(layer: nn.Module, outputs: torch.Tensor) -> torch.Tensor:
-    """Return a layer's outputs as (B, L, O)."""
-    return outputs.flatten(2).transpose(1, 2) if isinstance(layer, nn.Conv2d) else outputs.flatten(1, -2)
-
-
-class Flow(NamedTuple):
-    """The first input of a module, and its output."""
-
-    inputs: torch.Tensor
-    outputs: torch.Tensor
+    def __init__(self, inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.inputs = inputs
 
 
 @contextmanager
-def captured(block: nn.Module) -> Iterator[dict[str, Flow]]:
-    """Record what passes through each module of a block, by the module's name, while the context is open."""
-    found: dict[str, Flow] = {}
+def layer_outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
+    """Record the outputs of some layers, by name, while the context is open."""
+    found: dict[str, torch.Tensor] = {}
     hooks = [
-        part.register_forward_hook(
-            lambda _, inputs, outputs, name=name: found.__setitem__(name, Flow(inputs[0], outputs))
-        )
-        for name, part in block.named_modules()
+        layer.register_forward_hook(lambda _, inputs, outputs, name=name: found.__setitem__(name, outputs))
+        for name, layer in layers.items()
     ]
     try:
         yield found

@@ -21,7 +21,7 @@ from twinbud.recovery.least_squares import RefitBatch
 _BATCH, _FOLDS = 64, 5
 _BYTES_PER_ELEMENT = 20
 """Memory that is reserved per element of the teacher's first residual stream, in any precision."""
-_BYTES_HELD = {True: 17, False: 24}
+_BYTES_HELD = {True: 12, False: 16}
 """Memory that least squares really needs per element, in bf16 or not."""
 
 

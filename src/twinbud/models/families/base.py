@@ -32,7 +32,7 @@ A new family is one file in this folder and one line in ``families.FAMILIES``. F
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -68,17 +68,26 @@ class LinearMap:
 
     Attributes:
         name: Name of the layer inside its block.
-        branch: For a layer whose output is added to the residual stream: the module at which its branch leaves the
-            stream, so that the module's input is the stream before the addition. None for a layer whose output stays
-            inside the branch.
-        next_branch: The module whose input is the stream after the addition; None if that is the block's output.
+        writes: Whether the layer's output is added to the residual stream.
         scale: Name inside the block of the LayerScale between the layer and the stream, or None.
     """
 
     name: str
-    branch: str | None = None
-    next_branch: str | None = None
+    writes: bool = False
     scale: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A part of a block: from the residual stream before it to the stream after it.
+
+    Attributes:
+        forward: The part as a function of the stream.
+        linears: Its layers that mix channels, in the order in which they are computed.
+    """
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    linears: tuple[LinearMap, ...]
 
 
 class RecoverySupport(ABC):
@@ -97,12 +106,16 @@ class RecoverySupport(ABC):
         """Return the name of the width along which the stream's channels run after ``block``."""
 
     @abstractmethod
-    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """Return the layers of a block that mix channels, in the order in which they are computed.
+    def branches(self, block: TimmModel) -> tuple[Branch, ...]:
+        """Return the parts whose composition is the block, in evaluation mode.
 
         Raises:
             TwinbudError: The block computes its layers in a way that recovery does not support.
         """
+
+    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
+        """Return the layers of all branches of a block, in order."""
+        return tuple(linear for branch in self.branches(block) for linear in branch.linears)
 
     @abstractmethod
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from timm.models.convnext import ConvNeXt
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
+from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"convnext_tiny": (2, 2, 6, 2)}
@@ -30,12 +30,16 @@ class ConvNeXtRecovery(RecoverySupport):
         """Return the width of the block's stage."""
         return _stage(block.split(".")[1]).width
 
-    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """Return both layers of the MLP, or a downsampling convolution; depthwise kernels mix no channels."""
+    def branches(self, block: TimmModel) -> tuple[Branch, ...]:
+        """Return the block as one branch: both layers of its MLP, or a downsampling convolution.
+
+        Depthwise kernels mix no channels.
+        """
         if isinstance(block, nn.Sequential):
-            return (LinearMap(name="1"),)
+            return (Branch(forward=block, linears=(LinearMap(name="1"),)),)
         scale = "gamma" if block.gamma is not None else None
-        return (LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", branch="conv_dw", scale=scale))
+        linears = (LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", writes=True, scale=scale))
+        return (Branch(forward=block, linears=linears),)
 
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Reshape (B, D, H, W) to (B, H·W, D)."""

@@ -9,11 +9,19 @@ from typing import Any, ClassVar
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import LinearMap, NetworkShape, RecoverySupport, SelectionFamily, State, TimmModel
+from twinbud.models.families.base import (
+    Branch,
+    LinearMap,
+    NetworkShape,
+    RecoverySupport,
+    SelectionFamily,
+    State,
+    TimmModel,
+)
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 RESIDUAL = Axis("residual")
@@ -33,13 +41,13 @@ class ViTRecovery(RecoverySupport):
         del block
         return RESIDUAL.width
 
-    def linear_maps(self, block: TimmModel) -> tuple[LinearMap, ...]:
-        """Return queries, keys and values; the attention's projection; both layers of the MLP.
+    def branches(self, block: TimmModel) -> tuple[Branch, ...]:
+        """Return attention (queries, keys and values; projection) and MLP (both layers).
 
         Raises:
             TwinbudError: The block does not normalize before attention.
         """
-        if not hasattr(block, "ls1"):
+        if not isinstance(block, Block):
             raise TwinbudError(
                 f"recovery does not support {type(block).__name__}, only pre-norm transformer blocks",
                 where="--recover",
@@ -47,10 +55,14 @@ class ViTRecovery(RecoverySupport):
             )
         scales = [f"{name}.gamma" if hasattr(block.get_submodule(name), "gamma") else None for name in ("ls1", "ls2")]
         return (
-            LinearMap(name="attn.qkv"),
-            LinearMap(name="attn.proj", branch="norm1", next_branch="norm2", scale=scales[0]),
-            LinearMap(name="mlp.fc1"),
-            LinearMap(name="mlp.fc2", branch="norm2", scale=scales[1]),
+            Branch(
+                forward=lambda stream: stream + block.ls1(block.attn(block.norm1(stream))),
+                linears=(LinearMap(name="attn.qkv"), LinearMap(name="attn.proj", writes=True, scale=scales[0])),
+            ),
+            Branch(
+                forward=lambda stream: stream + block.ls2(block.mlp(block.norm2(stream))),
+                linears=(LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", writes=True, scale=scales[1])),
+            ),
         )
 
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
