@@ -228,7 +228,7 @@ CASES: dict[str, Case] = {
     ),
     "settings file that is a list": Case(
         words=CONFIG,
-        said=("--config {bad}/run.yaml: the content is not a list of settings",),
+        said=("--config {bad}/run.yaml: the content is not a mapping of settings",),
         files={"run.yaml": "- 1\n"},
     ),
     "number that is none": Case(

@@ -231,7 +231,7 @@ def test_nested_and_flat_settings_are_the_same(tmp_path: Path) -> None:
         ("fraction: .inf\n", "--fraction: '.inf' is not valid: it should be a valid number."),
         ("epochs: yes\n", "--epochs: 'yes' is not valid: it should be a valid integer."),
         ("method: yes\n", "--method: 'yes' is not one of dual"),
-        ("", "the content is not a list of settings. Write NAME: VALUE lines."),
+        ("", "the content is not a mapping of settings. Write NAME: VALUE lines."),
     ],
     ids=repr,
 )

@@ -146,7 +146,9 @@ def test_a_folder_or_a_class_that_is_no_utf_8_is_an_error_and_a_file_left_out_is
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.zip").touch()
-    assert "a .zip file is no source of images. Give a folder of class folders, a CSV" in refusal(tmp_path / "x.zip")
+    assert "'.zip' files are not supported as a list of images. Give a folder of class folders, a CSV" in refusal(
+        tmp_path / "x.zip"
+    )
 
 
 LAYOUTS = "Arrange the images as FOLDER/CLASS/image.png, FOLDER/train/CLASS/image.png with FOLDER/test/CLASS"

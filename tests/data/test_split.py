@@ -355,15 +355,15 @@ def test_developing_divides_the_training_part_again_and_closes_the_test_part(
     common: dict[str, Any] = {"split_seed": split_seed, "fraction": 0.5}
     whole = split_of(image_index, digests, seed=seed, **common)
     inner = split_of(image_index, digests, seed=seed, develop=True, **common)
-    assert inner.closed == whole.test
-    assert not whole.closed
+    assert inner.held_out == whole.test
+    assert not whole.held_out
     assert sorted((*inner.train, *inner.test)) == sorted(whole.train)
     assert set(inner.labelled) <= set(inner.train)
-    parts = [inner.train, inner.test, inner.closed]
+    parts = [inner.train, inner.test, inner.held_out]
     for names in (patients, digests):
         used = [{names[index] for index in part} for part in parts]
         assert all(not one & other for one, other in itertools.combinations(used, 2))
-    assert any("stays closed" in note for note in inner.notes)
+    assert any("is held out" in note for note in inner.notes)
 
 
 def test_a_class_that_cannot_be_divided_twice_is_told_of_develop() -> None:
@@ -379,13 +379,13 @@ def test_what_a_run_learns_from_depends_on_what_its_recovery_may_see() -> None:
     assert split.seen_by("unlabelled") == split.train
 
 
-def test_a_split_file_with_a_closed_part_is_read_but_not_used_again(tmp_path: Path) -> None:
+def test_a_split_file_with_a_held_out_part_is_read_but_not_used_again(tmp_path: Path) -> None:
     image_index = catalog_of("ab" * 20)
     split = split_of(image_index, develop=True)
     path = tmp_path / "split.csv"
     save_split(path, image_index, split)
-    assert {row.split for row in read_split(path)} == {"train", "test", "closed"}
-    with pytest.raises(TwinbudError, match="is in the part 'closed': the split is that of a run with --develop"):
+    assert {row.split for row in read_split(path)} == {"train", "test", "held-out"}
+    with pytest.raises(TwinbudError, match="is in the part 'held-out': the split is that of a run with --develop"):
         split_of(image_index, split=path)
 
 

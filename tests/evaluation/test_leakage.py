@@ -63,7 +63,7 @@ def test_images_without_a_known_patient_on_either_side_are_kept() -> None:
 
 def test_nothing_left_to_measure_on_is_an_error() -> None:
     with pytest.raises(
-        TwinbudError, match="every image is a training image of the run, or of one of its training patients"
+        TwinbudError, match="all 1 images are excluded: 1 identical to training images, 0 of training patients"
     ):
         never_learned_from(catalog_of("x"), pixels_of("one"), [split_row("1", "one")])
 

@@ -249,7 +249,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line():
     unlabelled = Predictions(paths=("a",), labels=None, probabilities=np.array([[0.5, 0.5]]), classes=("x", "y"))
     with pytest.raises(TwinbudError, match="the images have no labels"):
         evaluate(unlabelled)
-    with pytest.raises(TwinbudError, match="there are no images"):
+    with pytest.raises(TwinbudError, match="there are 0 images"):
         evaluate(make(np.zeros(0), np.zeros((0, 2))))
     with pytest.raises(TwinbudError, match="the number of classes is 1"):
         evaluate(make([0], [[1.0]]))

@@ -101,15 +101,15 @@ def test_odd_class_names_and_paths_come_back_as_they_were(tmp_path):
     ("changes", "message"),
     [
         ({"probabilities": np.full((5, 2), np.inf)}, r"0\.png: a probability is NaN or infinite"),
-        ({"probabilities": np.full((5, 2), 0.6)}, "sum to 1"),
-        ({"probabilities": np.tile([1.5, -0.5], (5, 1))}, r"in \[0, 1\]"),
-        ({"probabilities": np.zeros((4, 2))}, r"shape \(4, 2\); \(5, 2\) is needed"),
-        ({"logits": np.zeros((5, 3), dtype=np.float32)}, r"logits have the shape \(5, 3\)"),
+        ({"probabilities": np.full((5, 2), 0.6)}, "the probabilities sum to 1.2, not 1"),
+        ({"probabilities": np.tile([1.5, -0.5], (5, 1))}, "a probability is -0.5, which is below 0"),
+        ({"probabilities": np.zeros((4, 2))}, r"probabilities: the shape is \(4, 2\), not \(5, 2\)"),
+        ({"logits": np.zeros((5, 3), dtype=np.float32)}, r"logits: the shape is \(5, 3\), not \(5, 2\)"),
         ({"logits": np.full((5, 2), np.nan, dtype=np.float32)}, r"0\.png: a logit is NaN or infinite"),
-        ({"labels": np.array([0, 1, 2, 0, 0])}, r"2\.png: the label is not a class index in 0\.\.1"),
+        ({"labels": np.array([0, 1, 2, 0, 0])}, r"2\.png: label 2 is outside 0\.\.1"),
         ({"labels": np.array([0.0, 1, 1, 0, 0])}, "integer class indices"),
-        ({"labels": np.array([0])}, "number of labels is 1 for 5 images"),
-        ({"patient_ids": ("x",)}, "number of patient_ids is 1 for 5 images"),
+        ({"labels": np.array([0])}, "labels: there are 1 for 5 images"),
+        ({"patient_ids": ("x",)}, "patient_ids: there are 1 for 5 images"),
     ],
 )
 def test_impossible_predictions_are_refused(changes, message):

@@ -74,7 +74,7 @@ def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_te
     shown.remove("128")  # a blank, whose positions are counted; no image has this value
     assert shown == may_see
     assert metrics_of(run)["recover_num_images"] == len(shown)
-    assert {row["split"] for row in rows} == ({"train", "test", "closed"} if develop else {"train", "test"})
+    assert {row["split"] for row in rows} == ({"train", "test", "held-out"} if develop else {"train", "test"})
     assert ("of the test part are not used" in (run / "report.html").read_text(encoding="utf-8")) == develop
     answer = command("evaluate", run)
     assert ("fifth of the training part that the run held out" in answer.out + answer.err) == develop

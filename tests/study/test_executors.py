@@ -13,6 +13,7 @@ import pytest
 
 from helpers.studies import SETTINGS, comparable, recipe_content, save_images_and_teacher, save_recipe
 from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.study.api import study
 from twinbud.study.executors import local
 from twinbud.study.executors.base import (
     Assignment,
@@ -93,11 +94,18 @@ def test_a_study_needs_nothing_of_an_executor_but_the_protocol(request_: StudyRe
     require_success(study)
 
 
+def test_any_executor_can_be_given_from_python(request_: StudyRequest) -> None:
+    settings = {"data": {"shades": request_.data[0].partition("=")[2]}, "runs": request_.runs, "show_progress": False}
+    done = study(request_.recipe, executor=FakeExecutor(finish), **settings)
+    assert isinstance(done.executor, FakeExecutor)
+    assert not done.missing
+
+
 def test_failed_runs_are_in_the_result_and_in_the_status(request_: StudyRequest) -> None:
     study, statuses = execute(request_, FakeExecutor(fail))
     assert [failure.reason for failure in study.failures.values()] == ["the loss is nan"] * 4
     assert (statuses[-1].num_done, statuses[-1].num_failed) == (0, 4)
-    with pytest.raises(TwinbudError, match="4 of 4 runs failed"):
+    with pytest.raises(TwinbudError, match="4 of 4 runs failed; first: the loss is nan"):
         require_success(study)
 
 
@@ -208,7 +216,7 @@ def test_no_two_workers_share_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert assign_cores(None, 9, on_gpu=False) == ((),)
     assert assign_cores(None, 2, on_gpu=True) == ((),)
     assert assign_cores(3, 2, on_gpu=True) == ((), (), ())
-    with pytest.raises(TwinbudError, match=r"3 workers need 6 cores \(2 for each run\), but the machine has 5"):
+    with pytest.raises(TwinbudError, match=r"3 workers need 6 cores \(2 for each run\), but this process may use 5"):
         assign_cores(3, 2, on_gpu=False)
 
 

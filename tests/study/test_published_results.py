@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from twinbud.models.families.vit import ViTFamily
-from twinbud.study.export import collect
 from twinbud.study.grid import checked_config
 from twinbud.study.recipe import read_recipe
 from twinbud.study.run_id import make_run_id, run_facts
 from twinbud.study.store import RunStore
+from twinbud.study.write_tables import collect
 
 ROOT = Path(__file__).parents[2]
 PLANS = sorted((ROOT / "results").glob("*/plans/*.json"))

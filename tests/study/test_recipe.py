@@ -182,7 +182,10 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
         (put("vit", "pairs", "tiny", "paper"), ("pairs.tiny.paper: ", "'vit'", "vit_small -> vit_tiny")),
         (put({"table": "table 9"}, "paper"), ("paper.table: ", "'table 9'", "tables 2-4")),
         (put("fast", "profile"), ("small.yaml: profile: ", "'fast'", "best, quick, paper")),
-        (put([3], "pairs"), ("small.yaml: pairs: '[3]' is not NAME: VALUE.",)),
+        (
+            put([3], "pairs"),
+            ("small.yaml: pairs: '[3]' is not a mapping. Write NAME: VALUE lines, such as ",),
+        ),
         (put({"alhpa": [1]}, "sweeps"), ("small.yaml: sweeps: ", "Did you mean 'alpha'?")),
         (put(["tiny", "big"], "architectures"), ("architectures: ", "'big'", "tiny")),
     ],
@@ -203,7 +206,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: &x 1\nb: *x\n", ""])
 def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(text)
-    with pytest.raises(TwinbudError, match=r"small\.yaml: (the recipe cannot be read|.* is not NAME: VALUE)"):
+    with pytest.raises(TwinbudError, match=r"small\.yaml: (the recipe cannot be read|.* is not a mapping)"):
         read_recipe(tmp_path / "small.yaml")
     with pytest.raises(TwinbudError, match="No such file"):
         read_recipe(tmp_path / "none.yaml")
@@ -217,8 +220,8 @@ def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(text: str, tmp_path:
         ("mehtod=dual", "Did you mean 'method'?"),
         ("method=dula", "Did you mean 'dual'?"),
         ("pair=big", "--only pair: "),
-        ("sampling=a", "--only: sampling: 'a' is not a whole number of at least 0."),
-        ("sampling=-1", "--only: sampling: '-1' is not a whole number of at least 0."),
+        ("sampling=a", "--only: sampling: 'a' is not a whole number. Give 0 or more, such as 0,1,2."),
+        ("sampling=-1", "--only: sampling: '-1' is not a whole number. Give 0 or more, such as 0,1,2."),
         ("fraction=2", "--only: --fraction: '2' is not valid"),
         ("fraction=x", "--only: "),
     ],

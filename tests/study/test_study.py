@@ -27,10 +27,10 @@ from helpers.studies import (
     study_process,
     workers_of,
 )
-from twinbud.study.export import collect
 from twinbud.study.recipe import read_recipe
 from twinbud.study.run import StudyRequest, execute_study, plan_study
 from twinbud.study.store import RunStore
+from twinbud.study.write_tables import collect
 from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from helpers.studies import recipe_content, save_recipe, write_records
 from twinbud.core.errors import TwinbudError
-from twinbud.study import export, run_id
-from twinbud.study.export import collect, write_tables
+from twinbud.study import run_id
 from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.statistics import paired_difference, spread
 from twinbud.study.store import RunStore
 from twinbud.study.tables import Row, Tables
+from twinbud.study.write_tables import collect, write_tables
 
 BRAIN = {"num_images": 7020, "classes": ["glioma", "meningioma", "notumor", "pituitary"]}
 TABLE_1 = Path(__file__).parents[2] / "recipes" / "paper" / "table1.yaml"
@@ -281,7 +281,7 @@ def test_a_corrupt_record_counts_as_missing_and_one_with_other_images_is_refused
 def test_runs_of_another_training_version_count_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a paired difference would compare two versions of the training code."""
     tables_of(tmp_path)
-    monkeypatch.setattr(export, "TRAINING_VERSION", run_id.TRAINING_VERSION + 1)
+    monkeypatch.setattr("twinbud.study.write_tables.TRAINING_VERSION", run_id.TRAINING_VERSION + 1)
     with pytest.raises(TwinbudError, match=r"none of 15 runs is finished\."):
         collect(recipe_of(tmp_path), RunStore(tmp_path / "runs"))
 

@@ -111,7 +111,7 @@ def study(chosen: Namespace) -> None:
 def tables(chosen: Namespace) -> None:
     """``twinbud tables``."""
     from twinbud.cli.study_display import show_written
-    from twinbud.study.export import write_tables
+    from twinbud.study.write_tables import write_tables
 
     show_written(write_tables(chosen.recipe, chosen.runs, chosen.output))
 

@@ -96,7 +96,7 @@ def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
     if get_origin(hint) is Literal:
         return unknown_choice(option, shown, get_args(hint))
     if not shown:
-        return TwinbudError("the value is empty", where=option)
+        return TwinbudError("the value is empty", where=option, fix=f"Give {option} a value, or leave it out")
     reasons = [error["msg"].partition(",")[0].removeprefix("Input should be ") for error in errors]
     allowed = [*dict.fromkeys(reasons), *(["none"] if NoneType in get_args(hint) else [])]
     fix = "Write it in quotes" if isinstance(value, float) and str in (hint, *get_args(hint)) else None

@@ -47,7 +47,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         content = read_yaml(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TwinbudError(f"the settings cannot be read ({reason})", where=where) from error
+        fix = "Give a YAML file, such as the config.yaml of a run"
+        raise TwinbudError(f"the settings cannot be read ({reason})", where=where, fix=fix) from error
     if isinstance(content, dict) and "grid" in content:
         fix = f"Give it to 'twinbud study {path}'"
         raise TwinbudError("the file is a recipe of many runs, not the settings of one", where=where, fix=fix)
@@ -70,7 +71,7 @@ def flatten_settings(content: Any, where: str) -> dict[str, Any]:
         TwinbudError: A name is unknown, belongs to another stage, or is given twice.
     """
     if not isinstance(content, Mapping):
-        raise TwinbudError("the content is not a list of settings", where=where, fix="Write NAME: VALUE lines")
+        raise TwinbudError("the content is not a mapping of settings", where=where, fix="Write NAME: VALUE lines")
     known, flat = all_settings(), dict[str, Any]()
     for key, value in content.items():
         is_stage = key in STAGES and (value is None or isinstance(value, Mapping))

@@ -62,7 +62,7 @@ class DataConfig(Checked):
     split: Path | None = setting(None, "split.csv of an earlier run, to reuse its split.")
     split_seed: int = setting(0, "Seed of the 80/20 split into training and test part.")
     develop: bool = setting(
-        False, "Leave the test part closed: split the training part again, 80/20, and test on that fifth."
+        False, "Hold the test part out: split the training part again, 80/20, and test on that fifth."
     )
     split_duplicates: bool = setting(False, "Allow identical images in both parts (plain random split).")
     fraction: float = setting(1.0, "Share of the training part whose labels are used.", gt=0, le=1)

@@ -212,9 +212,11 @@ def check_given_split(rows: Sequence[ImageRow], where: str, *, way_out: str) -> 
         has = first_few(name for name in SPLIT_NAMES if labels[name])
         fix = f"Add a train part, or {way_out}"
         raise TwinbudError(f"the given split has no train part, only {has}", where=where, fix=fix)
-    if torn := [_parts_of(seen) for _, seen in sorted(patients.items()) if len({part for part, _ in seen}) > 1]:
+    if in_several_parts := [
+        _parts_of(seen) for _, seen in sorted(patients.items()) if len({part for part, _ in seen}) > 1
+    ]:
         raise TwinbudError(
-            f"the given split has patients in more than one part: {first_few(torn, 3)}",
+            f"the given split has patients in more than one part: {first_few(in_several_parts, 3)}",
             where=where,
             fix=f"Move all images of a patient to one part, or {way_out}",
         )

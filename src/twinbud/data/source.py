@@ -42,7 +42,8 @@ def read_index(config: DataConfig, *, to_train: bool = True) -> ImageIndex:
     elif path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
         image_index = read_csv_source(path, config)
     else:
-        problem = f"a {path.suffix or 'plain'} file is no source of images" if path.exists() else _NOTHING
+        kind = f"'{path.suffix}' files" if path.suffix else "files without a suffix"
+        problem = f"{kind} are not supported as a list of images" if path.exists() else _NOTHING
         raise TwinbudError(problem, where=f"--data {path}", fix=_FIX)
     require_unicode([image_index.source, *(row.path for row in image_index.rows)])
     if not to_train:

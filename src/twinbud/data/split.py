@@ -35,7 +35,7 @@ class Split:
         train: The training part.
         val: Reported, never trained on; only a given split has it.
         test: What the model is measured on.
-        closed: With ``develop``, the test part that stays unused while settings are chosen; else empty.
+        held_out: With ``develop``, the test part, which is not used while settings are chosen; else empty.
         labelled: The part of ``train`` whose labels are used (``fraction``).
         by_patient: Whether patients are known, so that none is in two parts.
         given: Whether the split came with the data or from a file.
@@ -45,7 +45,7 @@ class Split:
     train: tuple[int, ...]
     val: tuple[int, ...]
     test: tuple[int, ...]
-    closed: tuple[int, ...]
+    held_out: tuple[int, ...]
     labelled: tuple[int, ...]
     by_patient: bool
     given: bool
@@ -61,7 +61,7 @@ class Split:
             "train": self.train,
             "val": self.val,
             "test": self.test,
-            "closed": self.closed,
+            "held-out": self.held_out,
         }
         part_of: dict[int, PartName] = {index: name for name, indices in parts.items() for index in indices}
         labelled = set(self.labelled)
@@ -107,14 +107,14 @@ def make_split(
         parts, notes = _given_parts(image_index, groups, config.split_seed)
     else:
         parts, notes = _divide(image_index, groups, range(len(image_index.rows)), config.split_seed), []
-    closed: tuple[int, ...] = ()
+    held_out: tuple[int, ...] = ()
     if config.develop:
-        closed, val = parts["test"], parts["val"]
+        held_out, val = parts["test"], parts["val"]
         way_out = "leave out --develop, which divides the training part once more"
         parts = _divide(image_index, groups, parts["train"], config.split_seed, way_out=way_out)
         parts["val"] = val
         notes.append(
-            f"developing: measured on a fifth of the training part; the test part ({len(closed)}) stays closed"
+            f"developing: measured on a fifth of the training part; the test part ({len(held_out)}) is held out"
         )
     notes = [*patient_notes(image_index), *notes, *duplicate_notes(groups, parts, together=together)]
     if together and not image_index.has_splits:
@@ -123,7 +123,7 @@ def make_split(
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
-        closed=closed,
+        held_out=held_out,
         labelled=_labelled(image_index, parts["train"], config, seed),
         by_patient=image_index.has_patients,
         given=image_index.has_splits,
@@ -150,7 +150,7 @@ def check_split_file(image_index: ImageIndex, config: DataConfig) -> None:
 def fingerprint(image_index: ImageIndex, digests: Sequence[str], split: Split) -> str:
     """A SHA-256 of the class order, and of each image's pixels, label and use in their order; paths do not count."""
     use = dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, "val") | dict.fromkeys(split.test, "test")
-    use |= dict.fromkeys(split.closed, "closed") | dict.fromkeys(split.labelled, "labelled")
+    use |= dict.fromkeys(split.held_out, "held-out") | dict.fromkeys(split.labelled, "labelled")
     lines = [f"{digests[i]} {row.label} {use[i]}" for i, row in enumerate(image_index.rows)]
     return hashlib.sha256("\n".join([*image_index.classes, *lines]).encode()).hexdigest()
 

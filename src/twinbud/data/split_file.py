@@ -13,7 +13,7 @@ from twinbud.data.csv_source import split_word
 from twinbud.data.identity import visible_text
 from twinbud.data.index import ImageIndex, SplitName
 
-PartName = Literal[SplitName, "closed"]
+PartName = Literal[SplitName, "held-out"]
 
 SPLIT_COLUMNS = ("image_path", "label", "patient_id", "split", "labelled", "pixels_sha256")
 """Columns of split.csv; ``labelled`` is 1 for the training images whose labels are used."""
@@ -27,7 +27,7 @@ class SplitRow:
         image_path: The image, as ``ImageRow.path``.
         label: Name of its class.
         patient_id: As the source writes it; None where the patient is not known.
-        split: Its part; ``closed`` is the test part of a run with ``develop``.
+        split: Its part; ``held-out`` is the test part of a run with ``develop``.
         labelled: Whether its label is used in training.
         digest: SHA-256 of the decoded pixels, if the file has it.
     """
@@ -57,7 +57,7 @@ def read_split(path: Path) -> tuple[SplitRow, ...]:
     for number, cells in read_cells(path, required, rename="Give the split.csv of a run", exact=exact):
         where = f"{path}, row {number}"
         name, word = cells["image_path"], cells["split"]
-        split = "closed" if word == "closed" else split_word(word, f"{where}, column 'split'")
+        split = "held-out" if word == "held-out" else split_word(word, f"{where}, column 'split'")
         if split is None:
             raise TwinbudError("column 'split' is blank", where=where, fix="Write train, val or test")
         if name in rows:
@@ -78,13 +78,13 @@ def with_split_file(image_index: ImageIndex, path: Path) -> ImageIndex:
     """Return the index with the parts that a split.csv gives its rows, matched by path.
 
     Raises:
-        TwinbudError: The file has a closed part, or other paths than the index.
+        TwinbudError: The file has a held-out part, or other paths than the index.
     """
     given: dict[str, SplitName] = {}
     for row in read_split(path):
-        if row.split == "closed":
+        if row.split == "held-out":
             raise TwinbudError(
-                f"{visible_text(row.image_path)} is in the part 'closed': the split is that of a run with --develop",
+                f"{visible_text(row.image_path)} is in the part 'held-out': the split is that of a run with --develop",
                 where=f"--split {path}",
                 fix="Give the split.csv of a run without --develop; add --develop to this command to divide it again",
             )

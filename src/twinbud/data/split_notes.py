@@ -43,9 +43,11 @@ def duplicate_notes(groups: Groups, parts: Mapping[SplitName, Sequence[int]], *,
     notes = [f"{counted(len(copies), 'group')} of identical images found"]
     if copies:
         where = "each group is in one part only"
-        if torn := sum(len({part_of.get(index, "closed") for index in indices}) > 1 for indices in copies):
+        if in_several_parts := sum(
+            len({part_of.get(index, "held-out") for index in indices}) > 1 for indices in copies
+        ):
             reason = "as in the given split" if together else "because --split-duplicates is set"
-            where = f"{torn} of them in more than one part, {reason}"
+            where = f"{in_several_parts} of them in more than one part, {reason}"
         notes[0] += f" ({counted(sum(len(indices) - 1 for indices in copies), 'extra copy')}): {where}"
     if conflicting := sum(len({rows[index].label for index in indices}) > 1 for indices in copies):
         notes.append(f"{counted(conflicting, 'group')} of identical images with different labels")

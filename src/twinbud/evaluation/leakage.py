@@ -59,17 +59,20 @@ def never_learned_from(
     digests = {row.digest for row in split if row.split == "train"} - {None}
     patients = {patient_key(row.patient_id): row.patient_id for row in split if row.split == "train"}
     seen: dict[int, str] = {}
+    num_identical = 0
     for index, (row, digest) in enumerate(zip(image_index.rows, image_store.digests, strict=True)):
         key = patient_key(row.patient_id)
         if digest in digests:
             seen[index] = "identical to a training image of the run"
+            num_identical += 1
         elif key is not None and key in patients:
             seen[index] = f"of training patient {visible_text(row.patient_id or '')}"
             if row.patient_id != patients[key]:
                 seen[index] += f", spelled {visible_text(patients[key] or '')} in the run"
     if len(seen) == len(image_index.rows):
+        counts = f"{num_identical} identical to training images, {len(seen) - num_identical} of training patients"
         raise TwinbudError(
-            "every image is a training image of the run, or of one of its training patients",
+            f"all {len(seen)} images are excluded: {counts}",
             where=image_index.source,
             fix="Give images of other patients, or leave out --data to evaluate on the run's own test part",
         )

@@ -186,11 +186,12 @@ def evaluate(predictions: Predictions, *, num_bootstrap: int = 1000, seed: int =
 
 def _require_labels(predictions: Predictions) -> np.ndarray:
     if predictions.labels is None:
-        raise TwinbudError("the images have no labels, which the metrics need")
+        raise TwinbudError("the images have no labels", where="metrics", fix="Give the labels of the images")
     if len(predictions.paths) == 0:
-        raise TwinbudError("there are no images; the metrics need at least one")
+        raise TwinbudError("there are 0 images", where="metrics", fix="Give at least one")
     if len(predictions.classes) < 2:
-        raise TwinbudError(f"the number of classes is {len(predictions.classes)}; the metrics need at least two")
+        problem = f"the number of classes is {len(predictions.classes)}"
+        raise TwinbudError(problem, where="metrics", fix="Give predictions for at least two classes")
     return predictions.labels
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,24 +45,27 @@ class Predictions:
         shape = (len(self.paths), len(self.classes))
         for name, array in (("probabilities", self.probabilities), ("logits", self.logits)):
             if array is not None and array.shape != shape:
-                raise TwinbudError(f"{name} have the shape {array.shape}; {shape} is needed (images, classes)")
+                problem = f"the shape is {array.shape}, not {shape} (images, classes)"
+                raise TwinbudError(problem, where=name, fix="Give one row per image and one column per class")
         for name, values in (("labels", self.labels), ("patient_ids", self.patient_ids)):
             if values is not None and len(values) != len(self.paths):
-                raise TwinbudError(
-                    f"the number of {name} is {len(values)} for {len(self.paths)} images; one per image is needed"
-                )
+                problem = f"there are {len(values)} for {len(self.paths)} images"
+                raise TwinbudError(problem, where=name, fix="Give one per image")
         diverged = "Check the weights and the learning rate"
         self._refuse(~np.isfinite(self.probabilities).all(axis=1), "a probability is NaN or infinite", diverged)
         if self.logits is not None:
             self._refuse(~np.isfinite(self.logits).all(axis=1), "a logit is NaN or infinite", diverged)
-        outside = (self.probabilities < 0).any(axis=1) | (np.abs(self.probabilities.sum(axis=1) - 1) > 1e-3)
-        problem = "the probabilities are not in [0, 1] or do not sum to 1"
-        self._refuse(outside, problem, "Apply softmax to the logits")
+        softmax = "Apply softmax to the logits"
+        lowest, sums = self.probabilities.min(axis=1, initial=1), self.probabilities.sum(axis=1)
+        self._refuse(lowest < 0, "a probability is {:.4g}, which is below 0", softmax, lowest)
+        self._refuse(np.abs(sums - 1) > 1e-3, "the probabilities sum to {:.4g}, not 1", softmax, sums)
         if self.labels is not None:
             if not np.issubdtype(self.labels.dtype, np.integer):
-                raise TwinbudError(f"labels are of dtype {self.labels.dtype}; integer class indices are needed")
+                problem = f"the dtype is {self.labels.dtype}"
+                raise TwinbudError(problem, where="labels", fix="Give integer class indices")
             unknown = (self.labels < 0) | (self.labels >= len(self.classes))
-            self._refuse(unknown, f"the label is not a class index in 0..{len(self.classes) - 1}", None)
+            known = f"0..{len(self.classes) - 1}"
+            self._refuse(unknown, f"label {{}} is outside {known}", f"Give class indices in {known}", self.labels)
 
     @classmethod
     def from_logits(
@@ -86,9 +88,12 @@ class Predictions:
             logits=logits,
         )
 
-    def _refuse(self, bad: Any, problem: str, fix: str | None) -> None:
+    def _refuse(self, bad: np.ndarray, problem: str, fix: str, values: np.ndarray | None = None) -> None:
+        """Raise an error for the first image with ``bad``; its element of ``values`` fills the gap in ``problem``."""
         if bad.any():
-            raise TwinbudError(problem, where=self.paths[int(np.argmax(bad))], fix=fix)
+            first = int(np.argmax(bad))
+            shown = problem if values is None else problem.format(values[first])
+            raise TwinbudError(shown, where=self.paths[first], fix=fix)
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -107,7 +112,7 @@ class Predictions:
             TwinbudError: The labels are unknown.
         """
         if self.labels is None:
-            raise TwinbudError("the images have no labels, so that mistakes cannot be found")
+            raise TwinbudError("the images have no labels", where="labels", fix="Give labels to find mistakes")
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:limit]
 
@@ -135,7 +140,8 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     columns = [[[f"{value:.8g}" for value in row] for row in predictions.probabilities]]
     if logits:
         if predictions.logits is None:
-            raise TwinbudError("the predictions have no logits to write")
+            fix = "Leave out --logits, or predict with the model again"
+            raise TwinbudError("the predictions have no logits", where="--logits", fix=fix)
         header += [f"logit_{name}" for name in classes]
         columns.append([[f"{value:.9g}" for value in row] for row in predictions.logits])
     yield header

@@ -38,9 +38,9 @@ class HistoryWriter:
             TwinbudError: The disk is full, or the run folder no longer exists.
         """
         if not self.folder.is_dir():  # writing to the open file would succeed, but nobody could read it
-            raise TwinbudError(
-                "the run folder no longer exists; it was moved or removed during the run", where=str(self.folder)
-            )
+            problem = "the run folder no longer exists; it was moved or removed during the run"
+            fix = "Start the run again, and leave its folder in place"
+            raise TwinbudError(problem, where=str(self.folder), fix=fix)
         row = asdict(record)
         with explained_writes(self.folder):
             self.file.write(format_csv([row.values()]))

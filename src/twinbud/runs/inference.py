@@ -237,7 +237,7 @@ def _images_to_evaluate(
 
 
 def _own_part(split: Sequence[SplitRow]) -> str:
-    if any(row.split == "closed" for row in split):
+    if any(row.split == "held-out" for row in split):
         return "the fifth of the training part that the run held out"
     return "the test part of the run's own split"
 
@@ -248,9 +248,9 @@ def _other_part(image_index: ImageIndex) -> tuple[ImageIndex, str]:
     rows = tuple(row for row in image_index.rows if row.split == "test")
     if not rows:
         raise TwinbudError(
-            "the images are divided, but have no test part",
+            "the images have train or val splits but no test split",
             where=image_index.source,
-            fix="Add a test part, or join the parts",
+            fix="Add a test split, or remove the splits to evaluate all images",
         )
     return replace(image_index, rows=rows), f"the test part of {image_index.source}"
 

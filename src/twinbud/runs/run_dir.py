@@ -205,5 +205,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
             fix="Give the --output of 'twinbud train'",
         ) from error
     if not isinstance(settings, dict):
-        raise TwinbudError("the file does not hold settings as NAME: VALUE", where=str(folder / CONFIG))
+        fix = "Restore the file that 'twinbud train' wrote"
+        raise TwinbudError("the file does not hold settings as NAME: VALUE", where=str(folder / CONFIG), fix=fix)
     return settings

@@ -135,7 +135,7 @@ def _num_training_steps(metrics: RunMetrics) -> int:
 
 
 def _developing(split: Split) -> str:
-    return f" of the training part ({len(split.closed):,} of the test part are not used)" if split.closed else ""
+    return f" of the training part ({len(split.held_out):,} of the test part are not used)" if split.held_out else ""
 
 
 def _rule(plan: SelectionPlan) -> str:

@@ -10,6 +10,7 @@ from twinbud.core.progress import SilentProgress, TerminalProgress
 
 if TYPE_CHECKING:
     from twinbud.config.schema import Profile
+    from twinbud.study.executors.base import Executor
     from twinbud.study.run import Study
 
 
@@ -21,6 +22,7 @@ def study(
     only: Mapping[str, object] | None = None,
     profile: Profile | None = None,
     num_workers: int | None = None,
+    executor: Executor | None = None,
     keep_models: bool = False,
     pixel_cache: bool = True,
     show_progress: bool = True,
@@ -38,6 +40,7 @@ def study(
         profile: Replaces the recipe's profile.
         num_workers: Worker processes; 0 executes the runs in this process, None starts as many as the CPU cores allow
             and one on a GPU.
+        executor: Executes the runs instead of worker processes of this machine; ``num_workers`` then has no effect.
         keep_models: Keep the trained model of every run.
         pixel_cache: Cache decoded images on the disk for all workers.
         show_progress: Report on standard error.
@@ -68,7 +71,7 @@ def study(
         pixel_cache=pixel_cache,
     )
     progress = TerminalProgress() if show_progress else SilentProgress()
-    done = execute_study(request, plan_study(request, progress), progress)
+    done = execute_study(request, plan_study(request, progress, executor=executor), progress)
     require_success(done)
     return done
 

@@ -119,7 +119,7 @@ def _parse_value(key: str, text: str) -> Any:
         return text
     if key == "sampling":
         if not (text.isascii() and text.isdecimal()):
-            raise TwinbudError(f"'{text}' is not a whole number of at least 0", where="sampling")
+            raise TwinbudError(f"'{text}' is not a whole number", where="sampling", fix="Give 0 or more, such as 0,1,2")
         return int(text)
     return text
 
@@ -135,7 +135,7 @@ def plan_cells(
         profile: Replaces the recipe's profile.
 
     Raises:
-        TwinbudError: A setting has a value of the wrong type or outside its range, or no run is left.
+        TwinbudError: A setting has a value of the wrong type or outside its range.
     """
     if not recipe.grid:
         raise TwinbudError(
@@ -146,10 +146,9 @@ def plan_cells(
     only = only or {}
     axes = {axis: only.get(axis, _convert(axis, values, recipe, "grid")) for axis, values in recipe.grid.items()}
     sweep_points = _sweep_points(recipe, only)
-    cells = [cell for coordinates in _combinations(axes) for cell in _cells(recipe, coordinates, sweep_points, profile)]
-    if not cells:
-        raise TwinbudError("no run is left", where="--only", fix="Select more values")
-    return tuple(cells)
+    return tuple(
+        cell for coordinates in _combinations(axes) for cell in _cells(recipe, coordinates, sweep_points, profile)
+    )
 
 
 def _cells(

@@ -34,7 +34,7 @@ class Pair:
     Attributes:
         teacher: Name of the teacher.
         student: Name of the student, or "half".
-        paper: Name of the paper's pair in ``paper-tables.json`` whose results are shown beside; None for none.
+        paper: Name of the paper's pair in ``paper-tables.json`` whose results are shown, too; None for none.
     """
 
     teacher: str
@@ -44,7 +44,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """The results of the paper to show beside those of the study.
+    """The results of the paper to show next to those of the study.
 
     Attributes:
         table: Name of the table in ``paper-tables.json``.
@@ -105,7 +105,8 @@ def read_recipe(path: Path) -> Recipe:
         content = read_yaml(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TwinbudError(f"the recipe cannot be read ({reason})", where=str(path)) from error
+        fix = "Give a YAML file, such as those in recipes/"
+        raise TwinbudError(f"the recipe cannot be read ({reason})", where=str(path), fix=fix) from error
     content = _require_mapping(content, str(path))
     _require_known(content, _KEYS, str(path))
     parser = _RecipeParser(str(path), content)
@@ -189,9 +190,11 @@ class _RecipeParser:
         for value in values["data"]:
             if not isinstance(value, str):
                 raise TwinbudError(f"{value} is not a name", where=self.where("grid.data"), fix=f'Write "{value}"')
+        where = self.where("grid.sampling")
         for value in values["sampling"]:
             if type(value) is not int or value < 0:
-                raise TwinbudError(f"{value} is not a whole number of at least 0", where=self.where("grid.sampling"))
+                fix = "Give a number of samplings, or a list such as [0, 1, 2]"
+                raise TwinbudError(f"{value} is not a whole number of at least 0", where=where, fix=fix)
         return {axis: tuple(values[axis]) for axis in (*AXES, *sorted(set(given) - set(AXES)))}
 
     def sweeps(self) -> Mapping[str, tuple[Any, ...]]:
@@ -264,5 +267,6 @@ def _require_known(names: Iterable[Any], valid: Collection[Any], where: str) -> 
 
 def _require_mapping(given: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(given, dict):
-        raise TwinbudError(f"{str(given)[:60]!r} is not NAME: VALUE", where=where)
+        fix = "Write NAME: VALUE lines, such as `dual: {method: dual}`"
+        raise TwinbudError(f"{str(given)[:60]!r} is not a mapping", where=where, fix=fix)
     return given

@@ -229,8 +229,9 @@ def require_success(study: Study) -> None:
         TwinbudError: Runs have failed.
     """
     if study.missing:
+        first = next((failure.reason for failure in study.failures.values()), "no reason is recorded")
         raise TwinbudError(
-            f"{len(study.missing)} of {len(study.distinct)} runs failed",
+            f"{len(study.missing)} of {len(study.distinct)} runs failed; first: {first.rstrip('.')}",
             where=str(study.store.path / "failures"),
             fix="Correct the causes, and give the same command again: it executes only these runs",
         )

@@ -209,7 +209,7 @@ class RunStore:
             raise TwinbudError(
                 "the record belongs to another run, with other images or settings",
                 where=str(path),
-                fix="Move the file away, and run the study again",
+                fix=f"Move the file to {self.path / 'set-aside'}, and run the study again",
             )
         return record
 

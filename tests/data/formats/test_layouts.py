@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "channels": (
         tiff(np.stack([PICTURE] * 2, 2), planarconfig="contig"),
-        "cannot be read rightly: 8-bit unsigned integer gray of 2 samples a pixel uncompressed (TIFF). Save it as gray",
+        "unsupported sample layout: 8-bit unsigned integer gray of 2 samples a pixel uncompressed (TIFF). Save it",
     ),
     "complex": (tiff(PICTURE.astype(np.complex64)), "64-bit complex gray uncompressed (TIFF)"),
     "Lab": (tiff(COLOR, photometric="cielab"), "8-bit unsigned integer CIE L*a*b* of 3 samples"),
@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_layout_that_cannot_be_read_rightly_is_refused_with_its_description(name: str) -> None:
+def test_an_unsupported_layout_is_refused_with_its_description(name: str) -> None:
     contents, words = REFUSED[name]
     line = refusal(contents)
     assert words in line

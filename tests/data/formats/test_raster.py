@@ -17,6 +17,7 @@ from timm.data.transforms_factory import create_transform
 from twinbud.data.formats import decoding as decoding_module
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import decode, digest
+from twinbud.data.formats.raster import RasterReader
 from twinbud.data.preprocessing import resize
 
 
@@ -230,3 +231,14 @@ def test_digest_is_of_the_pixels_not_of_the_file() -> None:
     assert digest(as_gray) != digest(255 - as_gray)
     blank = np.zeros((4, 6, 3), np.uint8)
     assert digest(blank) != digest(blank.reshape(6, 4, 3))
+
+
+def test_a_fault_of_a_reader_is_not_called_a_damaged_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_wrongly(*_: object, **__: object) -> None:
+        raise TypeError("'NoneType' object is not subscriptable")
+
+    monkeypatch.setattr(RasterReader, "read", read_wrongly)
+    with pytest.raises(BrokenImageError) as error:
+        read(encoded(Image.fromarray(pattern())))
+    assert "the file cannot be decoded: RasterReader failed (TypeError: 'NoneType' object is" in str(error.value)
+    assert "damaged" not in str(error.value)

@@ -8,7 +8,7 @@ and does what is common to all: it opens the file, compares the header with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -26,18 +26,24 @@ class ImageInfo:
         height: Height of a frame in pixels.
         num_frames: Number of frames (pages, slices, time points) in the file.
         frames: What the frames are, for error messages, such as "30 frames (3 channels, 10 slices)".
-        patient_id: Identifier of the patient, for formats that store one. Images of one patient stay in one split.
     """
 
     width: int
     height: int
     num_frames: int = 1
     frames: str | None = None
-    patient_id: str | None = None
 
 
 class ImageReader(Protocol):
-    """Reads the files of one format. Readers hold no state: several threads call them at once."""
+    """Reads the files of one format. Readers hold no state: several threads call them at once.
+
+    Attributes:
+        formats: Names of the formats, for messages.
+        damage: The types that the decoder raises for a damaged file.
+    """
+
+    formats: ClassVar[tuple[str, ...]]
+    damage: ClassVar[tuple[type[Exception], ...]]
 
     def probe(self, contents: bytes) -> bool:
         """Return whether the file has this format, judged by its content."""
@@ -63,7 +69,7 @@ class ImageReader(Protocol):
             (H, W, 3) uint8 RGB, contiguous, by the rules of ``formats.intensity``.
 
         Raises:
-            UnreadableImage: The frame cannot be decoded. Other exceptions count as a damaged file.
+            UnreadableImage: The frame cannot be decoded. The types of ``damage`` count as a damaged file.
         """
         ...
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from twinbud.core.errors import first_line
 from twinbud.core.files import read_bytes
 from twinbud.data.formats.base import SKIP, BrokenImageError, ImageInfo, ImageReader, UnreadableImage
 from twinbud.data.formats.raster import RasterReader
 
 READERS: tuple[ImageReader, ...] = (RasterReader(),)
 """All readers; the first whose ``probe`` accepts a file reads it."""
+_REPORT = "Report this error, which may be a fault of the reader"
 MAX_FILE_BYTES = 208 * 2**20
 """Larger files are refused unread: 36 megapixels of 16-bit RGB, uncompressed, are 206 MiB."""
 
@@ -54,18 +56,11 @@ def decode(
     """
     contents = source if isinstance(source, bytes) else read_file(source, name)
     try:
-        reader = _find_reader(contents)
-        number = _check_header(reader.describe(contents), frame, max_megapixels)
-        return reader.read(contents, frame=number, window=window)
+        return _read(_find_reader(contents), contents, frame, window, max_megapixels)
     except UnreadableImage as error:
         raise BrokenImageError(
             f"the file {error.problem}", name=name, fix=error.fix and f"{error.fix}, or {SKIP}"
         ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders meet a damaged file with OSError, SyntaxError, ValueError and more
-        problem = "the file is truncated" if "truncated" in str(error).lower() else "the file is damaged"
-        raise BrokenImageError(f"{problem} ({error})", name=name) from error
 
 
 @contextmanager
@@ -111,13 +106,30 @@ def read_file(path: Path, name: str) -> bytes:
         raise BrokenImageError(f"the file cannot be opened ({error.strerror})", name=name) from error
 
 
+def _read(
+    reader: ImageReader, contents: bytes, frame: int | None, window: str | None, max_megapixels: float
+) -> np.ndarray:
+    try:
+        number = _check_header(reader.describe(contents), frame, max_megapixels)
+        return reader.read(contents, frame=number, window=window)
+    except (UnreadableImage, MemoryError):
+        raise
+    except reader.damage as error:
+        problem = "is truncated" if "truncated" in str(error).lower() else "is damaged"
+        raise UnreadableImage(f"{problem} ({error})") from error
+    except Exception as error:
+        name = type(reader).__name__
+        raise UnreadableImage(f"cannot be decoded: {name} failed ({first_line(error)})", _REPORT) from error
+
+
 def _find_reader(contents: bytes) -> ImageReader:
     if not contents:
         raise UnreadableImage("is empty (0 bytes)")
     for reader in READERS:
         if reader.probe(contents):
             return reader
-    raise UnreadableImage("is not a PNG, JPEG, BMP, TIFF or WebP image")
+    *others, last = (name for reader in READERS for name in reader.formats)
+    raise UnreadableImage(f"is not a {', '.join(others)} or {last} image")
 
 
 def _check_header(info: ImageInfo, frame: int | None, max_megapixels: float) -> int:

@@ -8,9 +8,13 @@ Everything here is safe to call from several threads: no global state of Pillow 
 
 from __future__ import annotations
 
+import struct
+import zlib
 from io import BytesIO
+from typing import ClassVar
 
 import numpy as np
+import tifffile
 from PIL import ExifTags, Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
@@ -41,12 +45,18 @@ _READERS: dict[bytes, type[ImageFile]] = {
 class RasterReader:
     """Reader of the formats that Pillow opens; a file of several frames is refused, so ``frame`` is always 0."""
 
+    formats: ClassVar[tuple[str, ...]] = ("PNG", "JPEG", "BMP", "TIFF", "WebP")
+    damage: ClassVar[tuple[type[Exception], ...]] = (
+        *(ArithmeticError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, ValueError),
+        *(struct.error, zlib.error, tifffile.TiffFileError),
+    )
+
     def probe(self, contents: bytes) -> bool:
         """Return whether the file starts like a PNG, JPEG, BMP, TIFF or WebP file."""
         return _kind(contents) is not None
 
     def describe(self, contents: bytes) -> ImageInfo:
-        """Read size and number of frames."""
+        """Read size and number of frames; see ``ImageReader.describe``."""
         kind = _kind(contents)
         if kind is TiffImageFile:
             return tiff.describe(tiff.read_page(contents))
@@ -56,9 +66,14 @@ class RasterReader:
             return ImageInfo(width=image.width, height=image.height, num_frames=getattr(image, "n_frames", 1))
 
     def read(self, contents: bytes, *, frame: int, window: str | None) -> np.ndarray:
-        """Decode the only frame."""
+        """Decode the only frame to (H, W, 3) uint8; see ``ImageReader.read``.
+
+        Raises:
+            UnreadableImage: Another frame or a window is requested, or the frame cannot be decoded.
+        """
         if frame or window is not None:
-            raise UnreadableImage("is a raster image, which has neither frames to choose from nor windows")
+            problem = f"frame {frame}, window {window!r} requested, but this format has one frame and no windows"
+            raise UnreadableImage(f"has no such frame ({problem})")
         kind = _kind(contents)
         if kind is TiffImageFile:
             page = tiff.read_page(contents)
@@ -114,8 +129,9 @@ def _check_precision(contents: bytes) -> None:
 def _check_scans(image: ImageFile, contents: bytes) -> None:
     # chance makes a few of these two bytes in an embedded film or profile, too few to matter
     scans = contents.count(b"\xff\xda")
-    if scans * image.width * image.height > _MAX_SCAN_MEGAPIXELS * 1e6:
-        raise UnreadableImage(f"holds {scans} scans, which would take minutes to decode")
+    limit = int(_MAX_SCAN_MEGAPIXELS * 1e6 / (image.width * image.height))
+    if scans > limit:
+        raise UnreadableImage(f"holds {scans} scans, which take long to decode (the limit for its size is {limit})")
 
 
 def _orientation(image: ImageFile) -> int:

@@ -217,7 +217,7 @@ def _check_layout(page: TiffPage) -> None:
 
 def unsupported(page: TiffPage) -> UnreadableImage:
     """The refusal of a layout that neither decoder reads rightly."""
-    return UnreadableImage(f"holds samples that cannot be read rightly: {page} (TIFF)", _CONVERT)
+    return UnreadableImage(f"has an unsupported sample layout: {page} (TIFF)", _CONVERT)
 
 
 def decoded_by_pillow(page: TiffPage) -> bool:
@@ -236,6 +236,9 @@ def read_with_tifffile(contents: bytes, page: TiffPage) -> np.ndarray:
 
     Returns:
         (H, W, 3) uint8, scaled by the rule of ``formats.intensity``, not yet turned upright.
+
+    Raises:
+        UnreadableImage: The tags contradict each other, or strips or tiles are missing, truncated or too large.
     """
     _check_segments(contents, page)
     with tifffile.TiffFile(BytesIO(contents)) as file:
@@ -288,7 +291,7 @@ def _check_segments(contents: bytes, page: TiffPage) -> None:
         problem = f"holds more than {MAX_SAMPLE_BYTES >> 20} MiB of samples: {width}×{height} {page}"
         raise UnreadableImage(problem, _CONVERT)
     if expected > _MAX_SEGMENTS:
-        raise UnreadableImage(f"is divided into {expected} strips or tiles", _CONVERT)
+        raise UnreadableImage(f"has {expected} strips or tiles (the limit is {_MAX_SEGMENTS})", _CONVERT)
     if len(offsets) < expected or len(num_bytes) < expected or not all(offsets) or not all(num_bytes):
         raise UnreadableImage("is damaged (TIFF strips or tiles are missing)")
     if any(start + size > len(contents) for start, size in zip(offsets, num_bytes, strict=False)):

@@ -105,12 +105,12 @@ class _Supervisor:
 
     def _start(self, cores: CoreSet) -> _Worker:
         context = get_context("spawn")  # a forked process would inherit locks of torch's thread pools
-        ours, theirs = context.Pipe()
-        args = (self.assignment, cores, len(self.core_sets), theirs)
+        parent_end, child_end = context.Pipe()
+        args = (self.assignment, cores, len(self.core_sets), child_end)
         process = context.Process(target=run_worker, args=args, name="twinbud-worker", daemon=True)
         process.start()
-        theirs.close()
-        return _Worker(process, ours, cores)
+        child_end.close()
+        return _Worker(process, parent_end, cores)
 
     def _poll(self) -> None:
         """Read the events that have arrived, and handle workers that have ended."""
@@ -150,9 +150,9 @@ class _Supervisor:
         if worker.run_id is not None:
             self._report_death(worker.run_id, ending, has_failed=has_died_too_often)
         elif has_died_too_often:
-            raise TwinbudError(
-                f"worker processes die before they start a run ({ending})", where="twinbud study", fix="Try --workers 0"
-            )
+            problem = f"{_MAX_DEATHS} worker processes died before they started a run (the last: {ending})"
+            fix = "Read their errors above, or give --workers 0, which runs in this process"
+            raise TwinbudError(problem, where="twinbud study", fix=fix)
         if not all(self.assignment.is_settled(run.run_id) for run in self.assignment.runs):
             self.workers.append(self._start(worker.cores))
 
@@ -209,7 +209,8 @@ def assign_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tupl
         return ((),) * count
     if count > max_workers:
         raise TwinbudError(
-            f"{count} workers need {count * threads} cores ({threads} for each run), but the machine has {len(cores)}",
+            f"{count} workers need {count * threads} cores ({threads} for each run), but this process may use"
+            f" {len(cores)}",
             where="--workers",
             fix=f"Give at most --workers {max_workers}; runs that share cores slow each other down",
         )

@@ -118,7 +118,7 @@ def _read_result(
         raise TwinbudError(
             f"the record has other images than the image set '{run.coordinates['data']}' of its folder",
             where=str(store.path / "records" / f"{run.run_id}.json"),
-            fix="Move the file away, and run the study again",
+            fix=f"Move the file to {store.path / 'set-aside'}, and run the study again",
         )
     return replace(run, record=record)
 
