@@ -126,7 +126,14 @@ def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation:
     assert untimed(history) == untimed(again)
 
 
-@pytest.mark.parametrize("changes", [{"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}, {"average": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
+        {"average": 0.9, "rotate": 20.0, "contrast": 0.2, "cutout": 0.3},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_every_regularization_goes_on_as_it_began(steps: int, changes: dict[str, Any], tmp_path: Path) -> None:
     whole, history = train(**changes)

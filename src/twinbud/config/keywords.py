@@ -68,6 +68,10 @@ class Settings(TypedDict, total=False):
     drop_path: float | Auto
     crop_scale: float
     flip: float
+    rotate: float
+    brightness: float
+    contrast: float
+    cutout: float
     mixup: float
     cutmix: float
     label_smoothing: float

@@ -225,7 +225,17 @@ class EpochLoop(ABC, Generic[BatchT]):
     def _train_epoch(self, epoch: int) -> EpochRecord:
         data, config, begun = self.data, self.config, self.position
         start = time.perf_counter() - begun.seconds
-        views = draw_views(config.seed, epoch, len(data), crop_scale=config.crop_scale, flip=config.flip)
+        views = draw_views(
+            config.seed,
+            epoch,
+            len(data),
+            crop_scale=config.crop_scale,
+            flip=config.flip,
+            rotate=config.rotate,
+            brightness=config.brightness,
+            contrast=config.contrast,
+            cutout=config.cutout,
+        )
         running_means = RunningMeans(self.measures, data.device, begun.running_means)
         order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
         augmented = self.epoch_batches(order, views.to(data.device), epoch)
