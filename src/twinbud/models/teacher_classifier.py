@@ -90,7 +90,7 @@ def open_teacher_classifier(
     Raises:
         TwinbudError: See ``require_classes`` and ``open_teacher_at``.
     """
-    family = family_of(outline(card.architecture, card.name, **card.model_args | {"num_classes": 0}), card.name)
+    family = family_of(outline(card.architecture, card.name, **card.model_args | {"num_classes": 0}))
     teacher: TimmModel = open_teacher_at(card, family, preprocessing.image_size)
     _require_number(card, teacher.num_classes, classes)
     own, given = (card.mean, card.std), (preprocessing.mean, preprocessing.std)

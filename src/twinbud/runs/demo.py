@@ -17,7 +17,7 @@ from twinbud.core.files import require_free
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.source import read_index
 from twinbud.data.split_file import SplitRow, write_split
-from twinbud.models.dinov2 import load_dinov2_small
+from twinbud.models.dinov2 import DINOV2_SMALL
 from twinbud.report.model import Arm
 from twinbud.report.page import write_report
 from twinbud.runs.pipeline import train
@@ -64,7 +64,7 @@ def demo(output: Path, *, force: bool = False, progress: Progress | None = None)
     progress = progress or SilentProgress()
     require_free(output, force=force)
     progress.note("loading the teacher: DINOv2 ViT-S/14, pretrained")
-    load_dinov2_small()
+    DINOV2_SMALL.load()
     # chosen once: a second measurement could choose another precision, and the methods would differ in two things
     precision = choose_precision("auto", choose_device("auto"))
     progress.note(f"precision: {precision.name} ({precision.reason})")

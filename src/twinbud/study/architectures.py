@@ -69,7 +69,7 @@ def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
 
 
 def _describe(pair: str, role: str, name: str, model: TimmModel) -> Architecture:
-    shape = family_of(model, name).shape(model)
+    shape = family_of(model).shape(model)
     depth, width, heads = (
         " / ".join(map(str, numbers)) or "–" for numbers in (shape.depths, shape.widths, shape.heads)
     )

@@ -184,23 +184,17 @@ def parameter_groups(
 def lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """Return the factor of the learning rate by parameter name: ``decay`` to the power of the layers that follow.
 
-    Layer-wise decay of BEiT (Bao et al., ICLR 2022): the parameters before the first block form the first layer, each
-    block is a layer, and those after the last block form the last layer, with factor 1.
+    Layer-wise decay of BEiT (Bao et al., ICLR 2022); see ``SelectionFamily.layer_numbers``.
 
     Args:
         model: The network to train.
         decay: Factor from each layer to the previous one, in (0, 1].
 
     Returns:
-        Factors in (0, 1]; empty if all are 1 (``decay`` is 1, or the model is a single linear layer).
+        Factors in (0, 1]; empty if all are 1 (``decay`` is 1, or the model has no layers to count).
     """
     if decay == 1.0 or isinstance(model, nn.Linear):
         return {}
-    blocks = list(family_of(model, type(model).__name__).blocks(model))
-    scales: dict[str, float] = {}
-    depth = 0
-    for name, _ in model.named_parameters():  # in the order of the layers
-        inside = [index for index, block in enumerate(blocks, 1) if name.startswith(f"{block}.")]
-        depth = inside[0] if inside else len(blocks) + 1 if depth else 0
-        scales[name] = decay ** (len(blocks) + 1 - depth)
-    return scales
+    numbers = family_of(model).layer_numbers(model)
+    last = max(numbers.values(), default=0)
+    return {name: decay ** (last - number) for name, number in numbers.items()}

@@ -1,32 +1,22 @@
-"""The model families whose weights can be selected. ``families.base`` shows how to add one."""
+"""The families of timm models: those whose weights can be selected, and all others.
+
+``families.base`` shows how to add one.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
-from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import SelectionFamily
 from twinbud.models.families.convnext import ConvNeXtFamily
+from twinbud.models.families.plain import PlainFamily
 from twinbud.models.families.vit import ViTFamily
 
 FAMILIES: tuple[SelectionFamily, ...] = (ViTFamily(), ConvNeXtFamily())
+"""The families whose weights can be selected."""
+_PLAIN = PlainFamily()
 
 
-def family_of(model: nn.Module, name: str) -> SelectionFamily:
-    """Return the family of ``model``.
-
-    Args:
-        model: A timm network.
-        name: How the user spelled it, for the error.
-
-    Raises:
-        TwinbudError: No known family owns the model.
-    """
-    for family in FAMILIES:
-        if family.owns(model):
-            return family
-    known = " and ".join(family.members for family in FAMILIES)
-    raise TwinbudError(
-        f"'{name}' is a timm {type(model).__name__}; supported: {known}",
-        fix="Choose another teacher or student",
-    )
+def family_of(model: nn.Module) -> SelectionFamily:
+    """Return the family of ``model``, a timm network; without a family of its own, it can only be trained whole."""
+    return next((family for family in FAMILIES if family.owns(model)), _PLAIN)

@@ -153,7 +153,7 @@ class SelectionFamily(ABC):
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
         """Return the blocks that run one after another, by name and in order.
 
-        Layer-wise learning-rate decay counts them, and recovery refits them.
+        ``layer_numbers`` counts them, and recovery refits them.
         """
 
     @abstractmethod
@@ -177,6 +177,26 @@ class SelectionFamily(ABC):
     @abstractmethod
     def shape(self, model: TimmModel) -> NetworkShape:
         """Return depth, width and heads as the paper's Table 1 counts them."""
+
+    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
+        """Return the number of each parameter's layer, in order from 0, for layer-wise learning-rate decay.
+
+        The parameters before the first block form the first layer, each block is a layer, and those after the last
+        block form the last layer (Bao et al., "BEiT", ICLR 2022).
+        """
+        blocks = list(self.blocks(model))
+        numbers: dict[str, int] = {}
+        number = 0
+        for name, _ in model.named_parameters():  # in the order of the layers
+            inside = [index for index, block in enumerate(blocks, 1) if name.startswith(f"{block}.")]
+            number = inside[0] if inside else len(blocks) + 1 if number else 0
+            numbers[name] = number
+        return numbers
+
+    def pooling_arguments(self, model: TimmModel) -> dict[str, Any]:
+        """Return the timm arguments with which a network saved as a feature extractor gets one vector for an image."""
+        del model
+        return {}
 
     def form_arguments(self, teacher: TimmModel) -> dict[str, Any]:
         """Return the timm arguments with which another architecture of the family gets the teacher's layer types."""

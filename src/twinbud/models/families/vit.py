@@ -109,11 +109,14 @@ class ViTFamily(SelectionFamily):
                 fix="Choose a teacher with an even number of heads, such as vit_small_patch16_224, or give --student a"
                 f" ViT with fewer heads of {model.blocks[0].attn.head_dim} channels",
             )
-        arguments = {"embed_dim": model.embed_dim // 2, "num_heads": heads // 2}
-        if not model.global_pool:  # a teacher saved as a feature extractor; the student's classifier needs one vector
-            pool = "token" if model.num_prefix_tokens else "avg"
-            arguments |= {"global_pool": pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
-        return arguments
+        return {"embed_dim": model.embed_dim // 2, "num_heads": heads // 2} | self.pooling_arguments(model)
+
+    def pooling_arguments(self, model: TimmModel) -> dict[str, Any]:
+        """Pool the class token, or the mean of all tokens without one, if the network pools nothing."""
+        if model.global_pool:
+            return {}
+        pool = "token" if model.num_prefix_tokens else "avg"
+        return {"global_pool": pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""

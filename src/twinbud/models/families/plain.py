@@ -1,0 +1,84 @@
+"""Any other network of timm: it can be trained whole, but no weights can be selected from it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+from twinbud.core.errors import TwinbudError
+from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
+from twinbud.models.widths import TensorSpec
+
+
+class PlainFamily(SelectionFamily):
+    """No widths and no blocks; layers for learning-rate decay are timm's own."""
+
+    name: ClassVar[str] = "network without selection"
+    members: ClassVar[str] = "any other timm network"
+    temperature: ClassVar[float] = 3.0
+    drop_path: ClassVar[float] = 0.0
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+
+    def owns(self, model: nn.Module) -> bool:
+        """Return whether timm built ``model``."""
+        return hasattr(model, "pretrained_cfg")
+
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """Return nothing."""
+        del model
+        return {}
+
+    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
+        """Return timm's own layers; nothing if timm has none for this network."""
+        if not hasattr(model, "group_matcher"):
+            return {}
+        return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+
+    def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
+        """Refuse: the widths that the tensors share are unknown.
+
+        Raises:
+            TwinbudError: Always.
+        """
+        raise _no_selection(model)
+
+    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+        """Refuse: see ``specs``."""
+        del architecture
+        raise _no_selection(model)
+
+    def shape(self, model: TimmModel) -> NetworkShape:
+        """Refuse: see ``specs``."""
+        raise _no_selection(model)
+
+    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
+        """Accept any size that a forward pass of the shapes accepts; no timm argument depends on it.
+
+        Raises:
+            TwinbudError: The network cannot process images of that size.
+        """
+        was_training = model.training
+        images_BCSS = torch.empty(2, 3, image_size, image_size, device="meta")
+        try:
+            with torch.no_grad():
+                model.eval()(images_BCSS)
+        except Exception as error:  # each architecture fails with another type
+            raise TwinbudError(
+                f"{where} cannot process images of {image_size} pixels ({error})",
+                where="--image-size",
+                fix=f"Use --image-size {model.pretrained_cfg['input_size'][-1]}, the size of its pretrained weights",
+            ) from error
+        finally:
+            model.train(was_training)
+        return {}
+
+
+def _no_selection(model: TimmModel) -> TwinbudError:
+    return TwinbudError(
+        f"weights of a {type(model).__name__} cannot be selected, only those of ViT and ConvNeXt",
+        where="--teacher",
+        fix="Choose another teacher, or train it whole with --method finetune",
+    )
