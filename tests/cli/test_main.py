@@ -129,7 +129,7 @@ def test_recovery_that_contradicts_the_method_is_refused(tmp_path: Path) -> None
     words = ("--data", "phantom", "--teacher", "dinov2-small", "--output", tmp_path / "run")
     line = refusal(twinbud("train", *words, "--method", "kaiming", "--recover", "labelled"))
     assert line == (
-        "--recover: 'labelled' contradicts --method kaiming, which inherits no weights. Give --recover none."
+        "--recover: 'labelled' contradicts --method kaiming, which selects no weights. Give --recover none."
     )
 
 

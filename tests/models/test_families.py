@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import timm
 import torch
 from timm.models import _registry
 from timm.models.mlp_mixer import MlpMixer, _create_mixer
@@ -19,7 +20,8 @@ from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmMode
 from twinbud.models.initialization import open_initialization
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.student_spec import make_student_spec
+from twinbud.models.teacher import IMAGENET_MEAN, IMAGENET_STD, read_teacher_card
 from twinbud.models.widths import Axis, TensorSpec
 from twinbud.training.optimizer import lr_scales
 
@@ -106,6 +108,32 @@ def test_recovery_is_refused_in_one_line_before_weights_are_opened(teacher: str,
         open_initialization(run_config(settings, output=Path("run")))
 
 
-def test_a_network_of_no_known_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TwinbudError, match=r"is a timm ResNet; supported: ViT \(with DeiT and DINOv2\) and ConvNeXt"):
-        select(read_teacher_card(save_teacher(tmp_path / "resnet", "test_resnet")))
+def test_selecting_from_a_network_of_no_known_family_is_refused(tmp_path: Path) -> None:
+    card = read_teacher_card(save_teacher(tmp_path / "resnet", "test_resnet"))
+    for student in ("half", "resnet18"):
+        with pytest.raises(TwinbudError, match=r"^--teacher: weights of a ResNet cannot be selected.*finetune"):
+            select(card, student)
+
+
+def test_a_network_of_no_known_family_has_the_layers_of_timm() -> None:
+    """Stem, four stages and classifier, as ``ResNet.group_matcher`` divides them; every parameter has a factor."""
+    model: Any = timm.create_model("test_resnet", num_classes=3)
+    scales = lr_scales(model, 0.5)
+    assert scales.keys() == {name for name, _ in model.named_parameters()}
+    assert scales["fc.weight"] == 1.0
+    assert scales["layer4.0.conv1.weight"] < 1.0
+    assert scales["conv1.0.weight"] < scales["layer1.0.conv1.weight"] < scales["layer2.0.conv1.weight"]
+
+
+def test_an_image_size_that_a_network_cannot_process_is_refused() -> None:
+    student_spec = make_student_spec("mixer_s32_224", {}, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert student_spec.timm_arguments(224) == {}
+    with pytest.raises(TwinbudError, match=r"^--image-size: mixer_s32_224 cannot process images of 64 pixels.* 224"):
+        student_spec.timm_arguments(64)
+
+
+def test_stochastic_depth_is_refused_where_timm_has_none() -> None:
+    student_spec = make_student_spec("ghostnet_050", {}, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert student_spec.build(image_size=64, num_classes=2).num_classes == 2
+    with pytest.raises(TwinbudError, match=r"^--drop-path 0\.1: timm's ghostnet_050 has no stochastic depth"):
+        student_spec.build(image_size=64, num_classes=2, drop_path=0.1)

@@ -24,9 +24,9 @@ from twinbud.config.schema import Method
 from twinbud.core.errors import TwinbudError
 from twinbud.models.model_folder import open_model_folder, save_model_folder
 from twinbud.models.selection_io import select
-from twinbud.models.student_pair import build_baseline, build_student_pair
+from twinbud.models.student_pair import build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import open_teacher, read_teacher_card
 
 CLASSES = ("no tumour", "glioma", "pituitary", "épendymome")
 TEACHERS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -170,6 +170,30 @@ def test_timm_alone_opens_what_is_delivered_from_other_kinds_of_teacher(tmp_path
         for method in ("timm", "xavier", "kaiming")
     ]
     folders.append(deliver(tmp_path / "grandchild", f"local-dir:{folders[0]}", 96))  # a delivered folder as teacher
+    assert_timm_agrees(folders, oblong_images(tmp_path))
+
+
+WHOLE: dict[str, tuple[str, dict[str, Any], int]] = {
+    "vit": ("vit_tiny_patch16_224", {"num_classes": 7, **VIT}, 42),
+    "a feature extractor": ("vit_tiny_patch16_224", {"num_classes": 0, "global_pool": "", **VIT}, 28),
+    "convnext": ("convnext_tiny", {"num_classes": 0, **CONVNEXT}, 64),
+    "batch norm": ("test_resnet", {"num_classes": 9}, 48),
+}
+
+
+def test_timm_alone_opens_networks_that_were_kept_whole(tmp_path: Path) -> None:
+    folders = []
+    for name, (architecture, arguments, image_size) in WHOLE.items():
+        card = read_teacher_card(save_teacher(tmp_path / name / "teacher", architecture, **arguments))
+        student_spec = read_student_spec(card, "same")
+        weights = open_teacher(card).model.state_dict()
+        student = build_pretrained(student_spec, weights, image_size=image_size, num_classes=len(CLASSES)).student
+        with torch.no_grad():  # logits of about 1, whatever the features of a random network are
+            images = torch.rand(8, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+            student.get_classifier().weight.div_(student.eval()(images).std())
+        folders.append(tmp_path / name / "model")
+        folders[-1].mkdir()
+        save_model_folder(folders[-1], student, student_spec, image_size=image_size, classes=CLASSES)
     assert_timm_agrees(folders, oblong_images(tmp_path))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from helpers.builders import VIT, save_teacher, save_vit_teacher
@@ -14,9 +15,9 @@ from twinbud.config.schema import ModelConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.selection import PairRole, extract_weights, plan_selection
 from twinbud.models.selection_io import Selection, load_selection, select, select_to_folder
-from twinbud.models.student_pair import build_baseline, build_student_pair
+from twinbud.models.student_pair import build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import open_teacher, read_teacher_card
+from twinbud.models.teacher import classifiers, open_teacher, read_teacher_card
 
 
 @pytest.fixture
@@ -234,3 +235,40 @@ def test_an_image_size_that_the_patch_does_not_divide_is_refused_with_two_that_f
         TwinbudError, match=r"30 is not a multiple of the patch size, 7 pixels\. Use --image-size 28 or 35\."
     ):
         student_spec.timm_arguments(30)
+
+
+def test_a_whole_network_keeps_all_its_weights_but_those_of_the_classifier(tmp_path: Path) -> None:
+    for architecture in ("test_resnet", "test_efficientnet"):
+        card = read_teacher_card(save_teacher(tmp_path / architecture, architecture, num_classes=3))
+        weights = open_teacher(card).model.state_dict()
+        student_spec = read_student_spec(card, "same")
+        one, again, other = (
+            build_pretrained(student_spec, weights, image_size=40, num_classes=3, seed=seed).student
+            for seed in (0, 0, 1)
+        )
+        head = classifiers(architecture)[0]
+        for name, tensor in one.state_dict().items():
+            if name.startswith(f"{head}."):
+                assert not torch.equal(tensor, weights[name]), name
+            else:
+                assert torch.equal(tensor, weights[name]), name
+        assert torch.equal(one.get_classifier().weight, again.get_classifier().weight)
+        assert not torch.equal(one.get_classifier().weight, other.get_classifier().weight)
+        assert not one.get_classifier().bias.any()
+
+
+def test_a_whole_network_has_its_position_grid_resampled(teacher: str) -> None:
+    card = read_teacher_card(teacher)
+    weights, student_spec = open_teacher(card).model.state_dict(), read_student_spec(card, "same")
+    student = build_pretrained(student_spec, weights, image_size=42, num_classes=3).student
+    grid = weights["pos_embed"][:, 1:].reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, (6, 6), mode="bicubic", antialias=False).permute(0, 2, 3, 1).reshape(1, 36, 32)
+    torch.testing.assert_close(student.pos_embed[:, 1:], expected)
+
+
+def test_weights_for_other_images_are_refused(tmp_path: Path) -> None:
+    card = read_teacher_card(save_teacher(tmp_path / "mixer", "test_resnet"))
+    weights = open_teacher(card).model.state_dict()
+    del weights["layer1.0.bn1.running_var"]
+    with pytest.raises(TwinbudError, match=r"^test_resnet: .*for images of 32 pixels \(layer1\.0\.bn1\.running_var\)"):
+        build_pretrained(read_student_spec(card, "same"), weights, image_size=32, num_classes=3)

@@ -162,7 +162,7 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
 @pytest.mark.parametrize(
     ("words", "place"),
     [
-        (("--method", "kaiming"), "--recover: 'labelled' contradicts --method kaiming, which inherits no weights"),
+        (("--method", "kaiming"), "--recover: 'labelled' contradicts --method kaiming, which selects no weights"),
         (("--rule", "random-inconsistent"), "--recover: 'labelled' contradicts --rule random-inconsistent"),
         (("--recover-epochs", -1), "--recover-epochs: '-1' is not valid: it should be greater than or equal to 0"),
         (

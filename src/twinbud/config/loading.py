@@ -7,13 +7,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from twinbud.config.combinations import unopened_teacher
 from twinbud.config.fields import Checked, option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import (
+    WHOLE_METHODS,
     RecoveryConfig,
     RunConfig,
     teacher_use,
-    unopened_teacher,
 )
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.config.teacher_spec import parse_teacher
@@ -124,7 +125,10 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
     profile = settings.get("profile", DEFAULT_PROFILE)
     if not isinstance(profile, str) or profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
-    merged = profile_defaults(profile, settings.get("method")) | {"profile": profile} | dict(settings)
+    student = settings.get("student", "same")
+    pretrained = settings.get("teacher") if student == "same" else student
+    defaults = profile_defaults(profile, settings.get("method"), pretrained)
+    merged = defaults | {"profile": profile} | dict(settings)
     if read_setting("selected", merged.get("selected")) is not None:
         recover, distillation = (
             read_setting(name, merged.get(name, all_settings()[name].default)) for name in ("recover", "distillation")
@@ -236,6 +240,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         model=replace(
             model,
             teacher=str(parse_teacher(model.teacher or "").absolute()) if is_opened else model.teacher,
+            student=str(parse_teacher(model.student).absolute()) if model.method in WHOLE_METHODS else model.student,
             selected=model.selected.absolute() if model.selected else None,
         ),
     )

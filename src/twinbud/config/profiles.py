@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twinbud.config.schema import INHERITING_METHODS, Profile
+from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, Profile
 
 DEFAULT_PROFILE: Profile = "best"
 """Taken where none is named: what we recommend, beyond the paper."""
@@ -32,16 +32,30 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def profile_defaults(profile: str, method: str | None = None) -> dict[str, Any]:
+_FINETUNE: dict[str, Any] = {"learning_rate": 3e-4, "layer_decay": 0.65}
+_FINETUNE_OF: dict[str | None, dict[str, Any]] = {"efficientnet-lite0": {"learning_rate": 1e-3}}
+"""Where the learning rate of a transformer is not the right one; EXPERIMENTS.md has the measurements."""
+
+
+def profile_defaults(profile: str, method: str | None = None, pretrained: str | None = None) -> dict[str, Any]:
     """The defaults of a profile for ``method``; None stands for the profile's own method.
 
-    With a random start (timm, xavier, kaiming), `best` has the values of `quick`: there is nothing to recover, and
-    small learning rates in the lower layers would keep them random.
+    Without selected weights (timm, xavier, kaiming, finetune), there is nothing to recover. With a random start,
+    `best` has the values of `quick`, since small learning rates in the lower layers would keep them random. The
+    student of ``finetune`` is the teacher itself, and its learning rate in `best` and `quick` depends on the network
+    ``pretrained``.
 
     >>> profile_defaults("best", "dual")["recover"]
     'labelled'
     >>> profile_defaults("best", "timm") == profile_defaults("quick")
     True
+    >>> profile_defaults("best", "finetune")["layer_decay"]
+    0.65
     """
-    starts_at_random = method is not None and method not in INHERITING_METHODS
-    return dict(PROFILES["quick" if profile == "best" and starts_at_random else profile])
+    selects = method is None or method in INHERITING_METHODS
+    defaults = dict(PROFILES["quick" if profile == "best" and not selects else profile])
+    if method in WHOLE_METHODS:
+        defaults["student"] = "same"
+    if method == "finetune" and profile != "paper":
+        defaults |= _FINETUNE_OF.get(pretrained, _FINETUNE)
+    return defaults

@@ -14,10 +14,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from twinbud.config.fields import Checked, option_of, setting
+from twinbud.config.combinations import require, require_student, unopened_teacher
+from twinbud.config.fields import Checked, setting
 from twinbud.core.errors import TwinbudError
 
-Method = Literal["dual", "selection", "timm", "xavier", "kaiming"]
+Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune"]
 Auxiliary = Literal["other", "copy", "frozen", "none"]
 Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg", "teacher", "skd+teacher"]
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
@@ -37,7 +38,9 @@ Auto = Literal["auto"]
 MAX_IMAGE_SIZE = 4096
 """Largest side in pixels: no supported classifier takes larger images, and larger values only exhaust memory."""
 INHERITING_METHODS: tuple[Method, ...] = ("dual", "selection")
-"""Methods whose student starts from weights of the teacher; the others start at random."""
+"""Methods whose student starts from selected weights of the teacher."""
+WHOLE_METHODS: tuple[Method, ...] = ("finetune",)
+"""Methods that keep a pretrained network whole; the methods that are in neither list start at random."""
 TEACHER_TARGETS: tuple[Distillation, ...] = ("teacher", "skd+teacher")
 """Variants whose soft targets come from the teacher's classifier."""
 _OWN_TARGETS: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg", "teacher")
@@ -81,9 +84,16 @@ class ModelConfig(Checked):
     selected: Path | None = setting(
         None, "Output of 'twinbud select', in place of student, rule, attention and swap_roles."
     )
-    student: str = setting("half", "'half' for half the teacher's width, or a timm name of the same family.")
+    student: str = setting(
+        "half",
+        "'half' for half the teacher's width, or a timm name of the same family; finetune: 'same', or any"
+        " network as teacher spells it.",
+        min_length=1,
+    )
     method: Method = setting(
-        "dual", "dual: with auxiliary; selection: without (CM1). Random start: timm, xavier, kaiming (CM2-4)."
+        "dual",
+        "dual: with auxiliary; selection: without (CM1). Random start: timm, xavier, kaiming (CM2-4). Whole pretrained"
+        " network: finetune.",
     )
     rule: Rule = setting("uniform", "Which elements of each width student and auxiliary take.")
     attention: Attention = setting("interleaved", "Select attention channels along one axis, or whole heads.")
@@ -94,6 +104,11 @@ class ModelConfig(Checked):
     layer_scale: LayerScale = setting(
         "one", "LayerScale of timm, xavier and kaiming at the start: 1, or timm's own value."
     )
+
+    @property
+    def pretrained(self) -> str | None:
+        """Name of the network that ``finetune`` keeps: the student's, or the teacher's."""
+        return self.teacher if self.student == "same" else self.student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +177,7 @@ class TrainingConfig(Checked):
         if self.distillation in _UNMIXED_TARGETS:
             reason = f"--distillation {self.distillation}, whose targets belong to one image or one class"
             for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-                _require(value == 0, name, value, reason, "0")
+                require(value == 0, name, value, reason, "0")
         return self
 
 
@@ -245,35 +260,32 @@ class RunConfig(Checked):
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
         method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
-        if self.model.teacher is None and self.model.selected is None:
+        is_whole = method in WHOLE_METHODS
+        require_student(f"--method {method}", self.model.student, self.model.selected, is_whole=is_whole)
+        needs_teacher = not is_whole or self.model.student == "same" or self.teacher_use is not None
+        if self.model.teacher is None and self.model.selected is None and needs_teacher:
             fix = "Give --teacher dinov2-small, or --selected DIR"
             raise TwinbudError("no teacher is given", where="--teacher", fix=fix)
         if method != "dual":
             reason = f"--method {method}, which has no auxiliary"
             fits = distillation in _WITHOUT_AUXILIARY
-            _require(fits, "distillation", distillation, reason, "skd or teacher, or --method dual")
-            _require(auxiliary == "other", "auxiliary", auxiliary, reason, "other, or --method dual")
+            require(fits, "distillation", distillation, reason, "skd or teacher, or --method dual")
+            require(auxiliary == "other", "auxiliary", auxiliary, reason, "other, or --method dual")
         elif auxiliary == "none":
             fits = distillation in _WITHOUT_AUXILIARY
-            _require(fits, "distillation", distillation, "--auxiliary none", "skd or teacher")
+            require(fits, "distillation", distillation, "--auxiliary none", "skd or teacher")
         elif distillation in _OWN_TARGETS:
             reason = f"--distillation {distillation}, whose targets do not come from the auxiliary"
-            _require(auxiliary == "other", "auxiliary", auxiliary, reason, "other")
+            require(auxiliary == "other", "auxiliary", auxiliary, reason, "other")
         recover = self.recovery.recover
         if recover != "none":
             inherits, rule = method in INHERITING_METHODS, self.model.rule
-            _require(inherits, "recover", recover, f"--method {method}, which inherits no weights", "none")
+            require(inherits, "recover", recover, f"--method {method}, which selects no weights", "none")
             reason = f"--rule {rule}, which selects no teacher channel as a whole"
-            _require(rule != "random-inconsistent", "recover", recover, reason, "none")
+            require(rule != "random-inconsistent", "recover", recover, reason, "none")
         if self.teacher_use is not None and self.model.teacher is None:
             raise unopened_teacher(*self.teacher_use)
         return self
-
-
-def _require(fits: bool, name: str, value: object, reason: str, valid: str) -> None:
-    if not fits:
-        option = option_of(name)
-        raise TwinbudError(f"'{value}' contradicts {reason}", where=option, fix=f"Give {option} {valid}")
 
 
 def teacher_use(recover: Recover, distillation: Distillation) -> tuple[str, str] | None:
@@ -281,16 +293,6 @@ def teacher_use(recover: Recover, distillation: Distillation) -> tuple[str, str]
     if recover != "none":
         return "recover", recover
     return ("distillation", distillation) if distillation in TEACHER_TARGETS else None
-
-
-def unopened_teacher(name: str, value: str) -> TwinbudError:
-    """The error for a setting that needs the teacher, next to a selection, whose folder does not hold it."""
-    option, off = option_of(name), "none" if name == "recover" else "skd"
-    return TwinbudError(
-        f"'{value}' needs the teacher's weights, which --selected does not hold",
-        where=option,
-        fix=f"Add the --teacher of the selection, or {option} {off}",
-    )
 
 
 def resolve(training: TrainingConfig, *, temperature: float, drop_path: float) -> TrainingConfig:

@@ -1,4 +1,4 @@
-"""The start of a run: an architecture and, unless initialization is random, weights selected from a teacher."""
+"""The start of a run: an architecture and, unless it starts at random, selected weights or those of a whole network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from twinbud.config.loading import contradicts_plan
-from twinbud.config.schema import Auxiliary, ModelConfig, RunConfig, TrainingConfig
+from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
+from twinbud.models.families.base import State
 from twinbud.models.selection_io import Selection, load_selection, select
-from twinbud.models.student_pair import StudentPair, build_baseline, build_student_pair
+from twinbud.models.student_pair import StudentPair, build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import TeacherCard, open_teacher, read_teacher_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,15 @@ class Initialization:
     Attributes:
         model: The run's settings; with ``selected``, the settings of its plan.
         student_spec: The architecture of both.
-        selection: The weights they inherit; None in CM2-CM4.
+        selection: The weights they inherit; None in CM2-CM4 and for a whole network.
+        pretrained: All tensors of the network that ``finetune`` keeps whole; None for the other methods.
         auxiliary: The kind of auxiliary.
     """
 
     model: ModelConfig
     student_spec: StudentSpec
     selection: Selection | None
+    pretrained: State | None = None
     auxiliary: Auxiliary
 
     def build(self, training: TrainingConfig, *, num_classes: int, device: torch.device) -> StudentPair:
@@ -43,6 +46,8 @@ class Initialization:
         }
         if self.selection is not None:
             student_pair = build_student_pair(self.selection, auxiliary=self.auxiliary, **common)
+        elif self.pretrained is not None:
+            student_pair = build_pretrained(self.student_spec, self.pretrained, **common)
         else:
             student_pair = build_baseline(
                 self.student_spec, self.model.method, layer_scale=self.model.layer_scale, **common
@@ -53,14 +58,15 @@ class Initialization:
         return student_pair
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 of the architecture, the plan and the selected tensors; names and paths do not enter."""
+        """Return a SHA-256 of the architecture, the plan and the inherited tensors; names and paths do not enter."""
         student_spec, selection = self.student_spec, self.selection
         start = {
             "student": [student_spec.architecture, student_spec.model_args, student_spec.mean, student_spec.std],
             "plan": selection.plan.to_json() if selection else None,
         }
         digest = hashlib.sha256(json.dumps(start, sort_keys=True).encode())
-        for state in (selection.student_weights, selection.auxiliary_weights) if selection else ():
+        states = (selection.student_weights, selection.auxiliary_weights) if selection else (self.pretrained,)
+        for state in states:
             for name, tensor in sorted((state or {}).items()):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.numpy().tobytes())
@@ -68,7 +74,7 @@ class Initialization:
 
 
 def open_initialization(config: RunConfig) -> Initialization:
-    """Read the students' architecture and select their weights; the baselines CM2-CM4 open no teacher weights.
+    """Read the students' architecture and open their weights; the baselines CM2-CM4 open none.
 
     Raises:
         TwinbudError: A setting contradicts the plan of ``selected``, or the teacher's family does not support the
@@ -85,6 +91,8 @@ def open_initialization(config: RunConfig) -> Initialization:
         return Initialization(
             model=model, student_spec=student_spec, selection=selection if inherits else None, auxiliary=auxiliary
         )
+    if model.method in WHOLE_METHODS:
+        return _open_whole(config)
     card = read_teacher_card(model.teacher or "")
     student_spec = read_student_spec(card, model.student)
     _require_support(config, student_spec)  # before weights are opened
@@ -100,6 +108,39 @@ def open_initialization(config: RunConfig) -> Initialization:
         with_auxiliary=two_subsets,
     )
     return Initialization(model=model, student_spec=selection.student_spec, selection=selection, auxiliary=auxiliary)
+
+
+def describe_student(model: ModelConfig) -> StudentSpec:
+    """Read the architecture of the student, without opening weights.
+
+    Raises:
+        TwinbudError: See ``read_teacher_card`` and ``read_student_spec``.
+    """
+    if model.method in WHOLE_METHODS:
+        return read_student_spec(_pretrained_card(model), "same")
+    return read_student_spec(read_teacher_card(model.teacher or ""), model.student)
+
+
+def _open_whole(config: RunConfig) -> Initialization:
+    """Open the pretrained network that the run keeps whole.
+
+    Raises:
+        TwinbudError: See ``read_teacher_card``, ``open_teacher`` and ``StudentSpec.timm_arguments``.
+    """
+    card = _pretrained_card(config.model)
+    student_spec = read_student_spec(card, "same")
+    _require_support(config, student_spec)  # before weights are opened
+    return Initialization(
+        model=config.model,
+        student_spec=student_spec,
+        selection=None,
+        pretrained=open_teacher(card).model.state_dict(),
+        auxiliary=config.auxiliary,
+    )
+
+
+def _pretrained_card(model: ModelConfig) -> TeacherCard:
+    return read_teacher_card(model.pretrained or "", "--teacher" if model.student == "same" else "--student")
 
 
 def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:

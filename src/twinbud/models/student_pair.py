@@ -1,4 +1,4 @@
-"""Build student and auxiliary from a selection, and the baselines CM1-CM4 (paper section 4.1).
+"""Build student and auxiliary from a selection, the baselines CM1-CM4 (paper section 4.1), and whole networks.
 
 Every random draw has its own stream, so that the student starts the same with and without an auxiliary, and the two
 classifiers differ.
@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from twinbud.config.schema import Auxiliary, LayerScale, Method
+from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.rng import Stream, stream_seed
 from twinbud.models.families.base import State, TimmModel
 from twinbud.models.selection_io import Selection
 from twinbud.models.student_spec import StudentSpec
+from twinbud.models.teacher import classifiers
 from twinbud.models.widths import Role
 
 
@@ -77,6 +79,45 @@ def build_student_pair(
     return StudentPair(student=student, auxiliary=second, frozen=auxiliary == "frozen", is_copy=auxiliary == "copy")
 
 
+def build_pretrained(
+    student_spec: StudentSpec,
+    weights: State,
+    *,
+    image_size: int,
+    num_classes: int,
+    drop_path: float = 0.0,
+    seed: int = 0,
+) -> StudentPair:
+    """Build a pretrained network whole, with a new classifier.
+
+    Args:
+        student_spec: Its architecture.
+        weights: All its tensors; those of its own classifier, if any, are not used.
+        image_size: Side of the images in pixels; a position grid is resampled to it.
+        num_classes: Classes of the new classifier.
+        drop_path: Rate of stochastic depth.
+        seed: Seed of the stream ``student-head``.
+
+    Raises:
+        TwinbudError: The tensors are not those of the architecture at that image size.
+    """
+    model = student_spec.build(image_size=image_size, num_classes=num_classes, drop_path=drop_path)
+    new = set(_classifier_tensors(student_spec, model))
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in new}
+    state = student_spec.family.fit_positions(weights, model)
+    wrong = sorted(name for name, shape in expected.items() if name not in state or state[name].shape != shape)
+    if wrong:
+        raise TwinbudError(
+            f"the pretrained weights are not those of a classifier for images of {image_size} pixels"
+            f" ({first_few(wrong, 3)})",
+            where=student_spec.architecture,
+            fix="Use the image size of the pretrained weights, or another network",
+        )
+    model.load_state_dict({name: state[name] for name in expected}, strict=False)
+    _new_classifier(student_spec, model, stream_seed("student-head", seed))
+    return StudentPair(student=model, auxiliary=None)
+
+
 def build_baseline(
     student_spec: StudentSpec,
     method: Method,
@@ -107,6 +148,11 @@ def _tensors(student_spec: StudentSpec, model: TimmModel, role: Role) -> list[st
     return [name for name, spec in student_spec.family.specs(model).items() if spec.role == role]
 
 
+def _classifier_tensors(student_spec: StudentSpec, model: TimmModel) -> list[str]:
+    prefixes = tuple(f"{name}." for name in classifiers(student_spec.architecture))
+    return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+
+
 @torch.no_grad()
 def _set_ones(model: TimmModel, names: list[str]) -> None:
     for name in names:
@@ -117,7 +163,7 @@ def _set_ones(model: TimmModel, names: list[str]) -> None:
 def _new_classifier(student_spec: StudentSpec, model: TimmModel, seed: int) -> None:
     """Initialize a classifier as timm does: truncated normal with standard deviation 0.02, zero bias."""
     generator = torch.Generator().manual_seed(seed)
-    for name in _tensors(student_spec, model, "classifier"):
+    for name in _classifier_tensors(student_spec, model):
         parameter = model.get_parameter(name)
         if parameter.dim() > 1:
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)

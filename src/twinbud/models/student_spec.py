@@ -29,6 +29,7 @@ class StudentSpec:
         mean, std: The teacher's normalization, which the students keep.
         family: The family of the architecture and its teacher.
         template: A network of this architecture with one class, on the meta device (shapes without numbers).
+        has_drop_path: Whether timm can build the architecture with stochastic depth.
     """
 
     architecture: str
@@ -37,6 +38,7 @@ class StudentSpec:
     std: tuple[float, ...]
     family: SelectionFamily = field(repr=False)
     template: TimmModel = field(repr=False)
+    has_drop_path: bool = True
 
     def preprocessing(self, image_size: int) -> Preprocessing:
         """Return the preprocessing of the student's input at one image size."""
@@ -54,9 +56,14 @@ class StudentSpec:
         """Build a network with timm's own random initialization, which depends on ``seed`` alone.
 
         Raises:
-            TwinbudError: The architecture cannot process images of ``image_size`` pixels a side.
+            TwinbudError: The architecture cannot process images of that size, or has no stochastic depth.
         """
-        arguments = self.timm_arguments(image_size) | {"num_classes": num_classes, "drop_path_rate": drop_path}
+        arguments: dict[str, Any] = self.timm_arguments(image_size) | {"num_classes": num_classes}
+        if self.has_drop_path:  # also where it is 0, since some architectures have another rate by default
+            arguments["drop_path_rate"] = drop_path
+        elif drop_path:
+            problem = f"timm's {self.architecture} has no stochastic depth"
+            raise TwinbudError(problem, where=f"--drop-path {drop_path}", fix="Use --drop-path 0")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return timm.create_model(self.architecture, pretrained=False, **arguments)
@@ -67,16 +74,18 @@ def read_student_spec(card: TeacherCard, student: str) -> StudentSpec:
 
     Args:
         card: The teacher.
-        student: "half", or a timm name of the teacher's family.
+        student: "half", "same" for the teacher's own architecture, or a timm name of the teacher's family.
 
     Raises:
         TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
     """
     teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
-    family = family_of(teacher, card.name)
+    family = family_of(teacher)
     if student == "half":
         architecture = card.architecture
         arguments = card.model_args | family.half(architecture, teacher)
+    elif student == "same":
+        architecture, arguments = card.architecture, card.model_args | family.pooling_arguments(teacher)
     else:
         architecture = student.partition(".")[0]
         if not timm.is_model(architecture):
@@ -107,12 +116,12 @@ def make_student_spec(
     """
     model_args = _shape_arguments(model_args)
     template = outline(architecture, architecture, **model_args | {"num_classes": 1})
-    own = family_of(template, architecture)
+    own = family_of(template)
     if family is not None and own.name != family.name:
         raise TwinbudError(
             f"{architecture} is a {own.name}, but the teacher is a {family.name}",
             where="--student",
-            fix=f"Use --student half, or name a {family.name}",
+            fix=f"Use --student half, name a {family.name}, or train it whole with --method finetune",
         )
     # timm maps deprecated names to current ones, which a delivered folder should have
     current = timm.models.get_deprecated_models().get(architecture) or architecture
@@ -123,7 +132,17 @@ def make_student_spec(
         std=std,
         family=own,
         template=template,
+        has_drop_path=_has_drop_path(architecture, model_args),
     )
+
+
+def _has_drop_path(architecture: str, model_args: dict[str, Any]) -> bool:
+    """Return whether timm builds the architecture with a rate of stochastic depth."""
+    try:
+        outline(architecture, architecture, **model_args | {"drop_path_rate": 0.0})
+    except TwinbudError:
+        return False
+    return True
 
 
 def _shape_arguments(model_args: dict[str, Any]) -> dict[str, Any]:

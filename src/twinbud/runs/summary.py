@@ -23,6 +23,7 @@ METHODS = {
     "timm": "random initialization of timm (CM2)",
     "xavier": "Xavier uniform initialization (CM3)",
     "kaiming": "Kaiming normal initialization (CM4)",
+    "finetune": "a pretrained network, trained whole",
 }
 DISTILLATIONS = {
     "skd": None,
@@ -78,12 +79,12 @@ def summarize(
 
 def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[str, str]:
     model, training, split = job.config.model, job.config.training, job.split
-    selection = job.initialization.selection
+    selection, whole = job.initialization.selection, job.initialization.pretrained is not None
     facts = {
         "Method": METHODS[model.method],
         "Self-distillation": DISTILLATIONS[training.distillation],
         "Auxiliary": AUXILIARIES[model.auxiliary],
-        "Teacher": selection.teacher if selection else "none (random initialization)",
+        "Teacher": selection.teacher if selection else model.pretrained if whole else "none (random initialization)",
         "Student": model.student,
         "Recovery": _recovery(job, metrics),
         "Selection rule": _rule(selection.plan) if selection else None,

@@ -17,9 +17,10 @@ import torch
 from twinbud.config.schema import RunConfig, resolve
 from twinbud.core.progress import Progress
 from twinbud.models.families.base import TimmModel
-from twinbud.models.student_pair import StudentPair, build_baseline
-from twinbud.models.student_spec import make_student_spec, read_student_spec
-from twinbud.models.teacher import TeacherCard, read_teacher_card
+from twinbud.models.initialization import describe_student
+from twinbud.models.student_pair import StudentPair
+from twinbud.models.student_spec import make_student_spec
+from twinbud.models.teacher import read_teacher_card
 from twinbud.study.grid import PlannedRun, checked_config
 from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.fit import LabelledImages, fit
@@ -93,13 +94,12 @@ def measure_step(config: RunConfig) -> float:
         The median of the steps after the first, in seconds.
     """
     training, size = config.training, config.training.image_size
-    card = read_teacher_card(config.model.teacher or "")
-    student_spec = read_student_spec(card, config.model.student)
+    student_spec = describe_student(config.model)
     device = choose_device(training.device)
 
-    def student(seed: int) -> Any:
-        student_pair = build_baseline(student_spec, "timm", image_size=size, num_classes=_NUM_CLASSES, seed=seed)
-        return student_pair.student.to(device)
+    def student(seed: int) -> TimmModel:
+        network = student_spec.build(image_size=size, num_classes=_NUM_CLASSES, seed=seed)
+        return network.to(device, memory_format=student_spec.family.memory_format)
 
     has_two_phases = training.num_phases == 2
     has_auxiliary = config.auxiliary != "none" or has_two_phases
@@ -119,14 +119,15 @@ def measure_step(config: RunConfig) -> float:
         auxiliary=student(1).eval().requires_grad_(False) if has_auxiliary else None,
         frozen=config.auxiliary == "frozen" or has_two_phases,
     )
-    teacher = _random_teacher(card, size).to(device) if training.learns_from_teacher else None
+    teacher = _random_teacher(config.model.teacher, size).to(device) if training.learns_from_teacher else None
     bf16 = choose_precision(training.precision, device).bf16
     with cpu_threads(training.threads):
         history = fit(student_pair, data, short, teacher=teacher, bf16=bf16)
     return statistics.median(record.seconds for record in history.epochs[1:])
 
 
-def _random_teacher(card: TeacherCard, image_size: int) -> TimmModel:
+def _random_teacher(name: str | None, image_size: int) -> TimmModel:
     """Return a frozen network of the teacher's shape, with random weights."""
+    card = read_teacher_card(name or "")
     teacher_spec = make_student_spec(card.architecture, card.model_args, mean=card.mean, std=card.std)
     return teacher_spec.build(image_size=image_size, num_classes=_NUM_CLASSES).eval().requires_grad_(False)

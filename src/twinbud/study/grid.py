@@ -10,7 +10,7 @@ from typing import Any
 
 from twinbud.config.loading import read_setting, run_config
 from twinbud.config.profiles import PROFILES
-from twinbud.config.schema import Profile, RunConfig
+from twinbud.config.schema import WHOLE_METHODS, Profile, RunConfig
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.study.recipe import AXES, Recipe
 
@@ -217,18 +217,23 @@ def _convert(axis: str, values: Sequence[Any], recipe: Recipe | None = None, sec
 def _settings(
     recipe: Recipe, coordinates: Mapping[str, Any], sweep_point: Mapping[str, Any], profile: Profile | None
 ) -> dict[str, Any]:
-    """Settings of a run. Later ones win: profile, recipe, method, axes, sweep."""
+    """Settings of a run. Later ones win: profile, recipe, method, axes, sweep.
+
+    A method that keeps a network whole has the pair's teacher as student, unless it names another network.
+    """
     pair, method = recipe.pairs[coordinates["pair"]], coordinates["method"]
+    own = recipe.methods.get(method, {})
+    is_whole = own.get("method", method) in WHOLE_METHODS
     return {
         "profile": profile or recipe.profile,
         **recipe.settings,
         "data": coordinates["data"],
         "teacher": pair.teacher,
-        "student": pair.student,
+        "student": "same" if is_whole else pair.student,
         "fraction": coordinates["fraction"],
         "seed": coordinates["sampling"],
         "method": method,
-        **recipe.methods.get(method, {}),
+        **own,
         **{name: value for name, value in coordinates.items() if name not in AXES},
         **({sweep_point["sweep"]: sweep_point["value"]} if sweep_point else {}),
     }

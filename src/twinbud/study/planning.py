@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from twinbud.config.schema import DataConfig, RunConfig
+from twinbud.config.schema import DataConfig, ModelConfig, RunConfig
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import blank_digests
@@ -15,8 +15,7 @@ from twinbud.data.index import ImageIndex
 from twinbud.data.source import read_index
 from twinbud.data.split import make_split
 from twinbud.models.families.base import SelectionFamily
-from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.initialization import describe_student
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.recovery.stage import num_recovery_steps
 from twinbud.runs.context import decode_images
@@ -131,7 +130,7 @@ class _Planner:
         self.progress, self.pixel_cache = progress, pixel_cache
         self.image_sets: dict[str, ImageSet] = {}
         self.teachers: dict[str, str] = {}
-        self.families: dict[tuple[str, str], SelectionFamily] = {}
+        self.families: dict[ModelConfig, SelectionFamily] = {}
         self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
         self.latest_default: tuple[RunConfig, dict[str, Any]] | None = None
 
@@ -155,16 +154,16 @@ class _Planner:
         return self.latest_default[1]
 
     def _facts(self, cell: Cell, config: RunConfig, path: str) -> dict[str, Any]:
-        name, teacher, student = cell.data, config.model.teacher or "", config.model.student
-        if (teacher, student) not in self.families:  # checked before images are decoded, which can take minutes
-            self.families[teacher, student] = read_student_spec(read_teacher_card(teacher), student).family
-            self.teachers[teacher] = teacher_fingerprint(teacher)
+        name, model = cell.data, config.model
+        if model not in self.families:  # checked before images are decoded, which can take minutes
+            self.families[model] = describe_student(model).family
+            self.teachers[model.teacher or ""] = teacher_fingerprint(model.teacher or "")
         if name not in self.image_sets:
             self.progress.note(f"reading {name}: {path}")
             config_with_path = replace(config, data=replace(config.data, data=path), pixel_cache=self.pixel_cache)
             self.image_sets[name] = open_image_set(config_with_path, self.progress)
-        images, family = self.image_sets[name].fingerprint, self.families[teacher, student]
-        return run_facts(config, images=images, teacher=self.teachers[teacher], family=family)
+        images, teacher = self.image_sets[name].fingerprint, self.teachers[model.teacher or ""]
+        return run_facts(config, images=images, teacher=teacher, family=self.families[model])
 
     def _split_sizes(self, name: str, data: DataConfig) -> _SplitSizes:
         """The sizes of the split, which are the same for every sampling."""

@@ -173,7 +173,7 @@ class _RecipeParser:
         for name, given in self.section("methods").items():
             where = self.where(f"methods.{name}")
             methods[name] = flatten_settings(given, where)
-            _require_known(methods[name], _varied_settings(), where)
+            _require_known(methods[name], (*_varied_settings(), "student"), where)
         return methods
 
     def grid(self) -> Mapping[str, tuple[Any, ...]]:

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twinbud.config.loading import numeric_settings
-from twinbud.config.schema import RunConfig, resolve
+from twinbud.config.schema import WHOLE_METHODS, RunConfig, resolve
 from twinbud.config.settings import all_settings
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 
 if TYPE_CHECKING:
     from twinbud.data.index import ImageIndex
@@ -49,6 +50,8 @@ def run_facts(config: RunConfig, *, images: str, teacher: str, family: Selection
     """
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     settings = numeric_settings(replace(config, training=training))
+    if config.model.method in WHOLE_METHODS and config.model.student != "same":
+        settings["student"] = teacher_fingerprint(config.model.student)
     return {
         "training_version": TRAINING_VERSION,
         "images": images,

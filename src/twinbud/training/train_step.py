@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
+from twinbud.training.batch_norm import running_statistics
 from twinbud.training.compile import EAGER, Compilation, compiled
 from twinbud.training.cuda_graph import RecordedFunction
 from twinbud.training.ema import ema_update, unbiased_beta
@@ -216,7 +217,9 @@ class TrainingStep:
             # before the student's forward pass, so that its activations do not occupy memory yet
             with torch.no_grad():
                 target_logits_BK = targets.logits(images_BCSS, *inputs)
-            student_BK = self.student_pair.student(images_BCSS)
+            # the variance of one image would be that of its pixels alone; of one value, it does not exist
+            with running_statistics(self.student_pair.student) if len(labels) == 1 else nullcontext():
+                student_BK = self.student_pair.student(images_BCSS)
         losses = total_loss(
             student_BK,
             targets.targets(target_logits_BK, labels),

@@ -1,0 +1,59 @@
+"""What settings require of each other: the errors about values that contradict each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twinbud.config.fields import option_of
+from twinbud.core.errors import TwinbudError
+
+
+def require(fits: bool, name: str, value: object, reason: str, valid: str) -> None:
+    """Refuse the ``value`` of setting ``name`` unless it ``fits``.
+
+    Args:
+        fits: Whether the value is allowed.
+        name: Name of the setting.
+        value: Its value.
+        reason: What it contradicts, such as "--method timm, which has no auxiliary".
+        valid: Values that are allowed, in words.
+
+    Raises:
+        TwinbudError: It does not fit.
+    """
+    if not fits:
+        option = option_of(name)
+        raise TwinbudError(f"'{value}' contradicts {reason}", where=option, fix=f"Give {option} {valid}")
+
+
+def require_student(method: str, student: str, selected: Path | None, *, is_whole: bool) -> None:
+    """Require a whole network of a method that keeps one, and a smaller one of the other methods.
+
+    Args:
+        method: The method, as an option.
+        student: The setting ``student``.
+        selected: The setting ``selected``.
+        is_whole: Whether the method keeps a pretrained network whole.
+
+    Raises:
+        TwinbudError: The student is another one, or a whole network is to come from a selection.
+    """
+    if not is_whole:
+        reason = f"{method}, whose student is smaller than the teacher"
+        require(student != "same", "student", student, reason, "half, or use --method finetune")
+        return
+    if selected is not None:
+        problem = f"'{selected}' contradicts {method}, which selects no weights"
+        raise TwinbudError(problem, where="--selected", fix="Give --teacher instead")
+    reason = f"{method}, which keeps a pretrained network whole"
+    require(student != "half", "student", student, reason, "same, or name a pretrained network")
+
+
+def unopened_teacher(name: str, value: str) -> TwinbudError:
+    """The error for a setting that needs the teacher, next to a selection, whose folder does not hold it."""
+    option, off = option_of(name), "none" if name == "recover" else "skd"
+    return TwinbudError(
+        f"'{value}' needs the teacher's weights, which --selected does not hold",
+        where=option,
+        fix=f"Add the --teacher of the selection, or {option} {off}",
+    )
