@@ -33,8 +33,8 @@ from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import open_teacher_at
-from twinbud.runs.context import Job
-from twinbud.runs.pipeline import class_indices, predict_rows, prepare, recover_students, train_student
+from twinbud.runs.context import Job, class_indices
+from twinbud.runs.pipeline import predict_rows, prepare, recover_students, train_student
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.resume import open_checkpoint_manager
 from twinbud.training.amp import cpu_threads

@@ -24,6 +24,7 @@ from twinbud.core.memory import PeakMemory
 from twinbud.data import image_store
 from twinbud.report.model import read_summary
 from twinbud.runs import context, pipeline
+from twinbud.runs.cost import cost_of
 from twinbud.runs.result import RunMetrics
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.epoch_loop import History
@@ -310,7 +311,7 @@ def test_the_best_test_pass_is_the_highest_and_of_equals_the_first() -> None:
     best = pipeline.best_test_pass(history)
     assert best is not None
     assert (best.epoch, best.test_accuracy) == (4, 0.75)
-    cost = pipeline.cost_of(history, None, PeakMemory(torch.device("cpu")), num_train=10)
+    cost = cost_of(history, PeakMemory(torch.device("cpu")), num_train=10)
     assert (cost.num_train, cost.epochs, cost.images_per_second) == (10, 7, 10.0)
 
 

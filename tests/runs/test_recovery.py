@@ -261,7 +261,7 @@ def test_settings_of_disabled_recovery_steps_are_named(
     answer = train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, *words)
     assert answer.code == 0, answer.err
     lines = [line for line in answer.err.splitlines() if "has no effect" in line]
-    assert lines == [f"{setting} has no effect: that recovery step is disabled" for setting in told]
+    assert lines == [f"{setting} has no effect: that step is disabled" for setting in told]
 
 
 def test_least_squares_that_would_not_fit_are_refused(

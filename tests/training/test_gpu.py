@@ -65,15 +65,6 @@ def test_a_recorded_step_does_what_an_ordinary_one_does(distillation: Distillati
             torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
 
 
-def test_a_recorded_step_mixes_smooths_and_averages_as_an_ordinary_one() -> None:
-    changes: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "average": 0.9, "rotate": 20.0}
-    config = replace(SETTINGS, epochs=8, learning_rate=1e-3, distillation="skd+teacher", **changes)
-    (plain, history), (recorded, again) = train("cuda", config=config), train("cuda", RECORDED, config)
-    assert [record.loss for record in again.epochs] == pytest.approx([r.loss for r in history.epochs], rel=1e-4)
-    for name, tensor in plain.student.state_dict().items():
-        torch.testing.assert_close(recorded.student.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
-
-
 @pytest.mark.parametrize("distillation", VARIANTS)
 def test_no_step_waits_for_the_device(distillation: Distillation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of the step runs where any synchronisation is an error."""
@@ -84,7 +75,7 @@ def test_no_step_waits_for_the_device(distillation: Distillation, monkeypatch: p
             return plain(self, *arguments)
 
     monkeypatch.setattr(TrainingStep, "__call__", strict)
-    train("cuda", config=replace(SETTINGS, distillation=distillation, average=0.9))
+    train("cuda", config=replace(SETTINGS, distillation=distillation))
 
 
 @pytest.mark.parametrize("distillation", VARIANTS)

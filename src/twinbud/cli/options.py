@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -69,7 +69,7 @@ def _setting(name: str, default: str | None = None, *, group: str = "", profiles
     known = _default(name, profiles=profiles) if default is None else default
     text = f"{setting.help}{f' [{known}]' if known else ''}"
     if setting.hint is bool:
-        return Option(option_of(name), text, group, {"action": "store_true", "default": SUPPRESS})
+        return Option(option_of(name), text, group, {"action": BooleanOptionalAction, "default": SUPPRESS})
     metavar = _METAVARS.get(name, name.rpartition("_")[2].upper())
     choices = get_args(setting.hint) if get_origin(setting.hint) is Literal else ()
     return Option(option_of(name), text, group, {"default": SUPPRESS, "metavar": "|".join(choices) or metavar})

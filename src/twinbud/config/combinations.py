@@ -49,6 +49,31 @@ def require_student(method: str, student: str, selected: Path | None, *, is_whol
     require(student != "half", "student", student, reason, "same, or name a pretrained network")
 
 
+def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: bool) -> None:
+    """Require that the run takes something from its teacher after the fine-tuning.
+
+    Args:
+        method: The method, as an option.
+        selected: The setting ``selected``.
+        takes_from_teacher: Whether the run selects weights or learns from the teacher.
+
+    Raises:
+        TwinbudError: It does not, or the weights were selected before.
+    """
+    if selected is not None:
+        raise TwinbudError(
+            "the weights were selected from the teacher before fine-tuning",
+            where=f"--selected {selected}",
+            fix="Give --teacher instead, or --no-tune-teacher",
+        )
+    if not takes_from_teacher:
+        raise TwinbudError(
+            f"{method} takes nothing from the teacher",
+            where="--tune-teacher",
+            fix="Add --distillation teacher, or give --no-tune-teacher",
+        )
+
+
 def unopened_teacher(name: str, value: str) -> TwinbudError:
     """The error for a setting that needs the teacher, next to a selection, whose folder does not hold it."""
     option, off = option_of(name), "none" if name == "recover" else "skd"

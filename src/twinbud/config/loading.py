@@ -12,7 +12,6 @@ from twinbud.config.fields import Checked, option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import (
     WHOLE_METHODS,
-    RecoveryConfig,
     RunConfig,
     teacher_use,
 )
@@ -194,21 +193,31 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def disabled_settings(recovery: RecoveryConfig) -> frozenset[str]:
-    """Settings of recovery steps that are disabled, and so change nothing."""
+def disabled_settings(config: RunConfig) -> frozenset[str]:
+    """Settings of the stages and recovery steps that are disabled, and so change nothing."""
+    recovery, disabled = config.recovery, set[str]()
+    if not config.tuning.tune_teacher:
+        disabled |= _settings_of_stage("tuning") - {"tune_teacher"}
     if recovery.recover == "none":
-        return frozenset(name for name, each in all_settings().items() if each.stage == "recovery") - {"recover"}
-    disabled = _LEAST_SQUARES if recovery.recover_refit == "off" else frozenset[str]()
-    return disabled | (_MATCHING if not recovery.recover_epochs else frozenset[str]())
+        return frozenset(disabled | (_settings_of_stage("recovery") - {"recover"}))
+    if recovery.recover_refit == "off":
+        disabled |= _LEAST_SQUARES
+    if not recovery.recover_epochs:
+        disabled |= _MATCHING
+    return frozenset(disabled)
+
+
+def _settings_of_stage(stage: str) -> set[str]:
+    return {name for name, each in all_settings().items() if each.stage == stage}
 
 
 def disabled_setting_notes(config: RunConfig) -> tuple[str, ...]:
-    """A warning for each setting of a disabled recovery step that differs from its default."""
+    """A warning for each setting of a disabled stage or recovery step that differs from its default."""
     defaults = profile_defaults(config.training.profile, config.model.method)
     values = settings_of(config)
     return tuple(
-        f"{option_of(name)} {values[name]} has no effect: that recovery step is disabled"
-        for name in sorted(disabled_settings(config.recovery))
+        f"{option_of(name)} {values[name]} has no effect: that step is disabled"
+        for name in sorted(disabled_settings(config))
         if values[name] != defaults.get(name, all_settings()[name].default)
     )
 
@@ -216,9 +225,9 @@ def disabled_setting_notes(config: RunConfig) -> tuple[str, ...]:
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that change results: not places, not hardware, not what is only reported.
 
-    Settings of disabled recovery steps have their defaults.
+    Settings of disabled steps have their defaults.
     """
-    disabled = disabled_settings(config.recovery)
+    disabled = disabled_settings(config)
     return {
         name: all_settings()[name].default if name in disabled else value
         for name, value in settings_of(config).items()

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from twinbud.config.combinations import require, require_student, unopened_teacher
+from twinbud.config.combinations import require, require_student, require_tunable, unopened_teacher
 from twinbud.config.fields import Checked, setting
 from twinbud.core.errors import TwinbudError
 
@@ -182,6 +182,17 @@ class TrainingConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningConfig(Checked):
+    """How the teacher is fine-tuned on the labelled images, before weights are selected from it."""
+
+    tune_teacher: bool = setting(False, "Fine-tune the teacher on the labelled images first.")
+    tune_epochs: int = setting(40, "Passes of that fine-tuning over the labelled images.", ge=1)
+    tune_min_steps: int = setting(300, "Add epochs until at least this many steps of it are planned.", ge=0)
+    tune_learning_rate: float = setting(3e-4, "Its peak at batch size 32; scaled linearly with the batch size.", ge=0)
+    tune_layer_decay: float = setting(0.65, "Factor of its learning rate from each layer to the one below.", gt=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoveryConfig(Checked):
     """How student and auxiliary are refitted to the teacher before training, without labels."""
 
@@ -222,6 +233,7 @@ class RunConfig(Checked):
         data: Images and split.
         model: Teacher and student.
         training: Training of the student.
+        tuning: Fine-tuning of the teacher before selection.
         recovery: Recovery between selection and training.
         output: The run folder.
         force: Replace an earlier run in ``output``.
@@ -229,6 +241,7 @@ class RunConfig(Checked):
         checkpoint_seconds: Seconds of training between two checkpoints, at least 0; does not change results.
         pixel_cache: Keep decoded images in the cache folder and read them from there; does not change results.
         logits: Write logits to ``predictions.csv``, too; does not change results.
+        teacher_cache: Folder where runs that fine-tune the teacher in the same way share it; None: in the run folder.
 
     Raises:
         TwinbudError: Method, auxiliary, distillation and recovery contradict each other.
@@ -238,12 +251,14 @@ class RunConfig(Checked):
     model: ModelConfig
     training: TrainingConfig
     output: Path
+    tuning: TuningConfig = Field(default_factory=TuningConfig)
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     force: bool = False
     resume: bool = False
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     pixel_cache: bool = True
     logits: bool = False
+    teacher_cache: Path | None = None
 
     @property
     def auxiliary(self) -> Auxiliary:
@@ -285,6 +300,9 @@ class RunConfig(Checked):
             require(rule != "random-inconsistent", "recover", recover, reason, "none")
         if self.teacher_use is not None and self.model.teacher is None:
             raise unopened_teacher(*self.teacher_use)
+        if self.tuning.tune_teacher:
+            takes_from_teacher = method in INHERITING_METHODS or self.training.learns_from_teacher
+            require_tunable(f"--method {method}", self.model.selected, takes_from_teacher=takes_from_teacher)
         return self
 
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from twinbud.config.fields import hints_of
-from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig
+from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig, TuningConfig
 
-Stage = type[DataConfig] | type[ModelConfig] | type[RecoveryConfig] | type[TrainingConfig]
+Stage = type[DataConfig] | type[ModelConfig] | type[TuningConfig] | type[RecoveryConfig] | type[TrainingConfig]
 STAGES: dict[str, Stage] = {
     "data": DataConfig,
     "model": ModelConfig,
+    "tuning": TuningConfig,
     "recovery": RecoveryConfig,
     "training": TrainingConfig,
 }

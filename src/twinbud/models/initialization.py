@@ -73,8 +73,12 @@ class Initialization:
         return digest.hexdigest()
 
 
-def open_initialization(config: RunConfig) -> Initialization:
+def open_initialization(config: RunConfig, teacher: TeacherCard | None = None) -> Initialization:
     """Read the students' architecture and open their weights; the baselines CM2-CM4 open none.
+
+    Args:
+        config: The run.
+        teacher: The fine-tuned teacher, which takes the place of ``config.model.teacher``; None without fine-tuning.
 
     Raises:
         TwinbudError: A setting contradicts the plan of ``selected``, or the teacher's family does not support the
@@ -93,7 +97,7 @@ def open_initialization(config: RunConfig) -> Initialization:
         )
     if model.method in WHOLE_METHODS:
         return _open_whole(config)
-    card = read_teacher_card(model.teacher or "")
+    card = teacher or read_teacher_card(model.teacher or "")
     student_spec = read_student_spec(card, model.student)
     _require_support(config, student_spec)  # before weights are opened
     if not inherits:

@@ -20,6 +20,7 @@ from twinbud.models.teacher import TeacherCard
 from twinbud.runs.resource_cache import ResourceCache, images_key, source_key
 from twinbud.training.amp import PrecisionChoice
 from twinbud.training.compile import Compilation
+from twinbud.training.fit import LabelledImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +68,17 @@ def decode_images(image_index: ImageIndex, config: RunConfig, progress: Progress
     if cache is not None and cache.trouble is not None:
         progress.note(cache.trouble)
     return decoded
+
+
+def class_indices(image_index: ImageIndex, rows: tuple[int, ...]) -> torch.Tensor:
+    """(N,) int64 class indices of the given rows."""
+    return torch.tensor([image_index.classes.index(image_index.rows[row].label) for row in rows], dtype=torch.int64)
+
+
+def labelled_images(job: Job) -> LabelledImages:
+    """The labelled images of a run, on its device where they fit."""
+    return LabelledImages(
+        images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
+        labels_N=class_indices(job.image_index, job.split.labelled).to(job.device),
+        preprocessing=job.initialization.student_spec.preprocessing(job.config.training.image_size),
+    )

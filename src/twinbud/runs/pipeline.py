@@ -18,7 +18,7 @@ from twinbud.core.files import write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.duplicates import blank_digests
-from twinbud.data.index import ImageIndex, write_left_out
+from twinbud.data.index import write_left_out
 from twinbud.data.split import check_split_file, make_split
 from twinbud.data.split_file import write_split
 from twinbud.evaluation.metrics import evaluate
@@ -26,31 +26,34 @@ from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import TeacherCard, read_teacher_card
 from twinbud.models.teacher_classifier import open_teacher_classifier, require_classes
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
 from twinbud.report.history import history_writer
-from twinbud.runs.context import Job, list_images, open_images
+from twinbud.runs.context import Job, class_indices, labelled_images, list_images, open_images
+from twinbud.runs.cost import cost_of
 from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
 from twinbud.runs.result import RunCost, RunMetrics, RunResult
-from twinbud.runs.resume import open_checkpoint_manager, previous_precision
+from twinbud.runs.resume import open_checkpoint_manager, open_tuning_checkpoints, previous_precision
 from twinbud.runs.run_dir import (
     METRICS,
     RECOVERY_FILE,
+    TEACHER,
     require_run_output,
     started_run,
     write_settings,
 )
 from twinbud.runs.summary import summarize
+from twinbud.runs.tuning import tune_teacher, tuning_config
 from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
 from twinbud.training.epoch_loop import History, plan_steps
-from twinbud.training.fit import LabelledImages, fit
+from twinbud.training.fit import fit
 from twinbud.training.two_phase import fit_in_two_phases
 
 
@@ -71,20 +74,25 @@ def train(
         TwinbudError: A problem that the caller can solve; found before the run folder is made where possible.
         Stopped: The process received a signal to stop during training; ``config.resume`` continues the run.
     """
-    progress = progress or SilentProgress()
+    progress, resource_cache = progress or SilentProgress(), resource_cache or ResourceCache()
     require_run_output(config.output, force=config.force, resume=config.resume)
     for text in disabled_setting_notes(config):
         progress.note(text)
     with cpu_threads(config.training.threads):
-        job = prepare(config, progress, resource_cache or ResourceCache())
-        checkpoints = open_checkpoint_manager(job, progress)  # before any write: a refused resume changes nothing
+        job, checkpoints = open_first_stage(config, progress, resource_cache)
         with started_run(config.output, force=config.force, resume=config.resume) as folder:
+            tuned = None
+            if config.tuning.tune_teacher:
+                with checkpoints.stop_on_signal():
+                    tuned = tune_teacher(job, folder / TEACHER, checkpoints, progress)
+                job = prepare(config, progress, resource_cache, tuned.card)
+                checkpoints = open_checkpoint_manager(job, progress)
             environment = save_inputs(job, folder)
             with checkpoints.stop_on_signal():
                 recovery = recover_students(job, folder, checkpoints, progress)
                 memory = PeakMemory(job.device)
                 history = train_student(job, folder, checkpoints, progress)
-            cost = cost_of(history, recovery, memory, num_train=len(job.split.labelled))
+            cost = cost_of(history, memory, num_train=len(job.split.labelled), recovery=recovery, tuned=tuned)
             predictions, metrics = evaluate_student(job, history, cost)
             save_outputs(job, folder, predictions, metrics)
             summary = summarize(job, history, predictions, metrics, environment)
@@ -101,14 +109,39 @@ def train(
     )
 
 
-def prepare(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> Job:
-    """Read and split the images, open the teacher, and build student and auxiliary; quick checks come first."""
+def open_first_stage(
+    config: RunConfig, progress: Progress, resource_cache: ResourceCache
+) -> tuple[Job, CheckpointManager]:
+    """Prepare the run, or the fine-tuning of its teacher, before anything is written; a refused run changes nothing."""
+    if not config.tuning.tune_teacher:
+        job = prepare(config, progress, resource_cache)
+        return job, open_checkpoint_manager(job, progress)
+    open_initialization(config)  # refuses a student that would not fit, before the fine-tuning
+    job = prepare(tuning_config(config), progress, resource_cache)
+    return job, open_tuning_checkpoints(job, progress)
+
+
+def prepare(
+    config: RunConfig, progress: Progress, resource_cache: ResourceCache, tuned_teacher: TeacherCard | None = None
+) -> Job:
+    """Read and split the images, open the teacher, and build student and auxiliary; quick checks come first.
+
+    Args:
+        config: The settings.
+        progress: Shows the decoding of images.
+        resource_cache: Images and initial weights of earlier runs.
+        tuned_teacher: Takes the place of ``config.model.teacher``.
+    """
     device = choose_device(config.training.device)
     listed = list_images(config, resource_cache)
     check_split_file(listed, config.data)
-    teacher = read_teacher_card(config.model.teacher or "") if config.teacher_use is not None else None
+    teacher = tuned_teacher
+    if teacher is None and config.teacher_use is not None:
+        teacher = read_teacher_card(config.model.teacher or "")
     initialization = resource_cache.get_or_create(
-        "initialization", initialization_key(config), lambda: open_initialization(config)
+        "initialization",
+        initialization_key(config, tuned_teacher),
+        lambda: open_initialization(config, tuned_teacher),
     )
     image_index, image_store = open_images(config, progress, resource_cache)
     if teacher is not None and config.training.learns_from_teacher:
@@ -189,11 +222,7 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
 def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> History:
     """Train the student on the labelled images, from the last checkpoint if the run is resumed."""
     preprocessing = job.initialization.student_spec.preprocessing(job.config.training.image_size)
-    data = LabelledImages(
-        images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
-        labels_N=class_indices(job.image_index, job.split.labelled).to(job.device),
-        preprocessing=preprocessing,
-    )
+    data = labelled_images(job)
     teacher = None
     if job.config.training.learns_from_teacher:
         assert job.teacher is not None
@@ -247,11 +276,6 @@ def save_outputs(job: Job, folder: Path, predictions: Predictions, metrics: RunM
     write_json(folder / METRICS, metrics.to_json())
 
 
-def class_indices(image_index: ImageIndex, rows: tuple[int, ...]) -> torch.Tensor:
-    """(N,) int64 class indices of the given rows."""
-    return torch.tensor([image_index.classes.index(image_index.rows[row].label) for row in rows], dtype=torch.int64)
-
-
 def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
     """Predict the given rows of the image index with the student."""
     image_index, student_spec = job.image_index, job.initialization.student_spec
@@ -279,33 +303,3 @@ def best_test_pass(history: History) -> EpochRecord | None:
     """The epoch with the highest test accuracy, the first of equals; None without test passes."""
     tested = [record for record in history.epochs if record.test_accuracy is not None]
     return max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)
-
-
-def cost_of(history: History, recovery: Recovery | None, memory: PeakMemory, *, num_train: int) -> RunCost:
-    """Add up time, memory and steps of training and, if any, of recovery."""
-    cost = RunCost(
-        num_train=num_train,
-        num_steps=history.num_steps,
-        num_passes=history.num_images,
-        epochs=len(history.epochs),
-        train_seconds=history.train_seconds,
-        images_per_second=history.num_images / history.train_seconds,
-        peak_memory_mib=memory.mib,
-        memory_before_training_mib=memory.before_mib,
-    )
-    if recovery is None:
-        return cost
-    return replace(
-        cost,
-        recover_num_images=recovery.num_images,
-        recover_num_views=recovery.num_views,
-        recover_num_views_asked=recovery.num_views_asked,
-        recover_num_steps=recovery.num_steps,
-        recover_num_passes=recovery.num_passes,
-        recover_seconds=recovery.seconds,
-        recover_peak_memory_mib=recovery.peak_memory_mib,
-        num_steps=cost.num_steps + recovery.num_steps,
-        num_passes=cost.num_passes + recovery.num_passes,
-        train_seconds=cost.train_seconds + recovery.seconds,
-        peak_memory_mib=max(cost.peak_memory_mib, recovery.peak_memory_mib),
-    )

@@ -10,6 +10,8 @@ from typing import Literal, TypeVar, cast
 
 from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.models.teacher import TeacherCard
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 
 Kind = Literal["index", "images", "initialization"]
 Resource = TypeVar("Resource")
@@ -74,8 +76,9 @@ def images_key(config: RunConfig) -> Hashable:
     return source_key(config), config.training.image_size
 
 
-def initialization_key(config: RunConfig) -> Hashable:
-    """Return the settings that the initial weights depend on; the seed counts only for random selection."""
+def initialization_key(config: RunConfig, tuned_teacher: TeacherCard | None = None) -> Hashable:
+    """Return what the initial weights depend on; the seed counts only for random selection."""
     is_random = config.model.rule.startswith("random")
     seed = config.training.seed if is_random else None
-    return config.model, config.auxiliary, config.training.image_size, seed
+    tuned = teacher_fingerprint(tuned_teacher.name) if tuned_teacher else None
+    return config.model, config.auxiliary, config.training.image_size, seed, tuned

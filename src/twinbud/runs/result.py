@@ -17,8 +17,16 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """Time, memory and steps of a run; values of recovery are None without recovery, and absent from the JSON."""
+    """Time, memory and steps of a run; values of a stage that the run does not have are None, and not in the JSON."""
 
+    tune_num_steps: int | None = None
+    """Optimizer steps of the fine-tuning of the teacher."""
+    tune_num_passes: int | None = None
+    """Images in these steps, each counted once per epoch."""
+    tune_seconds: float | None = None
+    """Wall time of the fine-tuning in seconds; runs of a study that share a tuned teacher all report it."""
+    tune_peak_memory_mib: float | None = None
+    """Peak memory of the fine-tuning in MiB."""
     recover_num_images: int | None = None
     """Different images that recovery reads."""
     recover_num_views: int | None = None
@@ -36,17 +44,17 @@ class RunCost:
     num_train: int
     """Labelled training images."""
     num_steps: int
-    """Optimizer steps, including recovery."""
+    """Optimizer steps of all stages."""
     num_passes: int
-    """Images in these steps, each counted once per epoch, including recovery."""
+    """Images in these steps, each counted once per epoch."""
     epochs: int
     """Epochs of training."""
     train_seconds: float
-    """Wall time of recovery and training in seconds, without test passes."""
+    """Wall time of all stages in seconds, without test passes."""
     images_per_second: float
-    """Throughput of training, without recovery."""
+    """Throughput of the last stage, the training of the student."""
     peak_memory_mib: float
-    """Peak memory of recovery and training in MiB: of the GPU, or of the process on a CPU."""
+    """Peak memory of all stages in MiB: of the GPU, or of the process on a CPU."""
     memory_before_training_mib: float
     """The same memory in MiB when training starts."""
 

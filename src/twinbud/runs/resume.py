@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twinbud.config.loading import numeric_settings
 from twinbud.config.schema import RunConfig
 from twinbud.core.progress import Progress
@@ -12,19 +14,32 @@ from twinbud.runs.context import Job
 from twinbud.runs.run_dir import CHECKPOINTS
 from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
-from twinbud.training.phases import FIRST_PHASE, PHASES, RECOVERY_PHASES
+from twinbud.training.phases import FIRST_PHASE, PHASES, RECOVERY_PHASES, TUNING_PHASE
 
 
-def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
-    """Open the checkpoints of all phases of a run; load the newest intact ones if the run is resumed."""
+def run_identity(job: Job) -> dict[str, Any]:
+    """Return all that the weights of a run depend on, as plain JSON, except the number of threads."""
     identity = numeric_settings(job.config) | {
         "precision": job.precision.name,
         "compile": job.compilation.name,
         "images": fingerprint(job.image_index, job.image_store.digests, job.split),
         "initial weights": job.initialization.fingerprint(),
     }
-    if job.config.training.learns_from_teacher:
-        identity["teacher"] = teacher_fingerprint(job.config.model.teacher or "")
+    if job.teacher is not None and job.config.training.learns_from_teacher:
+        identity["teacher"] = teacher_fingerprint(job.teacher.name)
+    return identity
+
+
+def open_tuning_checkpoints(job: Job, progress: Progress) -> CheckpointManager:
+    """Open the checkpoints of the fine-tuning of the teacher; load the newest intact one if the run is resumed."""
+    checkpoints = CheckpointFolder(job.config.output / CHECKPOINTS / TUNING_PHASE, run_identity(job))
+    found = newest_checkpoint(checkpoints, job.config, progress, "fine-tuning the teacher")
+    return CheckpointManager(checkpoints, found, job.config.checkpoint_seconds, save_last=True)
+
+
+def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
+    """Open the checkpoints of recovery and training; load the newest intact ones if the run is resumed."""
+    identity = run_identity(job)
     folder, seconds = job.config.output / CHECKPOINTS, job.config.checkpoint_seconds
     phases = {}
     if job.config.recovery.recover != "none":

@@ -31,15 +31,18 @@ METRICS = "metrics.json"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 RECOVERY_FILE = "recovery.json"
+TEACHER = "teacher"
+"""The fine-tuned teacher, a model folder."""
 CHECKPOINTS = "checkpoints"
 """Exists in an unfinished run; ``--resume`` continues from its content."""
 _FILES = {
     ".": (
-        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", "split.csv", "left_out.csv", "plan.json",
+        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
         "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", SUMMARY, REPORT,
         ".*.draft",
     ),
     "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
+    TEACHER: ("config.json", "model.safetensors", "tuning.json"),
     CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),
     **{f"{CHECKPOINTS}/{phase}": ("step-*", ".step-*.draft") for phase in PHASES},
 }  # fmt: skip

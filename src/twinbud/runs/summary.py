@@ -79,12 +79,12 @@ def summarize(
 
 def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[str, str]:
     model, training, split = job.config.model, job.config.training, job.split
-    selection, whole = job.initialization.selection, job.initialization.pretrained is not None
+    selection = job.initialization.selection
     facts = {
         "Method": METHODS[model.method],
         "Self-distillation": DISTILLATIONS[training.distillation],
         "Auxiliary": AUXILIARIES[model.auxiliary],
-        "Teacher": selection.teacher if selection else model.pretrained if whole else "none (random initialization)",
+        "Teacher": _teacher(job),
         "Student": model.student,
         "Recovery": _recovery(job, metrics),
         "Selection rule": _rule(selection.plan) if selection else None,
@@ -102,6 +102,17 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Peak memory": f"{metrics.peak_memory_mib:,.0f} MiB",
     }
     return {name: text for name, text in facts.items() if text is not None}
+
+
+def _teacher(job: Job) -> str:
+    """The teacher, and whether it was fine-tuned; methods with a random start have none unless they learn from it."""
+    initialization, training = job.initialization, job.config.training
+    if initialization.pretrained is not None and not training.learns_from_teacher:
+        return job.config.model.pretrained or ""
+    if initialization.selection is None and not training.learns_from_teacher:
+        return "none (random initialization)"
+    name = job.config.model.teacher or ""
+    return f"{name}, fine-tuned on the labelled images" if job.config.tuning.tune_teacher else name
 
 
 def _mistakes(job: Job, predictions: Predictions) -> tuple[Mistake, ...]:

@@ -1,7 +1,8 @@
 """Estimate the time of runs: their number of steps times the measured time of a step.
 
 The time of a step comes from finished runs of the same shape. Without one, a few steps are timed on blank images with
-random weights. Then a recovery step counts as a training step, although the teacher's forward pass makes it longer.
+random weights. Then a step of recovery or of the teacher's fine-tuning counts as a training step, although it takes
+longer.
 Least squares takes no steps and is counted only if a finished run has its time.
 """
 
@@ -77,6 +78,7 @@ def _step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
         facts["threads"],
         has_auxiliary,
         tuple(recovery) if settings["recover"] != "none" else (),
+        tuple(item for item in sorted(settings.items()) if item[0].startswith("tune")),
         *(settings[name] for name in _SHAPE),
     )
 

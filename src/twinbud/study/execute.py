@@ -60,7 +60,9 @@ def execute_run(
     folder = store.run_dir(run.run_id)
     record = _read_finished(run, folder, num_workers)
     if record is None:
-        config = run_config(run.settings, output=folder, resume=True, pixel_cache=pixel_cache)
+        config = run_config(
+            run.settings, output=folder, resume=True, pixel_cache=pixel_cache, teacher_cache=store.teachers
+        )
         _require_planned_inputs(run, config, resource_cache, progress)
         try:
             train(config, progress, resource_cache=resource_cache)

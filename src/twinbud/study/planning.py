@@ -19,6 +19,7 @@ from twinbud.models.initialization import describe_student
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.recovery.stage import num_recovery_steps
 from twinbud.runs.context import decode_images
+from twinbud.runs.tuning import num_tuning_steps
 from twinbud.study.grid import Cell, PlannedRun
 from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts
 from twinbud.training.epoch_loop import plan_steps
@@ -175,7 +176,7 @@ class _Planner:
 
 
 def _num_steps(config: RunConfig, sizes: _SplitSizes) -> int:
-    """Optimizer steps of recovery and of all phases of training."""
+    """Optimizer steps of all stages: fine-tuning of the teacher, recovery, and all phases of training."""
     num_images = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
     training = config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
-    return num_recovery_steps(config, num_images) + training
+    return num_tuning_steps(config, sizes.labelled) + num_recovery_steps(config, num_images) + training

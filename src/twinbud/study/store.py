@@ -6,6 +6,7 @@
 - ``failures/RUN_ID.json``: why the last attempt of a run failed.
 - ``claims/RUN_ID.lock``: locked by the process that executes the run; the system unlocks it when the process ends.
 - ``work/RUN_ID/``: the run folder, see ``twinbud.runs.run_dir``.
+- ``teachers/``: fine-tuned teachers, see ``twinbud.runs.tuning``.
 - ``set-aside/``: corrupt records.
 """
 
@@ -175,6 +176,11 @@ class RunStore:
     def run_dir(self, run_id: str) -> Path:
         """The run folder."""
         return self.path / "work" / run_id
+
+    @property
+    def teachers(self) -> Path:
+        """The folder of the fine-tuned teachers, which runs share; may be deleted once the study is complete."""
+        return self.path / "teachers"
 
     def is_done(self, run_id: str) -> bool:
         """Whether the run has a record, which may be corrupt."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+TUNING_PHASE = "tuning"
+"""Fine-tuning of the teacher (``runs.tuning``)."""
 FIRST_PHASE = "first-phase"
 """Training of the frozen S′ of ``tf-kd-self`` (``training.two_phase``)."""
 RECOVERY_PHASES = {"student": "recovery-student", "auxiliary": "recovery-auxiliary"}
 """Recovery of S and of S′ (``recovery.stage``)."""
-PHASES = (FIRST_PHASE, *RECOVERY_PHASES.values())
+PHASES = (TUNING_PHASE, FIRST_PHASE, *RECOVERY_PHASES.values())

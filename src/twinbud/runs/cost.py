@@ -1,0 +1,62 @@
+"""The cost of a run: time, memory and steps of its stages, added up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from twinbud.core.memory import PeakMemory
+from twinbud.recovery.result import Recovery
+from twinbud.runs.result import RunCost
+from twinbud.runs.tuning import TunedTeacher, TuningCost
+from twinbud.training.epoch_loop import History
+
+
+def cost_of(
+    history: History,
+    memory: PeakMemory,
+    *,
+    num_train: int,
+    recovery: Recovery | None = None,
+    tuned: TunedTeacher | None = None,
+) -> RunCost:
+    """Add up time, memory and steps of training and, if any, of recovery and of the fine-tuning of the teacher."""
+    cost = RunCost(
+        num_train=num_train,
+        num_steps=history.num_steps,
+        num_passes=history.num_images,
+        epochs=len(history.epochs),
+        train_seconds=history.train_seconds,
+        images_per_second=history.num_images / history.train_seconds,
+        peak_memory_mib=memory.mib,
+        memory_before_training_mib=memory.before_mib,
+    )
+    if recovery is not None:
+        cost = replace(
+            _sum(cost, recovery),
+            recover_num_images=recovery.num_images,
+            recover_num_views=recovery.num_views,
+            recover_num_views_asked=recovery.num_views_asked,
+            recover_num_steps=recovery.num_steps,
+            recover_num_passes=recovery.num_passes,
+            recover_seconds=recovery.seconds,
+            recover_peak_memory_mib=recovery.peak_memory_mib,
+        )
+    if tuned is not None:
+        cost = replace(
+            _sum(cost, tuned.cost),
+            tune_num_steps=tuned.cost.num_steps,
+            tune_num_passes=tuned.cost.num_passes,
+            tune_seconds=tuned.cost.seconds,
+            tune_peak_memory_mib=tuned.cost.peak_memory_mib,
+        )
+    return cost
+
+
+def _sum(cost: RunCost, stage: Recovery | TuningCost) -> RunCost:
+    return replace(
+        cost,
+        num_steps=cost.num_steps + stage.num_steps,
+        num_passes=cost.num_passes + stage.num_passes,
+        train_seconds=cost.train_seconds + stage.seconds,
+        peak_memory_mib=max(cost.peak_memory_mib, stage.peak_memory_mib),
+    )

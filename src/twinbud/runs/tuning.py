@@ -1,0 +1,200 @@
+"""Fine-tune the teacher on the labelled images, before the student's weights are selected from it.
+
+The fine-tuning is a run of the method ``finetune`` without an evaluation. The tuned teacher has a classifier for the
+classes of the run: recovery can refit the student's classifier to it, and training can take soft targets from it.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from twinbud.config.schema import ModelConfig, RecoveryConfig, RunConfig, TrainingConfig, TuningConfig
+from twinbud.core.errors import Stopped, TwinbudError, explained_writes
+from twinbud.core.files import new_folder, read_json, write_json
+from twinbud.core.memory import PeakMemory, available_bytes
+from twinbud.core.progress import Progress
+from twinbud.core.typed_json import from_json, to_json
+from twinbud.models.model_folder import save_model_folder
+from twinbud.models.teacher import TeacherCard, count_parameters, read_teacher_card
+from twinbud.runs.context import Job, labelled_images
+from twinbud.runs.resume import run_identity
+from twinbud.training.checkpoint_manager import CheckpointManager
+from twinbud.training.epoch_loop import plan_steps
+from twinbud.training.fit import fit
+
+TUNING_FILE = "tuning.json"
+_BYTES_PER_PARAMETER = 16
+"""Weights, gradients and AdamW's two moments, in float32; activations come on top."""
+_UNUSED = ("profile", "distillation", "alpha", "beta", "temperature")
+"""Training settings that the fine-tuning does not use: with other values of them, runs can share a tuned teacher."""
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningCost:
+    """Cost of a fine-tuning, as ``tuning.json`` stores it."""
+
+    num_steps: int
+    """Optimizer steps."""
+    num_passes: int
+    """Images in these steps, each counted once per epoch."""
+    seconds: float
+    """Wall time."""
+    peak_memory_mib: float
+    """Peak memory of the process or the GPU in MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedTeacher:
+    """A teacher that was fine-tuned on the labelled images.
+
+    Attributes:
+        card: The teacher, in a model folder that timm opens.
+        cost: Cost of the fine-tuning, whichever run paid it.
+    """
+
+    card: TeacherCard
+    cost: TuningCost
+
+
+def tuning_config(config: RunConfig) -> RunConfig:
+    """Return the settings of the fine-tuning that ``config`` asks for, as those of a run."""
+    return replace(
+        config,
+        model=ModelConfig(teacher=config.model.teacher, student="same", method="finetune"),
+        training=tuning_training_config(config),
+        recovery=RecoveryConfig(),
+        tuning=TuningConfig(),
+    )
+
+
+def tuning_training_config(config: RunConfig) -> TrainingConfig:
+    """Return the training settings of the fine-tuning: its own epochs and learning rates, the rest as the student's."""
+    tuning = config.tuning
+    return replace(
+        config.training,
+        epochs=tuning.tune_epochs,
+        min_steps=tuning.tune_min_steps,
+        learning_rate=tuning.tune_learning_rate,
+        layer_decay=tuning.tune_layer_decay,
+        evaluate_every=None,
+        **{name: getattr(TrainingConfig(), name) for name in _UNUSED},
+    )
+
+
+def num_tuning_steps(config: RunConfig, num_labelled: int) -> int:
+    """Return the number of optimizer steps of the fine-tuning on ``num_labelled`` images; 0 without one."""
+    return plan_steps(tuning_training_config(config), num_labelled).num_steps if config.tuning.tune_teacher else 0
+
+
+def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> TunedTeacher:
+    """Fine-tune the teacher and save it, or take the one that an earlier run with the same settings saved.
+
+    Args:
+        job: The run of ``tuning_config``.
+        folder: Where the tuned teacher is saved; with ``job.config.teacher_cache``, it is saved there instead, for the
+            other runs that use the cache.
+        checkpoints: The fine-tuning's own.
+        progress: Shows a bar.
+
+    Raises:
+        TwinbudError: The memory does not suffice, a loss is not finite, or the folder cannot be written.
+        Stopped: A stop was requested; the run can be resumed.
+    """
+    cache = job.config.teacher_cache
+    if cache is not None:
+        folder = cache / _key(job)
+    with _exclusive(folder, checkpoints) if cache is not None else nullcontext():
+        if not (folder / TUNING_FILE).exists():
+            _tune(job, folder, checkpoints, progress)
+    cost = from_json(TuningCost, read_json(folder / TUNING_FILE), TUNING_FILE)
+    return TunedTeacher(card=read_teacher_card(f"local-dir:{folder.absolute()}"), cost=cost)
+
+
+def require_tuning_memory(job: Job) -> None:
+    """Require memory for the teacher's weights, gradients and moments before the fine-tuning runs out of it.
+
+    Raises:
+        TwinbudError: Less is free.
+    """
+    num_parameters = count_parameters(job.student_pair.student)
+    needed, free = num_parameters * _BYTES_PER_PARAMETER, available_bytes(job.device)
+    if needed > free:
+        raise TwinbudError(
+            f"fine-tuning {num_parameters / 1e6:,.0f} million parameters needs more than {needed / 2**20:,.0f} MiB of"
+            f" memory, but {free / 2**20:,.0f} MiB are free",
+            where="--tune-teacher",
+            fix="Use a smaller teacher or another machine, or leave the teacher as it is with --no-tune-teacher",
+        )
+
+
+def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:
+    require_tuning_memory(job)
+    memory, student_pair, training = PeakMemory(job.device), job.student_pair, job.config.training
+    history = fit(
+        student_pair,
+        labelled_images(job),
+        training,
+        bf16=job.precision.bf16,
+        compilation=job.compilation,
+        checkpoints=checkpoints,
+        progress=progress,
+        label="fine-tuning the teacher",
+    )
+    cost = TuningCost(
+        num_steps=history.num_steps,
+        num_passes=history.num_images,
+        seconds=history.train_seconds,
+        peak_memory_mib=memory.mib,
+    )
+    with new_folder(folder) as draft:
+        save_model_folder(
+            draft,
+            student_pair.student,
+            job.initialization.student_spec,
+            image_size=training.image_size,
+            classes=job.image_index.classes,
+        )
+        write_json(draft / TUNING_FILE, to_json(cost))
+    gc.collect()  # releases the optimizer's moments
+
+
+def _key(job: Job) -> str:
+    """Return the name of a tuned teacher in the cache: a checksum of all that its weights depend on."""
+    identity = run_identity(job) | {"threads": job.config.training.threads}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+@contextmanager
+def _exclusive(folder: Path, checkpoints: CheckpointManager) -> Iterator[None]:
+    """Wait until no other process fine-tunes the teacher of this folder.
+
+    Raises:
+        Stopped: A stop was requested meanwhile.
+    """
+    with explained_writes(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    while True:
+        if checkpoints.stop_requested:
+            raise Stopped(
+                "stopped while another run fine-tunes the teacher; continue with the same command and --resume"
+            )
+        try:
+            with explained_writes(folder):
+                lock.acquire(timeout=_POLL_SECONDS)
+            break
+        except Timeout:
+            continue
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,177 @@
+"""Fine-tuning of the teacher before selection."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from helpers.command import refusal, train, trained
+from helpers.command import twinbud as command
+from twinbud.config.loading import run_config
+from twinbud.models.selection_io import select
+from twinbud.models.teacher import read_teacher_card
+from twinbud.runs import pipeline, tuning
+from twinbud.runs.result import RunResult
+from twinbud.training.train_step import TrainingStep
+
+TUNE = ("--method", "selection", "--tune-teacher", "--tune-epochs", 2, "--tune-min-steps", 0)
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def weights(run: Path, folder: str = "model") -> bytes:
+    return (run / folder / "model.safetensors").read_bytes()
+
+
+def test_the_student_is_selected_from_the_tuned_teacher(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    untrained = ("--learning-rate", 0, "--final-learning-rate", 0)
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *TUNE, *untrained)
+    tuned = select(read_teacher_card(f"local-dir:{run / 'teacher'}")).student_weights
+    original = select(read_teacher_card(shared_teacher)).student_weights
+    found = load_file(run / "model" / "model.safetensors")
+    names = [name for name in tuned if name.startswith("blocks.")]
+    assert all(torch.equal(found[name], tuned[name]) for name in names)
+    assert not any(torch.equal(found[name], original[name]) for name in names if name.endswith("qkv.weight"))
+
+
+def test_timm_alone_opens_the_tuned_teacher_with_the_classes_of_the_run(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *TUNE)
+    teacher = timm.create_model(f"local-dir:{run / 'teacher'}", pretrained=True)
+    assert teacher.num_classes == len(list(shared_images.iterdir()))
+    assert torch.equal(teacher.state_dict()["head.weight"], load_file(run / "teacher/model.safetensors")["head.weight"])
+
+
+def test_the_cost_of_tuning_is_counted(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    plain = metrics_of(trained(shared_images, shared_teacher, tmp_path / "plain", "--method", "selection"))
+    found = metrics_of(trained(shared_images, shared_teacher, tmp_path / "run", *TUNE))
+    assert (found["tune_num_steps"], found["tune_num_passes"]) == (6, 48)  # 24 images, 2 epochs, batches of 8
+    assert found["num_steps"] == plain["num_steps"] + 6
+    assert found["num_passes"] == plain["num_passes"] + 48
+    assert found["train_seconds"] > found["tune_seconds"] > 0
+    assert not any(name.startswith("tune_") for name in plain)
+
+
+def test_a_tuned_teacher_guides_a_random_student(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    run = trained(
+        shared_images, shared_teacher, tmp_path / "run", *TUNE, "--method", "timm", "--distillation", "teacher"
+    )
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "fine-tuned on the labelled images" in page
+    assert "loss_skd" in (run / "history.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_the_saved_settings_repeat_the_run(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *TUNE)
+    answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert weights(run, "teacher") == weights(tmp_path / "again", "teacher")
+    assert weights(run) == weights(tmp_path / "again")
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 8], ids="step {}".format)
+def test_a_run_that_is_stopped_while_or_after_it_tunes_ends_as_if_it_had_not_been(
+    step: int, shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first epoch of tuning, in the second, at the last step, and in the training of the student."""
+    settings = (*TUNE, "--recover", "labelled")
+    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
+    take, taken = TrainingStep.__call__, []
+
+    def signalled(self: TrainingStep, *batch: Any) -> Any:
+        taken.append(1)
+        if len(taken) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", signalled)
+        stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
+    assert stopped.code == 75, stopped.err
+    resumed = train(shared_images, shared_teacher, tmp_path / "run", *settings, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert f"fine-tuning the teacher: going on after step {min(step, 6)}" in resumed.err
+    assert weights(whole, "teacher") == weights(tmp_path / "run", "teacher")
+    assert weights(whole) == weights(tmp_path / "run")
+    counts = ("num_steps", "num_passes", "tune_num_steps", "tune_num_passes", "accuracy")
+    assert all(metrics_of(whole)[name] == metrics_of(tmp_path / "run")[name] for name in counts)
+
+
+def test_other_tuning_settings_do_not_go_on_from_a_checkpoint(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "save_model_folder", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(shared_images, shared_teacher, tmp_path / "run", *TUNE)
+    answer = train(shared_images, shared_teacher, tmp_path / "run", *TUNE, "--tune-learning-rate", 1e-3, "--resume")
+    assert "learning_rate" in refusal(answer)
+
+
+def test_runs_with_a_common_cache_tune_the_teacher_once(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "data": str(shared_images), "teacher": shared_teacher, "profile": "paper", "method": "selection",
+        "image_size": 28, "epochs": 1, "batch_size": 8, "precision": "float32", "threads": 1,
+        "tune_teacher": True, "tune_epochs": 1, "tune_min_steps": 0,
+    }  # fmt: skip
+    tuned: list[Path] = []
+    tune = tuning._tune
+    monkeypatch.setattr(tuning, "_tune", lambda job, folder, *rest: (tuned.append(folder), tune(job, folder, *rest)))
+
+    def run(name: str, **changes: object) -> RunResult:
+        return pipeline.train(run_config(settings | changes, output=tmp_path / name, teacher_cache=tmp_path / "cache"))
+
+    first = run("first")
+    second = run("second", alpha=0.9, epochs=2)
+    other_sampling = run("other", seed=1)
+    assert len(tuned) == len(set(tuned)) == 2, "one for each sampling"
+    assert first.metrics.tune_seconds == second.metrics.tune_seconds != other_sampling.metrics.tune_seconds
+    assert not (tmp_path / "first" / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--method", "kaiming"), "--tune-teacher: --method kaiming takes nothing from the teacher. Add --distill"),
+        (("--tune-epochs", 0), "--tune-epochs: '0' is not valid: it should be greater than or equal to 1"),
+        (("--student", "convnext_atto"), "--student: convnext_atto is a ConvNeXt, but the teacher is a ViT"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
+    words: tuple[object, ...], line: str, shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    assert line in refusal(train(shared_images, shared_teacher, tmp_path / "run", *TUNE, *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_selected_before_cannot_come_from_a_tuned_teacher(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
+    words = ("--selected", tmp_path / "selected", "--recover", "labelled")
+    line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *TUNE, *words))
+    assert "the weights were selected from the teacher before fine-tuning. Give --teacher instead" in line
+
+
+def test_a_teacher_too_large_to_tune_is_refused(
+    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "available_bytes", lambda _: 2**10)
+    line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *TUNE))
+    assert line.startswith("--tune-teacher: fine-tuning ")
+    assert "but 0 MiB are free" in line
