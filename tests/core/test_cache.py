@@ -51,6 +51,22 @@ def test_a_home_directory_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert os.environ["HOME"] == str(tmp_path)
 
 
+def test_matplotlib_gets_a_temporary_folder_where_the_home_directory_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", "")  # restored after the test
+    monkeypatch.delenv("MPLCONFIGDIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    use_temporary_home()
+    assert "MPLCONFIGDIR" not in os.environ
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    use_temporary_home()
+    assert os.environ["MPLCONFIGDIR"] == str(temporary_folder())
+
+
 @pytest.fixture(params=["a file", "below a file", "an unknown user"])
 def unusable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")

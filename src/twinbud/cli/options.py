@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from twinbud.config.fields import option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
 from twinbud.config.settings import STAGES, all_settings
-from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.core.errors import TwinbudError
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")
 """Options of a run that are not settings: they change no result."""
@@ -52,7 +53,7 @@ def parse(words: Sequence[str], description: str = "") -> Namespace:
     names = ["--help", *(option.name for option in options if option.name.startswith("--"))]
     for word in rest[: rest.index("--")] if "--" in rest else rest:
         if word.startswith("--") and word.partition("=")[0] not in names:
-            raise unknown_choice(f"twinbud {command}", word.partition("=")[0], sorted(names))
+            raise _unknown_option(command, word.partition("=")[0], names)
     prog = f"twinbud {command}"
     parser = _Parser(prog=prog, usage=f"{prog} {usage}", description=description, allow_abbrev=False)
     for group, members in groupby(options, key=lambda option: option.group):
@@ -61,6 +62,13 @@ def parse(words: Sequence[str], description: str = "") -> Namespace:
         for option in members:
             target.add_argument(option.name, help=option.help.replace("%", "%%"), **option.keywords)
     return parser.parse_args(rest)
+
+
+def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudError:
+    """The error for an option that does not exist; it names the nearest one instead of all."""
+    near = difflib.get_close_matches(option, names, n=1)
+    fix = f"Did you mean {near[0]}? All options" if near else "All options"
+    return TwinbudError(f"{option} is no option", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help")
 
 
 def _setting(name: str, default: str | None = None, *, group: str = "", profiles: bool = False) -> Option:

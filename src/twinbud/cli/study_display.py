@@ -28,10 +28,10 @@ def show_status(runs: Mapping[str, PlannedRun], interval: float = 10.0) -> Itera
 
     Args:
         runs: All runs, by run id.
-        interval: Seconds between two lines where standard error is not a terminal.
+        interval: Seconds between two lines where standard error is not a terminal, or one that cannot redraw lines.
     """
     console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _LogLines(console, interval)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:

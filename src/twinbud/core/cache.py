@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 CACHE_VARIABLE = "TWINBUD_CACHE"
+_XDG = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+"""Where Matplotlib keeps its settings and its list of fonts; below the home directory where they are not set."""
 
 
 def cache_folder() -> Path:
@@ -53,7 +55,7 @@ def reason_of(error: Exception) -> str:
 
 
 def use_temporary_home() -> None:
-    """Give this process, and those that it starts, a temporary home directory if the user has none.
+    """Give this process, and those that it starts, temporary folders where the user's home is missing or read-only.
 
     PyTorch's compiler, Matplotlib and the client of the Hugging Face hub keep caches in the home directory, or in a
     folder that is named after the user, and fail or complain where the system knows neither.
@@ -62,3 +64,14 @@ def use_temporary_home() -> None:
         if CACHE_VARIABLE not in os.environ:
             warn_of_cache("the home directory is unknown, so that nothing is kept after this command")
         os.environ["HOME"] = str(temporary_folder())
+        return
+    own = (Path.home() / ".config", Path.home() / ".cache")
+    folders = (os.environ.get(name) or folder for name, folder in zip(_XDG, own, strict=True))
+    if "MPLCONFIGDIR" not in os.environ and not all(_can_be_written(Path(folder)) for folder in folders):
+        os.environ["MPLCONFIGDIR"] = str(temporary_folder())  # Matplotlib makes one itself, and says so in two lines
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether ``folder``, or the nearest folder above it that exists, can be written."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)

@@ -46,7 +46,7 @@ class SilentProgress:
 
 
 class TerminalProgress:
-    """Shows a live bar where standard error is a terminal, else prints a line every ``interval`` seconds."""
+    """Shows a live bar where standard error is a terminal that can redraw lines, else prints a line every ``interval`` seconds."""
 
     def __init__(self, interval: float = 10.0) -> None:
         from rich.console import Console
@@ -62,7 +62,7 @@ class TerminalProgress:
     def bar(self, label: str, total: int, *, kind: BarKind = "items") -> Iterator[Advance]:
         """Show a bar; see ``Progress.bar``."""
         del kind
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             with self._live(label, total) as advance:
                 yield advance
         else:
