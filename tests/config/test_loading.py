@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from twinbud.config.loading import (
-    disabled_setting_notes,
     merge_settings,
     read_settings_file,
     run_config,
     setting_names,
+    setting_notes,
     settings_of,
     with_absolute_paths,
 )
@@ -122,9 +122,14 @@ def test_two_equal_configurations_describe_the_same_run(tmp_path: Path) -> None:
     assert configured(**spelled_out) == configured()
     selected = make_plan(tmp_path / "selected")
     assert configured(selected=selected) == configured(selected=selected, rule="random", swap_roles=True)
-    assert disabled_setting_notes(configured(recover="none")) == disabled_setting_notes(
-        configured(recover="none", recover_views=4)
-    )
+    assert setting_notes(configured(recover="none")) == setting_notes(configured(recover="none", recover_views=4))
+
+
+def test_a_selection_with_other_attention_than_the_profile_is_noted(tmp_path: Path) -> None:
+    interleaved = make_plan(tmp_path / "interleaved", attention="interleaved")
+    (note,) = setting_notes(configured(selected=interleaved))
+    assert note.endswith("--attention interleaved; --profile best has 'heads': select with --attention heads to get it")
+    assert not setting_notes(configured(selected=make_plan(tmp_path / "heads", attention="heads")))
 
 
 def test_a_plan_fills_in_its_settings_before_profile_and_schema(tmp_path: Path) -> None:

@@ -33,6 +33,14 @@ class Option:
     group: str = ""
     keywords: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """How the option can be given; none for a positional argument."""
+        if not self.name.startswith("--"):
+            return ()
+        is_switch = self.keywords.get("action") is BooleanOptionalAction
+        return (self.name, f"--no-{self.name[2:]}") if is_switch else (self.name,)
+
 
 class _Parser(ArgumentParser):
     """Raises errors as one line instead of printing the usage."""
@@ -50,7 +58,7 @@ def parse(words: Sequence[str], description: str = "") -> Namespace:
     command, *rest = words
     usage, make_options = OPTIONS[command]
     options = make_options()
-    names = ["--help", *(option.name for option in options if option.name.startswith("--"))]
+    names = ["--help", *(name for option in options for name in option.spellings)]
     for word in rest[: rest.index("--")] if "--" in rest else rest:
         if word.startswith("--") and word.partition("=")[0] not in names:
             raise _unknown_option(command, word.partition("=")[0], names)

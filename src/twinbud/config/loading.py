@@ -211,15 +211,21 @@ def _settings_of_stage(stage: str) -> set[str]:
     return {name for name, each in all_settings().items() if each.stage == stage}
 
 
-def disabled_setting_notes(config: RunConfig) -> tuple[str, ...]:
-    """A warning for each setting of a disabled stage or recovery step that differs from its default."""
-    defaults = profile_defaults(config.training.profile, config.model.method)
+def setting_notes(config: RunConfig) -> tuple[str, ...]:
+    """A warning for each setting that has no effect, and for attention that ``selected`` indexes unlike the profile."""
+    profile, model = config.training.profile, config.model
+    defaults = profile_defaults(profile, model.method)
     values = settings_of(config)
-    return tuple(
+    notes = tuple(
         f"{option_of(name)} {values[name]} has no effect: that step is disabled"
         for name in sorted(disabled_settings(config))
         if values[name] != defaults.get(name, all_settings()[name].default)
     )
+    usual = defaults.get("attention", all_settings()["attention"].default)
+    if model.selected is not None and model.attention != usual:
+        other = f"--profile {profile} has '{usual}': select with --attention {usual} to get it"
+        notes += (f"{model.selected} was selected with --attention {model.attention}; {other}",)
+    return notes
 
 
 def numeric_settings(config: RunConfig) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class SilentProgress:
 
 
 class TerminalProgress:
-    """Shows a live bar where standard error is a terminal that can redraw lines, else prints a line every ``interval`` seconds."""
+    """Shows a live bar on a terminal that can redraw lines, else prints a line every ``interval`` seconds."""
 
     def __init__(self, interval: float = 10.0) -> None:
         from rich.console import Console

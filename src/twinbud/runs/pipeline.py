@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from twinbud.config.loading import disabled_setting_notes, settings_of, with_absolute_paths
+from twinbud.config.loading import setting_notes, settings_of, with_absolute_paths
 from twinbud.config.schema import RunConfig, resolve
 from twinbud.core.environment import describe_environment
 from twinbud.core.errors import explained_writes
@@ -76,7 +76,7 @@ def train(
     """
     progress, resource_cache = progress or SilentProgress(), resource_cache or ResourceCache()
     require_run_output(config.output, force=config.force, resume=config.resume)
-    for text in disabled_setting_notes(config):
+    for text in setting_notes(config):
         progress.note(text)
     with cpu_threads(config.training.threads):
         job, checkpoints = open_first_stage(config, progress, resource_cache)
