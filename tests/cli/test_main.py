@@ -16,6 +16,7 @@ import pytest
 
 from helpers.builders import save_images
 from helpers.command import Answer, refusal, train, trained, twinbud
+from twinbud.cli.options import parse
 from twinbud.config.loading import setting_names
 from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig
 from twinbud.config.settings import all_settings
@@ -368,3 +369,8 @@ def test_every_name_that_others_rely_on_is_a_setting() -> None:
         "split_duplicates", "precision",
     )  # fmt: skip
     assert set(promised) <= set(setting_names())
+
+
+@pytest.mark.parametrize(("option", "value"), [("--develop", True), ("--no-develop", False)])
+def test_a_switch_of_a_file_can_be_turned_on_and_off(option: str, value: bool) -> None:
+    assert parse(["train", "--output", "run", option]).develop is value
