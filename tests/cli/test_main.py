@@ -18,7 +18,8 @@ from helpers.builders import save_images
 from helpers.command import Answer, refusal, train, trained, twinbud
 from twinbud.cli.options import parse
 from twinbud.config.loading import setting_names
-from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig
 from twinbud.config.settings import all_settings
 
 COMMANDS = ("demo", "select", "train", "evaluate", "predict", "report", "study", "tables")

@@ -19,7 +19,8 @@ from twinbud.config.loading import (
     with_absolute_paths,
 )
 from twinbud.config.profiles import PROFILES
-from twinbud.config.schema import RecoveryConfig, RunConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import RunConfig, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import dump_yaml
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.recovering import batches, beside, image_size, whole
-from twinbud.config.schema import RecoverTarget
+from twinbud.config.recovery import RecoverTarget
 from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
 
 

@@ -11,7 +11,8 @@ import torch
 
 from helpers.builders import half_preprocessing, save_vit_teacher
 from helpers.waiting import no_waiting
-from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import read_teacher_card
@@ -43,7 +44,7 @@ def recovered(folder: Path, device: str, **settings: Any) -> tuple[StudentPair, 
 def test_a_gpu_recovers_what_a_cpu_recovers(tmp_path: Path) -> None:
     (_, cpu), (_, gpu) = recovered(tmp_path, "cpu"), recovered(tmp_path, "cuda")
     for pair_role, student in cpu.students.items():
-        for ours, theirs in zip(student.fits, gpu.students[pair_role].fits, strict=True):
+        for ours, theirs in zip(student.refit.fits, gpu.students[pair_role].refit.fits, strict=True):
             assert theirs.after == pytest.approx(ours.after, abs=1e-2)
         losses = [[record.loss for record in part.students[pair_role].history.epochs] for part in (cpu, gpu)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-2)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from helpers.builders import half_preprocessing, save_vit_teacher
-from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
 from twinbud.models.teacher import read_teacher_card

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from helpers.builders import VIT, half_preprocessing, save_teacher, save_vit_teacher
-from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import Attention, TrainingConfig
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import Selection, select
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import open_teacher_at, read_teacher_card
-from twinbud.recovery import least_squares, teacher_provider
+from twinbud.recovery import normal_equations, stream_statistics, teacher_provider
 from twinbud.recovery.feature_matching import RecoveryStep
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import StudentRecovery
@@ -44,16 +45,16 @@ def images(count: int = 10) -> UnlabelledImages:
     return UnlabelledImages(images_NCSS=pixels, preprocessing=half_preprocessing(), device=torch.device("cpu"))
 
 
-def start(teacher: str, **settings: Any) -> tuple[StudentPair, Selection]:
-    selection = select(read_teacher_card(teacher))
+def start(teacher: str, *, attention: Attention = "interleaved", **settings: Any) -> tuple[StudentPair, Selection]:
+    selection = select(read_teacher_card(teacher), attention=attention)
     return build_student_pair(selection, image_size=28, num_classes=3, **settings), selection
 
 
 def recovered(
     teacher: str, checkpoints: CheckpointManager | None = None, **settings: Any
 ) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
-    student_pair, selection = start(teacher)
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
+    student_pair, selection = start(teacher, attention="heads" if config.uses_subspace else "interleaved")
     card = read_teacher_card(teacher)
     return student_pair, recover(
         student_pair, selection, card, images(), config, TRAINING, checkpoints=checkpoints
@@ -86,7 +87,7 @@ def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> N
         changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
         assert changed == {name for name in ours if not name.startswith("head")}
     assert found.keys() == {"student", "auxiliary"}
-    assert all(len(part.fits) == 8 and len(part.history.epochs) == 2 for part in found.values())
+    assert all(len(part.refit.fits) == 8 and len(part.history.epochs) == 2 for part in found.values())
     assert student_pair.auxiliary is not None
     assert not any(parameter.requires_grad for parameter in student_pair.auxiliary.parameters())
     assert all(parameter.requires_grad for parameter in student_pair.student.parameters())
@@ -152,7 +153,7 @@ def test_a_student_with_other_patches_than_its_teachers_is_refused(tmp_path: Pat
 
 def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = recovered(teacher)
-    checkpoints, fitting, fits = keepers(tmp_path), least_squares.fit_layer, []
+    checkpoints, fitting, fits = keepers(tmp_path), normal_equations.fit_layer, []
 
     def counted(*words: Any) -> Any:
         fits.append(1)
@@ -161,14 +162,16 @@ def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monk
         return fitting(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(least_squares, "fit_layer", counted)
+        patch.setattr("twinbud.recovery.least_squares.fit_layer", counted)
         with pytest.raises(Stopped, match="during least squares"):
             recovered(teacher, checkpoints)
     assert len(fits) == 3
     assert same(whole, recovered(teacher, keepers(tmp_path))[0])
 
 
-@pytest.mark.parametrize("settings", [{"recover_epochs": 0}, {"recover_refit": "off"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"recover_epochs": 0}, {"recover_refit": "off"}, {"recover_stream": "subspace"}], ids=str
+)
 def test_a_finished_part_is_not_done_again(settings: dict[str, Any], teacher: str, tmp_path: Path) -> None:
     whole, found = recovered(teacher, keepers(tmp_path), **settings)
     again, later = recovered(teacher, keepers(tmp_path), **settings)
@@ -202,8 +205,32 @@ def test_an_auxiliary_that_is_a_copy_of_s_stays_one(teacher: str) -> None:
 def test_what_recovery_saw_of_a_view_limit_is_told(teacher: str) -> None:
     """Five views fit whatever the limit is."""
     _, found = recovered(teacher, recover_epochs=0, recover_views=9, recover_memory=1e-9)
-    assert [student.num_views for student in found.values()] == [5, 5]
+    assert [student.refit.num_views for student in found.values()] == [5, 5]
     assert found["student"].to_json()["views"] == 5
+
+
+def test_what_a_subspace_holds_is_told(teacher: str) -> None:
+    _, found = recovered(teacher, recover_stream="subspace")
+    first, second = (found[pair_role].to_json()["subspace"] for pair_role in ("student", "auxiliary"))
+    assert 0 < second["explained"] < first["explained"] < 1
+    assert first["kept"].keys() == {f"{kind}/blocks.{number}" for kind in ("heads", "mlp") for number in (0, 1)}
+    assert sorted(first["kept"]["heads/blocks.0"] + second["kept"]["heads/blocks.0"]) == [0, 1, 2, 3]
+    _, found = recovered(teacher)
+    assert "subspace" not in found["student"].to_json()
+
+
+def test_student_and_auxiliary_share_the_statistics_of_the_teacher(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring, measured = stream_statistics.measure_stream, []
+
+    def counted(*words: Any, **more: Any) -> Any:
+        measured.append(measuring(*words, **more))
+        return measured[-1]
+
+    monkeypatch.setattr("twinbud.recovery.refit.measure_stream", counted)
+    recovered(teacher, recover_stream="subspace", recover_epochs=0)
+    assert len(measured) == 1
 
 
 def test_least_squares_alone_takes_no_steps(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,20 +239,27 @@ def test_least_squares_alone_takes_no_steps(teacher: str, monkeypatch: pytest.Mo
     student_pair, found = recovered(teacher, recover_epochs=0)
     assert not same(before, student_pair)
     assert found["student"].history.num_steps == 0
-    assert all(fit.ridge > 0 for fit in found["student"].fits)
+    assert all(fit.ridge > 0 for fit in found["student"].refit.fits)
 
 
 def test_without_least_squares_only_steps_change_it(teacher: str) -> None:
     _, found = recovered(teacher, recover_refit="off")
-    assert found["student"].fits == ()
+    assert found["student"].refit.fits == ()
     assert found["student"].history.num_steps == STEPS_EACH
 
 
-@pytest.mark.parametrize("steps", range(1, 2 * STEPS_EACH + 1))
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        *(({}, steps) for steps in range(1, 2 * STEPS_EACH + 1)),
+        *(({"recover_stream": "subspace", "recover_target": "own"}, steps) for steps in (1, STEPS_EACH + 1)),
+    ],
+    ids=str,
+)
 def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
-    steps: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], steps: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, found = recovered(teacher)
+    whole, found = recovered(teacher, **settings)
     checkpoints, taken = keepers(tmp_path), []
     taking = RecoveryStep.__call__
 
@@ -238,11 +272,11 @@ def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(RecoveryStep, "__call__", counted)
         with pytest.raises(Stopped):
-            recovered(teacher, checkpoints)
-    resumed, again = recovered(teacher, keepers(tmp_path))
+            recovered(teacher, checkpoints, **settings)
+    resumed, again = recovered(teacher, keepers(tmp_path), **settings)
     assert same(whole, resumed)
     for pair_role, part in found.items():
-        assert again[pair_role].fits == part.fits
+        assert again[pair_role].refit == replace(part.refit, seconds=again[pair_role].refit.seconds)
         assert [record.loss for record in again[pair_role].history.epochs] == [r.loss for r in part.history.epochs]
         assert again[pair_role].history.num_images == part.history.num_images
 

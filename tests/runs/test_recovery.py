@@ -17,7 +17,7 @@ from helpers.builders import save_teacher, save_vit_teacher
 from helpers.command import SMALL, refusal, train, trained
 from helpers.command import twinbud as command
 from twinbud.models.teacher import open_teacher_at
-from twinbud.recovery import stage, teacher_provider
+from twinbud.recovery import teacher_provider
 from twinbud.recovery.feature_matching import RecoveryStep
 from twinbud.training.train_step import TrainingStep
 
@@ -123,6 +123,23 @@ def test_a_convnext_recovers_its_map(shared_images: Path, tmp_path: Path) -> Non
     assert {"stages.1.downsample.1", "stages.3.blocks.1.mlp.fc2"} <= {layer["layer"] for layer in layers}
 
 
+def test_a_run_can_start_from_a_subspace(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads")
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *words)
+    content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    assert 0 < content["auxiliary"]["subspace"]["explained"] < content["student"]["subspace"]["explained"] < 1
+    answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert weights(run) == weights(tmp_path / "again")
+
+
+def test_a_network_without_a_single_stream_has_no_subspace(shared_images: Path, tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
+    words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads", "--image-size", 64)
+    line = refusal(train(shared_images, teacher, tmp_path / "run", *words))
+    assert line.startswith("--recover-stream: 'subspace' does not support networks like ConvNeXt")
+
+
 def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
     shared_images: Path, shared_teacher: str, tmp_path: Path
 ) -> None:
@@ -172,6 +189,14 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
         (
             ("--recover-refit", "off", "--recover-epochs", 0),
             "--recover-epochs: 0 epochs with recover_refit off leave no recovery step",
+        ),
+        (
+            ("--recover-stream", "subspace"),
+            "--recover-stream: 'subspace' contradicts --attention interleaved, whose heads are made of halves",
+        ),
+        (
+            ("--recover-stream", "subspace", "--attention", "heads", "--rule", "random"),
+            "--recover-stream: 'subspace' contradicts --rule random, which a choice by importance replaces",
         ),
         (("--recover", "all"), "--recover: 'all' is not one of none, labelled, unlabelled"),
     ],
@@ -267,6 +292,6 @@ def test_settings_of_disabled_recovery_steps_are_named(
 def test_least_squares_that_would_not_fit_are_refused(
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "available_bytes", lambda _: 10**5)
+    monkeypatch.setattr("twinbud.recovery.refit.available_bytes", lambda _: 10**5)
     line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *RECOVER))
     assert line.startswith("--recover-memory: least squares needs 0.2 MiB of memory, but 0.1 MiB are free. Lower it")

@@ -110,7 +110,7 @@ def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     assert {TRAINING_VERSION: checksum} == {2: "eacd1cc6809caf71"}
 
 
-LEAST_SQUARES = [{"recover_views": 4}, {"recover_memory": 2.0}]
+LEAST_SQUARES = [{"recover_views": 4}, {"recover_memory": 2.0}, {"recover_stream": "subspace"}]
 MATCHING = [
     {"recover_target": "own"},
     {"recover_blocks": True},
@@ -126,7 +126,7 @@ def test_recovery_steps_change_the_run_id_where_recovery_is_enabled(changes: dic
 
 @pytest.mark.parametrize("changes", LEAST_SQUARES + MATCHING, ids=str)
 def test_settings_of_a_recovery_step_change_the_run_id_only_where_the_step_is_enabled(changes: dict[str, Any]) -> None:
-    both: dict[str, Any] = {"recover": "labelled", "recover_epochs": 7}
+    both: dict[str, Any] = {"recover": "labelled", "recover_epochs": 7, "attention": "heads"}
     one = {**both, **({"recover_refit": "off"} if changes in LEAST_SQUARES else {"recover_epochs": 0})}
     assert run_id(**both, **changes) != run_id(**both)
     assert run_id(**one, **changes) == run_id(**one)

@@ -19,7 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.builders import CONVNEXT, VIT, half_preprocessing, random_model, save_vit_teacher
-from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import read_teacher_card
@@ -70,9 +71,9 @@ def recovered(folder: Path) -> list[dict[str, float]]:
         recover="labelled", recover_views=4, recover_memory=0.001, recover_epochs=2, recover_batch_size=10
     )
     found = recover(student_pair, selection, card, images, recovery, training).students["student"]
-    assert found.num_views < 120
+    assert found.refit.num_views < 120
     labelled = LabelledImages(images_NCSS=image_store, labels_N=torch.arange(30) % 3, preprocessing=preprocessing)
-    fits = [{"loss": 1 - layer.after, "ridge": layer.ridge} for layer in found.fits]
+    fits = [{"loss": 1 - layer.after, "ridge": layer.ridge} for layer in found.refit.fits]
     epochs = (*found.history.epochs, *fit(student_pair, labelled, training).epochs)
     return [*fits, *({"loss": epoch.loss} for epoch in epochs)]
 

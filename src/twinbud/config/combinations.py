@@ -82,3 +82,15 @@ def unopened_teacher(name: str, value: str) -> TwinbudError:
         where=option,
         fix=f"Add the --teacher of the selection, or {option} {off}",
     )
+
+
+def require_subspace(attention: str, rule: str) -> None:
+    """Require that whole heads are selected, and by the rule that a choice by importance replaces.
+
+    Raises:
+        TwinbudError: They are not.
+    """
+    reason = "--attention interleaved, whose heads are made of halves"
+    require(attention == "heads", "recover_stream", "subspace", reason, "channels, or --attention heads")
+    reason = f"--rule {rule}, which a choice by importance replaces"
+    require(rule == "uniform", "recover_stream", "subspace", reason, "channels, or --rule uniform")

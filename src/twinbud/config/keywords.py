@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
+from twinbud.config.recovery import Recover, RecoverStream, RecoverTarget, Refit
 from twinbud.config.schema import (
     Attention,
     Auto,
@@ -17,9 +18,6 @@ from twinbud.config.schema import (
     Method,
     Precision,
     Profile,
-    Recover,
-    RecoverTarget,
-    Refit,
     Rule,
     Subset,
 )
@@ -82,6 +80,7 @@ class Settings(TypedDict, total=False):
     device: Device
     threads: int | None
     recover: Recover
+    recover_stream: RecoverStream
     recover_refit: Refit
     recover_views: int
     recover_memory: float

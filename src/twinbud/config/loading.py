@@ -10,11 +10,7 @@ from typing import Any, TypeVar
 from twinbud.config.combinations import unopened_teacher
 from twinbud.config.fields import Checked, option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
-from twinbud.config.schema import (
-    WHOLE_METHODS,
-    RunConfig,
-    teacher_use,
-)
+from twinbud.config.schema import WHOLE_METHODS, RunConfig, teacher_use
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError, unknown_choice
@@ -24,7 +20,7 @@ StageConfig = TypeVar("StageConfig", bound=Checked)
 
 PLANNED = ("teacher", "student", "rule", "attention", "swap_roles")
 """Settings that the plan of ``selected`` holds."""
-_LEAST_SQUARES = frozenset({"recover_views", "recover_memory"})
+_LEAST_SQUARES = frozenset({"recover_stream", "recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
 _NOT_NUMERIC = frozenset(
     {"data", "split", "teacher", "selected", "device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from twinbud.config.combinations import require, require_student, require_tunable, unopened_teacher
+from twinbud.config.combinations import require, require_student, require_subspace, require_tunable, unopened_teacher
 from twinbud.config.fields import Checked, setting
+from twinbud.config.recovery import Recover, RecoveryConfig
 from twinbud.core.errors import TwinbudError
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune"]
@@ -28,9 +29,6 @@ Precision = Literal["auto", "float32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 CrossEntropyTemperature = Literal["one", "tau"]
 LayerScale = Literal["one", "timm"]
-Recover = Literal["none", "labelled", "unlabelled"]
-RecoverTarget = Literal["own", "all"]
-Refit = Literal["on", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Profile = Literal["paper", "quick", "best"]
 Auto = Literal["auto"]
@@ -193,39 +191,6 @@ class TuningConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(Checked):
-    """How student and auxiliary are refitted to the teacher before training, without labels."""
-
-    recover: Recover = setting(
-        "none", "Images for recovery: none (no recovery), the labelled ones, or the whole training part."
-    )
-    recover_refit: Refit = setting("on", "Fit each layer to the teacher by least squares.")
-    recover_views: int = setting(1, "Views of each image for least squares, limited by recover_memory.", ge=1)
-    recover_memory: float = setting(
-        0.625, "GiB for least squares, approximately; five views always fit.", gt=0, le=4096
-    )
-    recover_epochs: int = setting(0, "Epochs of feature matching with the teacher's final tokens; 0: none.", ge=0)
-    recover_batch_size: int = setting(64, "Images per step of feature matching.", ge=1)
-    recover_learning_rate: float = setting(5e-4, "Peak at batch size 32; scaled linearly with the batch size.", ge=0)
-    recover_target: RecoverTarget = setting(
-        "all", "Match the student's channels, or all of the teacher's by a linear map."
-    )
-    recover_blocks: bool = setting(False, "Also match the residual stream after each block.")
-
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of feature matching; 0 without recovery."""
-        return 0 if self.recover == "none" else self.recover_epochs
-
-    @model_validator(mode="after")
-    def _require_a_step(self) -> Self:
-        if self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0:
-            problem = "0 epochs with recover_refit off leave no recovery step"
-            raise TwinbudError(problem, where="--recover-epochs", fix="Give at least 1, or --recover none")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
     """One run: data, models, training, recovery, and the run folder.
 
@@ -298,6 +263,8 @@ class RunConfig(Checked):
             require(inherits, "recover", recover, f"--method {method}, which selects no weights", "none")
             reason = f"--rule {rule}, which selects no teacher channel as a whole"
             require(rule != "random-inconsistent", "recover", recover, reason, "none")
+            if self.recovery.uses_subspace:
+                require_subspace(self.model.attention, rule)
         if self.teacher_use is not None and self.model.teacher is None:
             raise unopened_teacher(*self.teacher_use)
         if self.tuning.tune_teacher:

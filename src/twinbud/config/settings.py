@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from twinbud.config.fields import hints_of
-from twinbud.config.schema import DataConfig, ModelConfig, RecoveryConfig, TrainingConfig, TuningConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig, TuningConfig
 
 Stage = type[DataConfig] | type[ModelConfig] | type[TuningConfig] | type[RecoveryConfig] | type[TrainingConfig]
 STAGES: dict[str, Stage] = {

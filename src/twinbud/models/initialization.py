@@ -155,7 +155,9 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
     """
     student_spec.timm_arguments(config.training.image_size)
     if config.recovery.recover != "none":
-        student_spec.family.require_recovery()
+        recovery = student_spec.family.require_recovery()
+        if config.recovery.uses_subspace:
+            recovery.stream_norms(student_spec.template)
 
 
 def _as_planned(model: ModelConfig, selection: Selection, *, opens_teacher: bool) -> ModelConfig:

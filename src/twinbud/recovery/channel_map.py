@@ -40,6 +40,8 @@ class ChannelMap:
         family: Their family, which must support recovery.
         plan: The teacher's indices along each width. ``random-inconsistent`` plans have none and do not work here.
         pair_role: Whether ``student`` is the student or the auxiliary.
+        stream_map: (D, d) float32, from the teacher's residual stream to the student's; None if the student's channels
+            are channels of the teacher.
         recovery: The family's residual stream.
         blocks: The blocks in order.
 
@@ -52,6 +54,7 @@ class ChannelMap:
     family: SelectionFamily
     plan: SelectionPlan
     pair_role: PairRole
+    stream_map: torch.Tensor | None = None
     recovery: RecoverySupport = field(init=False)
     blocks: tuple[BlockPair, ...] = field(init=False)
 
@@ -75,7 +78,17 @@ class ChannelMap:
 
     def student_stream(self, block: str, tokens: torch.Tensor) -> torch.Tensor:
         """Return the teacher's residual stream (B, L, D) after ``block`` in the student's channels, (B, L, d)."""
-        return at_channels(tokens, self.stream_channels(block))
+        if self.stream_map is None:
+            return at_channels(tokens, self.stream_channels(block))
+        with torch.autocast(self.device.type, enabled=False):
+            return tokens.float() @ self.stream_map
+
+    def stream_embedding(self, block: str) -> torch.Tensor:
+        """Return (D, d) float32: where the student's channels after ``block`` lie in the teacher's stream."""
+        if self.stream_map is not None:
+            return self.stream_map
+        width = self.plan.widths[self.recovery.stream_width(block)]
+        return torch.eye(width.teacher_size, device=self.device)[:, self.stream_channels(block)]
 
     def output_channels(self, layer: str) -> torch.Tensor:
         """Return (d,) int64, the outputs of the teacher's ``layer`` (full name) that the student's layer has."""

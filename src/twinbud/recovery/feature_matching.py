@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from twinbud.config.schema import RecoverTarget
+from twinbud.config.recovery import RecoverTarget
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.training.optimizer import Optimizer
 
@@ -31,35 +31,37 @@ class FeatureMatchingLoss(nn.Module):
     def __init__(self, channel_map: ChannelMap, *, target: RecoverTarget, blocks: bool) -> None:
         super().__init__()
         names = [pair.name for pair in channel_map.blocks]
-        own = [channel_map.stream_channels(name) for name in names]
-        self.channels: list[torch.Tensor | None] = [*(own if blocks else []), own[-1] if target == "own" else None]
-        self.blocks = blocks
+        self.blocks = names if blocks else []
+        self.last, self.target = names[-1], target
+        self.student_stream, self.tokens = channel_map.student_stream, channel_map.recovery.tokens
+        self.has_subspace = channel_map.stream_map is not None
         self.map: nn.Linear | None = None
         if target == "all":
-            width = channel_map.plan.widths[channel_map.recovery.stream_width(names[-1])]
-            self.map = nn.Linear(width.student_size, width.teacher_size, device=channel_map.device)
+            embedding = channel_map.stream_embedding(names[-1])
+            self.map = nn.Linear(embedding.shape[1], embedding.shape[0], device=channel_map.device)
             with torch.no_grad():  # starts as the embedding of the student's channels into the teacher's
-                self.map.weight.zero_()
+                self.map.weight.copy_(embedding)
                 self.map.bias.zero_()
-                self.map.weight[own[-1], torch.arange(width.student_size, device=channel_map.device)] = 1.0
-        self.tokens = channel_map.recovery.tokens
 
     def targets(self, streams: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Return the targets, (B, L, D) each, from the teacher's streams."""
-        pairs = zip(map(self.tokens, self._places(streams)), self.channels, strict=True)
-        return [normalized(tokens if channels is None else tokens[..., channels]) for tokens, channels in pairs]
+        *stream, last, final = map(self.tokens, self._places(streams, at_least=2))
+        inner = [self.student_stream(name, tokens) for name, tokens in zip(self.blocks, [*stream, last], strict=False)]
+        if self.target == "own":  # the gain of the final norm belongs to channels, so a subspace is read before it
+            final = self.student_stream(self.last, last if self.has_subspace else final)
+        return [normalized(tokens) for tokens in (*inner, final)]
 
     def forward(self, streams: Iterable[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
         """Return the mean loss of the final tokens, plus the mean of the blocks' losses if ``blocks`` is on."""
-        places = [normalized(self.tokens(stream)) for stream in self._places(streams)]
+        places = [normalized(self.tokens(stream)) for stream in self._places(streams, at_least=1)]
         if self.map is not None:
             places[-1] = self.map(places[-1]).float()
         *inner, end = [F.smooth_l1_loss(features, target) for features, target in zip(places, targets, strict=True)]
         return end + torch.stack(inner).mean() if inner else end
 
-    def _places(self, streams: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
-        """Return the streams that are compared; without ``blocks`` the others are freed at once."""
-        return streams if self.blocks else deque(streams, maxlen=1)
+    def _places(self, streams: Iterable[torch.Tensor], *, at_least: int) -> Iterable[torch.Tensor]:
+        """Return the streams that are compared, at least so many from the end; the others are freed at once."""
+        return streams if self.blocks else deque(streams, maxlen=at_least)
 
 
 def normalized(tokens: torch.Tensor) -> torch.Tensor:

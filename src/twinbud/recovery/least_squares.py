@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -206,10 +207,12 @@ class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
 def layer_outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
     """Record the outputs of some layers, by name, while the context is open."""
     found: dict[str, torch.Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda _, inputs, outputs, name=name: found.__setitem__(name, outputs))
-        for name, layer in layers.items()
-    ]
+
+    def record(name: str, _: nn.Module, inputs: object, outputs: torch.Tensor) -> None:
+        del inputs
+        found[name] = outputs
+
+    hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers.items()]
     try:
         yield found
     finally:

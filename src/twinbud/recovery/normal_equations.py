@@ -89,7 +89,7 @@ class NormalEquations:
         """Add R rows of inputs, without the constant 1 of a bias, and of targets (..., O)."""
         rows, targets = inputs_RI.float(), targets.flatten(0, -2).float()
         total, size = targets.sum(dim=0), rows.shape[1]
-        self.gram[:size, :size] += _gram(rows)
+        self.gram[:size, :size] += gram_matrix(rows)
         self.cross[:size] += rows.T @ targets
         if size < len(self.gram):  # the bias
             sums = rows.sum(dim=0)
@@ -160,7 +160,7 @@ class NormalEquations:
         return self.cross - self.gram @ weights_IO
 
 
-def _gram(rows_RI: torch.Tensor) -> torch.Tensor:
+def gram_matrix(rows_RI: torch.Tensor) -> torch.Tensor:
     """Return XᵀX, whose lower triangle is copied from the upper one, panel by panel."""
     gram = rows_RI.new_empty(rows_RI.shape[1], rows_RI.shape[1])
     for start in range(0, len(gram), _PANEL):

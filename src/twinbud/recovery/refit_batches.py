@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from twinbud.config.schema import RecoveryConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.core.rng import numpy_stream
 from twinbud.data.augment import apply_views, draw_views
 from twinbud.data.image_store import ImageSubset

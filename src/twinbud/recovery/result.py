@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from twinbud.models.selection import PairRole
-from twinbud.recovery.least_squares import LayerFit
+from twinbud.recovery.refit import Refit
 from twinbud.training.epoch_loop import History
 
 _CURVE = ("epoch", "step", "learning_rate", "loss", "seconds")
@@ -18,15 +18,13 @@ class StudentRecovery:
     """Recovery of the student or the auxiliary.
 
     Attributes:
-        num_views: Views that least squares used; fewer than requested where memory is short.
-        fits: One entry per layer that least squares refitted; empty if it was off.
+        refit: The result of least squares.
         history: The epochs of feature matching, without test passes.
         seconds: Wall time of both.
         peak_memory_mib: Peak memory of the process or the GPU, in MiB, since the last resume.
     """
 
-    num_views: int = 0
-    fits: Sequence[LayerFit] = ()
+    refit: Refit
     history: History
     seconds: float
     peak_memory_mib: float
@@ -34,8 +32,11 @@ class StudentRecovery:
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``recovery.json`` for this student."""
         epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
-        layers = [asdict(fit) for fit in self.fits]
-        return {"views": self.num_views, "layers": layers, "epochs": epochs, "seconds": self.seconds}
+        layers = [asdict(fit) for fit in self.refit.fits]
+        content = {"views": self.refit.num_views, "layers": layers, "epochs": epochs, "seconds": self.seconds}
+        if self.refit.stream_explained is not None:
+            content["subspace"] = {"explained": self.refit.stream_explained, "kept": dict(self.refit.kept)}
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Recovery:
     @property
     def num_views(self) -> int:
         """Views that least squares used, the same number for student and auxiliary."""
-        return self.students["student"].num_views
+        return self.students["student"].refit.num_views
 
     @property
     def num_steps(self) -> int:

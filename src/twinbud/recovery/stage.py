@@ -5,16 +5,16 @@ Shape legend: N samples, B batch, C channels, S image side.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 
-from twinbud.config.schema import RecoveryConfig, RunConfig, TrainingConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import RunConfig, TrainingConfig
 from twinbud.core.errors import Stopped, TwinbudError
-from twinbud.core.memory import PeakMemory, available_bytes
+from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.rng import stream_seed
 from twinbud.data.augment import Views
@@ -25,10 +25,10 @@ from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import TeacherCard
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
-from twinbud.recovery.least_squares import LayerFit, refit_layers
-from twinbud.recovery.refit_batches import UnlabelledImages, bytes_needed, plan_refit_batches, refit_batches
+from twinbud.recovery.refit import NAMES, Refit, Refitter, refitted_layers
+from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery, StudentRecovery
-from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
+from twinbud.recovery.teacher_provider import TeacherProvider
 from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
@@ -37,16 +37,9 @@ from twinbud.training.optimizer import part
 from twinbud.training.phases import RECOVERY_PHASES
 from twinbud.training.running_means import RunningMeans
 
-NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
 _SEED_COUNTERS: dict[PairRole, str] = {"student": "main", "auxiliary": "auxiliary"}
 """Part of the seed of each student's recovery; changing a text changes the numbers."""
 _WARMUP, _CLIP_NORM = 0.1, 1.0
-_NO_REFIT = {
-    "fits": torch.zeros(0, 3, dtype=torch.float64),
-    "fit_views": torch.tensor(0),
-    "fit_seconds": torch.tensor(0.0, dtype=torch.float64),
-}
-"""Tensors of a refit in checkpoints (per layer: before, after, ridge; views; seconds), here for a refit that is off."""
 _PEAK = "peak_memory_mib"
 
 
@@ -82,13 +75,22 @@ def recover(
     if config.recover == "none":
         raise TwinbudError("'none' turns recovery off", where="recover", fix="Give labelled or unlabelled")
     checkpoints, progress = checkpoints or CheckpointManager(), progress or SilentProgress()
-    teacher_provider = TeacherProvider(card, selection, training.image_size, images.device)
+    students = students_to_recover(student_pair)
+    refitter = Refitter(
+        teacher_provider=TeacherProvider(card, selection, training.image_size, images.device),
+        images=images,
+        config=config,
+        training=recovery_training_config(config, training, "student"),
+        with_auxiliary="auxiliary" in students,
+        bf16=bf16,
+        progress=progress,
+    )
     found: dict[PairRole, StudentRecovery] = {}
-    for pair_role, student in students_to_recover(student_pair).items():
+    for pair_role, student in students.items():
         stage = _Stage(
             pair_role=pair_role,
             student=student,
-            teacher_provider=teacher_provider,
+            refitter=refitter,
             images=images,
             config=config,
             training_config=recovery_training_config(config, training, pair_role),
@@ -101,7 +103,7 @@ def recover(
         student_pair.auxiliary.load_state_dict(student_pair.student.state_dict())
     return Recovery(
         students=found,
-        num_images=len(images) if config.num_epochs else min(found["student"].num_views, len(images)),
+        num_images=len(images) if config.num_epochs else min(found["student"].refit.num_views, len(images)),
         num_views_asked=config.recover_views * len(images) if config.recover_refit == "on" else 0,
     )
 
@@ -139,28 +141,13 @@ def num_recovery_steps(config: RunConfig, num_images: int) -> int:
     )
 
 
-def require_memory(num_bytes: int, device: torch.device) -> None:
-    """Require free memory before least squares runs out of it.
-
-    Raises:
-        TwinbudError: Less than ``num_bytes`` is free.
-    """
-    free = available_bytes(device)
-    if num_bytes > free:
-        raise TwinbudError(
-            f"least squares needs {num_bytes / 2**20:,.1f} MiB of memory, but {free / 2**20:,.1f} MiB are free",
-            where="--recover-memory",
-            fix="Lower it, which uses fewer views, or lower --image-size",
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
     """Recovery of the student or the auxiliary."""
 
     pair_role: PairRole
     student: TimmModel
-    teacher_provider: TeacherProvider
+    refitter: Refitter
     images: UnlabelledImages
     config: RecoveryConfig
     training_config: TrainingConfig
@@ -189,12 +176,17 @@ class _Stage:
         self.student.eval()  # without stochastic depth, like the auxiliary
         with ExitStack() as stack:
             stack.enter_context(preserved_rng_state(self.images.device))
-            channel_map = self.teacher_provider.channel_map(self.student, self.pair_role)
+            channel_map = self.refitter.teacher_provider.channel_map(self.student, self.pair_role)
             networks = (self.student, channel_map.teacher)
             stack.enter_context(unfused_attention_in_bf16(networks, self.images.device, bf16=self.bf16))
-            is_refitted = self.config.recover_refit == "on" and found is None
-            refit = self._refit_layers(channel_map) if is_refitted else _NO_REFIT
-            step = self._step(channel_map, refit | {_PEAK: torch.tensor(memory.mib)})
+            if found is not None:
+                refit = self._read_refit(found.tensors)
+            elif self.config.recover_refit == "on":
+                refit = self.refitter.refit(channel_map, self.training_config, self._check_stop)
+            else:
+                refit = Refit()
+            kept = refit.tensors() | {_PEAK: torch.tensor(memory.mib)}
+            step = self._step(refit.applied_to(channel_map), kept)
             if found is None:
                 self.checkpoints.save(Checkpoint(position=START, tensors=step.tensors()))
             records = self._match(step, memory) if self.config.num_epochs else ()
@@ -202,57 +194,27 @@ class _Stage:
         return self._result(step.tensors(), records)
 
     def _result(self, tensors: Mapping[str, torch.Tensor], records: tuple[EpochRecord, ...]) -> StudentRecovery:
-        family = self.teacher_provider.selection.student_spec.family
-        recovery = family.require_recovery()
-        names = [
-            f"{name}.{linear.name}"
-            for name, block in family.blocks(self.student).items()
-            for linear in recovery.linear_maps(block)
-        ]
+        refit = self._read_refit(tensors)
         seconds = sum(record.seconds for record in records)
         return StudentRecovery(
-            num_views=int(tensors["fit_views"]),
-            fits=tuple(LayerFit(name, *row) for name, row in zip(names, tensors["fits"].tolist(), strict=False)),
+            refit=refit,
             history=History(
                 epochs=records,
                 num_steps=len(records) * self.plan.steps_per_epoch,
                 num_images=len(records) * len(self.images),
                 train_seconds=seconds,
             ),
-            seconds=seconds + tensors["fit_seconds"].item(),
+            seconds=seconds + refit.seconds,
             peak_memory_mib=tensors[_PEAK].item(),
         )
 
-    @torch.no_grad()
-    def _refit_layers(self, channel_map: ChannelMap) -> dict[str, torch.Tensor]:
-        """Refit by least squares and return the tensors that checkpoints keep; see ``_NO_REFIT``."""
-        start, recovery = time.perf_counter(), channel_map.recovery
-        num_elements = num_stream_elements(channel_map.teacher, recovery, self.training_config.image_size)
-        plans = list(plan_refit_batches(self.config, self.training_config, len(self.images), num_elements))
-        num_views = sum(len(plan.rows) for plan in plans)
-        require_memory(bytes_needed(plans, num_elements, bf16=self.bf16), self.images.device)
-        requested = self.config.recover_views * len(self.images)
-        if num_views < requested:
-            self.progress.note(
-                f"least squares uses {num_views:,} of {requested:,} views, which fill its memory limit of"
-                f" {self.config.recover_memory:g} GiB (--recover-memory)"
-            )
-        num_layers = sum(len(recovery.linear_maps(pair.student)) for pair in channel_map.blocks)
-        with self.progress.bar(f"least squares for {NAMES[self.pair_role]}", num_layers) as advance:
+    def _read_refit(self, tensors: Mapping[str, torch.Tensor]) -> Refit:
+        family = self.refitter.teacher_provider.selection.student_spec.family
+        return Refit.from_tensors(tensors, refitted_layers(family, self.student))
 
-            def on_layer(done: int) -> None:
-                advance(done)
-                if self.checkpoints.stop_requested and done < num_layers:
-                    raise Stopped("stopped during least squares; the same command with --resume starts them again")
-
-            fits = refit_layers(
-                channel_map, refit_batches(plans, self.images, self.training_config), bf16=self.bf16, on_layer=on_layer
-            )
-        return {
-            "fits": torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64),
-            "fit_views": torch.tensor(num_views),
-            "fit_seconds": torch.tensor(time.perf_counter() - start, dtype=torch.float64),
-        }
+    def _check_stop(self) -> None:
+        if self.checkpoints.stop_requested:
+            raise Stopped("stopped during least squares; the same command with --resume starts them again")
 
     def _step(self, channel_map: ChannelMap, refit: Mapping[str, torch.Tensor]) -> RecoveryStep:
         self.student.requires_grad_(True)

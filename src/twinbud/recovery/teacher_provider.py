@@ -26,22 +26,30 @@ class TeacherProvider:
         self.card, self.selection, self.image_size, self.device = card, selection, image_size, device
         self.teacher: TimmModel | None = None
 
-    def channel_map(self, student: TimmModel, pair_role: PairRole) -> ChannelMap:
-        """Pair a student with the teacher.
+    def open(self) -> TimmModel:
+        """Return the teacher without its classifier, at the image size and on the device of the students.
 
         Raises:
-            TwinbudError: The teacher cannot be opened, is not the one that was selected from, or has another patch
-                size; or its family does not support recovery.
+            TwinbudError: It cannot be opened, or is not the one that was selected from.
         """
-        family = self.selection.student_spec.family
-        recovery = family.require_recovery()
         if self.teacher is None:
+            family = self.selection.student_spec.family
             teacher = open_teacher_at(self.card, family, self.image_size)
             require_same_teacher(teacher, self.selection, self.card.name)
             teacher.reset_classifier(0)  # it may be larger than the rest of the network
             self.teacher = teacher.to(self.device, memory_format=family.memory_format)
+        return self.teacher
+
+    def channel_map(self, student: TimmModel, pair_role: PairRole) -> ChannelMap:
+        """Pair a student with the teacher.
+
+        Raises:
+            TwinbudError: See ``open``; or the teacher has another patch size, or its family does not support recovery.
+        """
+        family = self.selection.student_spec.family
+        recovery, teacher = family.require_recovery(), self.open()
         student_positions, teacher_positions = (
-            num_positions(network, recovery, self.image_size) for network in (student, self.teacher)
+            num_positions(network, recovery, self.image_size) for network in (student, teacher)
         )
         if student_positions != teacher_positions:
             raise TwinbudError(
@@ -51,7 +59,7 @@ class TeacherProvider:
                 fix="Use --student half, which has the teacher's patch size, or --recover none",
             )
         return ChannelMap(
-            student=student, teacher=self.teacher, family=family, plan=self.selection.plan, pair_role=pair_role
+            student=student, teacher=teacher, family=family, plan=self.selection.plan, pair_role=pair_role
         )
 
 

@@ -117,6 +117,17 @@ class RecoverySupport(ABC):
         """Return the layers of all branches of a block, in order."""
         return tuple(linear for branch in self.branches(block) for linear in branch.linears)
 
+    def stream_norms(self, model: TimmModel) -> dict[str, tuple[str, ...]]:
+        """Return the LayerNorms that read the stream, each with the layers of the blocks that read its output.
+
+        With ``branches``, this says where a change of the stream's basis enters the weights. All names are full names.
+        The last norm is the one before the classifier, which no layer of a block reads.
+
+        Raises:
+            TwinbudError: The family has more than one stream, or something else than these norms reads it.
+        """
+        raise no_subspace(f"networks like {type(model).__name__}")
+
     @abstractmethod
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Return a residual stream as (B, L, D)."""
@@ -124,6 +135,15 @@ class RecoverySupport(ABC):
     @abstractmethod
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
         """Return the stream after the last block, in its shape, normalized if the model normalizes before it pools."""
+
+
+def no_subspace(networks: str) -> TwinbudError:
+    """The error for networks whose residual stream cannot be projected onto a subspace."""
+    return TwinbudError(
+        f"'subspace' does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone",
+        where="--recover-stream",
+        fix="Use --recover-stream channels, or choose a ViT such as dinov2-small as teacher",
+    )
 
 
 class SelectionFamily(ABC):

@@ -21,6 +21,7 @@ from twinbud.models.families.base import (
     SelectionFamily,
     State,
     TimmModel,
+    no_subspace,
 )
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -64,6 +65,23 @@ class ViTRecovery(RecoverySupport):
                 linears=(LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", writes=True, scale=scales[1])),
             ),
         )
+
+    def stream_norms(self, model: TimmModel) -> dict[str, tuple[str, ...]]:
+        """Return both norms of each block and the final one, before or after pooling.
+
+        Raises:
+            TwinbudError: A norm is no LayerNorm, or the model normalizes before the first block.
+        """
+        norms: dict[str, tuple[str, ...]] = {}
+        for number in range(len(model.blocks)):
+            norms[f"blocks.{number}.norm1"] = (f"blocks.{number}.attn.qkv",)
+            norms[f"blocks.{number}.norm2"] = (f"blocks.{number}.mlp.fc1",)
+        norms["fc_norm" if isinstance(model.norm, nn.Identity) else "norm"] = ()
+        if not all(isinstance(model.get_submodule(name), nn.LayerNorm) for name in norms):
+            raise no_subspace("ViTs with other norms than LayerNorm")
+        if not isinstance(model.norm_pre, nn.Identity):
+            raise no_subspace("ViTs with a norm before the first block")
+        return norms
 
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Return the stream unchanged."""

@@ -1,0 +1,57 @@
+"""The settings of recovery, between selection and training."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from twinbud.config.fields import Checked, setting
+from twinbud.core.errors import TwinbudError
+
+Recover = Literal["none", "labelled", "unlabelled"]
+RecoverStream = Literal["channels", "subspace"]
+RecoverTarget = Literal["own", "all"]
+Refit = Literal["on", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig(Checked):
+    """How student and auxiliary are refitted to the teacher before training, without labels."""
+
+    recover: Recover = setting(
+        "none", "Images for recovery: none (no recovery), the labelled ones, or the whole training part."
+    )
+    recover_stream: RecoverStream = setting(
+        "channels", "The student's residual stream: channels of the teacher's, or its principal subspace (ViT)."
+    )
+    recover_refit: Refit = setting("on", "Fit each layer to the teacher by least squares.")
+    recover_views: int = setting(1, "Views of each image for least squares, limited by recover_memory.", ge=1)
+    recover_memory: float = setting(
+        0.625, "GiB for least squares, approximately; five views always fit.", gt=0, le=4096
+    )
+    recover_epochs: int = setting(0, "Epochs of feature matching with the teacher's final tokens; 0: none.", ge=0)
+    recover_batch_size: int = setting(64, "Images per step of feature matching.", ge=1)
+    recover_learning_rate: float = setting(5e-4, "Peak at batch size 32; scaled linearly with the batch size.", ge=0)
+    recover_target: RecoverTarget = setting(
+        "all", "Match the student's channels, or all of the teacher's by a linear map."
+    )
+    recover_blocks: bool = setting(False, "Also match the residual stream after each block.")
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of feature matching; 0 without recovery."""
+        return 0 if self.recover == "none" else self.recover_epochs
+
+    @property
+    def uses_subspace(self) -> bool:
+        """Whether least squares starts from the teacher's principal subspace."""
+        return self.recover != "none" and self.recover_refit == "on" and self.recover_stream == "subspace"
+
+    @model_validator(mode="after")
+    def _require_a_step(self) -> Self:
+        if self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0:
+            problem = "0 epochs with recover_refit off leave no recovery step"
+            raise TwinbudError(problem, where="--recover-epochs", fix="Give at least 1, or --recover none")
+        return self

@@ -1,0 +1,223 @@
+"""Least squares as a step of recovery: the views that fit into memory, the subspace, the refit, and their record.
+
+Shape legend: D channels of the teacher's residual stream, d of the student's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import TrainingConfig
+from twinbud.core.errors import TwinbudError
+from twinbud.core.memory import available_bytes
+from twinbud.core.progress import Progress
+from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.rules import Indices
+from twinbud.models.selection import PairRole
+from twinbud.recovery.channel_map import ChannelMap
+from twinbud.recovery.least_squares import LayerFit, refit_layers
+from twinbud.recovery.refit_batches import (
+    RefitBatchPlan,
+    UnlabelledImages,
+    bytes_needed,
+    plan_refit_batches,
+    refit_batches,
+)
+from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
+from twinbud.recovery.subspace import principal_subspace, project_weights, with_indices
+from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
+
+NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
+_KEPT = "kept."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """The result of least squares for the student or the auxiliary; empty where it is off.
+
+    Attributes:
+        fits: One entry per layer.
+        num_views: Views that were used; fewer than requested where memory is short.
+        seconds: Wall time.
+        stream_map: (D, d) float32, see ``ChannelMap``; None for channels.
+        stream_explained: Share of the teacher's normalized stream inside the subspace; None for channels.
+        kept: With a subspace, the teacher's heads and neurons of the student, by width.
+    """
+
+    fits: Sequence[LayerFit] = ()
+    num_views: int = 0
+    seconds: float = 0.0
+    stream_map: torch.Tensor | None = field(default=None, compare=False)
+    stream_explained: float | None = None
+    kept: Mapping[str, Indices] = field(default_factory=dict[str, Indices])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the result as tensors, as checkpoints keep it; names of layers are left out."""
+        tensors = {
+            "fits": torch.tensor(
+                [[fit.before, fit.after, fit.ridge] for fit in self.fits], dtype=torch.float64
+            ).reshape(-1, 3),
+            "fit_views": torch.tensor(self.num_views),
+            "fit_seconds": torch.tensor(self.seconds, dtype=torch.float64),
+        }
+        if self.stream_map is not None:
+            tensors |= {
+                "stream_map": self.stream_map,
+                "stream_explained": torch.tensor(self.stream_explained, dtype=torch.float64),
+                **{_KEPT + name: torch.tensor(indices) for name, indices in self.kept.items()},
+            }
+        return tensors
+
+    def applied_to(self, channel_map: ChannelMap) -> ChannelMap:
+        """Return the channel map with the subspace of this result, if there is one."""
+        plan = with_indices(channel_map.plan, self.kept, channel_map.pair_role)
+        stream_map = None if self.stream_map is None else self.stream_map.to(channel_map.device)
+        return replace(channel_map, plan=plan, stream_map=stream_map)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], layers: Sequence[str]) -> Refit:
+        """Read what ``tensors`` returned.
+
+        Args:
+            tensors: Those and any others.
+            layers: Names of the layers in order; not used where least squares was off.
+        """
+        rows = tensors["fits"].tolist()
+        has_subspace = "stream_map" in tensors
+        return cls(
+            fits=tuple(LayerFit(name, *row) for name, row in zip(layers, rows, strict=bool(rows))),
+            num_views=int(tensors["fit_views"]),
+            seconds=tensors["fit_seconds"].item(),
+            stream_map=tensors["stream_map"] if has_subspace else None,
+            stream_explained=tensors["stream_explained"].item() if has_subspace else None,
+            kept={
+                name.removeprefix(_KEPT): tuple(indices.tolist())
+                for name, indices in tensors.items()
+                if name.startswith(_KEPT)
+            },
+        )
+
+
+def refitted_layers(family: SelectionFamily, student: TimmModel) -> list[str]:
+    """Return the full names of the layers that least squares refits, in order."""
+    recovery = family.require_recovery()
+    blocks = family.blocks(student).items()
+    return [f"{name}.{linear.name}" for name, block in blocks for linear in recovery.linear_maps(block)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refitter:
+    """Least squares for the student and the auxiliary of a run, which share the statistics of the teacher.
+
+    Attributes:
+        teacher_provider: The teacher.
+        images: Images for both.
+        config: Settings of recovery.
+        training: The student's settings; they give seed and augmentation of the images that the statistics are of.
+        with_auxiliary: Whether there is an auxiliary with weights of its own.
+        bf16: Whether the networks compute in bf16 autocast.
+        progress: Shows a bar.
+    """
+
+    teacher_provider: TeacherProvider
+    images: UnlabelledImages
+    config: RecoveryConfig
+    training: TrainingConfig
+    with_auxiliary: bool
+    bf16: bool
+    progress: Progress
+
+    def refit(self, channel_map: ChannelMap, training: TrainingConfig, check_stop: Callable[[], None]) -> Refit:
+        """Refit one network in place.
+
+        Args:
+            channel_map: The student or the auxiliary, and the teacher.
+            training: Its settings, which give seed and augmentation.
+            check_stop: Called after each layer but the last; may raise ``Stopped``.
+
+        Raises:
+            TwinbudError: Memory is too short, a feature is not finite, or the family supports no subspace.
+        """
+        start, role = time.perf_counter(), NAMES[channel_map.pair_role]
+        plans = self._plan(training, channel_map.teacher)
+        require_memory(bytes_needed(plans, self._num_elements(channel_map.teacher), bf16=self.bf16), channel_map.device)
+        num_views = sum(len(plan.rows) for plan in plans)
+        self._note_missing_views(num_views)
+        refit = self._project(channel_map) if self.config.uses_subspace else Refit()
+        layers = refitted_layers(channel_map.family, channel_map.student)
+        with self.progress.bar(f"least squares for {role}", len(layers)) as advance:
+
+            def on_layer(done: int) -> None:
+                advance(done)
+                if done < len(layers):
+                    check_stop()
+
+            fits = refit_layers(
+                refit.applied_to(channel_map),
+                refit_batches(plans, self.images, training),
+                bf16=self.bf16,
+                on_layer=on_layer,
+            )
+        return replace(refit, fits=tuple(fits), num_views=num_views, seconds=time.perf_counter() - start)
+
+    @cached_property
+    def statistics(self) -> StreamStatistics:
+        """Those of the teacher, on the images that the student is refitted on."""
+        teacher = self.teacher_provider.open()
+        batches = refit_batches(self._plan(self.training, teacher), self.images, self.training)
+        return measure_stream(teacher, self._family, batches, bf16=self.bf16)
+
+    def _project(self, channel_map: ChannelMap) -> Refit:
+        """Replace the student's weights by those of the teacher seen through the principal subspace."""
+        teacher, student, pair_role = channel_map.teacher, channel_map.student, channel_map.pair_role
+        subspace = principal_subspace(
+            self.statistics,
+            channel_map.plan,
+            pair_role,
+            stream_width=channel_map.recovery.stream_width(channel_map.blocks[0].name),
+            with_auxiliary=self.with_auxiliary,
+            seed=self.training.seed,
+        )
+        plan = with_indices(channel_map.plan, subspace.kept, pair_role)
+        state = project_weights(subspace, plan, teacher, student, channel_map.family, pair_role)
+        student.load_state_dict(state, strict=False)
+        return Refit(stream_map=subspace.stream_map, stream_explained=subspace.explained, kept=subspace.kept)
+
+    @property
+    def _family(self) -> SelectionFamily:
+        return self.teacher_provider.selection.student_spec.family
+
+    def _num_elements(self, teacher: TimmModel) -> int:
+        return num_stream_elements(teacher, self._family.require_recovery(), self.training.image_size)
+
+    def _plan(self, training: TrainingConfig, teacher: TimmModel) -> list[RefitBatchPlan]:
+        return list(plan_refit_batches(self.config, training, len(self.images), self._num_elements(teacher)))
+
+    def _note_missing_views(self, num_views: int) -> None:
+        requested = self.config.recover_views * len(self.images)
+        if num_views < requested:
+            self.progress.note(
+                f"least squares uses {num_views:,} of {requested:,} views, which fill its memory limit of"
+                f" {self.config.recover_memory:g} GiB (--recover-memory)"
+            )
+
+
+def require_memory(num_bytes: int, device: torch.device) -> None:
+    """Require free memory before least squares runs out of it.
+
+    Raises:
+        TwinbudError: Less than ``num_bytes`` is free.
+    """
+    free = available_bytes(device)
+    if num_bytes > free:
+        raise TwinbudError(
+            f"least squares needs {num_bytes / 2**20:,.1f} MiB of memory, but {free / 2**20:,.1f} MiB are free",
+            where="--recover-memory",
+            fix="Lower it, which uses fewer views, or lower --image-size",
+        )

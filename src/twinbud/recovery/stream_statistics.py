@@ -1,0 +1,123 @@
+"""Second moments of a teacher's residual stream, and the importance of its heads and neurons, on unlabelled images.
+
+Shape legend: B batch, L tokens, R rows (images times tokens), D channels of the stream, O outputs of a layer, G heads
+or neurons, U channels of each (the head size, or 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.widths import index_attention
+from twinbud.recovery.least_squares import RefitBatch
+from twinbud.recovery.normal_equations import gram_matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStatistics:
+    """What a subspace of the residual stream depends on.
+
+    Attributes:
+        moments: For each LayerNorm that reads the stream, (D, D) float64: the mean over tokens of x̂ᵀx̂, where x̂ (1, D)
+            is the stream with mean 0 and variance 1 over its channels, before gain and bias.
+        importance: For each width of heads or neurons, (G,) float64: the root mean square over tokens of the length of
+            what each of them adds to the stream.
+    """
+
+    moments: dict[str, torch.Tensor]
+    importance: dict[str, torch.Tensor]
+
+    @property
+    def pooled(self) -> torch.Tensor:
+        """(D, D) float64, the mean of the moments over the norms."""
+        return torch.stack([*self.moments.values()]).mean(dim=0)
+
+
+@torch.no_grad()
+def measure_stream(
+    teacher: TimmModel, family: SelectionFamily, refit_batches: Iterable[RefitBatch], *, bf16: bool = False
+) -> StreamStatistics:
+    """Measure a teacher in one pass over the images.
+
+    Args:
+        teacher: A network in evaluation mode, on the device of the images.
+        family: Its family.
+        refit_batches: The images, iterated once.
+        bf16: Whether the teacher computes in bf16 autocast.
+
+    Raises:
+        TwinbudError: See ``RecoverySupport.stream_norms``.
+    """
+    recovery, specs = family.require_recovery(), index_attention(family.specs(teacher), "heads")
+    norms = {name: _Mean(teacher.get_submodule(name), _normalized_moments) for name in recovery.stream_norms(teacher)}
+    writers: dict[str, tuple[_Mean, torch.Tensor]] = {}
+    for name, block in family.blocks(teacher).items():
+        for linear in recovery.linear_maps(block):
+            if linear.writes:
+                layer, weight = block.get_submodule(linear.name), block.get_parameter(f"{linear.name}.weight")
+                scale = block.get_parameter(linear.scale)[:, None] if linear.scale else 1.0
+                width = specs[f"{name}.{linear.name}.weight"].axes[1]
+                assert width is not None, f"the inputs of {name}.{linear.name} run along no width"
+                weight_OGU = (weight * scale).double().unflatten(1, (-1, width.unit))
+                writers[width.width] = _Mean(layer, _grouped_moments(width.unit)), weight_OGU
+    meters = [*norms.values(), *(meter for meter, _ in writers.values())]
+    try:
+        for images_BCSS, _ in refit_batches:
+            with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=bf16):
+                teacher.forward_head(teacher.forward_features(images_BCSS), pre_logits=True)
+    finally:
+        for meter in meters:
+            meter.hook.remove()
+    return StreamStatistics(
+        moments={name: meter.value for name, meter in norms.items()},
+        importance={name: _lengths(meter.value, weight_OGU) for name, (meter, weight_OGU) in writers.items()},
+    )
+
+
+class _Mean:
+    """The mean over rows of a function of a module's inputs, which sums it over the rows of one batch."""
+
+    def __init__(self, module: nn.Module, sums: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.sums, self.total, self.count = sums, torch.zeros(()), 0
+        self.hook = module.register_forward_pre_hook(self._add)
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The mean, in float64."""
+        return self.total / self.count
+
+    def _add(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows = inputs[0].flatten(0, -2)
+        with torch.autocast(rows.device.type, enabled=False):
+            sums = self.sums(rows.float()).double()
+        self.total = sums if self.count == 0 else self.total + sums
+        self.count += len(rows)
+
+
+def _normalized_moments(rows_RD: torch.Tensor) -> torch.Tensor:
+    """Return the sum of x̂ᵀx̂, (D, D)."""
+    return gram_matrix(F.layer_norm(rows_RD, rows_RD.shape[-1:], eps=1e-6))
+
+
+def _grouped_moments(unit: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function from rows (R, G·U) to the sum of the second moments within each group, (G, U, U)."""
+
+    def moments(rows: torch.Tensor) -> torch.Tensor:
+        if unit == 1:
+            return rows.square().sum(dim=0)[:, None, None]
+        groups_GRU = rows.unflatten(1, (-1, unit)).transpose(0, 1)
+        return groups_GRU.transpose(1, 2) @ groups_GRU
+
+    return moments
+
+
+def _lengths(moments_GUU: torch.Tensor, weight_OGU: torch.Tensor) -> torch.Tensor:
+    """Return the root mean square length of each group's output, (G,): tr(W M Wᵀ) is the mean of ‖W a‖²."""
+    products_GUU = torch.einsum("ogu,ogv->guv", weight_OGU, weight_OGU)
+    return (moments_GUU * products_GUU).sum(dim=(1, 2)).clamp_min(0).sqrt()

@@ -1,0 +1,208 @@
+"""The student's residual stream as a projection of the teacher's onto its principal subspace.
+
+Selection keeps d of the D channels of the teacher's stream x (1, D). A matrix P (D, d) can keep any directions instead.
+Every reader of a pre-norm transformer sees the normalized stream x̂ = (x − mean(x)) / std(x), times the gain γ and plus
+the bias β of a LayerNorm. With C_k (D, D) the mean of x̂ᵀx̂ at norm k over all tokens, not centered:
+
+    C = mean of C_k over the norms,    E (D, d − 1): its first eigenvectors,    P = E Q,
+
+where Q (d − 1, d) is random with orthonormal rows that sum to 0. The student's stream s = xP then has mean 0, so that
+the mean that the student's own norms subtract costs no direction:
+
+    norm(s) = x̂P / u,    u² = f D / d,    f = tr(Pᵀ C_k P) / tr(C_k).
+
+The student's weights follow, but for what lies outside the subspace. A reader W (O, D) with bias b becomes
+W diag(γ) P u and b + Wβ. A writer with LayerScale ℓ becomes Pᵀ diag(ℓ) W and (ℓ ∘ b) P. Embeddings and positions are
+multiplied by P.
+Gains and LayerScale of the student are constants, the teacher's root mean squares, and divide the weights beside them:
+with constants of 1 the weights would be of another size, for which a step of AdamW is too large. Heads and neurons are
+those that add most to the stream.
+
+SliceGPT (Ashkboos et al., ICLR 2024, arXiv:2401.15024) deletes minor directions of the stream, too. It rotates the
+stream of each block to its own principal components, which puts a product on each shortcut. One P for all blocks keeps
+the student an ordinary ViT.
+
+Shape legend: D channels of the teacher's stream, d of the student's, I inputs and O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from twinbud.core.rng import numpy_stream
+from twinbud.models.families.base import SelectionFamily, State, TimmModel
+from twinbud.models.rules import Indices, uniform
+from twinbud.models.selection import PairRole, SelectionPlan
+from twinbud.models.widths import index_attention
+from twinbud.recovery.stream_statistics import StreamStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subspace:
+    """A subspace of the teacher's residual stream, and the heads and neurons that go with it.
+
+    Attributes:
+        stream_map: (D, d) float32: P.
+        kept: The teacher's heads and neurons, by the name of their width.
+        shares: For each LayerNorm that reads the stream, f: the share of the normalized stream inside the subspace.
+        explained: The same for all norms together.
+    """
+
+    stream_map: torch.Tensor
+    kept: dict[str, Indices]
+    shares: dict[str, float]
+    explained: float
+
+
+def principal_subspace(
+    statistics: StreamStatistics,
+    plan: SelectionPlan,
+    pair_role: PairRole,
+    *,
+    stream_width: str,
+    with_auxiliary: bool,
+    seed: int,
+) -> Subspace:
+    """Choose the subspace of the student or the auxiliary.
+
+    Alone, the student takes the first d − 1 eigenvectors and the most important heads and neurons. Beside an auxiliary,
+    it takes those of ranks 0, 2, 4, … and the auxiliary those of ranks 1, 3, 5, …, as ``uniform`` selects indices: the
+    two are disjoint where the teacher is wide enough.
+
+    Args:
+        statistics: Those of the teacher.
+        plan: The selection plan, with whole heads; gives all sizes and ``swap_roles``.
+        pair_role: Whose subspace.
+        stream_width: Name of the residual stream's width.
+        with_auxiliary: Whether there is an auxiliary with weights of its own.
+        seed: Seed of the random map Q.
+    """
+
+    def ranks(num: int, num_kept: int) -> Indices:
+        if not with_auxiliary:
+            return tuple(range(num_kept))
+        first, second = uniform(min(num, 2 * num_kept), num_kept)
+        return first if (pair_role == "student") != plan.swap_roles else second
+
+    kept: dict[str, Indices] = {}
+    for name, importance in statistics.importance.items():
+        order = importance.argsort(descending=True, stable=True).tolist()
+        kept[name] = tuple(sorted(order[rank] for rank in ranks(len(order), plan.widths[name].student_size)))
+    size = plan.widths[stream_width].student_size
+    values, vectors = torch.linalg.eigh(statistics.pooled)
+    vectors = vectors.flip(1)  # largest eigenvalue first
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    vectors = vectors * largest.sign()  # the sign of an eigenvector is arbitrary
+    basis = vectors[:, list(ranks(len(values), size - 1))]
+    stream_map = basis @ zero_sum_rows(size, seed).to(basis)
+    shares = {name: _share(stream_map, moments) for name, moments in statistics.moments.items()}
+    return Subspace(
+        stream_map=stream_map.float(),
+        kept=kept,
+        shares=shares,
+        explained=_share(stream_map, statistics.pooled),
+    )
+
+
+def zero_sum_rows(size: int, seed: int) -> torch.Tensor:
+    """Return Q (d − 1, d) float64: random orthonormal rows, each of sum 0."""
+    columns = numpy_stream("recovery", seed, "subspace").standard_normal((size, size))
+    columns[:, 0] = 1.0
+    orthonormal, _ = torch.linalg.qr(torch.from_numpy(columns))
+    return orthonormal[:, 1:].T
+
+
+def with_indices(plan: SelectionPlan, kept: Mapping[str, Indices], pair_role: PairRole) -> SelectionPlan:
+    """Return the plan with other indices of the student or the auxiliary along some widths."""
+    which = "student_indices" if pair_role == "student" else "auxiliary_indices"
+    changed = {name: replace(plan.widths[name], **{which: indices}) for name, indices in kept.items()}
+    return replace(plan, widths={**plan.widths, **changed})
+
+
+def project_weights(
+    subspace: Subspace,
+    plan: SelectionPlan,
+    teacher: TimmModel,
+    student: TimmModel,
+    family: SelectionFamily,
+    pair_role: PairRole,
+) -> State:
+    """Return the student's tensors seen through a subspace, without the classifier; see the head of this file.
+
+    Args:
+        subspace: That of the student or the auxiliary.
+        plan: The selection plan with the subspace's heads and neurons; its indices of the stream do not count.
+        teacher: The teacher at the student's image size.
+        student: Gives the names of the tensors.
+        family: The family of both.
+        pair_role: Whether ``student`` is the student or the auxiliary.
+
+    Returns:
+        New float32 tensors by the student's names.
+
+    Raises:
+        TwinbudError: See ``RecoverySupport.stream_norms``.
+    """
+    specs = index_attention(family.specs(student), plan.attention)
+    stream = family.require_recovery().stream_width(next(iter(family.blocks(student))))
+    absorbed, constants = _absorb_gains(subspace, teacher, family, set(specs))
+    result: State = {}
+    for name, spec in specs.items():
+        if name in constants:
+            result[name] = torch.full_like(student.get_parameter(name), constants[name])
+            continue
+        if spec.role == "classifier" or name not in absorbed:
+            continue
+        tensor = absorbed[name]
+        for dimension, axis in enumerate(spec.axes):
+            if axis is not None and axis.width == stream:
+                tensor = (tensor.movedim(dimension, -1) @ subspace.stream_map.double()).movedim(-1, dimension)
+            elif axis is not None:
+                width = plan.widths[axis.width]
+                positions = torch.tensor(axis.positions(width.of(pair_role), width.teacher_size), device=tensor.device)
+                tensor = tensor.index_select(dimension, positions)
+        result[name] = tensor.float()
+    return result
+
+
+def _absorb_gains(
+    subspace: Subspace, teacher: TimmModel, family: SelectionFamily, student_tensors: set[str]
+) -> tuple[State, dict[str, float]]:
+    """Return the teacher's tensors with gains and LayerScale in the weights, and the constants in their place."""
+    recovery = family.require_recovery()
+    prepared, _ = family.fold_layer_scale(teacher.state_dict(), student_tensors)
+    tensors = {name: tensor.double() for name, tensor in prepared.items() if tensor.is_floating_point()}
+    constants: dict[str, float] = {}
+    for norm, readers in recovery.stream_norms(teacher).items():
+        gain, bias = tensors[f"{norm}.weight"], tensors[f"{norm}.bias"]
+        constant = constants[f"{norm}.weight"] = _root_mean_square(gain)
+        constants[f"{norm}.bias"] = 0.0
+        dilution = math.sqrt(subspace.shares[norm] * len(gain) / subspace.stream_map.shape[1])
+        for reader in readers:
+            weight = tensors[f"{reader}.weight"]
+            if f"{reader}.bias" in tensors:
+                tensors[f"{reader}.bias"] = tensors[f"{reader}.bias"] + weight @ bias
+            tensors[f"{reader}.weight"] = weight * gain * (dilution / constant)
+    for block, module in family.blocks(teacher).items():
+        for linear in recovery.linear_maps(module):
+            if linear.scale and (scale := tensors.get(f"{block}.{linear.scale}")) is not None:
+                constant = constants[f"{block}.{linear.scale}"] = _root_mean_square(scale)
+                layer = f"{block}.{linear.name}"
+                tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"] * (scale / constant)[:, None]
+                if f"{layer}.bias" in tensors:
+                    tensors[f"{layer}.bias"] = tensors[f"{layer}.bias"] * scale / constant
+    return tensors, constants
+
+
+def _root_mean_square(gain: torch.Tensor) -> float:
+    """Return the root mean square, or 1 where all gains are 0."""
+    return float(gain.square().mean().sqrt()) or 1.0
+
+
+def _share(stream_map: torch.Tensor, moments: torch.Tensor) -> float:
+    """Return tr(Pᵀ C P) / tr(C)."""
+    return float((stream_map * (moments @ stream_map)).sum() / moments.trace())
