@@ -20,6 +20,7 @@ from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.statistics import paired_difference, spread
 from twinbud.study.store import RunStore
+from twinbud.study.table_text import cost_table
 from twinbud.study.tables import Row, Tables
 from twinbud.study.write_tables import collect, write_tables
 
@@ -185,6 +186,19 @@ def test_all_files_contain_the_numbers_of_the_table(tmp_path: Path) -> None:
     assert "Intervals are over samplings of one split" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table[:5]}) == 1
+
+
+def test_size_and_latency_are_shown_where_a_record_has_them(tmp_path: Path) -> None:
+    (section,) = tables_of(tmp_path).sections
+    assert "parameters" not in cost_table(section).heads
+    first, *others = section.rows
+    network = {"num_parameters": 5_504_452, "num_multiplications": 366_800_000, "latency_seconds": 0.01214}
+    costs = {**first.costs, **{name: spread([value, value]) for name, value in network.items()}}
+    table = cost_table(replace(section, rows=(replace(first, costs=costs), *others)))
+    place = table.heads.index("parameters")
+    assert table.heads[place : place + 3] == ("parameters", "multiplications", "one image on a CPU thread")
+    assert table.rows[0][place : place + 3] == ("5.50 M", "0.367 G", "12.1 ms")
+    assert table.rows[1][place : place + 3] == ("–", "–", "–")
 
 
 def test_a_page_loads_nothing_and_contains_every_figure_once(tmp_path: Path) -> None:

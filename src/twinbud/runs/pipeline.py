@@ -34,6 +34,7 @@ from twinbud.recovery.stage import recover
 from twinbud.report.history import history_writer
 from twinbud.runs.context import Job, class_indices, labelled_images, list_images, open_images
 from twinbud.runs.cost import cost_of
+from twinbud.runs.network_cost import measure_network
 from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
 from twinbud.runs.result import RunCost, RunMetrics, RunResult
@@ -250,9 +251,10 @@ def evaluate_student(job: Job, history: History, cost: RunCost) -> tuple[Predict
     seed = job.config.training.seed
     predictions = predict_rows(job, job.split.test)
     best = best_test_pass(history)
+    network_cost = measure_network(job.student_pair.student, job.config.training.image_size)
     metrics = RunMetrics(
         **vars(evaluate(predictions, seed=seed)),
-        **vars(cost),
+        **vars(replace(cost, **vars(network_cost))),
         best_test_epoch=best.epoch if best else None,
         best_test_accuracy=best.test_accuracy if best else None,
         val=evaluate(predict_rows(job, job.split.val), seed=seed) if job.split.val else None,

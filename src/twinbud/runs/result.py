@@ -17,8 +17,18 @@ _Part = TypeVar("_Part")
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """Time, memory and steps of a run; values of a stage that the run does not have are None, and not in the JSON."""
+    """Time, memory and steps of a run, and the size of its network.
 
+    Values that are None are absent from the JSON: those of a stage that the run does not have, and those of the network
+    in records of earlier versions.
+    """
+
+    num_parameters: int | None = None
+    """Parameters of the delivered network."""
+    num_multiplications: int | None = None
+    """Multiplications of the delivered network for one image of the run's size, each with its addition."""
+    latency_seconds: float | None = None
+    """Median time of the delivered network for one image, in seconds, on one CPU thread in float32."""
     tune_num_steps: int | None = None
     """Optimizer steps of the fine-tuning of the teacher."""
     tune_num_passes: int | None = None

@@ -99,6 +99,7 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
         "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}",
         "Time": f"{metrics.train_seconds:.0f} s; training at {metrics.images_per_second:.0f} images/s",
+        "Network": _network(metrics),
         "Peak memory": f"{metrics.peak_memory_mib:,.0f} MiB",
     }
     return {name: text for name, text in facts.items() if text is not None}
@@ -139,6 +140,15 @@ def _recovery(job: Job, metrics: RunMetrics) -> str | None:
     ways = ["least squares"] if config.recover_refit == "on" else []
     ways += [f"{config.recover_epochs} epochs of feature matching"] if config.recover_epochs else []
     return f"on {metrics.recover_num_images:,} {which}: {', '.join(ways) or 'no step'}; {metrics.recover_seconds:.0f} s"
+
+
+def _network(metrics: RunMetrics) -> str:
+    """Size and latency of the delivered network, which every new run has."""
+    parameters, multiplications = metrics.num_parameters or 0, metrics.num_multiplications or 0
+    return (
+        f"{parameters / 1e6:.2f} million parameters; {multiplications / 1e9:.3f} billion multiplications and "
+        f"{1e3 * (metrics.latency_seconds or 0):.0f} ms per image on one CPU thread"
+    )
 
 
 def _num_training_steps(metrics: RunMetrics) -> int:

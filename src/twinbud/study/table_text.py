@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,11 @@ def _accuracy_cells(section: Section, row: Row, *, has_difference: bool, has_pap
 
 
 def cost_table(section: Section) -> Table:
-    """Time and memory of training, with the paper's results."""
+    """Size and latency of the network, time and memory of training, with the paper's results."""
     has_paper = any(row.paper_cost for row in section.rows)
-    heads = ("labelled images", "steps", "image passes", "training", "images/s in training", "peak memory")
-    heads = (*_axis_heads(section), *heads)
+    has_network = any(row.costs["num_parameters"] for row in section.rows)
+    heads = (*_axis_heads(section), *(_NETWORK_HEADS if has_network else ()))
+    heads += ("labelled images", "steps", "image passes", "training", "images/s in training", "peak memory")
     if has_paper:
         heads = (*heads, f"{section.paper_head}: training, RTX A6000", "memory")
     rows = []
@@ -69,6 +70,7 @@ def cost_table(section: Section) -> Table:
         costs = row.costs
         cells = [
             *_axis_cells(section, row),
+            *(_network_cells(costs) if has_network else ()),
             *(_mean(costs[name], 0) for name in ("num_train", "num_steps", "num_passes")),
         ]
         seconds = costs["train_seconds"]
@@ -81,6 +83,22 @@ def cost_table(section: Section) -> Table:
         rows.append(tuple(cells))
     marked = tuple(row.is_baseline for row in section.rows)
     return Table(heads=heads, num_text_columns=len(section.axes), rows=tuple(rows), marked=marked)
+
+
+_NETWORK_HEADS = ("parameters", "multiplications", "one image on a CPU thread")
+_NETWORK_UNITS = {
+    "num_parameters": (1e-6, 2, "M"),
+    "num_multiplications": (1e-9, 3, "G"),
+    "latency_seconds": (1e3, 1, "ms"),
+}
+"""Factor, decimals and unit of each of these columns."""
+
+
+def _network_cells(costs: Mapping[str, Spread | None]) -> Iterator[str]:
+    """``5.50 M``, ``0.367 G`` and ``12.1 ms``."""
+    for name, (factor, decimals, unit) in _NETWORK_UNITS.items():
+        value = costs[name]
+        yield f"{number(value.mean * factor, decimals)} {unit}" if value else "–"
 
 
 def plus_minus(value: Spread | None) -> str:
