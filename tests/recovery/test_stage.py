@@ -35,6 +35,13 @@ STEPS_EACH = 6
 
 
 @pytest.fixture(scope="module")
+def knowing_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With a classifier for the three classes of the students."""
+    folder = tmp_path_factory.mktemp("teacher") / "vit"
+    return save_teacher(folder, "vit_tiny_patch16_224", init_values=0.5, num_classes=3, **VIT)
+
+
+@pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_vit_teacher(tmp_path_factory.mktemp("teacher") / "vit")
 
@@ -217,6 +224,25 @@ def test_what_a_subspace_holds_is_told(teacher: str) -> None:
     assert sorted(first["kept"]["heads/blocks.0"] + second["kept"]["heads/blocks.0"]) == [0, 1, 2, 3]
     _, found = recovered(teacher)
     assert "subspace" not in found["student"].to_json()
+
+
+@pytest.mark.parametrize("settings", [{}, {"recover_epochs": 0}, {"recover_refit": "off"}], ids=str)
+def test_classifiers_are_fitted_to_the_features_at_the_end(
+    settings: dict[str, Any], knowing_teacher: str, tmp_path: Path
+) -> None:
+    plain, _ = recovered(knowing_teacher, **settings)
+    student_pair, found = recovered(knowing_teacher, keepers(tmp_path), recover_classifier="on", **settings)
+    for ours, theirs in zip(states(plain), states(student_pair), strict=True):
+        assert {n for n, t in ours.items() if not torch.equal(t, theirs[n])} == {"head.weight", "head.bias"}
+    for student in found.values():
+        fit = student.refit.classifier
+        assert fit is not None
+        assert student.to_json()["classifier"] == {
+            "layer": "classifier", "before": fit.before, "after": fit.after, "ridge": fit.ridge,
+        }  # fmt: skip
+    resumed, later = recovered(knowing_teacher, keepers(tmp_path), recover_classifier="on", **settings)
+    assert same(student_pair, resumed)
+    assert later == found
 
 
 def test_student_and_auxiliary_share_the_statistics_of_the_teacher(

@@ -133,6 +133,24 @@ def test_a_run_can_start_from_a_subspace(shared_images: Path, shared_teacher: st
     assert weights(run) == weights(tmp_path / "again")
 
 
+def test_the_classifier_of_a_tuned_teacher_is_recovered(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    words = (*RECOVER, "--tune-teacher", "--tune-epochs", 1, "--tune-min-steps", 0, "--recover-classifier", "on")
+    run = trained(shared_images, shared_teacher, tmp_path / "run", *words)
+    content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
+    assert all(network["classifier"]["after"] > network["classifier"]["before"] for network in content.values())
+
+
+def test_a_teacher_that_does_not_know_the_classes_has_no_classifier_to_recover(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *RECOVER, "--recover-classifier", "on"))
+    assert "the teacher's classifier has 1,000 classes, but the images have 3" in line
+    assert line.endswith("with --tune-teacher, or use --recover-classifier off.")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_without_a_single_stream_has_no_subspace(shared_images: Path, tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
     words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads", "--image-size", 64)
@@ -277,6 +295,7 @@ def recovery_of(run: Path) -> list[Any]:
         (("--recover-epochs", 0, "--recover-target", "own"), ("--recover-batch-size 8", "--recover-target own")),
         (("--recover-refit", "off", "--recover-views", 9), ("--recover-views 9",)),
         (("--recover-views", 2), ()),
+        (("--recover-refit", "off", "--recover-stream", "subspace"), ("--recover-stream subspace",)),
         (("--recover", "none", "--recover-epochs", 0, "--recover-batch-size", 64), ()),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from twinbud.config.recovery import Recover, RecoverStream, RecoverTarget, Refit
+from twinbud.config.recovery import Recover, RecoverStream, RecoverTarget, Switch
 from twinbud.config.schema import (
     Attention,
     Auto,
@@ -81,7 +81,8 @@ class Settings(TypedDict, total=False):
     threads: int | None
     recover: Recover
     recover_stream: RecoverStream
-    recover_refit: Refit
+    recover_refit: Switch
+    recover_classifier: Switch
     recover_views: int
     recover_memory: float
     recover_epochs: int

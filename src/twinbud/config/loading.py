@@ -20,7 +20,8 @@ StageConfig = TypeVar("StageConfig", bound=Checked)
 
 PLANNED = ("teacher", "student", "rule", "attention", "swap_roles")
 """Settings that the plan of ``selected`` holds."""
-_LEAST_SQUARES = frozenset({"recover_stream", "recover_views", "recover_memory"})
+_LEAST_SQUARES = frozenset({"recover_stream"})
+_VIEWS = frozenset({"recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
 _NOT_NUMERIC = frozenset(
     {"data", "split", "teacher", "selected", "device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
@@ -198,6 +199,8 @@ def disabled_settings(config: RunConfig) -> frozenset[str]:
         return frozenset(disabled | (_settings_of_stage("recovery") - {"recover"}))
     if recovery.recover_refit == "off":
         disabled |= _LEAST_SQUARES
+        if recovery.recover_classifier == "off":
+            disabled |= _VIEWS
     if not recovery.recover_epochs:
         disabled |= _MATCHING
     return frozenset(disabled)

@@ -13,7 +13,7 @@ from twinbud.core.errors import TwinbudError
 Recover = Literal["none", "labelled", "unlabelled"]
 RecoverStream = Literal["channels", "subspace"]
 RecoverTarget = Literal["own", "all"]
-Refit = Literal["on", "off"]
+Switch = Literal["on", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,10 @@ class RecoveryConfig(Checked):
     recover_stream: RecoverStream = setting(
         "channels", "The student's residual stream: channels of the teacher's, or its principal subspace (ViT)."
     )
-    recover_refit: Refit = setting("on", "Fit each layer to the teacher by least squares.")
+    recover_refit: Switch = setting("on", "Fit each layer to the teacher by least squares.")
+    recover_classifier: Switch = setting(
+        "off", "Fit the classifier to the logits of a teacher with the classes of the run (--tune-teacher)."
+    )
     recover_views: int = setting(1, "Views of each image for least squares, limited by recover_memory.", ge=1)
     recover_memory: float = setting(
         0.625, "GiB for least squares, approximately; five views always fit.", gt=0, le=4096
@@ -45,13 +48,19 @@ class RecoveryConfig(Checked):
         return 0 if self.recover == "none" else self.recover_epochs
 
     @property
+    def recovers_classifier(self) -> bool:
+        """Whether the student's classifier is fitted to the teacher's logits."""
+        return self.recover != "none" and self.recover_classifier == "on"
+
+    @property
     def uses_subspace(self) -> bool:
         """Whether least squares starts from the teacher's principal subspace."""
         return self.recover != "none" and self.recover_refit == "on" and self.recover_stream == "subspace"
 
     @model_validator(mode="after")
     def _require_a_step(self) -> Self:
-        if self.recover != "none" and self.recover_refit == "off" and self.recover_epochs == 0:
+        has_step = self.recover_refit == "on" or self.recover_classifier == "on" or self.recover_epochs > 0
+        if self.recover != "none" and not has_step:
             problem = "0 epochs with recover_refit off leave no recovery step"
             raise TwinbudError(problem, where="--recover-epochs", fix="Give at least 1, or --recover none")
         return self

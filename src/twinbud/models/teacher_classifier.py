@@ -15,7 +15,6 @@ from twinbud.models.families.base import TimmModel
 from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherCard, arguments_from_weights, open_teacher_at
 
-_FIX = "Fine-tune it on these classes with --tune-teacher, or use --distillation skd"
 _MAX_SHOWN = 20
 """Class names in an error."""
 
@@ -51,7 +50,7 @@ class Renormalized(nn.Module):
         return self.network(images_BCSS * self.scale_1C11 + self.shift_1C11)
 
 
-def require_classes(card: TeacherCard, classes: tuple[str, ...]) -> None:
+def require_classes(card: TeacherCard, classes: tuple[str, ...], *, off: str = "--distillation skd") -> None:
     """Refuse a teacher whose classifier has not the classes of the run.
 
     Where the teacher's folder names its classes, names and order must agree; elsewhere the weights are read, and the
@@ -60,16 +59,19 @@ def require_classes(card: TeacherCard, classes: tuple[str, ...]) -> None:
     Args:
         card: The teacher.
         classes: Class names of the run, in the order of the student's outputs.
+        off: The option that does without the teacher's classifier, for errors.
 
     Raises:
         TwinbudError: The classes differ, there is no classifier, or the weights cannot be read.
     """
     if card.classes is None:
-        _require_number(card, arguments_from_weights(card, card.weights())["num_classes"], classes)
+        _require_number(card, arguments_from_weights(card, card.weights())["num_classes"], classes, off)
     elif card.classes != classes:
         theirs, ours = (first_few(map(repr, names), _MAX_SHOWN) for names in (card.classes, classes))
         raise TwinbudError(
-            f"the classes of the teacher are {theirs}, but those of the images are {ours}", where=card.name, fix=_FIX
+            f"the classes of the teacher are {theirs}, but those of the images are {ours}",
+            where=card.name,
+            fix=f"Fine-tune it on these classes with --tune-teacher, or use {off}",
         )
 
 
@@ -98,12 +100,15 @@ def open_teacher_classifier(
     return teacher if own == given else Renormalized(teacher, own, given).eval().to(device)
 
 
-def _require_number(card: TeacherCard, num_classes: int, classes: tuple[str, ...]) -> None:
+def _require_number(
+    card: TeacherCard, num_classes: int, classes: tuple[str, ...], off: str = "--distillation skd"
+) -> None:
+    fix = f"Fine-tune it on these classes with --tune-teacher, or use {off}"
     if num_classes == 0:
-        raise TwinbudError("the teacher has no classifier to learn from", where=card.name, fix=_FIX)
+        raise TwinbudError("the teacher has no classifier to learn from", where=card.name, fix=fix)
     if num_classes != len(classes):
         raise TwinbudError(
             f"the teacher's classifier has {num_classes:,} classes, but the images have {len(classes):,}",
             where=card.name,
-            fix=_FIX,
+            fix=fix,
         )

@@ -30,7 +30,12 @@ _PANEL = 256
 
 
 def fit_layer(
-    layer: nn.Module, fitted: NormalEquations, held_out: NormalEquations, scale: torch.Tensor | None = None
+    layer: nn.Module,
+    fitted: NormalEquations,
+    held_out: NormalEquations,
+    scale: torch.Tensor | None = None,
+    *,
+    ridges: Sequence[float] = RIDGES,
 ) -> tuple[float, float, float]:
     """Refit one layer in place: choose the ridge on held-out rows, then fit all rows with it.
 
@@ -39,6 +44,7 @@ def fit_layer(
         fitted: Normal equations of the rows to fit.
         held_out: Normal equations of the held-out rows.
         scale: (O,) LayerScale after the layer, which does not change; outputs with scale 0 keep their weights.
+        ridges: Candidates for λ, as in ``RIDGES``.
 
     Returns:
         ``before``, ``after`` and ``ridge`` of ``LayerFit``.
@@ -55,7 +61,7 @@ def fit_layer(
             where="--recover, least squares",
             fix="Check the teacher's weights, or use --precision float32",
         )
-    explained = dict(zip(RIDGES, fitted.explained_by_ridge(start, held_out, RIDGES), strict=True))
+    explained = dict(zip(ridges, fitted.explained_by_ridge(start, held_out, ridges), strict=True))
     best = max(explained.values())
     ridge = next(ridge for ridge, value in explained.items() if value >= best - _ROUNDING)
     put_matrix(layer, torch.where(factor == 0, matrix(layer), everything.solve(start, ridge) / factor))

@@ -21,6 +21,7 @@ from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole
 from twinbud.recovery.channel_map import ChannelMap
+from twinbud.recovery.classifier import refit_classifier
 from twinbud.recovery.least_squares import LayerFit, refit_layers
 from twinbud.recovery.refit_batches import (
     RefitBatchPlan,
@@ -43,6 +44,7 @@ class Refit:
 
     Attributes:
         fits: One entry per layer.
+        classifier: That of the classifier; None if it is not fitted.
         num_views: Views that were used; fewer than requested where memory is short.
         seconds: Wall time.
         stream_map: (D, d) float32, see ``ChannelMap``; None for channels.
@@ -51,6 +53,7 @@ class Refit:
     """
 
     fits: Sequence[LayerFit] = ()
+    classifier: LayerFit | None = None
     num_views: int = 0
     seconds: float = 0.0
     stream_map: torch.Tensor | None = field(default=None, compare=False)
@@ -60,9 +63,8 @@ class Refit:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the result as tensors, as checkpoints keep it; names of layers are left out."""
         tensors = {
-            "fits": torch.tensor(
-                [[fit.before, fit.after, fit.ridge] for fit in self.fits], dtype=torch.float64
-            ).reshape(-1, 3),
+            "fits": _rows(self.fits),
+            "classifier_fit": _rows([self.classifier] if self.classifier else []),
             "fit_views": torch.tensor(self.num_views),
             "fit_seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
@@ -89,9 +91,11 @@ class Refit:
             layers: Names of the layers in order; not used where least squares was off.
         """
         rows = tensors["fits"].tolist()
+        classifier = [LayerFit("classifier", *row) for row in tensors["classifier_fit"].tolist()]
         has_subspace = "stream_map" in tensors
         return cls(
             fits=tuple(LayerFit(name, *row) for name, row in zip(layers, rows, strict=bool(rows))),
+            classifier=classifier[0] if classifier else None,
             num_views=int(tensors["fit_views"]),
             seconds=tensors["fit_seconds"].item(),
             stream_map=tensors["stream_map"] if has_subspace else None,
@@ -102,6 +106,11 @@ class Refit:
                 if name.startswith(_KEPT)
             },
         )
+
+
+def _rows(fits: Sequence[LayerFit]) -> torch.Tensor:
+    """Return (number of fits, 3) float64: before, after and ridge of each."""
+    return torch.tensor([[fit.before, fit.after, fit.ridge] for fit in fits], dtype=torch.float64).reshape(-1, 3)
 
 
 def refitted_layers(family: SelectionFamily, student: TimmModel) -> list[str]:
@@ -165,6 +174,13 @@ class Refitter:
                 on_layer=on_layer,
             )
         return replace(refit, fits=tuple(fits), num_views=num_views, seconds=time.perf_counter() - start)
+
+    def refit_classifier(self, channel_map: ChannelMap, training: TrainingConfig, refit: Refit) -> Refit:
+        """Fit the classifier of one network to the teacher's logits, in place, and return ``refit`` with its result."""
+        start = time.perf_counter()
+        batches = refit_batches(self._plan(training, channel_map.teacher), self.images, training)
+        fit = refit_classifier(channel_map.student, channel_map.teacher, batches, bf16=self.bf16)
+        return replace(refit, classifier=fit, seconds=refit.seconds + time.perf_counter() - start)
 
     @cached_property
     def statistics(self) -> StreamStatistics:

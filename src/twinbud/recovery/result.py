@@ -34,6 +34,8 @@ class StudentRecovery:
         epochs = [{name: getattr(record, name) for name in _CURVE} for record in self.history.epochs]
         layers = [asdict(fit) for fit in self.refit.fits]
         content = {"views": self.refit.num_views, "layers": layers, "epochs": epochs, "seconds": self.seconds}
+        if self.refit.classifier is not None:
+            content["classifier"] = asdict(self.refit.classifier)
         if self.refit.stream_explained is not None:
             content["subspace"] = {"explained": self.refit.stream_explained, "kept": dict(self.refit.kept)}
         return content

@@ -55,7 +55,7 @@ def recover(
     checkpoints: CheckpointManager | None = None,
     progress: Progress | None = None,
 ) -> Recovery:
-    """Refit student and auxiliary to the teacher by least squares, then match features, in place and without labels.
+    """Refit student and auxiliary by least squares, match features, fit classifiers: in place and without labels.
 
     Args:
         student_pair: The pair as selected, on the device of training; an auxiliary that is a copy stays one.
@@ -77,7 +77,9 @@ def recover(
     checkpoints, progress = checkpoints or CheckpointManager(), progress or SilentProgress()
     students = students_to_recover(student_pair)
     refitter = Refitter(
-        teacher_provider=TeacherProvider(card, selection, training.image_size, images.device),
+        teacher_provider=TeacherProvider(
+            card, selection, training.image_size, images.device, with_classifier=config.recovers_classifier
+        ),
         images=images,
         config=config,
         training=recovery_training_config(config, training, "student"),
@@ -185,6 +187,8 @@ class _Stage:
                 refit = self.refitter.refit(channel_map, self.training_config, self._check_stop)
             else:
                 refit = Refit()
+            if found is None and not self.config.num_epochs:
+                refit = self._fit_classifier(channel_map, refit)
             kept = refit.tensors() | {_PEAK: torch.tensor(memory.mib)}
             step = self._step(refit.applied_to(channel_map), kept)
             if found is None:
@@ -207,6 +211,11 @@ class _Stage:
             seconds=seconds + refit.seconds,
             peak_memory_mib=tensors[_PEAK].item(),
         )
+
+    def _fit_classifier(self, channel_map: ChannelMap, refit: Refit) -> Refit:
+        if not self.config.recovers_classifier:
+            return refit
+        return self.refitter.refit_classifier(channel_map, self.training_config, refit)
 
     def _read_refit(self, tensors: Mapping[str, torch.Tensor]) -> Refit:
         family = self.refitter.teacher_provider.selection.student_spec.family
@@ -241,6 +250,8 @@ class _Stage:
                 advance=advance,
             )
             for _ in epochs.epochs():
+                if epochs.position.epoch > self.plan.epochs:  # the features do not change any more
+                    step.refit |= self._fit_classifier(step.channel_map, self._read_refit(step.refit)).tensors()
                 step.refit[_PEAK] = torch.tensor(max(step.refit[_PEAK].item(), memory.mib))
                 epochs.save_if_due()
         return tuple(epochs.records)

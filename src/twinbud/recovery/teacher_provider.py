@@ -20,14 +20,24 @@ class TeacherProvider:
         selection: The weights that were selected from it.
         image_size: Side of the images in pixels.
         device: Device of the students.
+        with_classifier: Whether the teacher keeps its classifier, which may be larger than the rest of the network.
     """
 
-    def __init__(self, card: TeacherCard, selection: Selection, image_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        card: TeacherCard,
+        selection: Selection,
+        image_size: int,
+        device: torch.device,
+        *,
+        with_classifier: bool = False,
+    ) -> None:
         self.card, self.selection, self.image_size, self.device = card, selection, image_size, device
+        self.with_classifier = with_classifier
         self.teacher: TimmModel | None = None
 
     def open(self) -> TimmModel:
-        """Return the teacher without its classifier, at the image size and on the device of the students.
+        """Return the teacher at the image size and on the device of the students.
 
         Raises:
             TwinbudError: It cannot be opened, or is not the one that was selected from.
@@ -36,7 +46,8 @@ class TeacherProvider:
             family = self.selection.student_spec.family
             teacher = open_teacher_at(self.card, family, self.image_size)
             require_same_teacher(teacher, self.selection, self.card.name)
-            teacher.reset_classifier(0)  # it may be larger than the rest of the network
+            if not self.with_classifier:
+                teacher.reset_classifier(0)
             self.teacher = teacher.to(self.device, memory_format=family.memory_format)
         return self.teacher
 

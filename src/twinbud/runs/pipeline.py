@@ -147,6 +147,8 @@ def prepare(
     image_index, image_store = open_images(config, progress, resource_cache)
     if teacher is not None and config.training.learns_from_teacher:
         require_classes(teacher, image_index.classes)
+    if teacher is not None and config.recovery.recovers_classifier:
+        require_classes(teacher, image_index.classes, off="--recover-classifier off")
     split = make_split(
         image_index,
         image_store.digests,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from twinbud.config.schema import ModelConfig, RecoveryConfig, RunConfig, TrainingConfig, TuningConfig
+from twinbud.config.recovery import RecoveryConfig
+from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig, TuningConfig
 from twinbud.core.errors import Stopped, TwinbudError, explained_writes
 from twinbud.core.files import new_folder, read_json, write_json
 from twinbud.core.memory import PeakMemory, available_bytes
