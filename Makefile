@@ -18,7 +18,7 @@ types: .venv/installed
 
 # in random order, one worker a core with one thread each; TESTS="tests/data -k split" for some of them
 unit: .venv/installed
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses auto --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 # the documentation site in site/; warnings and dead links are errors, nothing is fetched
 docs: .venv/installed

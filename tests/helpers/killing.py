@@ -5,51 +5,35 @@ from __future__ import annotations
 import csv
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from helpers.builders import save_images, save_vit_teacher
+from helpers.command import Answer, twinbud
+from helpers.processes import Command, start
 
 RECOVERING = ("--recover", "labelled", "--recover-epochs", "8", "--recover-batch-size", "4")
-"""What makes the small run recover S and S′ from its teacher before it trains them."""
+"""What makes the small run recover student and auxiliary from its teacher before it trains them."""
 
-Moment = Callable[[Path, subprocess.Popen[bytes], random.Random], None]
+Moment = Callable[[Path, Command, random.Random], None]
 """Waits, in a run's folder and beside its process, for the time to kill it."""
 
 
 def small_run(folder: Path) -> list[str]:
-    """The command, but for ``--output``, of a run of a few seconds that saves a checkpoint after each epoch."""
+    """The words, but for ``--output``, of a run of a few seconds that saves a checkpoint after each epoch."""
     images = save_images(folder / "images", {"bright": 12, "dark": 12})
     teacher = save_vit_teacher(folder / "teacher")
-    return [
-        *(sys.executable, "-m", "twinbud", "train", "--data", str(images), "--teacher", teacher),
-        *(
-            "--profile",
-            "paper",
-            "--image-size",
-            "28",
-            "--epochs",
-            "30",
-            "--batch-size",
-            "4",
-            "--threads",
-            "1",
-            "--precision",
-            "float32",
-        ),
-        *("--checkpoint-seconds", "0"),
-    ]
+    words = "--profile paper --image-size 28 --epochs 30 --batch-size 4 --threads 1 --precision float32"
+    return ["train", "--data", str(images), "--teacher", teacher, *words.split(), "--checkpoint-seconds", "0"]
 
 
-def finish(command: list[str], output: Path) -> subprocess.CompletedProcess[str]:
+def finish(words: list[str], output: Path) -> Answer:
     """Run to the end."""
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+    answer = twinbud(*words, "--output", output)
+    assert answer.code == 0, answer.err
+    return answer
 
 
 def results(run: Path) -> list[bytes]:
@@ -66,9 +50,9 @@ def results(run: Path) -> list[bytes]:
     ]
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for(path: Path, command: Command) -> None:
     """Until there is something at ``path``, or the process has ended."""
-    while not path.exists() and process.poll() is None:
+    while not path.exists() and command.is_running:
         time.sleep(0.001)
 
 
@@ -80,54 +64,52 @@ def checkpoints(run: Path, pattern: str) -> set[Path]:
             return {*folder.glob(pattern), *folder.glob(f"*/{pattern}")}
 
 
-def at_random(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
+def at_random(run: Path, command: Command, generator: random.Random) -> None:
     """Between a hundredth and six tenths of a second after the first file of a run."""
-    del run, process
+    del run, command
     time.sleep(generator.uniform(0.01, 0.6))
 
 
-def inside_a_save(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
+def inside_a_save(run: Path, command: Command, generator: random.Random) -> None:
     """While a checkpoint is being written aside."""
     del generator
-    while not checkpoints(run, ".step-*.draft") and process.poll() is None:
+    while not checkpoints(run, ".step-*.draft") and command.is_running:
         pass
 
 
-def at_an_epochs_end(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
+def at_an_epochs_end(run: Path, command: Command, generator: random.Random) -> None:
     """When a checkpoint of an epoch has just got its name."""
     del generator
     before = checkpoints(run, "step-*")
-    while checkpoints(run, "step-*") <= before and process.poll() is None:
+    while checkpoints(run, "step-*") <= before and command.is_running:
         pass
 
 
-def during_evaluation(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
+def during_evaluation(run: Path, command: Command, generator: random.Random) -> None:
     """Between the end of training, which writes the history, and the result."""
-    wait_for(run / "history.csv", process)
+    wait_for(run / "history.csv", command)
     time.sleep(generator.uniform(0, 0.02))
 
 
-def at_its_first_checkpoint(run: Path, process: subprocess.Popen[bytes], generator: random.Random) -> None:
+def at_its_first_checkpoint(run: Path, command: Command, generator: random.Random) -> None:
     """As soon as it has one: one of recovery, in a run that recovers."""
     del generator
-    while not checkpoints(run, "step-*") and process.poll() is None:
+    while not checkpoints(run, "step-*") and command.is_running:
         pass
 
 
 MOMENTS: tuple[Moment, ...] = (at_random, inside_a_save, at_an_epochs_end, during_evaluation)
 
 
-def kill_once(command: list[str], run: Path, moment: Moment, generator: random.Random) -> bool:
+def kill_once(words: list[str], run: Path, moment: Moment, generator: random.Random) -> bool:
     """Begin the run or go on with it, and send SIGKILL at the moment; whether it was still at work."""
     for name in ("environment.json", "history.csv"):
         (run / name).unlink(missing_ok=True)
-    process = subprocess.Popen(
-        [*command, "--resume", "--output", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for(run / "environment.json", process)
-    moment(run, process, generator)
-    process.kill()
-    return process.wait() == -signal.SIGKILL
+    command = start([*words, "--resume", "--output", str(run)], run.with_suffix(".log"))
+    wait_for(run / "environment.json", command)
+    moment(run, command, generator)
+    command.process.kill()
+    return command.wait().code == -signal.SIGKILL
 
 
 def is_recovering(run: Path) -> bool:

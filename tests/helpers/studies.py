@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import yaml
 
 from helpers.builders import save_images, save_vit_teacher
+from helpers.processes import Command, start
 from twinbud.config.loading import settings_of
 from twinbud.config.schema import RunConfig
 from twinbud.study.grid import plan_cells
@@ -54,23 +52,16 @@ def save_images_and_teacher(folder: Path) -> tuple[Path, str]:
     return images, save_vit_teacher(folder / "teacher")
 
 
-def study_process(recipe: Path, images: Path, runs: Path, *words: object) -> subprocess.Popen[str]:
-    """Start ``twinbud study`` in its own session, as a terminal does."""
-    command = [sys.executable, "-m", "twinbud", "study", str(recipe), "--data", f"shades={images}"]
-    return subprocess.Popen(
-        [*command, "--runs", str(runs), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def start_study(recipe: Path, images: Path, runs: Path, *words: object) -> Command:
+    """Start ``twinbud study``."""
+    command = ["study", str(recipe), "--data", f"shades={images}", "--runs", str(runs)]
+    return start([*command, *map(str, words)], runs.with_suffix(".log"))
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
+def workers_of(command: Command) -> list[int]:
     """Process ids of the living workers of a study."""
     try:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
         lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
     except OSError:
         return []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.builders import save_vit_teacher
-from helpers.command import SMALL, refusal, twinbud
+from helpers.command import SMALL, Answer, refusal, twinbud
 from helpers.killing import (
     RECOVERING,
     at_its_first_checkpoint,
@@ -25,6 +25,7 @@ from helpers.killing import (
     small_run,
     wait_for,
 )
+from helpers.processes import start
 from twinbud.runs import pipeline
 from twinbud.training import amp
 
@@ -59,40 +60,32 @@ def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
     assert not (tmp_path / "killed" / "checkpoints").exists()
 
 
-def test_a_terminated_run_says_how_to_go_on_and_does(command: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    longer = [*command, "--epochs", "200"]
-    process = subprocess.Popen([*longer, "--output", str(run)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def stopped(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """The folder of a run that was stopped by SIGTERM after its first checkpoint, and what it said."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    process = start([*command, "--output", str(run)], run.with_suffix(".log"))
     wait_for(run / "checkpoints", process)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert errors.decode().splitlines()[-1].endswith("continue with the same command and --resume")
+    process.process.terminate()
+    return run, process.wait()
+
+
+def test_a_terminated_run_says_how_to_go_on_and_does(
+    stopped: tuple[Path, Answer], command: list[str], tmp_path: Path
+) -> None:
+    answer = stopped[1]
+    run = Path(shutil.copytree(stopped[0], tmp_path / "run"))
+    assert answer.code == 75
+    assert answer.err.splitlines()[-1].endswith("continue with the same command and --resume")
     assert "stopped after step" in (run / "UNFINISHED").read_text()
-    done = finish([*longer, "--resume"], run)
-    assert "going on after step" in done.stderr
-    again = subprocess.run(
-        [*longer, "--resume", "--output", str(run)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert again.returncode == 2
-    assert "the run has finished. Nothing is left to do" in again.stderr
+    assert "going on after step" in finish([*command, "--resume"], run).err
+    again = twinbud(*command, "--resume", "--output", run)
+    assert "the run has finished. Nothing is left to do" in refusal(again)
 
 
-def test_other_settings_do_not_go_on_from_a_checkpoint(command: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen([*command, "--epochs", "200", "--output", str(run)], stderr=subprocess.DEVNULL)
-    wait_for(run / "checkpoints", process)
-    process.terminate()
-    process.wait(timeout=60)
-    other = subprocess.run(
-        [*command, "--epochs", "200", "--beta", "0.5", "--resume", "--output", str(run)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert other.returncode == 2
-    assert "other values of beta" in other.stderr.splitlines()[-1]
+def test_other_settings_do_not_go_on_from_a_checkpoint(stopped: tuple[Path, Answer], command: list[str]) -> None:
+    other = twinbud(*command, "--beta", "0.5", "--resume", "--output", stopped[0])
+    assert "other values of beta" in refusal(other)
 
 
 def unfinished(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[Path, bytes]:

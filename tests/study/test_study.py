@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,14 @@ from PIL import Image
 
 from helpers.builders import save_images
 from helpers.command import Answer, twinbud
+from helpers.processes import Command
 from helpers.studies import (
     SETTINGS,
     comparable,
     recipe_content,
     save_images_and_teacher,
     save_recipe,
-    study_process,
+    start_study,
     workers_of,
 )
 from twinbud.study.recipe import read_recipe
@@ -41,9 +41,9 @@ class Small(NamedTuple):
     images: Path
     runs: Path
 
-    def begin(self, runs: Path, *options: object) -> subprocess.Popen[str]:
+    def begin(self, runs: Path, *options: object) -> Command:
         """Start the study as a process, to be killed or stopped."""
-        return study_process(self.recipe, self.images, runs, *options)
+        return start_study(self.recipe, self.images, runs, *options)
 
     def finish(self, runs: Path, *options: object, code: int = 0) -> Answer:
         """Execute the missing runs in this process: starting a worker takes longer than the runs."""
@@ -57,17 +57,17 @@ class Small(NamedTuple):
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("small")
     images, teacher = save_images_and_teacher(folder)
-    content = recipe_content(teacher, settings={**SETTINGS, "epochs": 60})
+    content = recipe_content(teacher, settings={**SETTINGS, "epochs": 24})
     study = Small(save_recipe(folder / "small.yaml", content), images, folder / "runs")
     study.finish(study.runs)
     return study
 
 
-def end(process: subprocess.Popen[str], code: int = 0) -> Answer:
+def end(command: Command, code: int = 0) -> Answer:
     """Wait until a process ends, and return its output."""
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == code, err
-    return Answer(process.returncode, out, err)
+    answer = command.wait()
+    assert answer.code == code, answer.err
+    return answer
 
 
 def records(runs: Path) -> dict[str, dict[str, Any]]:
@@ -83,9 +83,9 @@ def require_same(runs: Path, expected: Path) -> None:
     assert first == second
 
 
-def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Any, command: Command) -> None:
     deadline = time.monotonic() + 120
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
+    while not condition() and command.is_running and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
@@ -127,12 +127,12 @@ def test_a_killed_study_resumes_with_the_same_results(small: Small, tmp_path: Pa
     for kills_workers in (True, False):
         process = small.begin(runs)
         wait_until(lambda: list(runs.glob("work/*/history.csv")), process)
-        time.sleep(generator.uniform(0, 1))
+        time.sleep(generator.uniform(0, 0.5))
         workers = workers_of(process)
-        process.kill()
+        process.process.kill()
         for pid in workers if kills_workers else ():
             os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
     small.finish(runs)
     require_same(runs, small.runs)
 
@@ -178,10 +178,9 @@ def test_a_failing_run_does_not_end_the_study_and_is_tried_again(small: Small, t
     obstacle.write_text("a file where a run folder should be")
     answer = small.finish(runs, code=2)
     assert answer.out.startswith("3 of 4 runs done\nfailed (1): ")
-    assert answer.err.splitlines()[-1] == (
-        f"twinbud: {runs}/failures: 1 of 4 runs failed. "
-        "Correct the causes, and give the same command again: it executes only these runs."
-    )
+    line = answer.err.splitlines()[-1]
+    assert line.startswith(f"twinbud: {runs}/failures: 1 of 4 runs failed; first: {obstacle}: a file stands where ")
+    assert line.endswith("Correct the causes, and give the same command again: it executes only these runs.")
     (section,) = collect(read_recipe(small.recipe), store).sections
     assert [row.samplings for row in section.rows if row.num_failed] == ["1 of 2, 1 failed"]
     obstacle.unlink()
@@ -288,7 +287,7 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
         ),
         (("--data", "shades={images}", "--only", "x=1"), "--only: 'x' is not one of data, pair, method"),
         (("--data", "shades={images}", "--runs", "{images}"), "{images}: the folder is not a runs folder"),
-        (("--wrokers", 2), "Did you mean '--workers'?"),
+        (("--wrokers", 2), "Did you mean --workers?"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -1,0 +1,63 @@
+"""Processes of the command line that can be killed or stopped, forked from a server that has imported torch once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from helpers.command import Answer
+
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["twinbud.cli.commands", "twinbud.cli.console", "twinbud.runs.pipeline"])
+
+
+@dataclass(frozen=True)
+class Command:
+    """A running ``twinbud`` command.
+
+    Attributes:
+        process: The process, the first of a session of its own, as under a terminal.
+        log: What it prints goes to files of this name, with the suffixes ``.out`` and ``.err``.
+    """
+
+    process: BaseProcess
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self.process.exitcode is None
+
+    def wait(self) -> Answer:
+        """Wait until the process has ended; minus the signal's number is the code of one that was killed."""
+        self.process.join(timeout=240)
+        assert self.process.exitcode is not None, f"still running: {self.log}"
+        out, err = (self.log.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
+        return Answer(self.process.exitcode, out, err)
+
+
+def start(words: list[str], log: Path) -> Command:
+    """Start ``twinbud WORDS``."""
+    process = _CONTEXT.Process(target=_run, args=(words, log))
+    process.start()
+    return Command(process, log)
+
+
+def _run(words: list[str], log: Path) -> None:
+    from twinbud.cli.main import main
+
+    os.setsid()
+    for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
+        with log.with_suffix(suffix).open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.exit(main(words))
