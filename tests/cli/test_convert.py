@@ -148,7 +148,9 @@ def test_a_one_channel_teacher_is_refused_with_a_command_that_works(tmp_path: Pa
     torch.testing.assert_close(opened(images.repeat(1, 3, 1, 1)), gray(images), rtol=1e-4, atol=1e-5)
 
 
-def test_a_one_channel_folder_is_refused_with_a_command_that_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [{"num_classes": 5, "first_conv": "stem.0", "input_size": [1, 64, 64]}, {}])
+def test_a_one_channel_folder_is_refused_with_a_command_that_works(known: dict[str, Any], tmp_path: Path) -> None:
+    """Older timm saves neither the number of classes nor the name of the first layer."""
     gray = random_model(ARCHITECTURE, num_classes=5, in_chans=1)
     folder = tmp_path / "gray"
     folder.mkdir()
@@ -157,15 +159,22 @@ def test_a_one_channel_folder_is_refused_with_a_command_that_works(tmp_path: Pat
         "architecture": ARCHITECTURE,
         "num_classes": 5,
         "model_args": {"in_chans": 1},
-        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 5, "first_conv": "stem.0"},
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, **known},
     }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(TwinbudError, match="takes images of 1 channel") as caught:
         read_teacher_card(f"local-dir:{folder}")
     run_advice(str(caught.value))
     teacher = open_teacher(read_teacher_card(f"local-dir:{folder}-rgb"))
-    assert teacher.model.stem[0].in_channels == 3
     assert teacher.card.mean == (0.5, 0.5, 0.5)
+    images = torch.randn(2, 1, 64, 64)
+    torch.testing.assert_close(teacher.model(images.repeat(1, 3, 1, 1)), gray(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_of_four_channels_is_refused_without_a_command_that_could_not_help(tmp_path: Path) -> None:
+    save_file(random_model(ARCHITECTURE, in_chans=4).state_dict(), tmp_path / "four.safetensors")
+    with pytest.raises(TwinbudError, match=r"takes images of 4 channels, .*\. Choose another teacher\.$"):
+        open_teacher(read_teacher_card(f"{ARCHITECTURE}@{tmp_path}/four.safetensors"))
 
 
 def test_original_dinov2_names_are_translated(tmp_path: Path) -> None:

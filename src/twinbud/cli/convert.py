@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
+from twinbud.core.files import read_json, write_json
 from twinbud.models.checkpoint import FoundState, find_states
 from twinbud.models.families.base import State
 from twinbud.models.outline import outline
@@ -71,7 +72,8 @@ def convert(teacher: str, *, output: Path | None = None, entry: str | None = Non
     Args:
         teacher: ``ARCHITECTURE@FILE`` or ``local-dir:FOLDER``.
         output: The file to write; by default ``FILE`` with the suffix ``.safetensors``, or
-            ``FOLDER/model.safetensors``.
+            ``FOLDER/model.safetensors``. For a folder whose network reads one channel, the folder to write; by default
+            ``FOLDER-rgb``.
         entry: Dotted keys of the dictionary to take if several hold a whole network.
 
     Returns:
@@ -80,20 +82,28 @@ def convert(teacher: str, *, output: Path | None = None, entry: str | None = Non
     Raises:
         TwinbudError: The checkpoint cannot be read or does not hold the architecture, or ``output`` exists.
     """
-    card = describe_teacher(teacher)
+    card = describe_teacher(teacher, require_rgb=False)
     if card.file is None:
         raise TwinbudError(f"'{teacher}' has no file to convert", fix="Give ARCHITECTURE@FILE or local-dir:FOLDER")
-    output = output or _default_output(card.file, is_folder=teacher.startswith("local-dir:"))
-    if output.exists():
-        raise TwinbudError("the file exists already", where=str(output), fix="Delete it, or choose another --output")
+    is_folder, stem = teacher.startswith("local-dir:"), first_convolution(card.architecture)
     found = _chosen(card, read_checkpoint(card.file), entry)
+    adapts_folder = is_folder and _reads_one_channel(found.tensors, stem)
+    if adapts_folder:
+        output = output or card.file.parent.with_name(f"{card.file.parent.name}-rgb")
+    output = output or _default_output(card.file, is_folder=is_folder)
+    if output.exists():
+        raise TwinbudError("it exists already", where=str(output), fix="Delete it, or choose another --output")
     with explained_writes(output):
-        output.write_bytes(save(_storable(found.tensors, first_convolution(card.architecture))))
+        if adapts_folder:
+            _write_rgb_config(card, output)
+        file = output / "model.safetensors" if adapts_folder else output
+        file.write_bytes(save(_storable(found.tensors, stem)))
     line = f"wrote {output} ({len(found.tensors)} tensors"
     line += f" of '{'.'.join(found.path)}'" if found.path else ""
     line += f", prefix '{found.prefix}' removed" if found.prefix else ""
     line += f"; left out: {first_few(found.left_out, 3)}" if found.left_out else ""
-    name = teacher if teacher.startswith("local-dir:") else f"{teacher.partition('@')[0]}@{output}"
+    kept = f"local-dir:{output}" if adapts_folder else teacher
+    name = kept if is_folder else f"{teacher.partition('@')[0]}@{output}"
     return f'{line}); use it with --teacher "{name}"'
 
 
@@ -172,13 +182,30 @@ def _foreign_states(card: TeacherCard, content: Any) -> list[FoundState]:
     return states
 
 
+def _reads_one_channel(tensors: State, stem: str) -> bool:
+    return stem in tensors and tensors[stem].dim() == 4 and tensors[stem].shape[1] == 1
+
+
+def _write_rgb_config(card: TeacherCard, folder: Path) -> None:
+    """Make ``folder`` with the ``config.json`` of a gray teacher's folder, for three channels."""
+    assert card.file is not None
+    config = read_json(card.file.with_name("config.json"))
+    saved = config.get("pretrained_cfg") or config  # timm's older layout is flat
+    saved |= {"mean": list(card.mean), "std": list(card.std)}
+    if "input_size" in saved:
+        saved["input_size"] = [3, *saved["input_size"][1:]]
+    config["model_args"] = {name: value for name, value in card.model_args.items() if name != "in_chans"}
+    folder.mkdir()
+    write_json(folder / "config.json", config)
+
+
 def _storable(tensors: State, stem: str) -> State:
     """Return contiguous copies, which share no memory; a one-channel first layer is spread over three channels.
 
     The spread layer gives the same output for a gray image that is repeated in three channels.
     """
     stored = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    if stem in stored and stored[stem].dim() == 4 and stored[stem].shape[1] == 1:
+    if _reads_one_channel(stored, stem):
         stored[stem] = (stored[stem] / 3).repeat(1, 3, 1, 1)
     return stored
 

@@ -88,8 +88,13 @@ def read_teacher_card(spec: str, option: str = "--teacher") -> TeacherCard:
     return card
 
 
-def describe_teacher(spec: str, option: str = "--teacher") -> TeacherCard:
+def describe_teacher(spec: str, option: str = "--teacher", *, require_rgb: bool = True) -> TeacherCard:
     """Return what is known of a teacher whose weights file may be missing or a pickle.
+
+    Args:
+        spec: The spelling.
+        option: The option that it was given with, for errors.
+        require_rgb: Refuse a folder whose ``config.json`` names another number of channels than 3.
 
     Raises:
         TwinbudError: The spelling or the architecture is unknown, or ``config.json`` cannot be used.
@@ -102,7 +107,7 @@ def describe_teacher(spec: str, option: str = "--teacher") -> TeacherCard:
         )
     if parsed.path is not None:
         if parsed.architecture is None:
-            return _card_of_folder(spec, parsed.path)
+            return _card_of_folder(spec, parsed.path, require_rgb=require_rgb)
         return _card(spec, parsed.architecture, file=parsed.path, option=option)
     if not timm.is_model(spec):
         raise _unknown_architecture(spec, option)
@@ -187,8 +192,7 @@ def _require_match(card: TeacherCard, state: State, expected: State) -> None:
         )
     stem = first_convolution(card.architecture)
     if wrong == [stem] and shapes[stem][0][1] != 3:
-        fix = f"run: {conversion_command(card.name)} (it writes a new file)" if card.file else "choose another teacher"
-        raise _wrong_channels(shapes[stem][0][1], where, fix)
+        raise _wrong_channels(shapes[stem][0][1], where, card.name if card.file else None)
     if wrong and not missing:
         found, wanted = shapes[wrong[0]]
         problem = f"'{wrong[0]}' has shape {found}, but timm's {card.architecture} has {wanted}"
@@ -204,19 +208,16 @@ def first_convolution(architecture: str) -> str:
     return f"{config.first_conv}.weight" if config else ""
 
 
-def _wrong_channels(num_channels: int, where: str, fix: str) -> TwinbudError:
-    return TwinbudError(
-        f"the teacher takes images of {num_channels} channel{'s' if num_channels > 1 else ''}, but twinbud gives every"
-        " network 3 (gray images are repeated)",
-        where=where,
-        fix=f"To adapt its first layer, {fix}",
-    )
-
-
-def _adapt_command(folder: Path) -> str:
-    """Return the command with which timm adapts the first layer of a folder's network to 3 channels."""
-    call = f"timm.create_model('local-dir:{folder}', pretrained=True, in_chans=3), '{folder}-rgb'"
-    return f'python -c "import timm; timm.models.save_for_hf({call}, safe_serialization=True)"'
+def _wrong_channels(num_channels: int, where: str, spec: str | None) -> TwinbudError:
+    """The error for a teacher that does not read RGB; ``spec`` is its spelling if its weights lie in a file."""
+    if num_channels == 1 and spec:
+        written = "a new folder" if spec.startswith("local-dir:") else "a new file"
+        fix = f"To adapt its first layer, run: {conversion_command(spec)} (it writes {written})"
+    else:
+        fix = "Choose another teacher"
+    plural = "s" if num_channels > 1 else ""
+    problem = f"the teacher takes images of {num_channels} channel{plural}, but twinbud gives every network 3"
+    return TwinbudError(f"{problem} (gray images are repeated)", where=where, fix=fix)
 
 
 def _card(
@@ -252,7 +253,7 @@ def _card(
     )
 
 
-def _card_of_folder(name: str, folder: Path) -> TeacherCard:
+def _card_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherCard:
     """Describe a folder with ``config.json`` and ``model.safetensors``, as timm saves them."""
     path = folder / "config.json"
     try:
@@ -270,8 +271,8 @@ def _card_of_folder(name: str, folder: Path) -> TeacherCard:
         ) from error
     arguments = read_model_args(config.get("model_args") or {}, path)
     channels = arguments.get("in_chans", channels)
-    if isinstance(channels, int) and channels != 3:
-        raise _wrong_channels(channels, str(path), f"run: {_adapt_command(folder)} (it writes the folder named last)")
+    if require_rgb and isinstance(channels, int) and channels != 3:
+        raise _wrong_channels(channels, str(path), name)
     mean, std = (read_normalization(given[key], path) if key in given else None for key in ("mean", "std"))
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt"), *folder.glob("*.tar")])
     weights = folder / "model.safetensors"
