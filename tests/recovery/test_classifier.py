@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ def many_batches(size: int) -> list[RefitBatch]:
 
 @pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "convnext_tiny"])
 def test_a_teacher_whose_logits_are_linear_in_the_features_is_reproduced(architecture: str) -> None:
-    arguments = VIT if "vit" in architecture else {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    arguments: dict[str, Any] = VIT if "vit" in architecture else {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
     size = 28 if "vit" in architecture else 64
-    teacher, student = (random_model(architecture, num_classes=3, **arguments) for _ in range(2))
+    teacher, student = (random_model(architecture, 0, num_classes=3, **arguments) for _ in range(2))
     nn.init.normal_(student.get_classifier().weight)
     fit = refit_classifier(student, teacher, many_batches(size))
     (unseen,) = batches(size, seed=1, count=1)

@@ -61,7 +61,7 @@ def recovered(
     teacher: str, checkpoints: CheckpointManager | None = None, **settings: Any
 ) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
-    student_pair, selection = start(teacher, attention="heads" if config.uses_subspace else "interleaved")
+    student_pair, selection = start(teacher, attention="heads" if config.needs_single_stream else "interleaved")
     card = read_teacher_card(teacher)
     return student_pair, recover(
         student_pair, selection, card, images(), config, TRAINING, checkpoints=checkpoints
@@ -177,7 +177,9 @@ def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    "settings", [{"recover_epochs": 0}, {"recover_refit": "off"}, {"recover_stream": "subspace"}], ids=str
+    "settings",
+    [{"recover_epochs": 0}, {"recover_refit": "off"}, {"recover_stream": "subspace"}, {"recover_method": "corp"}],
+    ids=str,
 )
 def test_a_finished_part_is_not_done_again(settings: dict[str, Any], teacher: str, tmp_path: Path) -> None:
     whole, found = recovered(teacher, keepers(tmp_path), **settings)
@@ -218,12 +220,12 @@ def test_what_recovery_saw_of_a_view_limit_is_told(teacher: str) -> None:
 
 def test_what_a_subspace_holds_is_told(teacher: str) -> None:
     _, found = recovered(teacher, recover_stream="subspace")
-    first, second = (found[pair_role].to_json()["subspace"] for pair_role in ("student", "auxiliary"))
-    assert 0 < second["explained"] < first["explained"] < 1
+    first, second = (found[pair_role].to_json() for pair_role in ("student", "auxiliary"))
+    assert 0 < second["subspace_explained"] < first["subspace_explained"] < 1
     assert first["kept"].keys() == {f"{kind}/blocks.{number}" for kind in ("heads", "mlp") for number in (0, 1)}
     assert sorted(first["kept"]["heads/blocks.0"] + second["kept"]["heads/blocks.0"]) == [0, 1, 2, 3]
     _, found = recovered(teacher)
-    assert "subspace" not in found["student"].to_json()
+    assert not found["student"].to_json().keys() & {"subspace_explained", "kept"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"recover_epochs": 0}, {"recover_refit": "off"}], ids=str)

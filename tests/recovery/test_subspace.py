@@ -18,9 +18,10 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.families import family_of
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss
+from twinbud.recovery.importance import with_indices
 from twinbud.recovery.least_squares import refit_layers
 from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
-from twinbud.recovery.subspace import Subspace, principal_subspace, project_weights, with_indices, zero_sum_rows
+from twinbud.recovery.subspace import Subspace, principal_subspace, project_weights, zero_sum_rows
 
 LIVE_HEADS = {"heads/blocks.0": (0, 3), "heads/blocks.1": (1, 2)}
 NUM_DIRECTIONS = 15
@@ -202,6 +203,6 @@ def test_a_map_to_all_channels_starts_as_the_subspace(tmp_path: Path) -> None:
 )
 def test_a_network_with_another_stream_is_refused(architecture: str, arguments: dict[str, Any], said: str) -> None:
     model = random_model(architecture, num_classes=2, **arguments)
-    recovery = family_of(model, architecture).require_recovery()
-    with pytest.raises(TwinbudError, match=f"--recover-stream: 'subspace' does not support {said}"):
+    recovery = family_of(model).require_recovery()
+    with pytest.raises(TwinbudError, match=f"--recover-stream subspace: it does not support {said}"):
         recovery.stream_norms(model)

@@ -127,7 +127,7 @@ def test_a_run_can_start_from_a_subspace(shared_images: Path, shared_teacher: st
     words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads")
     run = trained(shared_images, shared_teacher, tmp_path / "run", *words)
     content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
-    assert 0 < content["auxiliary"]["subspace"]["explained"] < content["student"]["subspace"]["explained"] < 1
+    assert 0 < content["auxiliary"]["subspace_explained"] < content["student"]["subspace_explained"] < 1
     answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
     assert answer.code == 0, answer.err
     assert weights(run) == weights(tmp_path / "again")
@@ -155,7 +155,7 @@ def test_a_network_without_a_single_stream_has_no_subspace(shared_images: Path, 
     teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
     words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads", "--image-size", 64)
     line = refusal(train(shared_images, teacher, tmp_path / "run", *words))
-    assert line.startswith("--recover-stream: 'subspace' does not support networks like ConvNeXt")
+    assert line.startswith("--recover-stream subspace: it does not support networks like ConvNeXt")
 
 
 def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
@@ -215,6 +215,14 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: s
         (
             ("--recover-stream", "subspace", "--attention", "heads", "--rule", "random"),
             "--recover-stream: 'subspace' contradicts --rule random, which a choice by importance replaces",
+        ),
+        (
+            ("--recover-method", "grail"),
+            "--recover-method: 'grail' contradicts --attention interleaved, whose heads are made of halves",
+        ),
+        (
+            ("--recover-method", "corp", "--recover-stream", "subspace", "--attention", "heads"),
+            "--recover-stream: 'subspace' contradicts --recover-method corp, which prunes channels",
         ),
         (("--recover", "all"), "--recover: 'all' is not one of none, labelled, unlabelled"),
     ],

@@ -110,7 +110,12 @@ def test_the_training_version_is_raised_when_the_golden_losses_change() -> None:
     assert {TRAINING_VERSION: checksum} == {2: "eacd1cc6809caf71"}
 
 
-LEAST_SQUARES = [{"recover_views": 4}, {"recover_memory": 2.0}, {"recover_stream": "subspace"}]
+LEAST_SQUARES = [
+    {"recover_views": 4},
+    {"recover_memory": 2.0},
+    {"recover_stream": "subspace"},
+    {"recover_method": "grail"},
+]
 MATCHING = [
     {"recover_target": "own"},
     {"recover_blocks": True},

@@ -84,13 +84,20 @@ def unopened_teacher(name: str, value: str) -> TwinbudError:
     )
 
 
-def require_subspace(attention: str, rule: str) -> None:
+def require_importance(name: str, value: str, attention: str, rule: str) -> None:
     """Require that whole heads are selected, and by the rule that a choice by importance replaces.
+
+    Args:
+        name: The setting that makes the choice.
+        value: Its value.
+        attention: The setting ``attention``.
+        rule: The setting ``rule``.
 
     Raises:
         TwinbudError: They are not.
     """
+    off = {"recover_stream": "channels", "recover_method": "refit"}[name]
     reason = "--attention interleaved, whose heads are made of halves"
-    require(attention == "heads", "recover_stream", "subspace", reason, "channels, or --attention heads")
+    require(attention == "heads", name, value, reason, f"{off}, or --attention heads")
     reason = f"--rule {rule}, which a choice by importance replaces"
-    require(rule == "uniform", "recover_stream", "subspace", reason, "channels, or --rule uniform")
+    require(rule == "uniform", name, value, reason, f"{off}, or --rule uniform")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from twinbud.config.recovery import Recover, RecoverStream, RecoverTarget, Switch
+from twinbud.config.recovery import Recover, RecoverMethod, RecoverStream, RecoverTarget, Switch
 from twinbud.config.schema import (
     Attention,
     Auto,
@@ -80,6 +80,7 @@ class Settings(TypedDict, total=False):
     device: Device
     threads: int | None
     recover: Recover
+    recover_method: RecoverMethod
     recover_stream: RecoverStream
     recover_refit: Switch
     recover_classifier: Switch

@@ -20,7 +20,7 @@ StageConfig = TypeVar("StageConfig", bound=Checked)
 
 PLANNED = ("teacher", "student", "rule", "attention", "swap_roles")
 """Settings that the plan of ``selected`` holds."""
-_LEAST_SQUARES = frozenset({"recover_stream"})
+_LEAST_SQUARES = frozenset({"recover_method", "recover_stream"})
 _VIEWS = frozenset({"recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
 _NOT_NUMERIC = frozenset(

@@ -12,6 +12,7 @@ from twinbud.core.errors import TwinbudError
 
 Recover = Literal["none", "labelled", "unlabelled"]
 RecoverStream = Literal["channels", "subspace"]
+RecoverMethod = Literal["refit", "grail", "corp"]
 RecoverTarget = Literal["own", "all"]
 Switch = Literal["on", "off"]
 
@@ -22,6 +23,9 @@ class RecoveryConfig(Checked):
 
     recover: Recover = setting(
         "none", "Images for recovery: none (no recovery), the labelled ones, or the whole training part."
+    )
+    recover_method: RecoverMethod = setting(
+        "refit", "How: each layer to the teacher's outputs in order, or GRAIL or CORP, rivals to compare with (ViT)."
     )
     recover_stream: RecoverStream = setting(
         "channels", "The student's residual stream: channels of the teacher's, or its principal subspace (ViT)."
@@ -57,10 +61,21 @@ class RecoveryConfig(Checked):
         """Whether least squares starts from the teacher's principal subspace."""
         return self.recover != "none" and self.recover_refit == "on" and self.recover_stream == "subspace"
 
+    @property
+    def needs_single_stream(self) -> tuple[str, str] | None:
+        """The setting, with its value, that chooses heads and neurons by importance and so needs a ViT; or None."""
+        if self.uses_subspace:
+            return "recover_stream", "subspace"
+        is_rival = self.recover != "none" and self.recover_refit == "on" and self.recover_method != "refit"
+        return ("recover_method", self.recover_method) if is_rival else None
+
     @model_validator(mode="after")
-    def _require_a_step(self) -> Self:
+    def _check_steps(self) -> Self:
         has_step = self.recover_refit == "on" or self.recover_classifier == "on" or self.recover_epochs > 0
         if self.recover != "none" and not has_step:
             problem = "0 epochs with recover_refit off leave no recovery step"
             raise TwinbudError(problem, where="--recover-epochs", fix="Give at least 1, or --recover none")
+        if self.uses_subspace and self.recover_method != "refit":
+            problem = f"'subspace' contradicts --recover-method {self.recover_method}, which prunes channels"
+            raise TwinbudError(problem, where="--recover-stream", fix="Give --recover-stream channels")
         return self

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from twinbud.config.combinations import require, require_student, require_subspace, require_tunable, unopened_teacher
+from twinbud.config.combinations import require, require_importance, require_student, require_tunable, unopened_teacher
 from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
 from twinbud.core.errors import TwinbudError
@@ -263,8 +263,8 @@ class RunConfig(Checked):
             require(inherits, "recover", recover, f"--method {method}, which selects no weights", "none")
             reason = f"--rule {rule}, which selects no teacher channel as a whole"
             require(rule != "random-inconsistent", "recover", recover, reason, "none")
-            if self.recovery.uses_subspace:
-                require_subspace(self.model.attention, rule)
+            if self.recovery.needs_single_stream is not None:
+                require_importance(*self.recovery.needs_single_stream, self.model.attention, rule)
         if self.teacher_use is not None and self.model.teacher is None:
             raise unopened_teacher(*self.teacher_use)
         if self.tuning.tune_teacher:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from twinbud.config.fields import option_of
 from twinbud.config.loading import contradicts_plan
 from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
 from twinbud.models.families.base import State
@@ -156,8 +157,9 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
     student_spec.timm_arguments(config.training.image_size)
     if config.recovery.recover != "none":
         recovery = student_spec.family.require_recovery()
-        if config.recovery.uses_subspace:
-            recovery.stream_norms(student_spec.template)
+        if config.recovery.needs_single_stream is not None:
+            name, value = config.recovery.needs_single_stream
+            recovery.stream_norms(student_spec.template, f"{option_of(name)} {value}")
 
 
 def _as_planned(model: ModelConfig, selection: Selection, *, opens_teacher: bool) -> ModelConfig:

@@ -91,9 +91,16 @@ class ChannelMap:
         return torch.eye(width.teacher_size, device=self.device)[:, self.stream_channels(block)]
 
     def output_channels(self, layer: str) -> torch.Tensor:
-        """Return (d,) int64, the outputs of the teacher's ``layer`` (full name) that the student's layer has."""
-        axis = self._specs[f"{layer}.weight"].axes[0]
-        assert axis is not None, f"the outputs of {layer} run along no width"
+        """Return (O,) int64, the outputs of the teacher's ``layer`` (full name) that the student's layer has."""
+        return self._positions(layer, dimension=0)
+
+    def input_channels(self, layer: str) -> torch.Tensor:
+        """Return (I,) int64, the inputs of the teacher's ``layer`` (full name) that the student's layer has."""
+        return self._positions(layer, dimension=1)
+
+    def _positions(self, layer: str, dimension: int) -> torch.Tensor:
+        axis = self._specs[f"{layer}.weight"].axes[dimension]
+        assert axis is not None, f"dimension {dimension} of {layer} runs along no width"
         width = self.plan.widths[axis.width]
         return self._index(axis.positions(width.of(self.pair_role), width.teacher_size))
 

@@ -165,7 +165,7 @@ def _teacher_targets(
     The target of a layer that writes into the residual stream is the stream after the layer.
     """
     inner = {linear.name: pair.teacher[0].get_submodule(linear.name) for linear in branch.linears if not linear.writes}
-    with layer_outputs(inner) as outputs:
+    with recorded(inner) as traffic:
         end = branch.forward(stream)
     targets: dict[str, torch.Tensor] = {}
     for linear in branch.linears:
@@ -173,7 +173,7 @@ def _teacher_targets(
             targets[linear.name] = channel_map.student_stream(pair.name, channel_map.recovery.tokens(end))
         else:
             channels = channel_map.output_channels(f"{pair.name}.{linear.name}")
-            targets[linear.name] = at_channels(by_position(inner[linear.name], outputs[linear.name]), channels)
+            targets[linear.name] = at_channels(by_position(inner[linear.name], traffic[linear.name].outputs), channels)
     return targets, end
 
 
@@ -203,14 +203,20 @@ class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass)
         self.inputs = inputs
 
 
-@contextmanager
-def layer_outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record the outputs of some layers, by name, while the context is open."""
-    found: dict[str, torch.Tensor] = {}
+class Traffic(NamedTuple):
+    """What passes through a layer: its first input and its output."""
 
-    def record(name: str, _: nn.Module, inputs: object, outputs: torch.Tensor) -> None:
-        del inputs
-        found[name] = outputs
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+
+
+@contextmanager
+def recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Traffic]]:
+    """Record what passes through some layers, by name, while the context is open."""
+    found: dict[str, Traffic] = {}
+
+    def record(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
+        found[name] = Traffic(inputs[0], outputs)
 
     hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers.items()]
     try:

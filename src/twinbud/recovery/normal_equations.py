@@ -54,6 +54,22 @@ def fit_layer(
     """
     factor = torch.ones_like(matrix(layer)[0]) if scale is None else scale
     start = matrix(layer).double() * factor
+    weights, before, after, ridge = fit_weights(start, fitted, held_out, ridges)
+    put_matrix(layer, torch.where(factor == 0, matrix(layer), weights / factor))
+    return before, after, ridge
+
+
+def fit_weights(
+    start_IO: torch.Tensor, fitted: NormalEquations, held_out: NormalEquations, ridges: Sequence[float] = RIDGES
+) -> tuple[torch.Tensor, float, float, float]:
+    """Choose the ridge on held-out rows, and fit all rows with it.
+
+    Returns:
+        The weights (I, O) in float64; and ``before``, ``after`` and ``ridge`` of ``LayerFit``.
+
+    Raises:
+        TwinbudError: A feature is not finite.
+    """
     everything = fitted.with_rows_of(held_out)
     if not bool(torch.isfinite(everything.gram).all() & torch.isfinite(everything.power).all()):
         raise TwinbudError(
@@ -61,11 +77,10 @@ def fit_layer(
             where="--recover, least squares",
             fix="Check the teacher's weights, or use --precision float32",
         )
-    explained = dict(zip(ridges, fitted.explained_by_ridge(start, held_out, ridges), strict=True))
+    explained = dict(zip(ridges, fitted.explained_by_ridge(start_IO, held_out, ridges), strict=True))
     best = max(explained.values())
     ridge = next(ridge for ridge, value in explained.items() if value >= best - _ROUNDING)
-    put_matrix(layer, torch.where(factor == 0, matrix(layer), everything.solve(start, ridge) / factor))
-    return held_out.explained(start), explained[ridge], ridge
+    return everything.solve(start_IO, ridge), held_out.explained(start_IO), explained[ridge], ridge
 
 
 class NormalEquations:
@@ -113,6 +128,22 @@ class NormalEquations:
         both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
         both.power, both.total = self.power + other.power, self.total + other.total
         both.count = self.count + other.count
+        return both
+
+    def about(self, inputs_I: torch.Tensor, targets_O: torch.Tensor) -> NormalEquations:
+        """Return the equations of X − a and Y − c, without the constant input; the layer must have a bias.
+
+        Args:
+            inputs_I: a.
+            targets_O: c.
+        """
+        sums, count, both = self.gram[-1, :-1], self.count, copy.copy(self)
+        mixed = torch.outer(sums, inputs_I)
+        both.gram = self.gram[:-1, :-1] - mixed - mixed.T + count * torch.outer(inputs_I, inputs_I)
+        both.cross = self.cross[:-1] - torch.outer(sums, targets_O)
+        both.cross -= torch.outer(inputs_I, self.total - count * targets_O)
+        both.power = self.power - 2 * targets_O * self.total + count * targets_O.square()
+        both.total = self.total - count * targets_O
         return both
 
     def solve(self, start_IO: torch.Tensor, ridge: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -19,9 +19,11 @@ from twinbud.core.memory import available_bytes
 from twinbud.core.progress import Progress
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.rules import Indices
-from twinbud.models.selection import PairRole
+from twinbud.models.selection import PairRole, extract_weights
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.classifier import refit_classifier
+from twinbud.recovery.compensation import compensate_layers
+from twinbud.recovery.importance import important_indices, with_indices
 from twinbud.recovery.least_squares import LayerFit, refit_layers
 from twinbud.recovery.refit_batches import (
     RefitBatchPlan,
@@ -31,7 +33,7 @@ from twinbud.recovery.refit_batches import (
     refit_batches,
 )
 from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
-from twinbud.recovery.subspace import principal_subspace, project_weights, with_indices
+from twinbud.recovery.subspace import principal_subspace, project_weights
 from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
 
 NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
@@ -49,7 +51,7 @@ class Refit:
         seconds: Wall time.
         stream_map: (D, d) float32, see ``ChannelMap``; None for channels.
         stream_explained: Share of the teacher's normalized stream inside the subspace; None for channels.
-        kept: With a subspace, the teacher's heads and neurons of the student, by width.
+        kept: Indices of the teacher that were chosen by importance, by width; empty for those of the selection.
     """
 
     fits: Sequence[LayerFit] = ()
@@ -69,12 +71,9 @@ class Refit:
             "fit_seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
         if self.stream_map is not None:
-            tensors |= {
-                "stream_map": self.stream_map,
-                "stream_explained": torch.tensor(self.stream_explained, dtype=torch.float64),
-                **{_KEPT + name: torch.tensor(indices) for name, indices in self.kept.items()},
-            }
-        return tensors
+            tensors["stream_map"] = self.stream_map
+            tensors["stream_explained"] = torch.tensor(self.stream_explained, dtype=torch.float64)
+        return tensors | {_KEPT + name: torch.tensor(indices) for name, indices in self.kept.items()}
 
     def applied_to(self, channel_map: ChannelMap) -> ChannelMap:
         """Return the channel map with the subspace of this result, if there is one."""
@@ -158,7 +157,7 @@ class Refitter:
         require_memory(bytes_needed(plans, self._num_elements(channel_map.teacher), bf16=self.bf16), channel_map.device)
         num_views = sum(len(plan.rows) for plan in plans)
         self._note_missing_views(num_views)
-        refit = self._project(channel_map) if self.config.uses_subspace else Refit()
+        refit = self._start(channel_map)
         layers = refitted_layers(channel_map.family, channel_map.student)
         with self.progress.bar(f"least squares for {role}", len(layers)) as advance:
 
@@ -167,12 +166,10 @@ class Refitter:
                 if done < len(layers):
                     check_stop()
 
-            fits = refit_layers(
-                refit.applied_to(channel_map),
-                refit_batches(plans, self.images, training),
-                bf16=self.bf16,
-                on_layer=on_layer,
-            )
+            method = self.config.recover_method
+            fit = refit_layers if method == "refit" else partial(compensate_layers, method=method)
+            batches = refit_batches(plans, self.images, training)
+            fits = fit(refit.applied_to(channel_map), batches, bf16=self.bf16, on_layer=on_layer)
         return replace(refit, fits=tuple(fits), num_views=num_views, seconds=time.perf_counter() - start)
 
     def refit_classifier(self, channel_map: ChannelMap, training: TrainingConfig, refit: Refit) -> Refit:
@@ -189,14 +186,25 @@ class Refitter:
         batches = refit_batches(self._plan(self.training, teacher), self.images, self.training)
         return measure_stream(teacher, self._family, batches, bf16=self.bf16)
 
-    def _project(self, channel_map: ChannelMap) -> Refit:
+    def _start(self, channel_map: ChannelMap) -> Refit:
+        """Give the student the weights that are to be refitted, if they are other ones than those selected."""
+        if self.config.needs_single_stream is None:
+            return Refit()
+        stream_width = channel_map.recovery.stream_width(channel_map.blocks[0].name)
+        return (
+            self._project(channel_map, stream_width)
+            if self.config.uses_subspace
+            else self._prune(channel_map, stream_width)
+        )
+
+    def _project(self, channel_map: ChannelMap, stream_width: str) -> Refit:
         """Replace the student's weights by those of the teacher seen through the principal subspace."""
         teacher, student, pair_role = channel_map.teacher, channel_map.student, channel_map.pair_role
         subspace = principal_subspace(
             self.statistics,
             channel_map.plan,
             pair_role,
-            stream_width=channel_map.recovery.stream_width(channel_map.blocks[0].name),
+            stream_width=stream_width,
             with_auxiliary=self.with_auxiliary,
             seed=self.training.seed,
         )
@@ -204,6 +212,16 @@ class Refitter:
         state = project_weights(subspace, plan, teacher, student, channel_map.family, pair_role)
         student.load_state_dict(state, strict=False)
         return Refit(stream_map=subspace.stream_map, stream_explained=subspace.explained, kept=subspace.kept)
+
+    def _prune(self, channel_map: ChannelMap, stream_width: str) -> Refit:
+        """Replace the student's weights by those of the most important channels, heads and neurons."""
+        student, pair_role = channel_map.student, channel_map.pair_role
+        importance = {stream_width: self.statistics.pooled.diagonal(), **self.statistics.importance}
+        kept = important_indices(importance, channel_map.plan, pair_role, with_auxiliary=self.with_auxiliary)
+        plan = with_indices(channel_map.plan, kept, pair_role)
+        state = extract_weights(plan, channel_map.teacher, student, channel_map.family, pair_role)
+        student.load_state_dict(state, strict=False)
+        return Refit(kept=kept)
 
     @property
     def _family(self) -> SelectionFamily:

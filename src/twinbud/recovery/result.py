@@ -37,7 +37,9 @@ class StudentRecovery:
         if self.refit.classifier is not None:
             content["classifier"] = asdict(self.refit.classifier)
         if self.refit.stream_explained is not None:
-            content["subspace"] = {"explained": self.refit.stream_explained, "kept": dict(self.refit.kept)}
+            content["subspace_explained"] = self.refit.stream_explained
+        if self.refit.kept:
+            content["kept"] = dict(self.refit.kept)
         return content
 
 

@@ -28,16 +28,16 @@ Shape legend: D channels of the teacher's stream, d of the student's, I inputs a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
-from twinbud.models.rules import Indices, uniform
+from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.models.widths import index_attention
+from twinbud.recovery.importance import important_indices, ranks
 from twinbud.recovery.stream_statistics import StreamStatistics
 
 
@@ -69,9 +69,8 @@ def principal_subspace(
 ) -> Subspace:
     """Choose the subspace of the student or the auxiliary.
 
-    Alone, the student takes the first d − 1 eigenvectors and the most important heads and neurons. Beside an auxiliary,
-    it takes those of ranks 0, 2, 4, … and the auxiliary those of ranks 1, 3, 5, …, as ``uniform`` selects indices: the
-    two are disjoint where the teacher is wide enough.
+    The student takes the first d − 1 eigenvectors and the most important heads and neurons; beside an auxiliary, they
+    alternate, see ``importance.ranks``.
 
     Args:
         statistics: Those of the teacher.
@@ -81,28 +80,18 @@ def principal_subspace(
         with_auxiliary: Whether there is an auxiliary with weights of its own.
         seed: Seed of the random map Q.
     """
-
-    def ranks(num: int, num_kept: int) -> Indices:
-        if not with_auxiliary:
-            return tuple(range(num_kept))
-        first, second = uniform(min(num, 2 * num_kept), num_kept)
-        return first if (pair_role == "student") != plan.swap_roles else second
-
-    kept: dict[str, Indices] = {}
-    for name, importance in statistics.importance.items():
-        order = importance.argsort(descending=True, stable=True).tolist()
-        kept[name] = tuple(sorted(order[rank] for rank in ranks(len(order), plan.widths[name].student_size)))
     size = plan.widths[stream_width].student_size
     values, vectors = torch.linalg.eigh(statistics.pooled)
     vectors = vectors.flip(1)  # largest eigenvalue first
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     vectors = vectors * largest.sign()  # the sign of an eigenvector is arbitrary
-    basis = vectors[:, list(ranks(len(values), size - 1))]
+    taken = ranks(len(values), size - 1, pair_role=pair_role, with_auxiliary=with_auxiliary, swap_roles=plan.swap_roles)
+    basis = vectors[:, list(taken)]
     stream_map = basis @ zero_sum_rows(size, seed).to(basis)
     shares = {name: _share(stream_map, moments) for name, moments in statistics.moments.items()}
     return Subspace(
         stream_map=stream_map.float(),
-        kept=kept,
+        kept=important_indices(statistics.importance, plan, pair_role, with_auxiliary=with_auxiliary),
         shares=shares,
         explained=_share(stream_map, statistics.pooled),
     )
@@ -114,13 +103,6 @@ def zero_sum_rows(size: int, seed: int) -> torch.Tensor:
     columns[:, 0] = 1.0
     orthonormal, _ = torch.linalg.qr(torch.from_numpy(columns))
     return orthonormal[:, 1:].T
-
-
-def with_indices(plan: SelectionPlan, kept: Mapping[str, Indices], pair_role: PairRole) -> SelectionPlan:
-    """Return the plan with other indices of the student or the auxiliary along some widths."""
-    which = "student_indices" if pair_role == "student" else "auxiliary_indices"
-    changed = {name: replace(plan.widths[name], **{which: indices}) for name, indices in kept.items()}
-    return replace(plan, widths={**plan.widths, **changed})
 
 
 def project_weights(

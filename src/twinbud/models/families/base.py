@@ -117,16 +117,20 @@ class RecoverySupport(ABC):
         """Return the layers of all branches of a block, in order."""
         return tuple(linear for branch in self.branches(block) for linear in branch.linears)
 
-    def stream_norms(self, model: TimmModel) -> dict[str, tuple[str, ...]]:
+    def stream_norms(self, model: TimmModel, option: str = "--recover-stream subspace") -> dict[str, tuple[str, ...]]:
         """Return the LayerNorms that read the stream, each with the layers of the blocks that read its output.
 
         With ``branches``, this says where a change of the stream's basis enters the weights. All names are full names.
         The last norm is the one before the classifier, which no layer of a block reads.
 
+        Args:
+            model: A network of the family.
+            option: What needs to know them, for the error.
+
         Raises:
             TwinbudError: The family has more than one stream, or something else than these norms reads it.
         """
-        raise no_subspace(f"networks like {type(model).__name__}")
+        raise no_single_stream(f"networks like {type(model).__name__}", option)
 
     @abstractmethod
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
@@ -137,12 +141,12 @@ class RecoverySupport(ABC):
         """Return the stream after the last block, in its shape, normalized if the model normalizes before it pools."""
 
 
-def no_subspace(networks: str) -> TwinbudError:
-    """The error for networks whose residual stream cannot be projected onto a subspace."""
+def no_single_stream(networks: str, option: str) -> TwinbudError:
+    """The error for networks without one residual stream that LayerNorms alone read."""
     return TwinbudError(
-        f"'subspace' does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone",
-        where="--recover-stream",
-        fix="Use --recover-stream channels, or choose a ViT such as dinov2-small as teacher",
+        f"it does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone",
+        where=option,
+        fix="Leave the option out, or choose a ViT such as dinov2-small as teacher",
     )
 
 

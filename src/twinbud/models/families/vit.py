@@ -21,7 +21,7 @@ from twinbud.models.families.base import (
     SelectionFamily,
     State,
     TimmModel,
-    no_subspace,
+    no_single_stream,
 )
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -66,7 +66,7 @@ class ViTRecovery(RecoverySupport):
             ),
         )
 
-    def stream_norms(self, model: TimmModel) -> dict[str, tuple[str, ...]]:
+    def stream_norms(self, model: TimmModel, option: str = "--recover-stream subspace") -> dict[str, tuple[str, ...]]:
         """Return both norms of each block and the final one, before or after pooling.
 
         Raises:
@@ -78,9 +78,9 @@ class ViTRecovery(RecoverySupport):
             norms[f"blocks.{number}.norm2"] = (f"blocks.{number}.mlp.fc1",)
         norms["fc_norm" if isinstance(model.norm, nn.Identity) else "norm"] = ()
         if not all(isinstance(model.get_submodule(name), nn.LayerNorm) for name in norms):
-            raise no_subspace("ViTs with other norms than LayerNorm")
+            raise no_single_stream("ViTs with other norms than LayerNorm", option)
         if not isinstance(model.norm_pre, nn.Identity):
-            raise no_subspace("ViTs with a norm before the first block")
+            raise no_single_stream("ViTs with a norm before the first block", option)
         return norms
 
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
