@@ -65,9 +65,9 @@ def test_the_python_example_runs(shared_images: Path, shared_teacher: str, capsy
         "image_size=112, epochs=40": "image_size=28, epochs=1",
         "fraction=0.05": "fraction=1.0",
     }
-    for theirs, ours in replaced.items():
-        assert theirs in example
-        example = example.replace(theirs, ours)
+    for original, replacement in replaced.items():
+        assert original in example
+        example = example.replace(original, replacement)
     names: dict[str, Any] = {}
     exec(compile(example, "docs/api.md", "exec"), names)
     assert capsys.readouterr().out.startswith("accuracy 0.")

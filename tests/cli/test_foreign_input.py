@@ -289,8 +289,8 @@ PLANS: dict[str, dict[str, Any]] = {
             "residual": {"teacher_size": "a", "student_size": "b", "student_indices": [], "auxiliary_indices": []}
         }
     },
-    "fates that are none": {"student_tensors": {"norm.weight": 1}},
-    "a list of fates": {"teacher_tensors": ["dropped"]},
+    "unknown kinds of status": {"student_tensors": {"norm.weight": 1}},
+    "a list of status": {"teacher_tensors": ["dropped"]},
     "no rule": {"rule": None, "attention": None, "widths": None},
 }
 
@@ -367,7 +367,7 @@ def test_settings_of_a_stranger_are_refused_in_one_line(
     answer = twinbud("train", "--config", file, "--output", tmp_path / "run", "--data", shared_images)
     assert len(refusal(answer)) < 3000
     assert not (tmp_path / "run").exists()
-    run = Path(shutil.copytree(shared_run, tmp_path / "theirs"))
+    run = Path(shutil.copytree(shared_run, tmp_path / "other"))
     shutil.copy(file, run / "config.yaml")
     assert len(refusal(twinbud("evaluate", run, "--output", tmp_path / "out"))) < 3000
     assert not (tmp_path / "out").exists()

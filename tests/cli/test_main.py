@@ -208,9 +208,9 @@ def test_evaluating_a_run_gives_its_own_figures_again(shared_run: Path, tmp_path
     assert answer.code == 0, answer.err
     assert "Accuracy" in answer.out
     assert "note: Evaluated on the test part of the run's own split." in answer.out
-    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "again", shared_run))
-    assert ours.pop("num_left_out") == 0
-    assert ours == {name: theirs[name] for name in ours}
+    again, own = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "again", shared_run))
+    assert again.pop("num_left_out") == 0
+    assert again == {name: own[name] for name in again}
     assert (tmp_path / "again" / "predictions.csv").read_bytes() == (shared_run / "predictions.csv").read_bytes()
 
 
@@ -277,17 +277,17 @@ def test_other_images_under_the_same_names_are_other_images(shared_run: Path, tm
 
 def test_a_runs_own_columns_and_seed_hold_when_it_is_evaluated(shared_teacher: str, tmp_path: Path) -> None:
     """The second table names its columns as the first, and lists other images of one of the run's patients."""
-    for seed, name in enumerate(("ours", "theirs")):
+    for seed, name in enumerate(("own", "other")):
         save_images(tmp_path / name, {"dark": 6, "light": 6}, seed=seed)
         rows = [
             f"{label}/{n:03}.png,{label},{name if n else 'both'}{n}" for label in ("dark", "light") for n in range(6)
         ]
         (tmp_path / name / "list.csv").write_text("\n".join(["file,diagnosis,subject", *rows]) + "\n")
     columns = ("--image-column", "file", "--label-column", "diagnosis", "--patient-column", "subject")
-    run = trained(tmp_path / "ours" / "list.csv", shared_teacher, tmp_path / "run", *columns, "--seed", 3)
+    run = trained(tmp_path / "own" / "list.csv", shared_teacher, tmp_path / "run", *columns, "--seed", 3)
     trained_on = {row["patient_id"] for row in table((run / "split.csv").read_text()) if row["split"] == "train"}
     assert "both0" in trained_on
-    words = ("--data", tmp_path / "theirs" / "list.csv", "--output", tmp_path / "out")
+    words = ("--data", tmp_path / "other" / "list.csv", "--output", tmp_path / "out")
     answer = twinbud("evaluate", run, *words)
     assert answer.code == 0, answer.err
     assert answer.err.count("left out: ") == 2

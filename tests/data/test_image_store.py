@@ -104,7 +104,7 @@ def test_several_broken_images_are_one_error_with_their_number(image_index: Imag
     )
 
 
-def test_skipped_images_leave_the_catalog_and_are_listed(image_index: ImageIndex) -> None:
+def test_skipped_images_leave_the_index_and_are_listed(image_index: ImageIndex) -> None:
     image_index.rows[2].image.file.write_bytes(b"")
     kept, pixels = load(image_index, skip_broken=True)
     assert kept.ignored == (IgnoredFile(path="a/2.png", reason="the file is empty (0 bytes)"),)

@@ -35,13 +35,13 @@ def make_csv(root: Path, text: str, *paths: str, encoding: str = "utf-8") -> Pat
     return table
 
 
-def catalog_of(path: Path, **settings: str | Path) -> ImageIndex:
+def index_of(path: Path, **settings: str | Path) -> ImageIndex:
     return read_index(DataConfig(data=str(path), **settings))  # type: ignore[arg-type]
 
 
 def refusal(path: Path, **settings: str | Path) -> str:
     with pytest.raises(TwinbudError) as caught:
-        catalog_of(path, **settings)
+        index_of(path, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value).replace(str(path), "DATA")
 
@@ -51,7 +51,7 @@ TABLE = "image_path,label\na/1.png,x\na/2.png,x\nb/1.png,y\nb/2.png,y\n"
 
 
 def test_class_folders_become_rows_sorted_by_path(tmp_path: Path) -> None:
-    image_index = catalog_of(make_images(tmp_path, "b/2.png", "b/1.JPG", "a/x.tiff", "a/deeper/still/1.png"))
+    image_index = index_of(make_images(tmp_path, "b/2.png", "b/1.JPG", "a/x.tiff", "a/deeper/still/1.png"))
     assert [(row.path, row.label) for row in image_index.rows] == [
         ("a/deeper/still/1.png", "a"),
         ("a/x.tiff", "a"),
@@ -70,7 +70,7 @@ def test_class_folders_become_rows_sorted_by_path(tmp_path: Path) -> None:
 )
 def test_kaggle_training_and_testing_are_splits_not_classes(tmp_path: Path, train: str, val: str, test: str) -> None:
     make_images(tmp_path, *(f"{split}/{path}" for split in (train, val, test) for path in FOUR))
-    image_index = catalog_of(tmp_path)
+    image_index = index_of(tmp_path)
     assert image_index.classes == ("a", "b")
     assert {(row.path.split("/")[0], row.split) for row in image_index.rows} == {
         (train, "train"),
@@ -91,7 +91,7 @@ def test_what_is_no_image_is_listed_with_its_reason(tmp_path: Path) -> None:
     make_images(tmp_path, *FOUR, "a/.hidden.png", "a/._1.png", "a/.cache/1.png", "__MACOSX/a/1.png", "cover.png")
     for name in ("a/.DS_Store", "a/Thumbs.db", "b/notes.txt", "README.md", "b/scan.dcm"):
         (tmp_path / name).touch()
-    image_index = catalog_of(tmp_path)
+    image_index = index_of(tmp_path)
     assert [row.path for row in image_index.rows] == list(FOUR)
     reasons = {file.path: file.reason for file in image_index.ignored}
     hidden = {"a/.hidden.png", "a/._1.png", "a/.cache/1.png", "__MACOSX/a/1.png", "a/.DS_Store", "a/Thumbs.db"}
@@ -104,13 +104,13 @@ def test_what_is_no_image_is_listed_with_its_reason(tmp_path: Path) -> None:
 
 def test_images_directly_in_a_split_folder_are_listed(tmp_path: Path) -> None:
     make_images(tmp_path, *(f"{split}/{path}" for split in ("train", "test") for path in FOUR), "train/loose.png")
-    assert catalog_of(tmp_path).ignored == (IgnoredFile(path="train/loose.png", reason="not in a class folder"),)
+    assert index_of(tmp_path).ignored == (IgnoredFile(path="train/loose.png", reason="not in a class folder"),)
 
 
 def test_a_link_back_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path) -> None:
     make_images(tmp_path, *FOUR)
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    image_index = catalog_of(tmp_path)
+    image_index = index_of(tmp_path)
     assert len(image_index.rows) == 4
     assert image_index.ignored == (IgnoredFile(path="a/loop", reason="a link to a folder that contains it"),)
 
@@ -139,7 +139,7 @@ def test_a_name_that_is_no_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
 def test_a_folder_or_a_class_that_is_no_utf_8_is_an_error_and_a_file_left_out_is_not(tmp_path: Path) -> None:
     good = make_images(tmp_path / "good", *FOUR)
     (good / "a" / "caf\udce9.txt").touch()
-    assert [file.path for file in catalog_of(good).ignored] == ["a/caf\\udce9.txt"]
+    assert [file.path for file in index_of(good).ignored] == ["a/caf\\udce9.txt"]
     assert "1 file name is not UTF-8" in refusal(make_images(tmp_path / "caf\udce9", *FOUR))
     assert "2 file names are not UTF-8" in refusal(make_images(tmp_path / "x", *FOUR, "\udce9/1.png", "\udce9/2.png"))
 
@@ -218,7 +218,7 @@ def test_a_given_split_without_a_train_part_is_an_error(tmp_path: Path) -> None:
 def test_csv_separators_and_byte_order_mark_are_understood(tmp_path: Path, separator: str, encoding: str) -> None:
     text = "image_path,label,patient_id,split\r\na/1.png, x ,007,Training\r\na/2.png,x,008,TEST\r\n"
     text += "b/1.png,y,1e5,train\r\n\r\nb/2.png,y,,test\r\n"
-    image_index = catalog_of(make_csv(tmp_path, text.replace(",", separator), *FOUR, encoding=encoding))
+    image_index = index_of(make_csv(tmp_path, text.replace(",", separator), *FOUR, encoding=encoding))
     assert [(row.path, row.label, row.patient_id, row.split) for row in image_index.rows] == [
         ("a/1.png", "x", "007", "train"),
         ("a/2.png", "x", "008", "test"),
@@ -233,7 +233,7 @@ def test_csv_separators_and_byte_order_mark_are_understood(tmp_path: Path, separ
 
 def test_csv_columns_have_the_names_they_are_given(tmp_path: Path) -> None:
     table = make_csv(tmp_path, TABLE.replace("image_path,label", "File,Diagnosis"), *FOUR)
-    image_index = catalog_of(table, image_column="File", label_column="Diagnosis")
+    image_index = index_of(table, image_column="File", label_column="Diagnosis")
     assert image_index.classes == ("x", "y")
     assert refusal(table) == (
         "DATA: missing columns: 'image_path', 'label' (the header has 'File', 'Diagnosis'). "
@@ -306,7 +306,7 @@ def test_a_patient_on_both_sides_of_a_given_split_is_an_error(tmp_path: Path) ->
 
 def test_a_split_file_wins_over_a_wrong_split_in_the_data(tmp_path: Path) -> None:
     table = make_csv(tmp_path, PATIENT_ON_BOTH_SIDES, *FOUR)
-    assert len(catalog_of(table, split=tmp_path / "split.csv").rows) == 4
+    assert len(index_of(table, split=tmp_path / "split.csv").rows) == 4
 
 
 def test_phantom_is_read_from_its_own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def test_labels_that_differ_only_in_spelling_are_an_error_with_their_rows(tmp_pa
     assert "(rows 2, 5)" in line
     assert "(row 3)" in line
     assert f"Write {visible_text(one)} for all of them" in line
-    assert catalog_of(make_csv(tmp_path, labelled(one, one, "z", "z"), *FOUR)).classes  # as the error advises
+    assert index_of(make_csv(tmp_path, labelled(one, one, "z", "z"), *FOUR)).classes  # as the error advises
 
 
 @pytest.mark.parametrize(("one", "two"), [("Glioma", "glioma"), (" glioma", "glioma"), ("glioma.", "glioma")])
@@ -384,7 +384,7 @@ def test_a_label_that_stands_for_a_missing_value_is_an_error(tmp_path: Path, lab
         f"DATA: labels that stand for a missing value: '{label}' (rows 2, 3). Fill in the labels or drop the images; "
         "rename a class of that name, for example to 'no finding'."
     )
-    assert catalog_of(make_csv(tmp_path, labelled("no finding", "no finding", "z", "z"), *FOUR))
+    assert index_of(make_csv(tmp_path, labelled("no finding", "no finding", "z", "z"), *FOUR))
 
 
 def test_respelled_labels_can_be_evaluated_and_are_named_beside_the_models_own(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_two_links_and_a_link_to_a_folder_are_images_of_their_own(tmp_path: Path
         for number in "123":
             (view / name / f"{number}.png").symlink_to(store / "a" / "1.png")
     (view / "b" / "more").symlink_to(store / "a", target_is_directory=True)
-    assert [row.path for row in catalog_of(view).rows] == [
+    assert [row.path for row in index_of(view).rows] == [
         *(f"a/{number}.png" for number in "123"),
         *(f"b/{number}.png" for number in "123"),
         "b/more/1.png",
@@ -416,7 +416,7 @@ def test_hard_links_and_links_in_a_csv_are_rows_of_their_own(tmp_path: Path) -> 
     table = make_csv(tmp_path, labelled("x", "x", "y", "y"), "a/1.png", "b/1.png")
     (tmp_path / "a" / "2.png").hardlink_to(tmp_path / "a" / "1.png")
     (tmp_path / "b" / "2.png").symlink_to("1.png")
-    assert len(catalog_of(table).rows) == 4
+    assert len(index_of(table).rows) == 4
 
 
 @pytest.mark.parametrize("again", ["a/1.png", "./a/1.png", "b/../a/1.png", "a//1.png", "ABSOLUTE"])
@@ -425,7 +425,7 @@ def test_a_row_that_repeats_another_is_listed_and_one_that_contradicts_it_is_an_
 ) -> None:
     again = str(tmp_path / "a" / "1.png") if again == "ABSOLUTE" else again
     table = make_csv(tmp_path, labelled("x", "x", "y", "y") + f"{again},x\n", *FOUR)
-    image_index = catalog_of(table)
+    image_index = index_of(table)
     assert [row.path for row in image_index.rows] == list(FOUR)
     assert image_index.ignored == (IgnoredFile(path=again, reason="row 6 repeats row 2"),)
     line = refusal(make_csv(tmp_path, labelled("x", "x", "y", "y") + f"{again},y\n", *FOUR))
@@ -445,7 +445,7 @@ def test_a_repeated_row_with_another_patient_or_part_is_an_error(
 
 def test_a_patient_id_that_stands_for_a_missing_value_is_no_patient(tmp_path: Path) -> None:
     text = "image_path,label,patient_id\na/1.png,x,nan\na/2.png,x,unknown\nb/1.png,y,\nb/2.png,y,001\n"
-    assert [row.patient_id for row in catalog_of(make_csv(tmp_path, text, *FOUR)).rows] == [None, None, None, "001"]
+    assert [row.patient_id for row in index_of(make_csv(tmp_path, text, *FOUR)).rows] == [None, None, None, "001"]
 
 
 @pytest.mark.parametrize("name", ["im\r0.png", "a\nb.png", " a.png", "a,b;c.png", 'say "x".png', "=1+1.png", "label"])
@@ -456,7 +456,7 @@ def test_odd_names_are_found_in_a_csv(tmp_path: Path, name: str, quoting: Any) -
     with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, quoting=quoting)
         rows.writerows([("image_path", "label"), *((path, "xy"[place % 2]) for place, path in enumerate(paths))])
-    assert {row.path for row in catalog_of(tmp_path / "labels.csv").rows} == set(paths)
+    assert {row.path for row in index_of(tmp_path / "labels.csv").rows} == set(paths)
 
 
 def test_classes_of_a_folder_and_of_a_csv_are_in_the_order_of_timm(tmp_path: Path) -> None:
@@ -464,5 +464,5 @@ def test_classes_of_a_folder_and_of_a_csv_are_in_the_order_of_timm(tmp_path: Pat
     paths = [f"{name}/{number}.png" for name in names for number in "12"]
     text = "image_path,label\n" + "".join(f"{path},{path.split('/')[0]}\n" for path in paths)
     table = make_csv(tmp_path / "set", text, *paths)
-    assert catalog_of(tmp_path / "set").classes == catalog_of(table).classes == names
+    assert index_of(tmp_path / "set").classes == index_of(table).classes == names
     assert tuple(ReaderImageFolder(str(tmp_path / "set")).class_to_idx) == names

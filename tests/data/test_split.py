@@ -23,7 +23,7 @@ from twinbud.data.split_file import SPLIT_COLUMNS, read_split, write_split
 from twinbud.data.split_notes import NO_PATIENTS
 
 
-def catalog_of(labels: str, patients: list[Any] | None = None, splits: list[Any] | None = None) -> ImageIndex:
+def index_of(labels: str, patients: list[Any] | None = None, splits: list[Any] | None = None) -> ImageIndex:
     rows = [
         ImageRow(
             path=f"{number:05d}.png",
@@ -73,7 +73,7 @@ SETS = st.integers(2, 4).flatmap(
 def test_no_patient_and_no_picture_is_in_two_parts(
     images: list[tuple[int, int, int]], by_patient: bool, split_seed: int
 ) -> None:
-    image_index = catalog_of(
+    image_index = index_of(
         "".join("abcd"[image[0]] for image in images), [image[1] for image in images] if by_patient else None
     )
     digests = [str(image[2]) for image in images]
@@ -92,7 +92,7 @@ def test_no_patient_and_no_picture_is_in_two_parts(
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(2, 30), min_size=2, max_size=4), split_seed=st.integers(0, 5))
 def test_every_class_of_two_images_or_more_is_on_both_sides(sizes: list[int], split_seed: int) -> None:
-    image_index = catalog_of("".join(name * size for name, size in zip("abcd", sizes, strict=False)))
+    image_index = index_of("".join(name * size for name, size in zip("abcd", sizes, strict=False)))
     split = split_of(image_index, split_seed=split_seed)
     for name, size in zip("abcd", sizes, strict=False):
         in_test = counts(image_index, split.test)[name]
@@ -101,7 +101,7 @@ def test_every_class_of_two_images_or_more_is_on_both_sides(sizes: list[int], sp
 
 
 def test_the_split_is_stratified_80_20() -> None:
-    image_index = catalog_of("a" * 100 + "b" * 50 + "c" * 10)
+    image_index = index_of("a" * 100 + "b" * 50 + "c" * 10)
     assert counts(image_index, split_of(image_index).test) == {"a": 20, "b": 10, "c": 2}
 
 
@@ -112,7 +112,7 @@ def test_groups_are_chains_of_patients_and_pictures() -> None:
 
 
 def test_a_patient_and_a_duplicate_together_bind_a_chain() -> None:
-    image_index = catalog_of("ab" * 20, [number // 2 for number in range(40)])
+    image_index = index_of("ab" * 20, [number // 2 for number in range(40)])
     digests = unique(image_index)
     digests[3] = digests[0]  # patients 0 and 1 share a picture
     for split_seed in range(5):
@@ -121,25 +121,25 @@ def test_a_patient_and_a_duplicate_together_bind_a_chain() -> None:
 
 
 def test_split_duplicates_drops_the_pictures_and_keeps_the_patients() -> None:
-    image_index = catalog_of("ab" * 50)
+    image_index = index_of("ab" * 50)
     digests = [str(number // 2 // 2) for number in range(100)]
     plain = split_of(image_index, digests, split_duplicates=True)
     assert plain.train == split_of(image_index).train
     assert any("in more than one part, because --split-duplicates is set" in note for note in plain.notes)
     patients = [number // 4 for number in range(100)]
-    split = split_of(catalog_of("ab" * 50, patients), digests, split_duplicates=True)
+    split = split_of(index_of("ab" * 50, patients), digests, split_duplicates=True)
     assert not {patients[index] for index in split.train} & {patients[index] for index in split.test}
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_rows() -> None:
-    image_index = catalog_of("ab" * 30, [number // 3 for number in range(60)])
+    image_index = index_of("ab" * 30, [number // 3 for number in range(60)])
     shuffled = replace(image_index, rows=tuple(reversed(image_index.rows)))
     assert shuffled == image_index
     assert split_of(shuffled) == split_of(image_index)
 
 
 def test_the_split_depends_on_split_seed_and_the_labels_used_on_seed() -> None:
-    image_index = catalog_of("ab" * 50)
+    image_index = index_of("ab" * 50)
     first = split_of(image_index, fraction=0.2)
     assert split_of(image_index, fraction=0.2) == first
     other = split_of(image_index, fraction=0.2, seed=1)
@@ -150,7 +150,7 @@ def test_the_split_depends_on_split_seed_and_the_labels_used_on_seed() -> None:
 
 @pytest.mark.parametrize("subset", ["stratified", "plain"])
 def test_fractions_are_nested(subset: str) -> None:
-    image_index = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
+    image_index = index_of("a" * 200 + "b" * 90 + "c" * 20)
     fractions = (0.02, 0.05, 0.1, 0.5, 1.0)
     splits = [split_of(image_index, fraction=fraction, subset=subset, seed=0) for fraction in fractions]
     for small, large in itertools.pairwise(splits):
@@ -159,18 +159,18 @@ def test_fractions_are_nested(subset: str) -> None:
 
 
 def test_a_stratified_fraction_keeps_every_class() -> None:
-    image_index = catalog_of("a" * 200 + "b" * 90 + "c" * 20)
+    image_index = index_of("a" * 200 + "b" * 90 + "c" * 20)
     assert counts(image_index, split_of(image_index, fraction=0.01).labelled) == {"a": 2, "b": 1, "c": 1}
     assert counts(image_index, split_of(image_index, fraction=0.1).labelled) == {"a": 16, "b": 7, "c": 2}
 
 
 def test_a_plain_fraction_takes_its_share_of_all() -> None:
-    image_index = catalog_of("a" * 200 + "b" * 200)
+    image_index = index_of("a" * 200 + "b" * 200)
     assert len(split_of(image_index, fraction=0.1, subset="plain").labelled) == 32
 
 
 def test_a_plain_fraction_of_one_class_is_an_error() -> None:
-    image_index = catalog_of("a" * 20 + "b" * 20)
+    image_index = index_of("a" * 20 + "b" * 20)
     with pytest.raises(TwinbudError) as caught:
         split_of(image_index, fraction=0.01, subset="plain")
     assert "--fraction 0.01 --subset plain --seed 0: the labelled images (1) are all of class 'b'" in str(caught.value)
@@ -178,7 +178,7 @@ def test_a_plain_fraction_of_one_class_is_an_error() -> None:
 
 
 def test_a_class_of_one_patient_cannot_be_split() -> None:
-    image_index = catalog_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
+    image_index = index_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
     with pytest.raises(TwinbudError) as caught:
         split_of(image_index)
     assert str(caught.value) == (
@@ -189,11 +189,11 @@ def test_a_class_of_one_patient_cannot_be_split() -> None:
 
 def test_all_images_of_one_patient_cannot_be_split() -> None:
     with pytest.raises(TwinbudError, match="the 2 images of class 'a' are all of patient '1'"):
-        split_of(catalog_of("aabb", [1, 1, 1, 1]))
+        split_of(index_of("aabb", [1, 1, 1, 1]))
 
 
 def test_a_given_split_is_kept_and_val_is_never_trained_on() -> None:
-    image_index = catalog_of("ab" * 6, splits=["train"] * 6 + ["val"] * 2 + ["test"] * 4)
+    image_index = index_of("ab" * 6, splits=["train"] * 6 + ["val"] * 2 + ["test"] * 4)
     split = split_of(image_index)
     assert (split.train, split.val, split.test) == ((0, 1, 2, 3, 4, 5), (6, 7), (8, 9, 10, 11))
     assert split.given
@@ -202,7 +202,7 @@ def test_a_given_split_is_kept_and_val_is_never_trained_on() -> None:
 
 
 def test_duplicates_across_a_given_split_are_counted() -> None:
-    image_index = catalog_of("abababab", splits=["train"] * 4 + ["test"] * 4)
+    image_index = index_of("abababab", splits=["train"] * 4 + ["test"] * 4)
     digests = ["0", "1", "2", "0", "0", "1", "6", "7"]
     split = split_of(image_index, digests)
     assert split.notes == (
@@ -215,7 +215,7 @@ def test_duplicates_across_a_given_split_are_counted() -> None:
 
 def test_a_given_train_part_without_test_gives_a_fifth_of_itself() -> None:
     patients = [number // 2 for number in range(40)]
-    image_index = catalog_of("aabb" * 10, patients, ["train"] * 32 + ["val"] * 8)
+    image_index = index_of("aabb" * 10, patients, ["train"] * 32 + ["val"] * 8)
     split = split_of(image_index)
     assert split.val == tuple(range(32, 40))
     assert len(split.test) == 6
@@ -225,13 +225,13 @@ def test_a_given_train_part_without_test_gives_a_fifth_of_itself() -> None:
 
 
 def test_a_class_that_a_given_test_part_lacks_is_noted() -> None:
-    split = split_of(catalog_of("abcabab", splits=["train"] * 5 + ["test"] * 2))
+    split = split_of(index_of("abcabab", splits=["train"] * 5 + ["test"] * 2))
     assert "the given test part has no image of c" in split.notes
 
 
 def test_notes_say_what_was_done() -> None:
-    assert split_of(catalog_of("ab" * 10)).notes == (NO_PATIENTS, "0 groups of identical images found")
-    image_index = catalog_of("ab" * 10, [*range(18), None, None])
+    assert split_of(index_of("ab" * 10)).notes == (NO_PATIENTS, "0 groups of identical images found")
+    image_index = index_of("ab" * 10, [*range(18), None, None])
     digests = [*unique(image_index)[:-1], unique(image_index)[1]]
     assert split_of(image_index, digests).notes == (
         "split by patient: no patient is in two parts (18 patients)",
@@ -242,7 +242,7 @@ def test_notes_say_what_was_done() -> None:
 
 
 def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
-    image_index = catalog_of("ab" * 20, [f"p;{number // 2}" for number in range(40)])
+    image_index = index_of("ab" * 20, [f"p;{number // 2}" for number in range(40)])
     split = split_of(image_index, fraction=0.3)
     file = tmp_path / "split.csv"
     save_split(file, image_index, split)
@@ -255,13 +255,13 @@ def test_a_split_file_gives_the_same_split_back(tmp_path: Path) -> None:
     again = split_of(image_index, split=file, fraction=0.3, split_seed=9)
     assert again.given
     assert (again.train, again.val, again.test, again.labelled) == (split.train, (), split.test, split.labelled)
-    given_otherwise = catalog_of("ab" * 20, splits=["train"] * 30 + ["test"] * 10)
+    given_otherwise = index_of("ab" * 20, splits=["train"] * 30 + ["test"] * 10)
     assert split_of(given_otherwise, split=file).test == split.test
 
 
 @pytest.fixture
 def split_file(tmp_path: Path) -> Path:
-    image_index = catalog_of("ab" * 4)
+    image_index = index_of("ab" * 4)
     save_split(tmp_path / "split.csv", image_index, split_of(image_index))
     return tmp_path / "split.csv"
 
@@ -270,7 +270,7 @@ def test_paths_missing_on_either_side_of_a_split_file_are_named(split_file: Path
     text = split_file.read_text("utf-8").replace("00003.png", "moved.png")
     split_file.write_text(text, "utf-8")
     with pytest.raises(TwinbudError) as caught:
-        split_of(catalog_of("ab" * 4), split=split_file)
+        split_of(index_of("ab" * 4), split=split_file)
     assert str(caught.value) == (
         f"--split {split_file} for data: the data lacks images of the split ('moved.png') and the split lacks images "
         "of the data ('00003.png'). Give the split of the same data, or leave out --split."
@@ -295,13 +295,13 @@ def test_a_wrong_split_file_is_an_error(split_file: Path, old: str, new: str, ex
 
 def test_a_missing_split_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TwinbudError, match=r"the CSV cannot be read \(No such file or directory\)\. Check the path\."):
-        split_of(catalog_of("aabb"), split=tmp_path / "none.csv")
+        split_of(index_of("aabb"), split=tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("skip_broken", [False, True])
 def test_a_split_file_is_checked_before_anything_is_decoded(split_file: Path, skip_broken: bool) -> None:
     """Images that are not in it may yet be left out as broken, so that with --skip-broken they are no error yet."""
-    more = catalog_of("ab" * 4 + "a")
+    more = index_of("ab" * 4 + "a")
     config = DataConfig(split=split_file, skip_broken=skip_broken)
     if skip_broken:
         check_split_file(more, config)
@@ -316,7 +316,7 @@ def test_a_split_file_is_checked_before_anything_is_decoded(split_file: Path, sk
 def test_a_split_that_cannot_be_written_leaves_the_earlier_one_whole(
     tmp_path: Path,
 ) -> None:
-    image_index, file = catalog_of("aaabbb"), tmp_path / "split.csv"
+    image_index, file = index_of("aaabbb"), tmp_path / "split.csv"
     save_split(file, image_index, split_of(image_index))
     before = file.read_bytes()
     odd = replace(image_index, rows=tuple(replace(row, label=f"\udce9{row.label}") for row in image_index.rows))
@@ -330,11 +330,11 @@ def test_a_split_file_with_a_patient_on_both_sides_is_an_error(split_file: Path)
     with pytest.raises(
         TwinbudError, match=r"^--split .*the given split has patients in more than one part: .* leave out --split"
     ):
-        split_of(catalog_of("ab" * 4, [0] * 8), split=split_file)
+        split_of(index_of("ab" * 4, [0] * 8), split=split_file)
 
 
 def test_seven_thousand_images_with_duplicates_are_split_80_20() -> None:
-    image_index = catalog_of("abcd" * 1750)
+    image_index = index_of("abcd" * 1750)
     digests = [
         str(number // 4 * 4 + number % 4 if number > 800 else number // 8 * 4 + number % 4) for number in range(7000)
     ]
@@ -350,7 +350,7 @@ def test_developing_divides_the_training_part_again_and_closes_the_test_part(
     labels = "aabb" * 20
     patients = [number // 2 for number in range(80)]
     splits = ["test" if number >= 60 else "train" for number in range(80)] if given_split else None
-    image_index = catalog_of(labels, patients, splits)
+    image_index = index_of(labels, patients, splits)
     digests = [str(number % 53 if not given_split else number) for number in range(80)]
     common: dict[str, Any] = {"split_seed": split_seed, "fraction": 0.5}
     whole = split_of(image_index, digests, seed=seed, **common)
@@ -370,17 +370,17 @@ def test_a_class_that_cannot_be_divided_twice_is_told_of_develop() -> None:
     with pytest.raises(
         TwinbudError, match=r"class 'b' has one image, .* leave out --develop, which divides the training"
     ):
-        split_of(catalog_of("a" * 10 + "bb"), develop=True)
+        split_of(index_of("a" * 10 + "bb"), develop=True)
 
 
 def test_what_a_run_learns_from_depends_on_what_its_recovery_may_see() -> None:
-    split = split_of(catalog_of("ab" * 20), fraction=0.25)
+    split = split_of(index_of("ab" * 20), fraction=0.25)
     assert split.seen_by("none") == split.seen_by("labelled") == split.labelled
     assert split.seen_by("unlabelled") == split.train
 
 
 def test_a_split_file_with_a_held_out_part_is_read_but_not_used_again(tmp_path: Path) -> None:
-    image_index = catalog_of("ab" * 20)
+    image_index = index_of("ab" * 20)
     split = split_of(image_index, develop=True)
     path = tmp_path / "split.csv"
     save_split(path, image_index, split)
@@ -392,7 +392,7 @@ def test_a_split_file_with_a_held_out_part_is_read_but_not_used_again(tmp_path: 
 def slices_of_patients(num_patients: int, num_slices: int, shared: dict[int, str]) -> tuple[ImageIndex, list[str]]:
     """Patients of two classes with slices of their own, but for those in ``shared``: slice number to digest."""
     numbers = range(num_patients * num_slices)
-    image_index = catalog_of(
+    image_index = index_of(
         "".join("ab"[number // num_slices % 2] for number in numbers), [number // num_slices for number in numbers]
     )
     return image_index, [shared.get(number % num_slices, str(number)) for number in numbers]
@@ -431,11 +431,11 @@ def test_an_image_in_all_patients_is_named_and_the_advice_helps() -> None:
 
 
 def test_a_class_of_one_patient_is_split_as_the_error_advises() -> None:
-    image_index = catalog_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
+    image_index = index_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77])
     in_train_only = [("test" if row.label == "a" and row.path < "00003" else "train") for row in image_index.rows]
-    given = catalog_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77], in_train_only)
+    given = index_of("a" * 10 + "b" * 5, [*range(10), 77, 77, 77, 77, 77], in_train_only)
     assert split_of(given).test == (0, 1, 2)
-    with_others = catalog_of("a" * 10 + "b" * 6, [*range(10), 77, 77, 77, 77, 77, 78])
+    with_others = index_of("a" * 10 + "b" * 6, [*range(10), 77, 77, 77, 77, 77, 78])
     assert split_of(with_others).test
 
 
@@ -461,7 +461,7 @@ def test_patients_that_share_an_image_stay_together_and_are_named() -> None:
 @pytest.mark.parametrize("spellings", [("001", "1", "1.0"), ("P7", "p7 ", "P\u200b7"), ("le\u0301", "l\xe9", "L\xe9")])
 def test_patient_ids_that_differ_in_spelling_are_one_patient(spellings: tuple[str, ...]) -> None:
     others = [f"q{number // 3}" for number in range(57)]
-    image_index = catalog_of("aab" * 20, [*spellings, *others])
+    image_index = index_of("aab" * 20, [*spellings, *others])
     splits = [split_of(image_index, split_seed=split_seed) for split_seed in range(5)]
     assert all(len({index in split.test for index in range(3)}) == 1 for split in splits)
     notes = splits[0].notes
@@ -470,7 +470,7 @@ def test_patient_ids_that_differ_in_spelling_are_one_patient(spellings: tuple[st
 
 
 def test_a_patient_spelled_twice_on_both_sides_of_a_given_split_is_an_error() -> None:
-    image_index = catalog_of("abab", ["001", "2", "1.0", "3"], ["train", "train", "test", "test"])
+    image_index = index_of("abab", ["001", "2", "1.0", "3"], ["train", "train", "test", "test"])
     with pytest.raises(
         TwinbudError, match=r"more than one part: '001' = '1\.0' in test and train\. .*remove the split"
     ):
@@ -478,7 +478,7 @@ def test_a_patient_spelled_twice_on_both_sides_of_a_given_split_is_an_error() ->
 
 
 def test_ids_that_a_spreadsheet_rounded_are_noted() -> None:
-    notes = split_of(catalog_of("ab" * 10, ["1.23457E+11", *range(19)])).notes
+    notes = split_of(index_of("ab" * 10, ["1.23457E+11", *range(19)])).notes
     assert "patient ids in scientific notation may have lost digits in a spreadsheet: '1.23457E+11'" in notes
 
 
@@ -499,7 +499,7 @@ def test_odd_names_come_back_from_a_split_file(tmp_path: Path, names: tuple[str,
 
 
 def test_the_order_of_classes_is_part_of_the_fingerprint() -> None:
-    image_index = catalog_of("ab" * 10)
+    image_index = index_of("ab" * 10)
     split = split_of(image_index)
     turned = replace(image_index, classes=("b", "a"))
     assert fingerprint(image_index, unique(image_index), split) != fingerprint(turned, unique(image_index), split)

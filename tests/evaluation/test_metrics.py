@@ -134,9 +134,9 @@ def test_perfect_and_single_image_results_are_json_without_nan():
 def test_weighted_auroc_equals_scikit_learn_with_sample_weights(decimals):
     labels, probabilities = random_case(num_images=120, decimals=decimals)
     weights = np.random.default_rng(1).multinomial(120, np.full(120, 1 / 120), size=20).astype(float)
-    ours = weighted_aurocs(labels == 2, probabilities[:, 2], weights)
-    theirs = [sk.roc_auc_score(labels == 2, probabilities[:, 2], sample_weight=w) for w in weights]
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    found = weighted_aurocs(labels == 2, probabilities[:, 2], weights)
+    expected = [sk.roc_auc_score(labels == 2, probabilities[:, 2], sample_weight=w) for w in weights]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

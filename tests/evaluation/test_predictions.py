@@ -132,8 +132,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 def test_a_written_file_has_ordinary_permissions(tmp_path):
-    plain, ours = tmp_path / "plain", tmp_path / "ours"
+    plain, written = tmp_path / "plain", tmp_path / "written"
     plain.write_text("")
-    write_text(ours, "é\n")
-    assert stat.S_IMODE(ours.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-    assert ours.read_bytes() == "é\n".encode()
+    write_text(written, "é\n")
+    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    assert written.read_bytes() == "é\n".encode()

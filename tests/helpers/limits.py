@@ -57,10 +57,10 @@ def peak_mib() -> float:
 class _Worker:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would start with this process's memory
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.connection, child_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_end,), daemon=True)
         self.process.start()
-        theirs.close()
+        child_end.close()
 
     def ask(self, seed: int) -> str:
         """The verdict on a seed; after one that is neither "decoded" nor "refused", the worker may be gone."""

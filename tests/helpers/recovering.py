@@ -1,4 +1,4 @@
-"""Small students beside the teachers that they were cut out of."""
+"""Small students and the teachers that they were selected from."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class MixerFamily(SelectionFamily):
         if not part:  # the stem, and every norm
             return TensorSpec((width, None, None, None)[:dimensions], "patch" if dimensions == 4 else "weight")
         kind, layer, _ = part.split(".")
-        hidden, ends = Axis(f"{kind}/{block}"), width if kind == "channels" else None  # positions are not cut
+        hidden, ends = Axis(f"{kind}/{block}"), width if kind == "channels" else None  # positions are kept whole
         axes = (hidden, ends) if layer == "fc1" else (ends, hidden)
         return TensorSpec(axes[:dimensions], layer=block)
 

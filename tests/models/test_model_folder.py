@@ -123,10 +123,10 @@ def assert_timm_agrees(folders: list[Path], files: list[Path]) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     for folder, line in zip(folders, answer.stdout.splitlines(), strict=True):
-        theirs = torch.tensor(json.loads(line)["logits"], dtype=torch.float64).log_softmax(dim=1)
-        ours = torch.from_numpy(twinbud.predict(folder, files, show_progress=False).probabilities).log()
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=lambda text, f=folder: f"{f}: {text}")
-        assert float((ours[0] - ours[1]).abs().max()) > 1e-4, f"{folder}: the pixels would prove nothing"
+        expected = torch.tensor(json.loads(line)["logits"], dtype=torch.float64).log_softmax(dim=1)
+        found = torch.from_numpy(twinbud.predict(folder, files, show_progress=False).probabilities).log()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text, f=folder: f"{f}: {text}")
+        assert float((found[0] - found[1]).abs().max()) > 1e-4, f"{folder}: the pixels would prove nothing"
         assert tuple(json.loads(line)["names"]) == CLASSES
 
 

@@ -1,4 +1,4 @@
-"""Sub-networks cut out of small random teachers, tensor by tensor."""
+"""Sub-networks selected from small random teachers, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_uniform_halves_as_the_published_code_of_weight_selection(pair: str) -> 
     """Its rule is ``arange(m) * (n // m)`` on every dimension, except that it skips ``head.norm``."""
     teacher, student = (make() for make in PAIRS[pair])
     _, student_weights, _ = select(teacher, student)
-    theirs = teacher.state_dict()
-    for name, ours in student.state_dict().items():
+    teacher_state = teacher.state_dict()
+    for name, student_tensor in student.state_dict().items():
         if classifier(name):
             continue
-        expected = theirs[name]
-        for dimension, m in enumerate(ours.shape):
+        expected = teacher_state[name]
+        for dimension, m in enumerate(student_tensor.shape):
             n = expected.shape[dimension]
             if n != m:
                 expected = expected.index_select(dimension, torch.arange(m) * (n // m))
@@ -72,16 +72,18 @@ def test_uniform_halves_as_the_published_code_of_weight_selection(pair: str) -> 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_inherited_number_is_one_of_the_teachers_and_the_twins_share_none(pair: str, rule: Rule) -> None:
+def test_every_inherited_number_is_the_teachers_and_no_two_networks_share_one(pair: str, rule: Rule) -> None:
     teacher, student = (make() for make in PAIRS[pair])
     _, student_weights, auxiliary = select(teacher, student, rule=rule, seed=3)
     for name, tensor in student_weights.items():
         pool = set(teacher.state_dict()[name].flatten().tolist())
-        mine, theirs = (set(state[name].flatten().tolist()) for state in (student_weights, auxiliary))
+        student_numbers, auxiliary_numbers = (
+            set(state[name].flatten().tolist()) for state in (student_weights, auxiliary)
+        )
         assert tensor.shape[1:] == auxiliary[name].shape[1:]
-        assert mine <= pool
-        assert theirs <= pool
-        assert not mine & theirs, name
+        assert student_numbers <= pool
+        assert auxiliary_numbers <= pool
+        assert not student_numbers & auxiliary_numbers, name
 
 
 @pytest.mark.parametrize("rule", ["uniform", "consecutive", "random"])
@@ -191,7 +193,7 @@ def test_a_layer_scale_with_a_home_is_selected() -> None:
     assert student_weights["blocks.0.ls1.gamma"].shape == (16,)
 
 
-def test_a_smaller_patch_is_resampled_before_it_is_cut() -> None:
+def test_a_smaller_patch_is_resampled_before_selection() -> None:
     teacher, student = vit(), half_vit(patch_size=4)
     plan, student_weights, _ = select(teacher, student)
     assert str(plan.student_tensors["patch_embed.proj.weight"]) == "resampled: 7×7 → 4×4"

@@ -32,10 +32,10 @@ def selection(teacher: str, *, with_auxiliary: bool = True, **settings: Any) -> 
 def test_the_auxiliary_starts_from_its_own_subset_and_not_from_a_copy(teacher: str) -> None:
     pair = build_student_pair(selection(teacher), image_size=28, num_classes=3)
     assert pair.auxiliary is not None
-    theirs = load_file(Path(teacher.removeprefix("local-dir:")) / "model.safetensors")
+    teacher_state = load_file(Path(teacher.removeprefix("local-dir:")) / "model.safetensors")
     for name in ("blocks.0.norm1.weight", "blocks.1.mlp.fc1.bias", "cls_token"):
-        assert torch.equal(pair.student.state_dict()[name], theirs[name][..., 0::2])
-        assert torch.equal(pair.auxiliary.state_dict()[name], theirs[name][..., 1::2])
+        assert torch.equal(pair.student.state_dict()[name], teacher_state[name][..., 0::2])
+        assert torch.equal(pair.auxiliary.state_dict()[name], teacher_state[name][..., 1::2])
 
 
 def test_the_student_starts_alike_in_dual_and_selection(teacher: str) -> None:

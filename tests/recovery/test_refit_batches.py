@@ -1,4 +1,4 @@
-"""Which views least squares looks at: as many as fit, the images as they are first, each on one side."""
+"""Which views least squares uses: as many as fit, the images as they are first, each on one side."""
 
 from __future__ import annotations
 

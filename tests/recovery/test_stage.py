@@ -78,7 +78,7 @@ def same(one: StudentPair, other: StudentPair) -> bool:
     return all(torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
 
 
-def keepers(folder: Path) -> CheckpointManager:
+def checkpoint_manager(folder: Path) -> CheckpointManager:
     """As a run opens them, each phase with what it finds."""
     earlier = {}
     for phase in RECOVERY_PHASES.values():
@@ -87,7 +87,7 @@ def keepers(folder: Path) -> CheckpointManager:
     return CheckpointManager(phases=earlier)
 
 
-def test_both_twins_are_changed_and_their_classifiers_are_not(teacher: str) -> None:
+def test_student_and_auxiliary_are_changed_and_their_classifiers_are_not(teacher: str) -> None:
     before, _ = start(teacher)
     student_pair, found = recovered(teacher)
     for ours, theirs in zip(states(before), states(student_pair), strict=True):
@@ -160,7 +160,7 @@ def test_a_student_with_other_patches_than_its_teachers_is_refused(tmp_path: Pat
 
 def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = recovered(teacher)
-    checkpoints, fitting, fits = keepers(tmp_path), normal_equations.fit_layer, []
+    checkpoints, fitting, fits = checkpoint_manager(tmp_path), normal_equations.fit_layer, []
 
     def counted(*words: Any) -> Any:
         fits.append(1)
@@ -173,7 +173,7 @@ def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monk
         with pytest.raises(Stopped, match="during least squares"):
             recovered(teacher, checkpoints)
     assert len(fits) == 3
-    assert same(whole, recovered(teacher, keepers(tmp_path))[0])
+    assert same(whole, recovered(teacher, checkpoint_manager(tmp_path))[0])
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monk
     ids=str,
 )
 def test_a_finished_part_is_not_done_again(settings: dict[str, Any], teacher: str, tmp_path: Path) -> None:
-    whole, found = recovered(teacher, keepers(tmp_path), **settings)
-    again, later = recovered(teacher, keepers(tmp_path), **settings)
+    whole, found = recovered(teacher, checkpoint_manager(tmp_path), **settings)
+    again, later = recovered(teacher, checkpoint_manager(tmp_path), **settings)
     assert same(whole, again)
     assert later == found, "what it cost, too"
 
@@ -233,7 +233,7 @@ def test_classifiers_are_fitted_to_the_features_at_the_end(
     settings: dict[str, Any], knowing_teacher: str, tmp_path: Path
 ) -> None:
     plain, _ = recovered(knowing_teacher, **settings)
-    student_pair, found = recovered(knowing_teacher, keepers(tmp_path), recover_classifier="on", **settings)
+    student_pair, found = recovered(knowing_teacher, checkpoint_manager(tmp_path), recover_classifier="on", **settings)
     for ours, theirs in zip(states(plain), states(student_pair), strict=True):
         assert {n for n, t in ours.items() if not torch.equal(t, theirs[n])} == {"head.weight", "head.bias"}
     for student in found.values():
@@ -242,7 +242,7 @@ def test_classifiers_are_fitted_to_the_features_at_the_end(
         assert student.to_json()["classifier"] == {
             "layer": "classifier", "before": fit.before, "after": fit.after, "ridge": fit.ridge,
         }  # fmt: skip
-    resumed, later = recovered(knowing_teacher, keepers(tmp_path), recover_classifier="on", **settings)
+    resumed, later = recovered(knowing_teacher, checkpoint_manager(tmp_path), recover_classifier="on", **settings)
     assert same(student_pair, resumed)
     assert later == found
 
@@ -288,7 +288,7 @@ def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
     settings: dict[str, Any], steps: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, found = recovered(teacher, **settings)
-    checkpoints, taken = keepers(tmp_path), []
+    checkpoints, taken = checkpoint_manager(tmp_path), []
     taking = RecoveryStep.__call__
 
     def counted(self: RecoveryStep, *batch: Any) -> Any:
@@ -301,7 +301,7 @@ def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
         patch.setattr(RecoveryStep, "__call__", counted)
         with pytest.raises(Stopped):
             recovered(teacher, checkpoints, **settings)
-    resumed, again = recovered(teacher, keepers(tmp_path), **settings)
+    resumed, again = recovered(teacher, checkpoint_manager(tmp_path), **settings)
     assert same(whole, resumed)
     for pair_role, part in found.items():
         assert again[pair_role].refit == replace(part.refit, seconds=again[pair_role].refit.seconds)
@@ -312,6 +312,6 @@ def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
 def test_what_was_finished_before_a_stop_needs_no_teacher(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _ = recovered(teacher, keepers(tmp_path))
+    whole, _ = recovered(teacher, checkpoint_manager(tmp_path))
     monkeypatch.setattr(teacher_provider, "open_teacher_at", lambda *_: pytest.fail("the teacher was opened"))
-    assert same(whole, recovered(teacher, keepers(tmp_path))[0])
+    assert same(whole, recovered(teacher, checkpoint_manager(tmp_path))[0])

@@ -20,6 +20,7 @@ from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.runs import api
+from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
 
 JOBS: tuple[Callable[..., Any], ...] = (api.train, api.evaluate, api.predict, api.select, study_api.study)
@@ -69,8 +70,8 @@ def test_the_examples_of_the_docstrings_run(tmp_path: Path, monkeypatch: pytest.
     save_images(tmp_path / "images", {"dark": 10, "light": 10})
     teacher = save_vit_teacher(tmp_path / "teacher")
     save_recipe(tmp_path / "recipe.yaml", recipe_content(teacher))
-    names: dict[str, Any] = {}
-    for job in JOBS:
+    names: dict[str, Any] = {"Path": Path, "rebuild_report": rebuild_report}
+    for job in (*JOBS, rebuild_report):
         examples = doctest.DocTestParser().get_examples(inspect.getdoc(job) or "", job.__name__)
         assert len(examples) >= 2
         for example in examples:

@@ -1,4 +1,4 @@
-"""One run from end to end: what it leaves, what repeats it, and what it never looks at."""
+"""One run from end to end: what it leaves, what repeats it, and what it never reads."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_what_cannot_be_opened_is_tried_once_a_minute(monkeypatch: pytest.Monkey
     assert len(tries) == 2
 
 
-def test_runs_that_share_their_materials_open_them_once_and_end_alike(
+def test_runs_that_share_images_and_teachers_open_them_once_and_end_alike(
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []

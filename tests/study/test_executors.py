@@ -36,17 +36,17 @@ from twinbud.study.store import RunStore
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def recipe_and_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe of four runs, and its images."""
-    folder = tmp_path_factory.mktemp("material")
+    folder = tmp_path_factory.mktemp("recipe_and_images")
     images, teacher = save_images_and_teacher(folder)
     content = recipe_content(teacher, settings={**SETTINGS, "epochs": 4})
     return save_recipe(folder / "small.yaml", content), images
 
 
 @pytest.fixture
-def request_(material: tuple[Path, Path], tmp_path: Path) -> StudyRequest:
-    recipe, images = material
+def request_(recipe_and_images: tuple[Path, Path], tmp_path: Path) -> StudyRequest:
+    recipe, images = recipe_and_images
     return StudyRequest(recipe=recipe, runs=tmp_path / "runs", data=[f"shades={images}"])
 
 

@@ -58,11 +58,11 @@ def test_a_recorded_step_does_what_an_ordinary_one_does(distillation: Distillati
     config = replace(SETTINGS, epochs=8, learning_rate=1e-3, warmup=0.5, drop_path=0.1, distillation=distillation)
     (plain, history), (recorded, again) = train("cuda", config=config), train("cuda", RECORDED, config)
     assert [record.loss for record in again.epochs] == pytest.approx([r.loss for r in history.epochs], rel=1e-4)
-    for ours, theirs in ((recorded.student, plain.student), (recorded.auxiliary, plain.auxiliary)):
-        assert ours is not None
-        assert theirs is not None
-        for name, tensor in theirs.state_dict().items():
-            torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
+    for recorded_network, plain_network in ((recorded.student, plain.student), (recorded.auxiliary, plain.auxiliary)):
+        assert recorded_network is not None
+        assert plain_network is not None
+        for name, tensor in plain_network.state_dict().items():
+            torch.testing.assert_close(recorded_network.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("distillation", VARIANTS)
@@ -82,7 +82,7 @@ def test_no_step_waits_for_the_device(distillation: Distillation, monkeypatch: p
 def test_a_bad_step_on_a_gpu_changes_nothing_and_is_told_at_the_epochs_end(
     distillation: Distillation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the twins, nor the moments, nor what the targets remember."""
+    """Neither student and auxiliary, nor the moments, nor what the targets remember."""
     plain = TrainingStep.__call__
     kept: dict[str, torch.Tensor] = {}
 

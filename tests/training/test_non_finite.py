@@ -108,7 +108,7 @@ def require_untouched(after: dict[str, torch.Tensor], before: dict[str, torch.Te
 @everywhere
 @every_value
 @pytest.mark.parametrize("deferred", [False, True], ids=["known at once", "read later"])
-def test_the_update_reaches_neither_twin_and_the_error_names_the_step(
+def test_the_update_reaches_neither_student_nor_auxiliary_and_the_error_names_the_step(
     inject: Inject, value: float, deferred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = student_pair()

@@ -284,7 +284,7 @@ def test_what_is_remembered_is_never_of_low_precision(distillation: Distillation
     assert all(tensor.dtype == torch.float32 for tensor in step.tensors().values())
 
 
-def test_the_partners_of_an_epoch_are_of_the_class_and_seen_in_their_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_class_pairs_are_of_one_class_and_have_views_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainingConfig(
         image_size=4, epochs=2, batch_size=3, temperature=4.0, drop_path=0.0, distillation="cs-kd-pair", seed=5
     )

@@ -125,7 +125,7 @@ def test_the_gradient_is_clipped_to_the_norm() -> None:
 
 
 @pytest.mark.parametrize("where", ["images", "student", "auxiliary"])
-def test_a_non_finite_loss_stops_before_either_twin_is_moved(where: str) -> None:
+def test_a_non_finite_loss_stops_before_student_or_auxiliary_changes(where: str) -> None:
     pair = student_pair()
     step = TrainingStep(pair, Objective(**OBJECTIVE), weight_decay=0.05)
     images, labels = batch()
@@ -143,7 +143,7 @@ def test_a_non_finite_loss_stops_before_either_twin_is_moved(where: str) -> None
 
 @pytest.mark.parametrize("where", ["images", "student", "auxiliary"])
 def test_a_step_that_does_not_wait_for_the_device_updates_nothing_and_tells_later(where: str) -> None:
-    """As on a GPU: the flag stays on the device, and neither twin moves from the first bad step on."""
+    """As on a GPU: the flag stays on the device, and no network changes from the first bad step on."""
     pair = student_pair()
     assert pair.auxiliary is not None
     step = TrainingStep(pair, Objective(**OBJECTIVE), weight_decay=0.05, steps_per_epoch=3)

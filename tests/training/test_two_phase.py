@@ -48,7 +48,7 @@ def train(checkpoints: CheckpointManager | None = None, **settings: Any) -> tupl
     return student_pair.student.state_dict(), history
 
 
-def keepers(folder: Path, every_seconds: float = 60.0) -> CheckpointManager:
+def checkpoint_manager(folder: Path, every_seconds: float = 60.0) -> CheckpointManager:
     """As a run opens them, each phase with what it finds."""
     first, second = CheckpointFolder(folder / "first-phase", {}), CheckpointFolder(folder, {})
     before = CheckpointManager(first, first.latest()[0], every_seconds, save_last=True)
@@ -130,19 +130,19 @@ def test_a_run_stopped_after_any_step_of_either_phase_ends_as_if_it_had_not_been
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, history = train()
-    checkpoints = keepers(tmp_path)
+    checkpoints = checkpoint_manager(tmp_path)
     with monkeypatch.context() as patch:
         stop_after(steps, checkpoints, patch)
         with pytest.raises(Stopped, match=rf"after step {steps if steps <= STEPS_A_PHASE else steps - STEPS_A_PHASE};"):
             train(checkpoints)
-    resumed, again = train(keepers(tmp_path))
+    resumed, again = train(checkpoint_manager(tmp_path))
     assert same(whole, resumed)
     assert untimed(history) == untimed(again)
     assert again.num_steps == history.num_steps
 
 
 def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) -> None:
-    checkpoints = keepers(tmp_path)
+    checkpoints = checkpoint_manager(tmp_path)
     folder = checkpoints.phase(FIRST_PHASE).folder
     assert folder is not None
     save = folder.save
@@ -154,7 +154,7 @@ def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) ->
     folder.save = asked_meanwhile
     with pytest.raises(Stopped, match="after step 1;"):
         train(checkpoints)
-    assert same(train(keepers(tmp_path))[0], train()[0])
+    assert same(train(checkpoint_manager(tmp_path))[0], train()[0])
 
 
 def test_a_crash_between_the_phases_does_not_train_the_first_again(
@@ -171,8 +171,8 @@ def test_a_crash_between_the_phases_does_not_train_the_first_again(
 
     monkeypatch.setattr(TrainingStep, "__call__", crashing)
     with pytest.raises(RuntimeError, match="lightning"):
-        train(keepers(tmp_path))
-    resumed, again = train(keepers(tmp_path))
+        train(checkpoint_manager(tmp_path))
+    resumed, again = train(checkpoint_manager(tmp_path))
     assert len(taken) == 2 * STEPS_A_PHASE + 2
     assert same(whole, resumed)
     assert (untimed(history), history.num_steps) == (untimed(again), again.num_steps)

@@ -56,7 +56,9 @@ def rebuild_report(folder: Path, *, output: Path | None = None, force: bool = Fa
         TwinbudError: The folder is not a finished run, its summary is missing or damaged, or ``output`` exists.
 
     Example:
-        >>> rebuild_report(Path("runs/first"), output=Path("first.html"))  # doctest: +SKIP
+        >>> page = rebuild_report(Path("runs/first"), output=Path("first.html"))  # doctest: +SKIP
+        >>> page.name  # doctest: +SKIP
+        'first.html'
     """
     read_settings(folder)
     if output is not None:
