@@ -79,6 +79,11 @@ class Settings(TypedDict, total=False):
     evaluate_every: int | None
     device: Device
     threads: int | None
+    tune_teacher: bool
+    tune_epochs: int
+    tune_min_steps: int
+    tune_learning_rate: float
+    tune_layer_decay: float
     recover: Recover
     recover_method: RecoverMethod
     recover_stream: RecoverStream

@@ -88,7 +88,7 @@ class Predictions:
             logits=logits,
         )
 
-    def _refuse(self, bad: np.ndarray, problem: str, fix: str, values: np.ndarray | None = None) -> None:
+    def _refuse(self, bad: Any, problem: str, fix: str, values: np.ndarray | None = None) -> None:
         """Raise an error for the first image with ``bad``; its element of ``values`` fills the gap in ``problem``."""
         if bad.any():
             first = int(np.argmax(bad))
