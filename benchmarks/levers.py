@@ -19,25 +19,21 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import SilentProgress
-from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import open_teacher_at
-from twinbud.runs.context import Job, class_indices
+from twinbud.runs.context import Job
 from twinbud.runs.pipeline import predict_rows, prepare, recover_students, train_student
+from twinbud.runs.probe import probe
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.resume import open_checkpoint_manager
 from twinbud.training.amp import cpu_threads
+from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.ema import ema_update
 from twinbud.training.epoch_loop import plan_steps
 from twinbud.training.optimizer import Optimizer
@@ -58,8 +54,6 @@ LEVERS = {
     "linear": "such a classifier on S as it was recovered, and no training",
     "teacher": "such a classifier on the whole teacher, and no student",
 }
-_BATCH, _VIEWS, _FOLDS = 64, 8, 5
-_STRENGTHS = [10.0**power for power in range(-5, 1)]
 _AVERAGE = 0.98
 _BOOLEANS = {"true": True, "false": False}
 
@@ -164,48 +158,11 @@ def teacher_of(job: Job) -> Any:
 
 
 def probed(job: Job, network: Any) -> Any:
-    """The network with a classifier of logistic regression on eight views of the labelled images.
-
-    Its strength is chosen by cross-validation that keeps the views of an image together.
-    """
-    labels = class_indices(job.image_index, job.split.labelled).numpy()
-    groups = np.tile(np.arange(len(labels)), _VIEWS)
-    fewest = int(np.bincount(labels).min())
-    if fewest < 2:
-        raise SystemExit(f"expected two labelled images of every class to choose a strength by, got {fewest}")
-    folds = StratifiedGroupKFold(min(_FOLDS, fewest), shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    grid = {"logisticregression__C": _STRENGTHS}
-    search = GridSearchCV(model, grid, cv=folds, scoring="neg_log_loss")
-    search.fit(features(job, network), np.tile(labels, _VIEWS), groups=groups)
-    scaler, logistic = search.best_estimator_[0], search.best_estimator_[1]
-    weights, biases = logistic.coef_ / scaler.scale_, logistic.intercept_
-    biases = biases - weights @ scaler.mean_
-    if len(weights) == 1:  # two classes: the logit of the second
-        weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
-    network.reset_classifier(len(weights))
+    """The network with a classifier of logistic regression on eight views of the labelled images."""
+    network.reset_classifier(len(job.image_index.classes))
     network.to(job.device)
-    with torch.no_grad():
-        network.get_classifier().weight.copy_(torch.from_numpy(weights))
-        network.get_classifier().bias.copy_(torch.from_numpy(biases))
+    probe(job, network, CheckpointManager(), SilentProgress())
     return network
-
-
-@torch.inference_mode()
-def features(job: Job, network: Any) -> np.ndarray:
-    """(views · N, D) float32 of the labelled images, what the classifier is given."""
-    rows, training = job.split.labelled, job.config.training
-    image_store = job.image_store.rows(rows).tensor()
-    normalize = Normalization.on(job.device, job.initialization.student_spec.mean, job.initialization.student_spec.std)
-    network.eval()
-    found = []
-    for number in range(_VIEWS):
-        views = draw_views(training.seed, -number, len(rows), crop_scale=training.crop_scale, flip=training.flip)
-        for chosen in torch.arange(len(rows)).split(_BATCH):
-            batch = image_store[chosen].to(job.device)
-            batch = normalize(apply_views(batch, views[chosen].to(job.device)) if number else batch)
-            found.append(network.forward_head(network.forward_features(batch), pre_logits=True).cpu())
-    return torch.cat(found).numpy()
 
 
 if __name__ == "__main__":

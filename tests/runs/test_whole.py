@@ -1,4 +1,4 @@
-"""Whole runs of finetune, whose student is a pretrained network as it is."""
+"""Whole runs of finetune and probe, whose student is a pretrained network as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from helpers.builders import save_teacher
 from helpers.command import refusal, train, trained, twinbud
@@ -63,6 +63,34 @@ def test_finetune_trains_a_network_that_the_student_names(
     assert all(torch.equal(tensor, after[name]) for name, tensor in weights(without).items())
 
 
+def test_probe_changes_the_classifier_alone(
+    shared_images: Path, shared_teacher: str, resnet: str, tmp_path: Path
+) -> None:
+    for name, teacher, head in (("vit", shared_teacher, "head."), ("resnet", resnet, "fc.")):
+        run = trained(shared_images, teacher, tmp_path / name, "--method", "probe")
+        before, after = load_file(Path(teacher.removeprefix("local-dir:")) / "model.safetensors"), weights(run)
+        changed = {key for key, tensor in after.items() if not torch.equal(tensor, before.get(key, torch.empty(0)))}
+        assert changed == {f"{head}weight", f"{head}bias"}
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert (metrics["epochs"], metrics["num_steps"], metrics["num_train"]) == (0, 0, 24)
+        assert metrics["train_seconds"] > 0
+        assert (run / "history.csv").read_text().count("\n") == 1
+        assert "logistic regression" in (run / "report.html").read_text()
+
+
+def test_two_equal_probes_give_equal_weights(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    one, other = (trained(shared_images, shared_teacher, tmp_path / name, "--method", "probe") for name in "ab")
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+
+
+def test_a_probe_of_a_network_without_a_linear_classifier_is_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(1)}, tmp_path / "weights.safetensors")
+    student = f"repvit_m0_9@{tmp_path}/weights.safetensors"
+    settings = {"method": "probe", "student": student, "image_size": 32}
+    with pytest.raises(TwinbudError, match=r"^--method probe: the classifier of repvit_m0_9 is not one linear layer"):
+        open_initialization(config(**settings))
+
+
 def test_the_defaults_of_finetune_depend_on_the_network() -> None:
     transformer, small = (
         config(method="finetune", teacher="dinov2-small"),
@@ -84,6 +112,7 @@ def test_the_defaults_of_finetune_depend_on_the_network() -> None:
         ({"teacher": None}, r"^--teacher: no teacher is given"),
         ({"method": "selection"}, r"^--student: 'same' contradicts --method selection"),
         ({"teacher": None, "student": "x", "distillation": "teacher"}, r"^--teacher: no teacher is given"),
+        ({"method": "probe", "distillation": "teacher"}, r"^--distillation: 'teacher' contradicts --method probe"),
     ],
 )
 def test_contradicting_settings_are_refused(settings: dict[str, Any], said: str) -> None:

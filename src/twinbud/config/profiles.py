@@ -34,16 +34,16 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 _FINETUNE: dict[str, Any] = {"learning_rate": 3e-4, "layer_decay": 0.65}
 _FINETUNE_OF: dict[str | None, dict[str, Any]] = {"efficientnet-lite0": {"learning_rate": 1e-3}}
-"""Where the learning rate of a transformer is not the right one; EXPERIMENTS.md has the measurements."""
+"""Networks that the learning rates of a transformer do not suit."""
 
 
 def profile_defaults(profile: str, method: str | None = None, pretrained: str | None = None) -> dict[str, Any]:
     """The defaults of a profile for ``method``; None stands for the profile's own method.
 
-    Without selected weights (timm, xavier, kaiming, finetune), there is nothing to recover. With a random start,
+    Without selected weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover. With a random start,
     `best` has the values of `quick`, since small learning rates in the lower layers would keep them random. The
-    student of ``finetune`` is the teacher itself, and its learning rate in `best` and `quick` depends on the network
-    ``pretrained``.
+    student of ``finetune`` and ``probe`` is the teacher itself, and the learning rate of ``finetune`` in `best` and
+    `quick` depends on the network ``pretrained``.
 
     >>> profile_defaults("best", "dual")["recover"]
     'labelled'

@@ -19,7 +19,7 @@ from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
 from twinbud.core.errors import TwinbudError
 
-Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune"]
+Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune", "probe"]
 Auxiliary = Literal["other", "copy", "frozen", "none"]
 Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg", "teacher", "skd+teacher"]
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
@@ -37,7 +37,7 @@ MAX_IMAGE_SIZE = 4096
 """Largest side in pixels: no supported classifier takes larger images, and larger values only exhaust memory."""
 INHERITING_METHODS: tuple[Method, ...] = ("dual", "selection")
 """Methods whose student starts from selected weights of the teacher."""
-WHOLE_METHODS: tuple[Method, ...] = ("finetune",)
+WHOLE_METHODS: tuple[Method, ...] = ("finetune", "probe")
 """Methods that keep a pretrained network whole; the methods that are in neither list start at random."""
 TEACHER_TARGETS: tuple[Distillation, ...] = ("teacher", "skd+teacher")
 """Variants whose soft targets come from the teacher's classifier."""
@@ -84,14 +84,14 @@ class ModelConfig(Checked):
     )
     student: str = setting(
         "half",
-        "'half' for half the teacher's width, or a timm name of the same family; finetune: 'same', or any"
+        "'half' for half the teacher's width, or a timm name of the same family; finetune, probe: 'same', or any"
         " network as teacher spells it.",
         min_length=1,
     )
     method: Method = setting(
         "dual",
         "dual: with auxiliary; selection: without (CM1). Random start: timm, xavier, kaiming (CM2-4). Whole pretrained"
-        " network: finetune.",
+        " network: finetune, probe.",
     )
     rule: Rule = setting("uniform", "Which elements of each width student and auxiliary take.")
     attention: Attention = setting("interleaved", "Select attention channels along one axis, or whole heads.")
@@ -105,7 +105,7 @@ class ModelConfig(Checked):
 
     @property
     def pretrained(self) -> str | None:
-        """Name of the network that ``finetune`` keeps: the student's, or the teacher's."""
+        """Name of the network that ``finetune`` and ``probe`` keep: the student's, or the teacher's."""
         return self.teacher if self.student == "same" else self.student
 
 
@@ -251,6 +251,9 @@ class RunConfig(Checked):
             fits = distillation in _WITHOUT_AUXILIARY
             require(fits, "distillation", distillation, reason, "skd or teacher, or --method dual")
             require(auxiliary == "other", "auxiliary", auxiliary, reason, "other, or --method dual")
+            if method == "probe":
+                reason = "--method probe, which learns from labels alone"
+                require(distillation == "skd", "distillation", distillation, reason, "skd")
         elif auxiliary == "none":
             fits = distillation in _WITHOUT_AUXILIARY
             require(fits, "distillation", distillation, "--auxiliary none", "skd or teacher")

@@ -24,6 +24,7 @@ Stream = Literal[
     "drop-path",
     "partner",
     "recovery",
+    "probe",
     "bootstrap",
     "phantom",
 ]

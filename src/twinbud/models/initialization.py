@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from twinbud.config.fields import option_of
 from twinbud.config.loading import contradicts_plan
 from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import State
 from twinbud.models.selection_io import Selection, load_selection, select
 from twinbud.models.student_pair import StudentPair, build_baseline, build_pretrained, build_student_pair
@@ -26,7 +28,7 @@ class Initialization:
         model: The run's settings; with ``selected``, the settings of its plan.
         student_spec: The architecture of both.
         selection: The weights they inherit; None in CM2-CM4 and for a whole network.
-        pretrained: All tensors of the network that ``finetune`` keeps whole; None for the other methods.
+        pretrained: All tensors of the network that ``finetune`` and ``probe`` keep whole; None for the other methods.
         auxiliary: The kind of auxiliary.
     """
 
@@ -135,6 +137,8 @@ def _open_whole(config: RunConfig) -> Initialization:
     card = _pretrained_card(config.model)
     student_spec = read_student_spec(card, "same")
     _require_support(config, student_spec)  # before weights are opened
+    if config.model.method == "probe":
+        _require_linear_classifier(student_spec)
     return Initialization(
         model=config.model,
         student_spec=student_spec,
@@ -146,6 +150,20 @@ def _open_whole(config: RunConfig) -> Initialization:
 
 def _pretrained_card(model: ModelConfig) -> TeacherCard:
     return read_teacher_card(model.pretrained or "", "--teacher" if model.student == "same" else "--student")
+
+
+def _require_linear_classifier(student_spec: StudentSpec) -> None:
+    """Require that logistic regression can become the classifier of the network.
+
+    Raises:
+        TwinbudError: The classifier is not one linear layer.
+    """
+    if not isinstance(student_spec.template.get_classifier(), nn.Linear):
+        raise TwinbudError(
+            f"the classifier of {student_spec.architecture} is not one linear layer, which logistic regression needs",
+            where="--method probe",
+            fix="Use --method finetune, or another network",
+        )
 
 
 def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:

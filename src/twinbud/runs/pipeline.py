@@ -35,6 +35,7 @@ from twinbud.report.history import history_writer
 from twinbud.runs.context import Job, class_indices, labelled_images, list_images, open_images
 from twinbud.runs.cost import cost_of
 from twinbud.runs.network_cost import measure_network
+from twinbud.runs.probe import probe
 from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
 from twinbud.runs.result import RunCost, RunMetrics, RunResult
@@ -224,6 +225,9 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
 
 def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> History:
     """Train the student on the labelled images, from the last checkpoint if the run is resumed."""
+    if job.config.model.method == "probe":
+        with history_writer(folder):  # without epochs
+            return probe(job, job.student_pair.student, checkpoints, progress)
     preprocessing = job.initialization.student_spec.preprocessing(job.config.training.image_size)
     data = labelled_images(job)
     teacher = None

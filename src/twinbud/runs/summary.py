@@ -24,6 +24,7 @@ METHODS = {
     "xavier": "Xavier uniform initialization (CM3)",
     "kaiming": "Kaiming normal initialization (CM4)",
     "finetune": "a pretrained network, trained whole",
+    "probe": "logistic regression on the features of a pretrained network, which is not trained",
 }
 DISTILLATIONS = {
     "skd": None,
@@ -65,7 +66,7 @@ def summarize(
         facts=_facts(job, metrics, environment),
         metrics=metrics.evaluation,
         num_train=metrics.num_train,
-        histories={"": history.epochs},
+        histories={"": history.epochs} if history.epochs else {},
         mistakes=_mistakes(job, predictions),
         examples=tuple(
             _example(image_index, image_store, job.split, name) for name in image_index.classes[:_MAX_EXAMPLES]

@@ -3,7 +3,8 @@
 The time of a step comes from finished runs of the same shape. Without one, a few steps are timed on blank images with
 random weights. Then a step of recovery or of the teacher's fine-tuning counts as a training step, although it takes
 longer.
-Least squares takes no steps and is counted only if a finished run has its time.
+Least squares takes no steps and is counted only if a finished run has its time. Nor does a probe: only its test pass
+is counted.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Estimate:
             if facts["settings"]["recover"] != "none" and not facts["settings"]["recover_epochs"]:
                 least_squares = cost.get("recover_seconds", 0.0)
                 self.least_squares.setdefault(_images_key(facts), []).append(least_squares)
-            step_seconds = (cost["train_seconds"] - least_squares) / max(1, cost["num_steps"])
+            if not cost["num_steps"]:
+                continue
+            step_seconds = (cost["train_seconds"] - least_squares) / cost["num_steps"]
             self.step_seconds.setdefault(_step_key(facts), []).append(step_seconds)
 
     def seconds(self, run: PlannedRun) -> float:

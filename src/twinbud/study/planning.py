@@ -178,5 +178,6 @@ class _Planner:
 def _num_steps(config: RunConfig, sizes: _SplitSizes) -> int:
     """Optimizer steps of all stages: fine-tuning of the teacher, recovery, and all phases of training."""
     num_images = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
-    training = config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
+    is_trained = config.model.method != "probe"
+    training = is_trained * config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
     return num_tuning_steps(config, sizes.labelled) + num_recovery_steps(config, num_images) + training

@@ -121,6 +121,21 @@ def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
     )
 
 
+def draw_training_views(config: TrainingConfig, epoch: int, num_samples: int) -> Views:
+    """Draw the augmentation of an epoch as the settings describe it; see ``draw_views``."""
+    return draw_views(
+        config.seed,
+        epoch,
+        num_samples,
+        crop_scale=config.crop_scale,
+        flip=config.flip,
+        rotate=config.rotate,
+        brightness=config.brightness,
+        contrast=config.contrast,
+        cutout=config.cutout,
+    )
+
+
 def batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, ...]:
@@ -225,17 +240,7 @@ class EpochLoop(ABC, Generic[BatchT]):
     def _train_epoch(self, epoch: int) -> EpochRecord:
         data, config, begun = self.data, self.config, self.position
         start = time.perf_counter() - begun.seconds
-        views = draw_views(
-            config.seed,
-            epoch,
-            len(data),
-            crop_scale=config.crop_scale,
-            flip=config.flip,
-            rotate=config.rotate,
-            brightness=config.brightness,
-            contrast=config.contrast,
-            cutout=config.cutout,
-        )
+        views = draw_training_views(config, epoch, len(data))
         running_means = RunningMeans(self.measures, data.device, begun.running_means)
         order = batches(len(data), config.batch_size, config.seed, epoch, data.device)[begun.batch :]
         augmented = self.epoch_batches(order, views.to(data.device), epoch)

@@ -1,0 +1,210 @@
+"""Logistic regression on the features of a pretrained network, which is not trained (``--method probe``).
+
+The features are what the network's own classifier reads, so that the regression becomes that classifier and the model
+folder opens with timm alone. Its strength is chosen by cross-validation on the labelled images.
+
+Shape legend: N images, V views of each, M = V · N, D features, K classes, B batch, C channels, S image side.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from twinbud.config.schema import TrainingConfig
+from twinbud.core.errors import Stopped, TwinbudError, first_few
+from twinbud.core.progress import Progress, SilentProgress
+from twinbud.core.rng import stream_seed
+from twinbud.data.augment import apply_views
+from twinbud.data.prefetch import prefetch
+from twinbud.models.families.base import TimmModel
+from twinbud.training.epoch_loop import History, draw_training_views
+from twinbud.training.fit import LabelledImages
+
+NUM_VIEWS = 8
+"""Views of each labelled image: the image itself, and others as training would augment it."""
+STRENGTHS = tuple(10.0**power for power in range(-5, 1))
+"""Candidates of scikit-learn's C, the inverse of the penalty, on standardized features."""
+DEFAULT_STRENGTH = 0.01
+"""C where cross-validation is not possible."""
+NUM_FOLDS = 5
+_MAX_ITERATIONS = 2000
+_BATCH_SIZE = 64
+
+Folds = list[tuple[np.ndarray, np.ndarray]]
+"""Indices of the training and the validation part of each fold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearClassifier:
+    """A linear classifier on features: logits = features · weightᵀ + bias.
+
+    Attributes:
+        weight_KD: float64.
+        bias_K: float64.
+        strength: scikit-learn's C.
+        log_loss: Mean over the folds of the cross-validation; None without one.
+    """
+
+    weight_KD: np.ndarray
+    bias_K: np.ndarray
+    strength: float
+    log_loss: float | None
+
+
+def fit_probe(
+    network: TimmModel,
+    data: LabelledImages,
+    config: TrainingConfig,
+    *,
+    groups_N: np.ndarray,
+    class_names: tuple[str, ...],
+    stop_requested: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> History:
+    """Replace the classifier of a network by logistic regression on its features, in place.
+
+    Args:
+        network: A network whose classifier is one linear layer; nothing else of it changes.
+        data: The labelled images, on the device of the network.
+        config: Decides the augmentation of the views, and the seed.
+        groups_N: Number of each image's group, such as its patient: no group is on both sides of a fold.
+        class_names: K names, for errors and notes.
+        stop_requested: Asked between batches.
+        progress: Shows a bar, and a note on the strength.
+
+    Returns:
+        No epochs and no steps; the images whose features were computed, and the time.
+
+    Raises:
+        TwinbudError: A class has no labelled image.
+        Stopped: A stop was requested; nothing is saved.
+    """
+    progress, start = progress or SilentProgress(), time.perf_counter()
+    labels_N = data.labels_N.cpu().numpy()
+    counts_K = np.bincount(labels_N, minlength=len(class_names))
+    if not counts_K.all():
+        absent = first_few(name for name, count in zip(class_names, counts_K, strict=True) if not count)
+        problem = f"no image of {absent} is labelled, so that logistic regression cannot learn it"
+        raise TwinbudError(problem, where="--method probe", fix="Use --subset stratified, or a larger --fraction")
+    features_MD = probe_features(network, data, config, stop_requested=stop_requested, progress=progress)
+    with threadpool_limits(torch.get_num_threads()):
+        found = fit_linear_classifier(
+            features_MD, np.tile(labels_N, NUM_VIEWS), np.tile(groups_N, NUM_VIEWS), config.seed
+        )
+    if found.log_loss is None:
+        choice = "the default: a class has too few labelled images or patients for cross-validation"
+    else:
+        choice = f"cross-validated log-loss {found.log_loss:.3f}"
+    progress.note(f"logistic regression: C = {found.strength:g} ({choice})")
+    classifier = network.get_classifier()
+    with torch.no_grad():
+        classifier.weight.copy_(torch.from_numpy(found.weight_KD))
+        classifier.bias.copy_(torch.from_numpy(found.bias_K))
+    return History(epochs=(), num_steps=0, num_images=len(features_MD), train_seconds=time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def probe_features(
+    network: TimmModel,
+    data: LabelledImages,
+    config: TrainingConfig,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Compute what the classifier of the network reads, view by view; the first view is not augmented.
+
+    Returns:
+        (M, D) float32: all images of the first view, then all of the next one.
+
+    Raises:
+        Stopped: A stop was requested.
+    """
+    network.eval()
+    normalize = data.preprocessing.normalization(data.device)
+    order = torch.arange(len(data), device=data.device).split(_BATCH_SIZE)
+    found: list[torch.Tensor] = []
+    with (progress or SilentProgress()).bar("computing features", NUM_VIEWS * len(order)) as advance:
+        for number in range(NUM_VIEWS):
+            views = draw_training_views(config, -number, len(data)).to(data.device)
+            for rows, pixels_BCSS in zip(order, prefetch(data.images_NCSS, order, data.device), strict=True):
+                if stop_requested():
+                    raise Stopped("stopped before the logistic regression; repeat the same command with --resume")
+                images_BCSS = normalize(apply_views(pixels_BCSS, views[rows]) if number else pixels_BCSS)
+                features_BD = network.forward_head(network.forward_features(images_BCSS), pre_logits=True)
+                found.append(features_BD.float().cpu())
+                advance(len(found))
+    return torch.cat(found).numpy()
+
+
+def fit_linear_classifier(
+    features_MD: np.ndarray, labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0
+) -> LinearClassifier:
+    """Fit multinomial logistic regression on standardized features.
+
+    Args:
+        features_MD: float32.
+        labels_M: Class indices; every class from 0 to K − 1 occurs.
+        groups_M: int; samples of one group are on one side of each fold.
+        seed: Seed of the folds.
+    """
+    strength, loss = DEFAULT_STRENGTH, None
+    if folds := probe_folds(labels_M, groups_M, seed):
+        losses = {candidate: _validation_loss(features_MD, labels_M, folds, candidate) for candidate in STRENGTHS}
+        strength = min(losses, key=losses.__getitem__)
+        loss = losses[strength]
+    scaler, regression = _regression(features_MD, labels_M, strength)
+    weight_KD, bias_K = regression.coef_, regression.intercept_
+    if len(weight_KD) == 1:  # of two classes: the log-odds of the second
+        weight_KD, bias_K = np.concatenate([-weight_KD, weight_KD]) / 2, np.concatenate([-bias_K, bias_K]) / 2
+    weight_KD = weight_KD / scaler.scale_
+    return LinearClassifier(
+        weight_KD=weight_KD, bias_K=bias_K - weight_KD @ scaler.mean_, strength=strength, log_loss=loss
+    )
+
+
+def probe_folds(labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0) -> Folds:
+    """Divide samples into stratified folds of whole groups; none if a class would be missing from a training part.
+
+    Up to NUM_FOLDS folds, as many as the class with the fewest groups has groups.
+    """
+    fewest = min(len(set(groups_M[labels_M == label])) for label in np.unique(labels_M))
+    if fewest < 2:
+        return []
+    splitter = StratifiedGroupKFold(
+        min(NUM_FOLDS, fewest), shuffle=True, random_state=stream_seed("probe", seed) % 2**32
+    )
+    folds = [fold for fold in splitter.split(labels_M, labels_M, groups_M) if len(fold[1])]
+    num_classes = len(set(labels_M))
+    return folds if all(len(set(labels_M[train])) == num_classes for train, _ in folds) else []
+
+
+def _validation_loss(features_MD: np.ndarray, labels_M: np.ndarray, folds: Folds, strength: float) -> float:
+    """Return the mean log-loss over the folds."""
+    losses = []
+    for train, validation in folds:
+        model = _regression(features_MD[train], labels_M[train], strength)
+        probabilities = model.predict_proba(features_MD[validation])
+        losses.append(log_loss(labels_M[validation], probabilities, labels=np.arange(labels_M.max() + 1)))
+    return float(np.mean(losses))
+
+
+def _regression(features_MD: np.ndarray, labels_M: np.ndarray, strength: float) -> Pipeline:
+    """Fit a StandardScaler, then a LogisticRegression."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps, the rest changes little
+        return model.fit(features_MD, labels_M)
