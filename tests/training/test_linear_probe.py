@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.core.progress import SilentProgress
 from twinbud.training.fit import LabelledImages
 from twinbud.training.linear_probe import (
     DEFAULT_STRENGTH,
@@ -88,7 +89,7 @@ def test_a_class_of_one_group_allows_no_folds() -> None:
     assert len(probe_folds(labels, np.array([0, 1, 2, 3, 4, 5]))) == 2
 
 
-class Notes:
+class Notes(SilentProgress):
     """Collects the notes of a run."""
 
     def __init__(self) -> None:
@@ -96,12 +97,6 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.texts.append(text)
-
-    def bar(self, label: str, total: int, kind: str = "") -> Any:
-        from twinbud.core.progress import SilentProgress
-
-        del kind
-        return SilentProgress().bar(label, total)
 
 
 def test_only_the_classifier_changes_and_it_reads_the_networks_own_features() -> None:
@@ -115,6 +110,7 @@ def test_only_the_classifier_changes_and_it_reads_the_networks_own_features() ->
     assert features.shape == (8 * NUM_VIEWS, 32)
     expected = torch.from_numpy(features[:8]) @ model.head.weight.T + model.head.bias
     with torch.inference_mode():
+        assert isinstance(data.images_NCSS, torch.Tensor)
         pixels = data.preprocessing.normalization(data.device)(data.images_NCSS)
         torch.testing.assert_close(model(pixels), expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(model(pixels).argmax(dim=1), data.labels_N)
@@ -129,7 +125,7 @@ def test_a_class_of_one_image_gets_the_default_strength_and_a_note() -> None:
         TrainingConfig(image_size=28),
         groups_N=np.arange(4),
         class_names=("dark", "light"),
-        progress=notes,  # pyright: ignore[reportArgumentType]
+        progress=notes,
     )
     assert notes.texts == [
         f"logistic regression: C = {DEFAULT_STRENGTH:g} (the default: a class has too few labelled images or patients "

@@ -19,7 +19,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -196,15 +195,18 @@ def _validation_loss(features_MD: np.ndarray, labels_M: np.ndarray, folds: Folds
     """Return the mean log-loss over the folds."""
     losses = []
     for train, validation in folds:
-        model = _regression(features_MD[train], labels_M[train], strength)
-        probabilities = model.predict_proba(features_MD[validation])
+        scaler, regression = _regression(features_MD[train], labels_M[train], strength)
+        probabilities = regression.predict_proba(scaler.transform(features_MD[validation]))
         losses.append(log_loss(labels_M[validation], probabilities, labels=np.arange(labels_M.max() + 1)))
     return float(np.mean(losses))
 
 
-def _regression(features_MD: np.ndarray, labels_M: np.ndarray, strength: float) -> Pipeline:
-    """Fit a StandardScaler, then a LogisticRegression."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS))
+def _regression(
+    features_MD: np.ndarray, labels_M: np.ndarray, strength: float
+) -> tuple[StandardScaler, LogisticRegression]:
+    """Fit a scaler, and a regression on the scaled features."""
+    scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps, the rest changes little
-        return model.fit(features_MD, labels_M)
+        regression.fit(scaler.fit_transform(features_MD), labels_M)
+    return scaler, regression
