@@ -169,10 +169,9 @@ def fit_linear_classifier(
     weight_KD, bias_K = regression.coef_, regression.intercept_
     if len(weight_KD) == 1:  # of two classes: the log-odds of the second
         weight_KD, bias_K = np.concatenate([-weight_KD, weight_KD]) / 2, np.concatenate([-bias_K, bias_K]) / 2
-    weight_KD = weight_KD / scaler.scale_
-    return LinearClassifier(
-        weight_KD=weight_KD, bias_K=bias_K - weight_KD @ scaler.mean_, strength=strength, log_loss=loss
-    )
+    scale_D, mean_D = np.asarray(scaler.scale_), np.asarray(scaler.mean_)
+    weight_KD = weight_KD / scale_D
+    return LinearClassifier(weight_KD=weight_KD, bias_K=bias_K - weight_KD @ mean_D, strength=strength, log_loss=loss)
 
 
 def probe_folds(labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0) -> Folds:
