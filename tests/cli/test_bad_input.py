@@ -172,7 +172,7 @@ CASES: dict[str, Case] = {
         words=("--student", "deit_tiny_distilled_patch16_224", "--image-size", "32"),
         said=("--student: ", "Use --student"),
     ),
-    "widths that coincide where S′ is used": Case(
+    "equal widths where the auxiliary is used": Case(
         words=("--teacher", "local-dir:{bad}/same", "--student", "vit_tiny_patch16_224", "--image-size", "32"),
         said=("--student: all widths are equal (residual 192 = 192, ", "or train without an auxiliary: --method"),
         prepare=same_widths,

@@ -103,7 +103,7 @@ def test_recovery_is_refused_in_one_line_before_weights_are_opened(teacher: str,
     assert open_initialization(run_config(baseline, output=Path("run"))).selection is None
     settings = {"teacher": teacher, "image_size": 32, "recover": "labelled"}
     with pytest.raises(
-        TwinbudError, match=r"^--recover: recovery needs a residual stream, which Mixer networks do not"
+        TwinbudError, match=r"^--recover: recovery is not implemented for Mixer\. .*choose a ViT or ConvNeXt teacher"
     ):
         open_initialization(run_config(settings, output=Path("run")))
 

@@ -1,4 +1,4 @@
-"""S, S′ and the baselines, as they start."""
+"""Student, auxiliary and the baselines, as they start."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By SIGTERM, at the first step, in the second epoch, at the last and, where S′ recovers too, in its part."""
+    """By SIGTERM, at the first step, in the second epoch, at the last, and in the part of the auxiliary if it recovers."""
     settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
     whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
     taking, taken = RecoveryStep.__call__, []
@@ -261,11 +261,11 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
         patch.setattr(RecoveryStep, "__call__", signalled)
         stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
-    folder, network, place = ("recovery-student", "S", step) if step <= 6 else ("recovery-auxiliary", "S′", step - 6)
-    assert any((tmp_path / "run" / "checkpoints" / folder).glob("step-*"))
+    network, place = ("student", step) if step <= 6 else ("auxiliary", step - 6)
+    assert any((tmp_path / "run" / "checkpoints" / f"recovery-{network}").glob("step-*"))
     resumed = train(shared_images, shared_teacher, tmp_path / "run", *settings, "--resume")
     assert resumed.code == 0, resumed.err
-    assert f"recovery of {network}: going on after step {place}" in resumed.err
+    assert f"recovery of the {network}: going on after step {place}" in resumed.err
     assert weights(whole) == weights(tmp_path / "run")
     counts = ("num_steps", "num_passes", "recover_num_passes", "accuracy")
     assert all(metrics_of(whole)[name] == metrics_of(tmp_path / "run")[name] for name in counts)

@@ -1,4 +1,4 @@
-"""Whole runs of the self-distillation variants, and of the controls of S′."""
+"""Whole runs of the self-distillation variants, and of the controls of the auxiliary."""
 
 from __future__ import annotations
 

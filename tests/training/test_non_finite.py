@@ -1,4 +1,4 @@
-"""A value that is not finite, wherever it comes from, reaches neither S nor S′ nor the optimizer."""
+"""A value that is not finite, wherever it comes from, reaches neither student nor auxiliary nor the optimizer."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ EPOCHS = [[[0, 1, 2], [3, 4]], [[4, 2, 0], [1, 3]], [[3, 0, 1], [2, 4]]]
 PARTNERS = torch.tensor([3, 2, 1, 0, 4])
 WITHOUT_AUXILIARY = ("tf-kd-reg", "teacher")
 NOBODY = tuple((variant, "auxiliary") for variant in WITHOUT_AUXILIARY)
-"""The variants without an S′."""
+"""The variants without an auxiliary."""
 OBJECTIVE = Objective(alpha=0.6, beta=0.9, temperature=3.0, ce_temperature=1.0, clip_norm=None, bf16=False)
 
 

@@ -130,7 +130,7 @@ class TrainingConfig(Checked):
         "skd", "Source of soft targets: skd (the auxiliary), a variant of Table 6, or the teacher."
     )
     alpha: float = setting(0.6, "Weight of cross-entropy; self-distillation has 1 - alpha (eq. 5).", ge=0, le=1)
-    beta: float = setting(0.9, "Momentum of the auxiliary, the moving average of the student (eq. 7).", ge=0, le=1)
+    beta: float = setting(0.9, "EMA decay of the auxiliary, the moving average of the student (eq. 7).", ge=0, le=1)
     average: float | None = setting(
         None,
         "Decay of the moving average of the student's weights that is delivered; none: the last weights.",

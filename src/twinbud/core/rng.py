@@ -1,7 +1,7 @@
 """Independent named streams of random numbers.
 
 Every random choice has a stream of its own, so that changing one (the order of samples, say) changes no other
-(the split, the head of S). A stream is a pure function of its name, its seed and its counters.
+(the split, the student's classifier). A stream is a pure function of its name, its seed and its counters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Stream = Literal[
     "bootstrap",
     "phantom",
 ]
-"""Names of the random streams. ``student`` initializes the body of the baselines CM2-CM4."""
+"""Names of the random streams. ``student`` initializes the body of the baselines CM2-CM4. ``partner`` draws the
+same-class pairs of ``cs-kd-pair``; another name would change its numbers."""
 
 
 def stream_seed(stream: Stream, seed: int, *counters: int | str) -> int:

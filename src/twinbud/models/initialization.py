@@ -13,6 +13,7 @@ from twinbud.config.fields import option_of
 from twinbud.config.loading import contradicts_plan
 from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.models.families import without_recovery
 from twinbud.models.families.base import State
 from twinbud.models.selection_io import Selection, load_selection, select
 from twinbud.models.student_pair import StudentPair, build_baseline, build_pretrained, build_student_pair
@@ -174,7 +175,9 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
     """
     student_spec.timm_arguments(config.training.image_size)
     if config.recovery.recover != "none":
-        recovery = student_spec.family.require_recovery()
+        recovery = student_spec.family.recovery
+        if recovery is None:
+            raise without_recovery(student_spec.family)
         if config.recovery.needs_single_stream is not None:
             name, value = config.recovery.needs_single_stream
             recovery.stream_norms(student_spec.template, f"{option_of(name)} {value}")

@@ -1,4 +1,6 @@
-"""Build student and auxiliary from a selection, the baselines CM1-CM4 (paper section 4.1), and whole networks.
+"""The pair of student and auxiliary, which are of one architecture; the teacher is no part of it.
+
+It is built from a selection, as the baselines CM1-CM4 (paper section 4.1), or as a whole network.
 
 Every random draw has its own stream, so that the student starts the same with and without an auxiliary, and the two
 classifiers differ.

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, RecoverySupport
 from twinbud.recovery.channel_map import BlockPair, ChannelMap, at_channels, teacher_branches
 from twinbud.recovery.normal_equations import NormalEquations, by_position, fit_layer, input_rows
@@ -109,8 +110,11 @@ def refit_layers(
                         channel_map, pair, teacher_branch, stream.teacher_stream
                     )
             for linear in branch.linears:
-                fit = _refit_layer(recovery, pair, branch, linear, streams, autocast)
-                fits.append(LayerFit(f"{pair.name}.{linear.name}", *fit))
+                name = f"{pair.name}.{linear.name}"
+                try:
+                    fits.append(LayerFit(name, *_refit_layer(recovery, pair, branch, linear, streams, autocast)))
+                except TwinbudError as error:
+                    raise error.at(f"layer {name}") from error
                 on_layer(len(fits))
             with autocast:
                 for stream in streams:

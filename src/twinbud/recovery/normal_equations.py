@@ -71,9 +71,11 @@ def fit_weights(
         TwinbudError: A feature is not finite.
     """
     everything = fitted.with_rows_of(held_out)
-    if not bool(torch.isfinite(everything.gram).all() & torch.isfinite(everything.power).all()):
+    finite = {"student": torch.isfinite(everything.gram).all(), "teacher": torch.isfinite(everything.power).all()}
+    if not all(finite.values()):
+        network = next(name for name, is_finite in finite.items() if not is_finite)
         raise TwinbudError(
-            "features of teacher or student are not finite (NaN or infinity)",
+            f"features of the {network} are not finite (NaN or infinity)",
             where="--recover, least squares",
             fix="Check the teacher's weights, or use --precision float32",
         )

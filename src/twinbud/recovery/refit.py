@@ -19,7 +19,7 @@ from twinbud.core.memory import available_bytes
 from twinbud.core.progress import Progress
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.rules import Indices
-from twinbud.models.selection import PairRole, extract_weights
+from twinbud.models.selection import extract_weights
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.classifier import refit_classifier
 from twinbud.recovery.compensation import compensate_layers
@@ -36,7 +36,6 @@ from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
 from twinbud.recovery.subspace import principal_subspace, project_weights
 from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
 
-NAMES: dict[PairRole, str] = {"student": "S", "auxiliary": "S′"}
 _KEPT = "kept."
 
 
@@ -152,14 +151,14 @@ class Refitter:
         Raises:
             TwinbudError: Memory is too short, a feature is not finite, or the family supports no subspace.
         """
-        start, role = time.perf_counter(), NAMES[channel_map.pair_role]
+        start, role = time.perf_counter(), channel_map.pair_role
         plans = self._plan(training, channel_map.teacher)
         require_memory(bytes_needed(plans, self._num_elements(channel_map.teacher), bf16=self.bf16), channel_map.device)
         num_views = sum(len(plan.rows) for plan in plans)
         self._note_missing_views(num_views)
         refit = self._start(channel_map)
         layers = refitted_layers(channel_map.family, channel_map.student)
-        with self.progress.bar(f"least squares for {role}", len(layers)) as advance:
+        with self.progress.bar(f"least squares for the {role}", len(layers)) as advance:
 
             def on_layer(done: int) -> None:
                 advance(done)

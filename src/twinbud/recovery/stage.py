@@ -25,7 +25,7 @@ from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import TeacherCard
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
-from twinbud.recovery.refit import NAMES, Refit, Refitter, refitted_layers
+from twinbud.recovery.refit import Refit, Refitter, refitted_layers
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery, StudentRecovery
 from twinbud.recovery.teacher_provider import TeacherProvider
@@ -165,7 +165,7 @@ class _Stage:
     @property
     def label(self) -> str:
         """Label of the progress bar."""
-        return f"recovering {NAMES[self.pair_role]}"
+        return f"recovering the {self.pair_role}"
 
     def run(self) -> StudentRecovery:
         """Run least squares and then the epochs, or what a resumed run still lacks of them."""

@@ -9,7 +9,7 @@ from twinbud.config.schema import RunConfig
 from twinbud.core.progress import Progress
 from twinbud.data.split import fingerprint
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
-from twinbud.recovery.stage import NAMES, students_to_recover
+from twinbud.recovery.stage import students_to_recover
 from twinbud.runs.context import Job
 from twinbud.runs.run_dir import CHECKPOINTS
 from twinbud.training.checkpoint import Checkpoint, CheckpointFolder, saved_identity
@@ -44,7 +44,7 @@ def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
     phases = {}
     if job.config.recovery.recover != "none":
         phases = {
-            RECOVERY_PHASES[pair_role]: f"recovery of {NAMES[pair_role]}"
+            RECOVERY_PHASES[pair_role]: f"recovery of the {pair_role}"
             for pair_role in students_to_recover(job.student_pair)
         }
     if job.config.training.num_phases == 2:

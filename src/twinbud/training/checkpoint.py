@@ -26,6 +26,8 @@ from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import MAX_TEXT_BYTES, read_bytes
 
 _KEPT = 2
+_MAX_SHOWN = 40
+"""Characters of two values in the error for other settings."""
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 _TENSORS, _POSITION = "tensors.safetensors", "position.json"
 
@@ -140,11 +142,15 @@ class CheckpointFolder:
         return None, complaints
 
     def _require_same_run(self, identity: dict[str, Any], folder: Path) -> None:
+        def difference(name: str) -> str:
+            values = f" ({identity.get(name)} saved, {self.identity.get(name)} now)"
+            return name + (values if len(values) <= _MAX_SHOWN else "")  # no checksum
+
         names = {*identity, *self.identity}
         other = sorted(name for name in names if identity.get(name) != self.identity.get(name))
         if other:
             raise OtherRunError(
-                f"the checkpoint was saved with other values of {first_few(other)}",
+                f"the checkpoint was saved with other values of {first_few(map(difference, other))}",
                 where=str(folder),
                 fix="Repeat the same command with --resume, or start again with --force",
             )

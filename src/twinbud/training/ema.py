@@ -18,7 +18,7 @@ def ema_update(
     Args:
         auxiliary: The network to update (S′).
         student: The network to average (S), of the same architecture.
-        beta: Smoothing in [0, 1]; 1 freezes the auxiliary. A float64 scalar on the device if it changes between steps.
+        beta: EMA decay in [0, 1]; 1 freezes the auxiliary. A float64 scalar on the device if it changes between steps.
         condition: bool scalar on the device; if false, the auxiliary does not change, even if the student contains NaN.
             None: always update.
     """
@@ -53,7 +53,7 @@ def unbiased_beta(beta: float, number: torch.Tensor) -> torch.Tensor:
     update, so that the initial weights of the average do not count.
 
     Args:
-        beta: Smoothing β in (0, 1).
+        beta: EMA decay in (0, 1).
         number: Scalar t ≥ 1 on the device.
 
     Returns:

@@ -24,21 +24,21 @@ class Losses(NamedTuple):
 
 
 def self_distillation_loss(
-    student_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float, *, softened: bool = False
+    student_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float, *, targets_are_probabilities: bool = False
 ) -> torch.Tensor:
     """Compute L_skd = KL(p′ ‖ p) of the softened probabilities (eqs. 1-3): sum over classes, mean over the batch.
 
     Args:
         student_BK: Logits of the student, with gradient.
-        targets_BK: Logits of the auxiliary or other soft targets; detached.
+        targets_BK: Soft targets, of the auxiliary for example: logits, or probabilities; detached.
         temperature: τ > 0.
-        softened: Whether the targets are the probabilities p′ instead of logits; they may contain zeros.
+        targets_are_probabilities: Whether the targets are p′ itself, which may contain zeros, not logits.
 
     Returns:
         Scalar in the dtype of the logits.
     """
     log_p = F.log_softmax(student_BK / temperature, dim=1)
-    if softened:
+    if targets_are_probabilities:
         return F.kl_div(log_p, targets_BK.detach(), reduction="batchmean")
     log_p_auxiliary = F.log_softmax(targets_BK.detach() / temperature, dim=1)
     return F.kl_div(log_p, log_p_auxiliary, reduction="batchmean", log_target=True)
@@ -53,7 +53,7 @@ def total_loss(
     temperature: float,
     ce_temperature: float = 1.0,
     label_smoothing: float = 0.0,
-    softened: bool = False,
+    targets_are_probabilities: bool = False,
 ) -> Losses:
     """Compute L = α L_ce + (1 − α) τ² L_skd (eq. 5); without soft targets, L = L_ce (CM1-CM4).
 
@@ -65,7 +65,7 @@ def total_loss(
         temperature: τ > 0 of eqs. 1-3.
         ce_temperature: Temperature of eq. 4: 1, or τ as the paper literally states.
         label_smoothing: ε in [0, 1): L_ce has the labels (1 − ε) y + ε / K (Szegedy et al., CVPR 2016).
-        softened: Whether the targets are probabilities instead of logits.
+        targets_are_probabilities: Whether the targets are probabilities instead of logits.
 
     Returns:
         Scalar losses, at least float32.
@@ -75,7 +75,9 @@ def total_loss(
     ce = F.cross_entropy(student_BK / ce_temperature, labels, label_smoothing=label_smoothing)
     if targets_BK is None:
         return Losses(ce, ce, None)
-    skd = self_distillation_loss(student_BK, at_least_float32(targets_BK), temperature, softened=softened)
+    skd = self_distillation_loss(
+        student_BK, at_least_float32(targets_BK), temperature, targets_are_probabilities=targets_are_probabilities
+    )
     return Losses(alpha * ce + (1 - alpha) * temperature**2 * skd, ce, skd)
 
 

@@ -35,9 +35,9 @@ class Optimizer:
         clip_norm: float | None,
         steps_per_epoch: int | None = None,
         layer_decay: float = 1.0,
-        advice: str = "lower --learning-rate or set --clip-norm 1",
+        advice: str = "lower --learning-rate",
     ) -> None:
-        self.advice = advice
+        self.advice = advice if clip_norm is not None else f"{advice} or set --clip-norm 1"
         self.networks, self.clip_norm, self.steps_per_epoch = networks, clip_norm, steps_per_epoch
         self.parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device

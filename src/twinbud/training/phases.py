@@ -5,7 +5,7 @@ from __future__ import annotations
 TUNING_PHASE = "tuning"
 """Fine-tuning of the teacher (``runs.tuning``)."""
 FIRST_PHASE = "first-phase"
-"""Training of the frozen S′ of ``tf-kd-self`` (``training.two_phase``)."""
+"""Training of the frozen auxiliary of ``tf-kd-self`` (``training.two_phase``)."""
 RECOVERY_PHASES = {"student": "recovery-student", "auxiliary": "recovery-auxiliary"}
-"""Recovery of S and of S′ (``recovery.stage``)."""
+"""Recovery of student and auxiliary (``recovery.stage``)."""
 PHASES = (TUNING_PHASE, FIRST_PHASE, *RECOVERY_PHASES.values())

@@ -50,13 +50,13 @@ class SoftTargets:
 
     Attributes:
         temperature: τ of eqs. 1-3 and 5.
-        softened: Whether ``targets`` returns probabilities instead of logits to be softened at τ.
+        targets_are_probabilities: Whether ``targets`` returns probabilities instead of logits to be softened at τ.
         are_soft: Whether the variant has soft targets at all.
         needs_same_class_pairs: Whether batches need ``same_class_BCSS``.
         state: Tensors that later steps depend on, by name; updated in place, at fixed device addresses.
     """
 
-    softened: bool = False
+    targets_are_probabilities: bool = False
     are_soft: bool = True
     needs_same_class_pairs: bool = False
 
@@ -164,7 +164,7 @@ class ClassSimilarityTargets(AuxiliaryTargets):
     the identity and is updated after each step.
     """
 
-    softened = True
+    targets_are_probabilities = True
 
     def __init__(self, temperature: float, auxiliary: nn.Module, like: torch.Tensor, num_classes: int) -> None:
         super().__init__(temperature, auxiliary)
@@ -248,7 +248,7 @@ class VirtualTeacherTargets(SoftTargets):
     weight is 1 − α, without τ²: eq. 5 with τ = 1.
     """
 
-    softened = True
+    targets_are_probabilities = True
 
     def __init__(self, like: torch.Tensor, num_classes: int) -> None:
         super().__init__(temperature=1.0)

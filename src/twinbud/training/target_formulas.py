@@ -31,7 +31,7 @@ def update_similarity(similarity_KK: torch.Tensor, p_BK: torch.Tensor, labels_B:
     classes_K1 = torch.arange(len(similarity_KK), device=labels_B.device)[:, None]
     members_KB = (classes_K1 == labels_B).to(p_BK.dtype)
     counts_K1 = members_KB.sum(dim=1, keepdim=True)
-    # a matrix product sums in a fixed order, unlike a scatter: runs on a GPU are reproducible bit by bit
+    # matrix product: fixed summation order, unlike a scatter
     means_KK = members_KB @ p_BK / counts_K1.clamp(min=1)
     updated_KK = SIMILARITY_MOMENTUM * similarity_KK + (1 - SIMILARITY_MOMENTUM) * means_KK
     return torch.where(counts_K1 > 0, updated_KK, similarity_KK)

@@ -30,14 +30,14 @@ class Objective:
 
     Attributes:
         alpha: Weight α of cross-entropy in [0, 1] (eq. 5).
-        beta: Smoothing β of the auxiliary in [0, 1] (eq. 7).
+        beta: EMA decay β of the auxiliary in [0, 1] (eq. 7).
         temperature: τ > 0 of eqs. 1-3.
         ce_temperature: Temperature > 0 of eq. 4.
         clip_norm: Maximum gradient norm; None: no clipping.
         bf16: Whether the networks run in bf16 autocast; parameters, moving average and losses stay in float32.
         distillation: Variant of the soft targets.
         label_smoothing: ε in [0, 1) of the labels in eq. 4; 0: no smoothing.
-        average: Smoothing in (0, 1) of the average of the student's weights that is delivered; None: no average.
+        average: EMA decay in (0, 1) of the average of the student's weights that is delivered; None: no average.
     """
 
     alpha: float
@@ -228,7 +228,7 @@ class TrainingStep:
             temperature=targets.temperature,
             ce_temperature=objective.ce_temperature,
             label_smoothing=objective.label_smoothing,
-            softened=targets.softened,
+            targets_are_probabilities=targets.targets_are_probabilities,
         )
         return losses, student_BK.detach(), target_logits_BK
 

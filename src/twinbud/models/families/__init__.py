@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import SelectionFamily
 from twinbud.models.families.convnext import ConvNeXtFamily
 from twinbud.models.families.plain import PlainFamily
@@ -15,6 +16,16 @@ from twinbud.models.families.vit import ViTFamily
 FAMILIES: tuple[SelectionFamily, ...] = (ViTFamily(), ConvNeXtFamily())
 """The families whose weights can be selected."""
 _PLAIN = PlainFamily()
+
+
+def without_recovery(family: SelectionFamily) -> TwinbudError:
+    """The error for recovery with a family that has no ``RecoverySupport``."""
+    supported = " or ".join(other.name for other in FAMILIES if other.recovery)
+    return TwinbudError(
+        f"recovery is not implemented for {family.name}",
+        where="--recover",
+        fix=f"Use --recover none, or choose a {supported} teacher",
+    )
 
 
 def family_of(model: nn.Module) -> SelectionFamily:

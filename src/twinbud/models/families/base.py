@@ -271,8 +271,8 @@ class SelectionFamily(ABC):
         """
         if self.recovery is None:
             raise TwinbudError(
-                f"recovery needs a residual stream, which {self.name} networks do not have",
+                f"recovery is not implemented for {self.name}",
                 where="--recover",
-                fix="Use --recover none, or choose a ViT or ConvNeXt teacher",
+                fix="Use --recover none, or choose a teacher of another family",
             )
         return self.recovery
