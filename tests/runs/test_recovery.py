@@ -246,7 +246,7 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By SIGTERM, at the first step, in the second epoch, at the last, and in the part of the auxiliary if it recovers."""
+    """By SIGTERM, at the first step, in the second epoch, at the last, and in the auxiliary's part if it recovers."""
     settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
     whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
     taking, taken = RecoveryStep.__call__, []
