@@ -196,8 +196,8 @@ CASES: dict[str, Case] = {
     "unknown setting": Case(
         words=("--learning-rat", "1"),
         said=(
-            "'--learning-rat' is not one of ",
-            "Did you mean '--learning-rate'?",
+            "--learning-rat is no option",
+            "Did you mean --learning-rate?",
         ),
     ),
     "unknown setting in a file": Case(
