@@ -42,6 +42,6 @@ def test_only_blank_images_that_occur_twice_are_found() -> None:
     store = ImageStore(
         image_size=28,
         digests=("black", "face", "black", "face", "white"),
-        channels=(filled(0), content, filled(0), content, filled(255)),
+        pixels=(filled(0), content, filled(0), content, filled(255)),
     )
     assert blank_digests(store) == {"black"}

@@ -51,7 +51,7 @@ def test_tensor_gathers_resized_images_in_the_order_asked(image_index: ImageInde
 
 def test_gray_images_are_kept_as_one_channel(image_index: ImageIndex) -> None:
     _, pixels = load(image_index)
-    assert [len(image) for image in pixels.channels if isinstance(image, torch.Tensor)] == [1, 3, 1, 3] * 2
+    assert [len(image) for image in pixels.pixels if isinstance(image, torch.Tensor)] == [1, 3, 1, 3] * 2
     assert len(pixels) == len(pixels.digests) == 8
 
 

@@ -69,7 +69,7 @@ def test_a_second_run_decodes_nothing_and_gets_the_same(
     second = load(files, cache)
     assert decoded == []
     assert plain.digests == first.digests == second.digests
-    assert [len(image) for image in second.channels if isinstance(image, torch.Tensor)] == [1, 3, 1, 3, 1, 3]
+    assert [len(image) for image in second.pixels if isinstance(image, torch.Tensor)] == [1, 3, 1, 3, 1, 3]
     assert torch.equal(plain.tensor(range(6)), second.tensor(range(6)))
 
 
@@ -152,7 +152,7 @@ def stored(files: list[Path], cache: PixelCache, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_set_too_large_for_memory_stays_on_the_disk(files: list[Path], stored: ImageStore) -> None:
-    assert all(isinstance(image, StoredImage) for image in stored.channels)
+    assert all(isinstance(image, StoredImage) for image in stored.pixels)
     rows = stored.rows([5, 0, 2])
     assert isinstance(rows.fitting(torch.device("cpu")), type(rows))
     expected = load(files, None).tensor([2, 5])

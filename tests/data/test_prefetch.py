@@ -18,7 +18,7 @@ def images() -> torch.Tensor:
 
 
 def test_batches_come_in_the_order_asked(images: torch.Tensor) -> None:
-    rows = ImageStore(image_size=4, digests=("",) * 5, channels=tuple(images)).rows(range(5))
+    rows = ImageStore(image_size=4, digests=("",) * 5, pixels=tuple(images)).rows(range(5))
     for source in (images, rows):
         batches = list(prefetch(source, ORDER, CPU))
         assert len(batches) == 3

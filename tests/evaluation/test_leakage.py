@@ -24,7 +24,7 @@ def index_of(*names: str, patients: dict[str, str] | None = None) -> ImageIndex:
 
 
 def pixels_of(*digests: str) -> ImageStore:
-    return ImageStore(image_size=1, digests=digests, channels=tuple(torch.zeros(1, 1, 1) for _ in digests))
+    return ImageStore(image_size=1, digests=digests, pixels=tuple(torch.zeros(1, 1, 1) for _ in digests))
 
 
 def split_row(name: str, digest: str | None, split: Any = "train", **values: Any) -> SplitRow:

@@ -181,7 +181,7 @@ def test_normalization_is_the_teachers() -> None:
 def test_images_that_are_streamed_train_the_same_network() -> None:
     """Bit for bit: kept as one channel or three, on the device or fetched batch by batch."""
     gray = torch.randint(0, 256, (10, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = ImageStore(image_size=28, digests=("",) * 10, channels=tuple(gray)).rows(range(10))
+    rows = ImageStore(image_size=28, digests=("",) * 10, pixels=tuple(gray)).rows(range(10))
     sources = (gray, gray.expand(-1, 3, -1, -1).contiguous(), rows)
     one, *others = [run(replace(data(), images_NCSS=source))[0] for source in sources]
     for other in others:

@@ -34,11 +34,11 @@ class ImageStore:
     """S, in pixels."""
     digests: tuple[str, ...]
     """SHA-256 of each image's decoded pixels at full resolution."""
-    channels: tuple[torch.Tensor | StoredImage, ...]
+    pixels: tuple[torch.Tensor | StoredImage, ...]
     """Pixels of each image, uint8 (1, S, S), or (3, S, S) if its channels differ; or where to read them."""
 
     def __len__(self) -> int:
-        return len(self.channels)
+        return len(self.pixels)
 
     def without(self, left_out: Container[int]) -> ImageStore:
         """Return the store without some images, in the same order."""
@@ -46,7 +46,7 @@ class ImageStore:
         return replace(
             self,
             digests=tuple(self.digests[index] for index in kept),
-            channels=tuple(self.channels[index] for index in kept),
+            pixels=tuple(self.pixels[index] for index in kept),
         )
 
     def tensor(self, indices: Sequence[int], num_channels: int = 3) -> torch.Tensor:
@@ -61,7 +61,7 @@ class ImageStore:
         """
         batch = torch.empty((len(indices), num_channels, self.image_size, self.image_size), dtype=torch.uint8)
         for place, index in enumerate(indices):
-            image = self.channels[index]
+            image = self.pixels[index]
             batch[place] = image.read() if isinstance(image, StoredImage) else image
         return batch
 
@@ -102,7 +102,7 @@ class ImageSubset:
 
     def __init__(self, image_store: ImageStore, indices: Sequence[int]) -> None:
         self.image_store, self.indices = image_store, indices
-        images = (image_store.channels[index] for index in indices)
+        images = (image_store.pixels[index] for index in indices)
         gray = all(image.is_gray if isinstance(image, StoredImage) else len(image) == 1 for image in images)
         self.num_channels = 1 if gray else 3
 
@@ -219,8 +219,8 @@ def load_images(
                 on_progress(index + 1)
     if broken and (not skip_broken or not loaded):
         raise _summary(list(broken.values()), len(images))
-    channels, digests = zip(*loaded, strict=True) if loaded else ((), ())
-    image_store = ImageStore(image_size=image_size, digests=digests, channels=channels)
+    pixels, digests = zip(*loaded, strict=True) if loaded else ((), ())
+    image_store = ImageStore(image_size=image_size, digests=digests, pixels=pixels)
     return image_store, {index: error.problem for index, error in broken.items()}
 
 

@@ -236,9 +236,9 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
         classes = job.image_index.classes
         teacher = open_teacher_classifier(job.teacher, classes, preprocessing=preprocessing, device=job.device)
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
-    train_student = fit_in_two_phases if job.config.training.num_phases == 2 else partial(fit, teacher=teacher)
+    fit_function = fit_in_two_phases if job.config.training.num_phases == 2 else partial(fit, teacher=teacher)
     with history_writer(folder, checkpoints.records) as record:
-        return train_student(
+        return fit_function(
             job.student_pair,
             data,
             job.config.training,
