@@ -12,6 +12,7 @@ from torch import nn
 
 from helpers.builders import CONVNEXT, save_teacher
 from helpers.recovering import TEACHERS, batches, beside, image_size, refit_batches, whole
+from twinbud.models.families.base import RecoverySupport
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
@@ -78,6 +79,26 @@ def test_a_pass_that_ends_at_a_layer_finds_the_input_that_a_whole_pass_has(kind:
                 stream = branch.forward(stream)
     assert len(found) == len(reached) > 7
     assert all(torch.equal(one, other) for one, other in zip(found, reached, strict=True))
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_the_stream_after_a_block_is_that_of_the_refitted_student(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although least squares adds what the last layer of a branch writes to the stream before it."""
+    pair, found = beside(tmp_path, kind), list[torch.Tensor]()
+    adding = type(pair.recovery).add
+
+    def watched(self: RecoverySupport, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        found.append(adding(self, stream, tokens))
+        return found[-1]
+
+    monkeypatch.setattr(type(pair.recovery), "add", watched)
+    seen = refit_batches(image_size(kind))
+    refit_layers(pair, seen)
+    with torch.no_grad():
+        *_, expected, _ = pair.student_streams(seen[-1].images_BCSS)
+    assert torch.allclose(found[-1], expected, atol=1e-4)
 
 
 def test_nothing_after_the_layer_is_computed_in_such_a_pass(tmp_path: Path) -> None:

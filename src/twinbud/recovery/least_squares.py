@@ -118,7 +118,7 @@ def refit_layers(
                 on_layer(len(fits))
             with autocast:
                 for stream in streams:
-                    stream.student_stream = branch.forward(stream.student_stream)
+                    stream.student_stream = _after(recovery, pair, branch, stream)
     return fits
 
 
@@ -138,10 +138,22 @@ def _refit_layer(
             inputs = layer_inputs(branch.forward, layer, stream.student_stream)
         targets = stream.targets.pop(linear.name)
         if linear.writes:
-            targets = targets - recovery.tokens(stream.student_stream)
+            targets, stream.inputs = targets - recovery.tokens(stream.student_stream), inputs
         equations[stream.is_held_out].add(input_rows(layer, inputs), targets)
     scale = pair.student.get_parameter(linear.scale) if linear.scale else None
     return fit_layer(layer, equations[False], equations[True], scale)
+
+
+def _after(recovery: RecoverySupport, pair: BlockPair, branch: Branch, stream: _Streams) -> torch.Tensor:
+    """Return the student's residual stream after a branch; what comes before its last layer is not computed again."""
+    linear, inputs, stream.inputs = branch.linears[-1], stream.inputs, None
+    if inputs is None:
+        return branch.forward(stream.student_stream)
+    layer = pair.student.get_submodule(linear.name)
+    outputs = by_position(layer, layer(inputs))
+    if linear.scale:
+        outputs = outputs * pair.student.get_parameter(linear.scale)
+    return recovery.add(stream.student_stream, outputs)
 
 
 @dataclass
@@ -153,12 +165,14 @@ class _Streams:
         teacher_stream: The teacher's residual stream before the current branch, or after it once ``targets`` is set.
         is_held_out: See ``RefitBatch``.
         targets: Target outputs of those layers of the current branch that are not refitted yet; each is freed on use.
+        inputs: Inputs of the layer that writes into the stream, once it is refitted.
     """
 
     student_stream: torch.Tensor
     teacher_stream: torch.Tensor
     is_held_out: bool
     targets: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    inputs: torch.Tensor | None = None
 
 
 def _teacher_targets(

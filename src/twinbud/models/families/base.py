@@ -136,6 +136,10 @@ class RecoverySupport(ABC):
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Return a residual stream as (B, L, D)."""
 
+    def add(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the stream with ``tokens`` (B, L, D) added to it; the inverse of ``tokens`` gives their place."""
+        return stream + tokens
+
     @abstractmethod
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
         """Return the stream after the last block, in its shape, normalized if the model normalizes before it pools."""

@@ -45,6 +45,10 @@ class ConvNeXtRecovery(RecoverySupport):
         """Reshape (B, D, H, W) to (B, H·W, D)."""
         return stream.flatten(2).transpose(1, 2)
 
+    def add(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Add (B, H·W, D) to (B, D, H, W)."""
+        return stream + tokens.transpose(1, 2).unflatten(2, stream.shape[2:])
+
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
         """Return the last stage's map; its norm comes after pooling unless the model has ``norm_pre``."""
         return model.norm_pre(stream)
