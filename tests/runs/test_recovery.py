@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from PIL import Image
 from helpers.builders import save_teacher, save_vit_teacher
 from helpers.command import SMALL, refusal, train, trained
 from helpers.command import twinbud as command
+from helpers.stopping import sigterm_at_step
 from twinbud.models.teacher import open_teacher_at
 from twinbud.recovery import teacher_provider
 from twinbud.recovery.feature_matching import RecoveryStep
@@ -244,21 +243,11 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
     shared_images: Path,
     shared_teacher: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By SIGTERM, at the first step, in the second epoch, at the last, and in the auxiliary's part if it recovers."""
     settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
     whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
-    taking, taken = RecoveryStep.__call__, []
-
-    def signalled(self: RecoveryStep, *batch: Any) -> Any:
-        taken.append(1)
-        if len(taken) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return taking(self, *batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RecoveryStep, "__call__", signalled)
+    with sigterm_at_step(RecoveryStep, step):
         stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
     network, place = ("student", step) if step <= 6 else ("auxiliary", step - 6)

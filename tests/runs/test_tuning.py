@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 
 from helpers.command import refusal, train, trained
 from helpers.command import twinbud as command
+from helpers.stopping import sigterm_at_step
 from twinbud.config.loading import run_config
 from twinbud.models.selection_io import select
 from twinbud.models.teacher import read_teacher_card
@@ -84,21 +83,12 @@ def test_the_saved_settings_repeat_the_run(shared_images: Path, shared_teacher: 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 8], ids="step {}".format)
 def test_a_run_that_is_stopped_while_or_after_it_tunes_ends_as_if_it_had_not_been(
-    step: int, shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, shared_images: Path, shared_teacher: str, tmp_path: Path
 ) -> None:
     """In the first epoch of tuning, in the second, at the last step, and in the training of the student."""
     settings = (*TUNE, "--recover", "labelled")
     whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
-    take, taken = TrainingStep.__call__, []
-
-    def signalled(self: TrainingStep, *batch: Any) -> Any:
-        taken.append(1)
-        if len(taken) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take(self, *batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingStep, "__call__", signalled)
+    with sigterm_at_step(TrainingStep, step):
         stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
     resumed = train(shared_images, shared_teacher, tmp_path / "run", *settings, "--resume")

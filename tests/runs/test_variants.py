@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +12,7 @@ import yaml
 
 from helpers.command import refusal, train, trained
 from helpers.command import twinbud as command
+from helpers.stopping import sigterm_at_step
 from twinbud.config.loading import numeric_settings, run_config
 from twinbud.config.schema import TEACHER_TARGETS, Distillation
 from twinbud.runs.resource_cache import initialization_key
@@ -201,22 +200,13 @@ def test_both_phases_of_tf_kd_self_are_counted(
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_a_signal_in_either_phase_stops_a_run_that_goes_on_exactly(
-    shared_images: Path, shared_teacher: str, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+    shared_images: Path, shared_teacher: str, tmp_path: Path, steps: int
 ) -> None:
     """Of six steps a phase: inside an epoch of the first, and of the second."""
     words = ("--distillation", "tf-kd-self", "--epochs", 2)
     whole = trained(shared_images, shared_teacher, tmp_path / "whole", *words)
-    taking, taken = TrainingStep.__call__, []
-
-    def signalled(self: TrainingStep, *batch: Any) -> Any:
-        taken.append(1)
-        if len(taken) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return taking(self, *batch)
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingStep, "__call__", signalled)
+    with sigterm_at_step(TrainingStep, steps):
         stopped = train(shared_images, shared_teacher, run, *words)
     assert stopped.code == 75, stopped.err
     assert (run / "checkpoints" / "first-phase").is_dir()
