@@ -16,7 +16,7 @@ from twinbud.runs import api
 
 
 def demo(chosen: Namespace) -> None:
-    """``twinbud demo``."""
+    """Run ``twinbud demo``."""
     from twinbud.cli.console import show_demo
     from twinbud.runs import demo
 
@@ -24,7 +24,7 @@ def demo(chosen: Namespace) -> None:
 
 
 def select(chosen: Namespace) -> None:
-    """``twinbud select``."""
+    """Run ``twinbud select``."""
     selection = api.select(**{"teacher": None, **vars(chosen)})
     from twinbud.cli.console import show_selection
 
@@ -32,7 +32,7 @@ def select(chosen: Namespace) -> None:
 
 
 def train(chosen: Namespace) -> None:
-    """``twinbud train``."""
+    """Run ``twinbud train``."""
     config = train_config(chosen)
     from twinbud.cli.console import show_run
     from twinbud.runs import pipeline
@@ -41,7 +41,7 @@ def train(chosen: Namespace) -> None:
 
 
 def train_config(chosen: Namespace) -> Any:
-    """The run that the options of ``twinbud train`` and its ``--config`` file describe.
+    """Return the run that the options of ``twinbud train`` and its ``--config`` file describe.
 
     Raises:
         TwinbudError: No images are given; see also ``run_config``.
@@ -56,7 +56,7 @@ def train_config(chosen: Namespace) -> Any:
 
 
 def evaluate(chosen: Namespace) -> None:
-    """``twinbud evaluate``."""
+    """Run ``twinbud evaluate``."""
     evaluation = api.evaluate(**vars(chosen))
     from twinbud.cli.console import show_evaluation
 
@@ -64,7 +64,7 @@ def evaluate(chosen: Namespace) -> None:
 
 
 def predict(chosen: Namespace) -> None:
-    """``twinbud predict``."""
+    """Run ``twinbud predict``."""
     predictions = api.predict(**vars(chosen))
     from twinbud.cli.console import show_predictions
 
@@ -74,7 +74,7 @@ def predict(chosen: Namespace) -> None:
 
 
 def report(chosen: Namespace) -> None:
-    """``twinbud report``."""
+    """Run ``twinbud report``."""
     from twinbud.cli.console import show_written
     from twinbud.runs.report import rebuild_report
 
@@ -82,7 +82,7 @@ def report(chosen: Namespace) -> None:
 
 
 def study(chosen: Namespace) -> None:
-    """``twinbud study``."""
+    """Run ``twinbud study``."""
     num_workers = read_value("workers", chosen.workers, int | None)
     from twinbud.cli.study_display import show_plan, show_status, show_study_result
     from twinbud.study.run import StudyRequest, estimate_seconds, execute_study, plan_study, require_success
@@ -109,7 +109,7 @@ def study(chosen: Namespace) -> None:
 
 
 def tables(chosen: Namespace) -> None:
-    """``twinbud tables``."""
+    """Run ``twinbud tables``."""
     from twinbud.cli.study_display import show_written
     from twinbud.study.write_tables import write_tables
 

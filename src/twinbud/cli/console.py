@@ -31,7 +31,7 @@ def _console() -> Console:
 
 
 def show_run(run: RunResult) -> None:
-    """The metrics of a run, what to keep in mind, and where everything is."""
+    """Print the metrics of a run, what to keep in mind, and where everything is."""
     console = _console()
     console.print(_metrics_table(run.metrics))
     for note in run.summary.notes:
@@ -42,7 +42,7 @@ def show_run(run: RunResult) -> None:
 
 
 def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
-    """The metrics, which images they are of, and where they were written."""
+    """Print the metrics, which images they are of, and where they were written."""
     console = _console()
     console.print(_metrics_table(evaluation.metrics))
     console.print(f"note: {evaluation.note}", markup=False)
@@ -74,7 +74,7 @@ def show_demo(demo: Demo) -> None:
 
 
 def show_selection(selection: Selection, output: Path) -> None:
-    """Each width's sizes and overlap, and what became of the tensors."""
+    """Print each width's sizes and overlap, and what became of the tensors."""
     console = _console()
     table = Table(title=f"{selection.teacher} → {selection.student_spec.architecture}", title_justify="left")
     for name in ("width", "teacher", "student", "shared with auxiliary"):
@@ -88,7 +88,7 @@ def show_selection(selection: Selection, output: Path) -> None:
 
 
 def tensor_status(plan: SelectionPlan) -> list[str]:
-    """How many tensors of each side ended how."""
+    """Return how many tensors of each side ended how."""
     lines = []
     for side, tensors in (("student", plan.student_tensors), ("teacher", plan.teacher_tensors)):
         counts = Counter(status.kind for status in tensors.values())
@@ -97,12 +97,12 @@ def tensor_status(plan: SelectionPlan) -> list[str]:
 
 
 def show_predictions(predictions: Predictions, *, logits: bool = False) -> None:
-    """The predictions as CSV on standard output."""
+    """Print the predictions as CSV on standard output."""
     sys.stdout.write(format_csv(prediction_rows(predictions, logits=logits)))
 
 
 def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
-    """Files that were left out, on standard error."""
+    """Print the files that were left out, on standard error."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for file in ignored:
         console.print(f"left out: {file.path} ({file.reason})", markup=False)

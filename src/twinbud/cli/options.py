@@ -35,7 +35,7 @@ class Option:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """How the option can be given; none for a positional argument."""
+        """The words that give the option; none for a positional argument."""
         if not self.name.startswith("--"):
             return ()
         is_switch = self.keywords.get("action") is BooleanOptionalAction
@@ -50,7 +50,7 @@ class _Parser(ArgumentParser):
 
 
 def parse(words: Sequence[str], description: str = "") -> Namespace:
-    """The options of one command line; settings that are not given are absent.
+    """Parse the options of one command line; settings that are not given are absent.
 
     Raises:
         TwinbudError: An unknown option, or one without its value.
@@ -73,14 +73,14 @@ def parse(words: Sequence[str], description: str = "") -> Namespace:
 
 
 def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudError:
-    """The error for an option that does not exist; it names the nearest one instead of all."""
+    """Return the error for an option that does not exist; it names the nearest one instead of all."""
     near = difflib.get_close_matches(option, names, n=1)
     fix = f"Did you mean {near[0]}? All options" if near else "All options"
     return TwinbudError(f"{option} is no option", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help")
 
 
 def _setting(name: str, default: str | None = None, *, group: str = "", profiles: bool = False) -> Option:
-    """The option of a setting; one that is not given stays absent, so that file, plan and profile decide."""
+    """Return a setting's option; one that is not given stays absent, so that file, plan and profile decide."""
     setting = all_settings()[name]
     known = _default(name, profiles=profiles) if default is None else default
     text = f"{setting.help}{f' [{known}]' if known else ''}"
@@ -92,7 +92,7 @@ def _setting(name: str, default: str | None = None, *, group: str = "", profiles
 
 
 def _default(name: str, *, profiles: bool) -> str:
-    """``112; paper: 224``: the default, and what the other profiles have instead."""
+    """Return ``112; paper: 224``: the default, and what the other profiles have instead."""
     default = all_settings()[name].default
     values = {profile: changes.get(name, default) for profile, changes in PROFILES.items()} if profiles else {}
     own = DEFAULT_PROFILE if name == "profile" and profiles else values.get(DEFAULT_PROFILE, default)

@@ -75,7 +75,7 @@ def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: b
 
 
 def unopened_teacher(name: str, value: str) -> TwinbudError:
-    """The error for a setting that needs the teacher, next to a selection, whose folder does not hold it."""
+    """Return the error for a setting that needs the teacher, next to a selection, which does not hold it."""
     option, off = option_of(name), "none" if name == "recover" else "skd"
     return TwinbudError(
         f"'{value}' needs the teacher's weights, which --selected does not hold",

@@ -20,13 +20,13 @@ _ON_OFF = {"on": "on", "true": "on", "yes": "on", "off": "off", "false": "off", 
 
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its default, the sentence that the command line shows, and its range."""
+    """Declare a field with its default, the sentence that the command line shows, and its range."""
     return Field(default=default, description=text, **limits)
 
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """The types of a stage's fields, by name."""
+    """Return the types of a stage's fields, by name."""
     return get_type_hints(kind)
 
 
@@ -90,7 +90,7 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
 
 
 def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
-    """One line for what pydantic found wrong with one value."""
+    """Describe in one line what pydantic found wrong with one value."""
     value, option = errors[0]["input"], option_of(name)
     shown = str(value) if len(str(value)) <= _MAX_SHOWN else f"{str(value)[:_MAX_SHOWN]}…"
     if get_origin(hint) is Literal:
@@ -104,5 +104,5 @@ def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
 
 
 def option_of(name: str) -> str:
-    """The command-line option of a setting."""
+    """Return the command-line option of a setting."""
     return f"--{name.replace('_', '-')}"

@@ -29,12 +29,12 @@ _NOT_NUMERIC = frozenset(
 
 
 def setting_names() -> list[str]:
-    """The names of all settings, stage by stage."""
+    """Return the names of all settings, stage by stage."""
     return list(all_settings())
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
-    """Settings by name from a YAML file, flat or nested by stage, such as a run's ``config.yaml``.
+    """Read settings by name from a YAML file, flat or nested by stage, such as a run's ``config.yaml``.
 
     Raises:
         TwinbudError: The file is missing, not YAML, or a recipe; a setting is unknown or has an invalid value.
@@ -59,7 +59,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
 
 def flatten_settings(content: Any, where: str) -> dict[str, Any]:
-    """Settings by name from a mapping in which some may be nested by stage.
+    """Flatten a mapping of settings, some of which may be nested by stage.
 
     >>> flatten_settings({"fraction": 0.05, "training": {"epochs": 3, "seed": 1}}, "run.yaml")
     {'fraction': 0.05, 'epochs': 3, 'seed': 1}
@@ -85,7 +85,7 @@ def flatten_settings(content: Any, where: str) -> dict[str, Any]:
 
 
 def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a file, overridden by those of the command line.
+    """Override the settings of a file by those of the command line.
 
     ``selected`` replaces all that its plan holds, and ``teacher`` replaces ``selected``.
 
@@ -103,7 +103,7 @@ def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
 
 
 def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) -> RunConfig:
-    """The run that ``settings`` describe.
+    """Build the run that ``settings`` describe.
 
     Precedence, lowest to highest: schema, profile, plan of ``selected``, settings.
 
@@ -135,7 +135,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
 
 
 def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) -> dict[str, Any]:
-    """What the plan of ``selected`` fixes; where the teacher is used, ``teacher`` says where it is now.
+    """Return what the plan of ``selected`` fixes; ``teacher`` says where a teacher that is used is now.
 
     Raises:
         TwinbudError: There is no plan, a setting contradicts it, or the teacher is missing.
@@ -158,7 +158,7 @@ def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) 
 
 
 def contradicts_plan(folder: Path, name: str, value: Any, planned: Any) -> TwinbudError:
-    """The error for a setting that differs from the plan of ``selected``."""
+    """Return the error for a setting that differs from the plan of ``selected``."""
     return TwinbudError(
         f"'{value}' contradicts {folder}, which was selected with '{planned}'",
         where=option_of(name),
@@ -167,7 +167,7 @@ def contradicts_plan(folder: Path, name: str, value: Any, planned: Any) -> Twinb
 
 
 def stage_config(kind: type[StageConfig], settings: Mapping[str, Any]) -> StageConfig:
-    """One stage's settings, from those among ``settings`` that belong to it.
+    """Build one stage's settings from those among ``settings`` that belong to it.
 
     Raises:
         TwinbudError: An invalid value.
@@ -185,13 +185,13 @@ def read_setting(name: str, value: Any) -> Any:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """All settings by name, flat and in plain types, as ``config.yaml`` holds them; handling is left out."""
+    """Return all settings by name, flat and in plain types, as ``config.yaml`` holds them, without handling."""
     values = {name: getattr(getattr(config, each.stage), name) for name, each in all_settings().items()}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def disabled_settings(config: RunConfig) -> frozenset[str]:
-    """Settings of the stages and recovery steps that are disabled, and so change nothing."""
+    """Return the settings of the stages and recovery steps that are disabled, and so change nothing."""
     recovery, disabled = config.recovery, set[str]()
     if not config.tuning.tune_teacher:
         disabled |= _settings_of_stage("tuning") - {"tune_teacher"}
@@ -211,7 +211,7 @@ def _settings_of_stage(stage: str) -> set[str]:
 
 
 def setting_notes(config: RunConfig) -> tuple[str, ...]:
-    """A warning for each setting that has no effect, and for attention that ``selected`` indexes unlike the profile."""
+    """Warn of each setting without effect, and of attention that ``selected`` indexes unlike the profile."""
     profile, model = config.training.profile, config.model
     defaults = profile_defaults(profile, model.method)
     values = settings_of(config)
@@ -228,7 +228,7 @@ def setting_notes(config: RunConfig) -> tuple[str, ...]:
 
 
 def numeric_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that change results: not places, not hardware, not what is only reported.
+    """Return the settings that change results: not places, not hardware, not what is only reported.
 
     Settings of disabled steps have their defaults.
     """
@@ -241,7 +241,7 @@ def numeric_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same run, with settings that can be read back from any folder.
+    """Return the same run, with settings that can be read back from any folder.
 
     Beside ``selected``, a teacher that is not opened keeps its name: it may be a path of another machine.
     """

@@ -234,7 +234,7 @@ class RunConfig(Checked):
 
     @property
     def teacher_use(self) -> tuple[str, str] | None:
-        """See the function ``teacher_use``."""
+        """The result of the function ``teacher_use``."""
         return teacher_use(self.recovery.recover, self.training.distillation)
 
     @model_validator(mode="after")
@@ -277,7 +277,7 @@ class RunConfig(Checked):
 
 
 def teacher_use(recover: Recover, distillation: Distillation) -> tuple[str, str] | None:
-    """The setting that needs the teacher's own weights besides selection, and its value; None if there is none."""
+    """Return the setting, and its value, that needs the teacher's own weights besides selection, or None."""
     if recover != "none":
         return "recover", recover
     return ("distillation", distillation) if distillation in TEACHER_TARGETS else None

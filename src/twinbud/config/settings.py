@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 
 @cache
 def all_settings() -> dict[str, Setting]:
-    """All settings by name, stage by stage."""
+    """Return all settings by name, stage by stage."""
     settings = {}
     for stage, kind in STAGES.items():
         for field in fields(kind):

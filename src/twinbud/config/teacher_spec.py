@@ -42,7 +42,7 @@ class TeacherSpec:
         return f"{self.architecture}@{self.path}" if self.path else str(self.architecture)
 
     def absolute(self) -> TeacherSpec:
-        """The same teacher with an absolute path."""
+        """Return the same teacher with an absolute path."""
         return replace(self, path=self.path.absolute()) if self.path else self
 
 

@@ -72,6 +72,6 @@ def use_temporary_home() -> None:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether ``folder``, or the nearest folder above it that exists, can be written."""
+    """Return whether ``folder``, or the nearest folder above it that exists, can be written."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return nearest.is_dir() and os.access(nearest, os.W_OK)

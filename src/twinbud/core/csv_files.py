@@ -156,7 +156,7 @@ def _parse(text: str, separator: str | None = None) -> Iterator[tuple[int, list[
 
 
 def _num_columns(text: str, separator: str) -> int:
-    """Cells of the first row that is not blank; 0 where it is malformed."""
+    """Return the number of cells of the first row that is not blank; 0 where it is malformed."""
     try:
         return len(next(_parse(text, separator), (1, []))[1])
     except CsvSyntaxError:

@@ -16,7 +16,7 @@ _PACKAGES = ("twinbud", "torch", "torchvision", "timm", "numpy", "scikit-learn",
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, device, threads, time and commit, ready for JSON."""
+    """Describe versions, machine, device, threads, time and commit, ready for JSON."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -47,7 +47,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of a twinbud that runs from its own checkout, with a + where files have changed since."""
+    """Return the commit of a twinbud that runs from its own checkout, with a + where files have changed since."""
     source = Path(__file__).resolve().parent
     try:
         answers = [

@@ -33,11 +33,11 @@ same-class pairs of ``cs-kd-pair``; another name would change its numbers."""
 
 
 def stream_seed(stream: Stream, seed: int, *counters: int | str) -> int:
-    """A 63-bit seed that depends on the stream's name, the user's seed and the counters, and on nothing else."""
+    """Return a 63-bit seed that depends on the stream's name, the user's seed and the counters alone."""
     text = "/".join(["twinbud", stream, str(seed), *map(str, counters)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def numpy_stream(stream: Stream, seed: int, *counters: int | str) -> np.random.Generator:
-    """A counter-based NumPy generator (Philox) at the start of the named stream."""
+    """Return a counter-based NumPy generator (Philox) at the start of the named stream."""
     return np.random.Generator(np.random.Philox(stream_seed(stream, seed, *counters)))

@@ -23,7 +23,7 @@ def heeded_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def stop_on_signal(request_stop: Callable[[], None]) -> Iterator[None]:
-    """While the context lasts, the first signal calls ``request_stop``, and a second one ends the process at once.
+    """Call ``request_stop`` at the first signal while the context lasts; a second one ends the process at once.
 
     Args:
         request_stop: Called inside the signal handler, so that it should only set a flag.

@@ -50,7 +50,7 @@ def read_csv_source(path: Path, config: DataConfig) -> ImageIndex:
 
 
 def split_word(word: str, where: str) -> SplitName | None:
-    """The part that a cell names, in any of SPLIT_WORDS and any case; None for a blank cell.
+    """Return the part that a cell names, in any of SPLIT_WORDS and any case; None for a blank cell.
 
     Raises:
         TwinbudError: Another word.
@@ -63,12 +63,12 @@ def split_word(word: str, where: str) -> SplitName | None:
 
 
 def _existing(folder: Path, name: str) -> str:
-    """The name with the white space around it if such a file exists, else without."""
+    """Return the name with the white space around it if such a file exists, else without."""
     return name if os.path.isfile(folder / name) else name.strip()  # noqa: PTH113 - Path.is_file raises for a long name
 
 
 def _renamed_columns(config: DataConfig) -> list[str]:
-    """Optional columns that the user named: they must exist, or a typo would lose the patients."""
+    """Return optional columns that the user named: they must exist, or a typo would lose the patients."""
     usual = DataConfig()
     named = (config.patient_column, usual.patient_column), (config.split_column, usual.split_column)
     return [name for name, default in named if name != default]

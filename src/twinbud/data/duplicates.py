@@ -25,7 +25,7 @@ BLANK_TOLERANCE = 3
 
 
 def is_blank(pixels: torch.Tensor) -> bool:
-    """Whether an image has almost one value only.
+    """Return whether an image has almost one value only.
 
     Args:
         pixels: uint8 (C, H, W).
@@ -36,7 +36,7 @@ def is_blank(pixels: torch.Tensor) -> bool:
 
 
 def blank_digests(image_store: ImageStore) -> frozenset[str]:
-    """Digests of the blank images that occur more than once, judged at the resolution of the store."""
+    """Return the digests of the blank images that occur more than once, judged at the resolution of the store."""
     counts = Counter(image_store.digests)
     first = {digest: index for index, digest in enumerate(image_store.digests) if counts[digest] > 1}
     return frozenset(digest for digest, index in first.items() if is_blank(image_store.tensor([index])[0]))
@@ -61,18 +61,18 @@ class Groups:
     numbers: np.ndarray
 
     def connecting_copies(self, indices: Collection[int]) -> tuple[int, ...]:
-        """The identical images among ``indices`` that connect the most patients; empty if none connects two."""
+        """Return the identical images among ``indices`` that connect the most patients; empty if none connects two."""
         chosen = set(indices)
         touching = (copies for copies in self.copies if chosen.intersection(copies))
         best = max(touching, key=lambda copies: (self.num_patients(copies), len(copies)), default=())
         return best if self.num_patients(best) > 1 else ()
 
     def num_patients(self, indices: Collection[int]) -> int:
-        """How many patients some images are of; an image of unknown patient counts as one."""
+        """Return how many patients some images are of; an image of unknown patient counts as one."""
         return len({self.patients[index] for index in indices})
 
     def describe(self, copies: Sequence[int]) -> str:
-        """``'a.png' (the same image in 20 patients)``, or in so many files where patients are not known."""
+        """Return ``'a.png' (the same image in 20 patients)``, or in so many files where patients are not known."""
         num_known = len({self.patients[index] for index in copies if self.rows[index].patient_id is not None})
         where = f"{num_known} patients" if num_known > 1 else f"{len(copies)} files"
         return f"{visible_text(self.rows[copies[0]].path)} (the same image in {where})"

@@ -51,7 +51,7 @@ def read_folder(root: Path) -> ImageIndex:
 
 
 def _split_folders(root: Path) -> dict[Path, SplitName]:
-    """The folders at the top with their splits; empty where they are classes."""
+    """Return the folders at the top with their splits; empty where they are classes."""
     folders = _visible_folders(root)
     splits: dict[Path, SplitName] = {
         folder: SPLIT_WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_WORDS
@@ -125,7 +125,7 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
 
 
 def _why_ignored(file: Path, relative: Path) -> str | None:
-    """Why a file below a folder is not used, or None if it is an image to use."""
+    """Return why a file below a folder is not used, or None if it is an image to use."""
     if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in relative.parts):
         return "hidden or made by the system"
     if file.is_dir():
@@ -140,7 +140,7 @@ def _suffixes() -> str:
 
 
 def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a folder, by name. Links are followed; one to a folder that contains it is yielded."""
+    """Yield all files below a folder, by name. Links are followed; one to a folder that contains it is yielded."""
     here = (*above, folder.resolve())
     for entry in _entries(folder):
         if not entry.is_dir() or entry.resolve() in here:

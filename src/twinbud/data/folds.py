@@ -70,7 +70,7 @@ def choose_test_part(labels: np.ndarray, groups: np.ndarray, split_seed: int) ->
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[np.ndarray]:
-    """(N,) bool each: five folds, or as many as the number of groups or the largest class allows."""
+    """Yield (N,) bool each: five folds, or as many as the number of groups or the largest class allows."""
     num_groups = len(set(groups.tolist()))
     num_folds = min(NUM_FOLDS, num_groups, max(Counter(labels.tolist()).values()))
     if num_folds < 2:
@@ -89,7 +89,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[
 
 
 def _put_classes_on_both_sides(in_test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> None:
-    """For each class that one side lacks, move its smallest group that leaves every class on the other side."""
+    """Move, for each class that one side lacks, its smallest group that leaves every class on the other side."""
     for side in (True, False):
         for name in sorted(set(labels)):
             if (in_test[labels == name] == side).any():

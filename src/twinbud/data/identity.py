@@ -66,17 +66,17 @@ def comparison_key(text: str) -> str:
 
 
 def patient_key(patient_id: str | None) -> str | None:
-    """The comparison key of a patient id; None where the patient is not known."""
+    """Return the comparison key of a patient id; None where the patient is not known."""
     return None if patient_id is None or is_missing_patient(patient_id) else comparison_key(patient_id)
 
 
 def is_missing_patient(patient_id: str) -> bool:
-    """Whether an id stands for a missing value: blank, ``nan``, ``unknown``, ``-`` and the like, in any case."""
+    """Return whether an id stands for a missing value: blank, ``nan``, ``unknown``, ``-`` and the like."""
     return not re.search(r"\w", patient_id) or " ".join(patient_id.casefold().split()) in _MISSING_PATIENTS
 
 
 def respellings(texts: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of two or more different texts that have the same ``comparison_key``, each sorted by code point."""
+    """Return the groups of two or more texts that have the same ``comparison_key``, each sorted by code point."""
     by_key: dict[str, set[str]] = defaultdict(set)
     for text in set(texts):
         by_key[comparison_key(text)].add(text)
@@ -93,7 +93,7 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def same_path_key(path: Path) -> tuple[str, str]:
-    """Equal for two paths that lead to the same file by the same name: ``a.png``, ``./a.png``, ``b/../a.png``.
+    """Return one key for two paths to the same file by the same name: ``a.png``, ``./a.png``, ``b/../a.png``.
 
     A link and its target differ, and so do two links to one file.
     """
@@ -101,7 +101,7 @@ def same_path_key(path: Path) -> tuple[str, str]:
 
 
 def visible_text(text: str) -> str:
-    """``text`` in quotes, with an escape for each character that cannot be seen, or that an error line would lose."""
+    """Quote a text, with an escape for each character that cannot be seen, or that an error line would lose."""
     shown = "".join(c if _is_visible(c) else ascii(c)[1:-1] for c in text)
     return "'" + re.sub("(?<= ) ", r"\\x20", shown) + "'"
 
@@ -114,12 +114,12 @@ _CONTROL_TO_SPACE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 
 def _natural_key(name: str) -> list[str | int]:
-    """``timm.utils.misc.natural_key``: text and numbers in turn."""
+    """Split a text as ``timm.utils.misc.natural_key`` does: text and numbers in turn."""
     return [int(piece) if place % 2 else piece for place, piece in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 def _whole_number(text: str) -> str | None:
-    """The shortest spelling of a whole number, or None where the text is none."""
+    """Return the shortest spelling of a whole number, or None where the text is none."""
     if _THOUSANDS.fullmatch(text):
         text = re.sub(r"[ ,'\u2019]", "", text)
     if match := _WHOLE_NUMBER.fullmatch(text):

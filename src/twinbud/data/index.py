@@ -67,7 +67,7 @@ class ImageRow:
 
     @property
     def place(self) -> str:
-        """Where a user finds the row: ``row 7`` of a CSV, or the path."""
+        """The place where a user finds the row: ``row 7`` of a CSV, or the path."""
         return visible_text(self.path) if self.row_number is None else f"row {self.row_number}"
 
 
@@ -172,7 +172,7 @@ def _check_spelling(by_label: Mapping[str, Sequence[ImageRow]], source: str) -> 
 
 
 def _places(rows: Sequence[ImageRow]) -> str:
-    """``rows 2, 5 and 7 more``, or the first paths."""
+    """Return ``rows 2, 5 and 7 more``, or the first paths."""
     numbers = [row.row_number for row in rows if row.row_number is not None]
     if len(numbers) == len(rows) > 1:
         return f"rows {first_few(sorted(numbers), 3)}"
@@ -230,7 +230,7 @@ def check_given_split(rows: Sequence[ImageRow], where: str, *, way_out: str) -> 
 
 
 def _parts_of(seen: set[tuple[SplitName, str]]) -> str:
-    """``'P0' in test and train``, with every spelling of the patient."""
+    """Return ``'P0' in test and train``, with every spelling of the patient."""
     spellings = " = ".join(visible_text(text) for text in sorted({text for _, text in seen}))
     return f"{spellings} in {' and '.join(sorted({part for part, _ in seen}))}"
 

@@ -53,11 +53,11 @@ class Split:
     notes: tuple[str, ...]
 
     def seen_by(self, recover: Recover) -> tuple[int, ...]:
-        """The images that a run learns from, with their labels or, in recovery, without."""
+        """Return the images that a run learns from, with their labels or, in recovery, without."""
         return self.train if recover == "unlabelled" else self.labelled
 
     def rows(self, image_index: ImageIndex, digests: Sequence[str]) -> list[SplitRow]:
-        """The rows of ``split.csv``: one an image of the index, with the SHA-256 of its pixels."""
+        """Return the rows of ``split.csv``: one an image of the index, with the SHA-256 of its pixels."""
         parts: dict[PartName, tuple[int, ...]] = {
             "train": self.train,
             "val": self.val,
@@ -149,7 +149,7 @@ def check_split_file(image_index: ImageIndex, config: DataConfig) -> None:
 
 
 def fingerprint(image_index: ImageIndex, digests: Sequence[str], split: Split) -> str:
-    """A SHA-256 of the class order, and of each image's pixels, label and use in their order; paths do not count."""
+    """Return a SHA-256 of the class order, and of each image's pixels, label and use in order, without paths."""
     use = dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, "val") | dict.fromkeys(split.test, "test")
     use |= dict.fromkeys(split.held_out, "held-out") | dict.fromkeys(split.labelled, "labelled")
     lines = [f"{digests[i]} {row.label} {use[i]}" for i, row in enumerate(image_index.rows)]
@@ -172,7 +172,7 @@ def _divide(
 
 
 def _why_indivisible(groups: Groups, indices: Sequence[int], name: str) -> tuple[str, str]:
-    """Why the images of a class cannot be on both sides, and what to do."""
+    """Return why the images of a class cannot be on both sides, and what to do."""
     images = f"the {len(indices)} images of class {visible_text(name)}"
     if len({groups.patients[index] for index in indices}) == 1:
         if len(indices) == 1:
@@ -208,7 +208,7 @@ def _given_parts(image_index: ImageIndex, groups: Groups, split_seed: int) -> tu
 
 
 def _labelled(image_index: ImageIndex, train: tuple[int, ...], config: DataConfig, seed: int) -> tuple[int, ...]:
-    """The first images of one permutation a class (or of one in all), so that smaller fractions are nested."""
+    """Return the first images of one permutation a class (or of one in all): smaller fractions are nested."""
     pools = {(name,): places for name, places in _by(image_index.rows[index].label for index in train).items()}
     if config.subset == "plain":
         pools = {(): list(range(len(train)))}

@@ -19,7 +19,7 @@ _ROUNDED_NUMBER = re.compile(r"\s*\d\.\d+[eE]\+\d\d\s*")
 
 
 def patient_notes(image_index: ImageIndex) -> list[str]:
-    """How many patients there are, which spellings were joined, and how many images have no patient."""
+    """Say how many patients there are, which spellings were joined, and how many images have no patient."""
     if not image_index.has_patients:
         return [NO_PATIENTS]
     ids = {row.patient_id for row in image_index.rows if row.patient_id is not None}
@@ -37,7 +37,7 @@ def patient_notes(image_index: ImageIndex) -> list[str]:
 
 
 def duplicate_notes(groups: Groups, parts: Mapping[SplitName, Sequence[int]], *, together: bool) -> list[str]:
-    """How many images are identical, blank, labelled differently, shared by patients, or in more than one part."""
+    """Count images that are identical, blank, labelled differently, shared by patients, or in several parts."""
     part_of = {index: name for name, indices in parts.items() for index in indices}
     copies, rows = groups.copies, groups.rows
     notes = [f"{counted(len(copies), 'group')} of identical images found"]
@@ -59,7 +59,7 @@ def duplicate_notes(groups: Groups, parts: Mapping[SplitName, Sequence[int]], *,
 
 
 def connection_notes(groups: Groups) -> list[str]:
-    """Which identical images keep several patients together, and which of them a fifth of the images or more."""
+    """Say which identical images keep several patients together, and which of them a fifth of the images or more."""
     notes = []
     known = [[i for i in indices if groups.rows[i].patient_id is not None] for indices in groups.copies]
     if shared := [indices for indices in known if groups.num_patients(indices) > 1]:
@@ -79,6 +79,6 @@ def connection_notes(groups: Groups) -> list[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 image``, ``2 images``, ``2 extra copies``."""
+    """Return ``1 image``, ``2 images``, ``2 extra copies``."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"

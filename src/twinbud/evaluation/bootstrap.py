@@ -23,7 +23,7 @@ _BLOCK_ELEMENTS = 2**20
 
 
 def unit_of_each_image(patients: Sequence[str | None] | None, num_images: int) -> np.ndarray:
-    """(N,) index of the bootstrap unit of each image; an image without a patient key is a unit of its own."""
+    """Return the (N,) index of each image's bootstrap unit; an image without a patient key is a unit of its own."""
     if patients is None:
         return np.arange(num_images)
     index: dict[tuple[str, str | int], int] = {}

@@ -37,18 +37,29 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
 
 
 def calibration_gaps(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """(N, 15) float64: correct - confidence of each image in the column of its bin, 0 elsewhere."""
+    """Return correct - confidence of each image in the column of its bin, and 0 in the others.
+
+    Args:
+        confidence: (N,) float64 probability of the predicted class.
+        correct: (N,) bool, whether the prediction equals the label.
+
+    Returns:
+        (N, 15) float64 in [-1, 1]; |sums over the images|, summed and divided by N, is the expected calibration error.
+    """
     gaps = np.zeros((len(confidence), NUM_CALIBRATION_BINS))
     gaps[np.arange(len(confidence)), _bin_index(confidence)] = correct - confidence
     return gaps
 
 
 def brier_per_image(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """(N,) squared error of each image's probabilities summed over the classes, in [0, 2] (Brier 1950).
+    """Return the squared error of each image's probabilities, summed over the classes (Brier 1950).
 
     Args:
-        labels: (N,) class indices.
-        probabilities: (N, K) float64.
+        labels: (N,) int64 class indices.
+        probabilities: (N, K) float64; rows sum to 1.
+
+    Returns:
+        (N,) float64 in [0, 2].
     """
     return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
@@ -72,5 +83,5 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> tuple[Relia
 
 
 def _bin_index(confidence: np.ndarray) -> np.ndarray:
-    """(N,) index of the bin (low, high] that contains each confidence."""
+    """Return the (N,) int64 index of the bin (low, high] that contains each confidence."""
     return np.clip(np.ceil(confidence * NUM_CALIBRATION_BINS).astype(int) - 1, 0, NUM_CALIBRATION_BINS - 1)

@@ -31,12 +31,12 @@ def own_test_part(image_index: ImageIndex, split: Sequence[SplitRow]) -> ImageIn
 
 
 def has_the_paths(image_index: ImageIndex, split: Sequence[SplitRow]) -> bool:
-    """Whether a source has exactly the paths of the run's own source: it may be the same set in another place."""
+    """Return whether a source has exactly the paths of the run's own, which may be the same set elsewhere."""
     return {row.path for row in image_index.rows} == {row.image_path for row in split}
 
 
 def changed_images(image_index: ImageIndex, image_store: ImageStore, split: Sequence[SplitRow]) -> list[str]:
-    """Paths of the images whose pixels differ from those that the run read.
+    """Return the paths of the images whose pixels differ from those that the run read.
 
     An image without a checksum counts as unchanged.
     """

@@ -196,7 +196,7 @@ def _require_labels(predictions: Predictions) -> np.ndarray:
 
 
 def _aurocs(labels: np.ndarray, probabilities: np.ndarray) -> list[float | None]:
-    """One-vs-rest AUROC of each class; None for a class of no images or of all images."""
+    """Return the one-vs-rest AUROC of each class; None for a class of no images or of all images."""
     values: list[float | None] = []
     for k in range(probabilities.shape[1]):
         positive = labels == k
@@ -206,7 +206,7 @@ def _aurocs(labels: np.ndarray, probabilities: np.ndarray) -> list[float | None]
 
 
 def _averaged_aurocs(aurocs: list[float | None]) -> dict[int, float]:
-    """The AUROCs that the macro value averages, by class index."""
+    """Return the AUROCs that the macro value averages, by class index."""
     defined = {k: value for k, value in enumerate(aurocs) if value is not None}
     return {1: defined[1]} if len(aurocs) == 2 and defined else defined
 

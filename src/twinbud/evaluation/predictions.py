@@ -107,7 +107,7 @@ class Predictions:
         return self.probabilities.max(axis=1)
 
     def most_confident_mistakes(self, limit: int) -> np.ndarray:
-        """(M,) indices of at most ``limit`` wrongly classified images, the most confident first.
+        """Return the (M,) indices of at most ``limit`` wrongly classified images, the most confident first.
 
         Raises:
             TwinbudError: The labels are unknown.

@@ -184,7 +184,7 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
 
 
 def _as_planned(model: ModelConfig, selection: Selection, *, opens_teacher: bool) -> ModelConfig:
-    """The settings, which must agree with the plan; where the teacher is opened, ``teacher`` says where it is now.
+    """Return the settings, which must agree with the plan; ``teacher`` says where a teacher that is opened is now.
 
     Raises:
         TwinbudError: One contradicts the plan, which ``run_config`` would have filled in.

@@ -161,6 +161,6 @@ def _shape_arguments(model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_student(student: str) -> TwinbudError:
-    """The error for a student that is neither "half" nor a timm name."""
+    """Return the error for a student that is neither "half" nor a timm name."""
     near = unknown_choice("--student", student, ["half", *timm.list_models()])
     return TwinbudError(f"'{student}' is neither 'half' nor a timm name", where="--student", fix=near.fix)

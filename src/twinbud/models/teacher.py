@@ -159,7 +159,7 @@ def classifiers(architecture: str) -> tuple[str, ...]:
 
 
 def _body(card: TeacherCard) -> TimmModel:
-    """The teacher's shapes, without a classifier."""
+    """Return the teacher's shapes, without a classifier."""
     return outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
 
 
@@ -209,7 +209,7 @@ def first_convolution(architecture: str) -> str:
 
 
 def _wrong_channels(num_channels: int, where: str, spec: str | None) -> TwinbudError:
-    """The error for a teacher that does not read RGB; ``spec`` is its spelling if its weights lie in a file."""
+    """Return the error for a teacher that does not read RGB; ``spec`` is its spelling if it lies in a file."""
     if num_channels == 1 and spec:
         written = "a new folder" if spec.startswith("local-dir:") else "a new file"
         fix = f"To adapt its first layer, run: {conversion_command(spec)} (it writes {written})"

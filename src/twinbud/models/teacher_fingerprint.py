@@ -10,7 +10,7 @@ from twinbud.core.errors import TwinbudError
 
 
 def teacher_fingerprint(teacher: str) -> str:
-    """The name of the teacher, with the SHA-256 of its files in place of a path.
+    """Return the name of the teacher, with the SHA-256 of its files in place of a path.
 
     Raises:
         TwinbudError: A file cannot be read.

@@ -39,7 +39,7 @@ def conversion_command(spec: str) -> str:
 
 
 def _quoted(word: str) -> str:
-    """``word`` in double quotes, which every shell reads."""
+    """Return ``word`` in double quotes, which every shell reads."""
     if os.name != "nt":
         for character in '\\"$`':
             word = word.replace(character, f"\\{character}")

@@ -41,11 +41,11 @@ class Axis:
         return self.width.partition("/")[0]
 
     def size(self, length: int) -> int:
-        """The width's size in a tensor whose dimension has ``length`` elements."""
+        """Return the width's size in a tensor whose dimension has ``length`` elements."""
         return length // (self.copies * self.unit)
 
     def positions(self, indices: tuple[int, ...], size: int) -> list[int]:
-        """The positions along the dimension that belong to ``indices`` of a width of ``size``."""
+        """Return the positions along the dimension that belong to ``indices`` of a width of ``size``."""
         return [
             (copy * size + index) * self.unit + offset
             for copy in range(self.copies)
@@ -54,7 +54,7 @@ class Axis:
         ]
 
     def by_heads(self) -> Axis:
-        """The same axis with one index per attention head; unchanged where it has no heads."""
+        """Return the same axis with one index per attention head; unchanged where it has no heads."""
         if self.head_size is None:
             return self
         where = self.width.partition("/")[2]
@@ -84,7 +84,7 @@ class TensorSpec:
 
 
 def index_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> dict[str, TensorSpec]:
-    """The specs with attention widths indexed element by element (``interleaved``) or by whole heads (``heads``)."""
+    """Index attention widths element by element (``interleaved``) or by whole heads (``heads``)."""
     if attention == "interleaved":
         return dict(specs)
     return {

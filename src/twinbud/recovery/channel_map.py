@@ -109,7 +109,7 @@ class ChannelMap:
         return index_attention(self.family.specs(self.student), self.plan.attention)
 
     def student_streams(self, images_BCSS: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the student's residual stream after each block, then its final tokens."""
+        """Yield the student's residual stream after each block, then its final tokens; see ``run_blocks``."""
         stream = self.recovery.embed(self.student, images_BCSS)
         for block in self.blocks:
             stream = block.student(stream)
@@ -145,7 +145,15 @@ def at_channels(tokens: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
 
 
 def run_blocks(blocks: tuple[nn.Module, ...], stream: torch.Tensor) -> torch.Tensor:
-    """Return the residual stream after some blocks."""
+    """Pass the residual stream through consecutive blocks.
+
+    Args:
+        blocks: The blocks in order.
+        stream: (B, L, D) or (B, D, H, W), as the family's blocks take it, in any floating dtype.
+
+    Returns:
+        The stream after the last block, on the same device; a downsampling layer halves H and W and changes D.
+    """
     for block in blocks:
         stream = block(stream)
     return stream

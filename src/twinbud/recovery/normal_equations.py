@@ -192,7 +192,7 @@ class NormalEquations:
         return float((self.power - self.total.square() / self.count).sum())
 
     def _strength(self, ridge: float) -> torch.Tensor:
-        """The λ of a relative ridge, never 0, so that layers without input have a solution."""
+        """Return the λ of a relative ridge, never 0, so that layers without input have a solution."""
         return ridge * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny
 
     def _residual(self, weights_IO: torch.Tensor) -> torch.Tensor:

@@ -180,7 +180,7 @@ class Refitter:
 
     @cached_property
     def statistics(self) -> StreamStatistics:
-        """Those of the teacher, on the images that the student is refitted on."""
+        """Statistics of the teacher's stream, on the images that the student is refitted on."""
         teacher = self.teacher_provider.open()
         batches = refit_batches(self._plan(self.training, teacher), self.images, self.training)
         return measure_stream(teacher, self._family, batches, bf16=self.bf16)

@@ -150,7 +150,7 @@ def reliability_diagram(bins: Sequence[ReliabilityBin]) -> str:
 
 
 def _defined(records: Sequence[EpochRecord], values: Sequence[float | None]) -> tuple[list[int], list[float]]:
-    """Epochs and values of the records whose value is defined."""
+    """Return the epochs and values of the records whose value is defined."""
     known = [(record.epoch, value) for record, value in zip(records, values, strict=True) if value is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]
 

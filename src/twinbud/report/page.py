@@ -113,12 +113,12 @@ def _setting(value: Any) -> str:
 
 
 def _picture(png: bytes) -> str:
-    """The picture as a ``data:`` URL."""
+    """Return the picture as a ``data:`` URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _figure(summary: RunSummary, name: str) -> Markup:
-    """One of the page's figures; Matplotlib escapes every text in it."""
+    """Return one of the page's figures; Matplotlib escapes every text in it."""
     metrics = summary.metrics
     draw = {
         "loss": lambda: figures.loss_curves(summary.histories),

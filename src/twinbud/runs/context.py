@@ -41,12 +41,12 @@ class Job:
 
 
 def list_images(config: RunConfig, resource_cache: ResourceCache) -> ImageIndex:
-    """The images of the run's source, not opened yet."""
+    """Return the images of the run's source, not opened yet."""
     return resource_cache.get_or_create("index", source_key(config), lambda: read_index(config.data))
 
 
 def open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> tuple[ImageIndex, ImageStore]:
-    """The images that can be read, and their pixels."""
+    """Return the images that can be read, and their pixels."""
     return resource_cache.get_or_create(
         "images", images_key(config), lambda: decode_images(list_images(config, resource_cache), config, progress)
     )
@@ -71,12 +71,12 @@ def decode_images(image_index: ImageIndex, config: RunConfig, progress: Progress
 
 
 def class_indices(image_index: ImageIndex, rows: tuple[int, ...]) -> torch.Tensor:
-    """(N,) int64 class indices of the given rows."""
+    """Return the (N,) int64 class indices of the given rows."""
     return torch.tensor([image_index.classes.index(image_index.rows[row].label) for row in rows], dtype=torch.int64)
 
 
 def labelled_images(job: Job) -> LabelledImages:
-    """The labelled images of a run, on its device where they fit."""
+    """Return the labelled images of a run, on its device where they fit."""
     return LabelledImages(
         images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
         labels_N=class_indices(job.image_index, job.split.labelled).to(job.device),

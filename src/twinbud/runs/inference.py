@@ -161,7 +161,7 @@ def predict(
 
 
 def left_out_file(output: Path) -> Path:
-    """The list of left-out files beside a CSV of predictions: ``NAME.left_out.csv`` for ``NAME.csv``."""
+    """Return the list of left-out files beside a CSV of predictions: ``NAME.left_out.csv`` for ``NAME.csv``."""
     return output.with_name(f"{output.stem}.left_out.csv")
 
 

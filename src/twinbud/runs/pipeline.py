@@ -302,12 +302,12 @@ def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
 
 
 def accuracy_of(predictions: Predictions) -> float:
-    """Share of images classified correctly, in [0, 1]."""
+    """Return the share of images classified correctly, in [0, 1]."""
     assert predictions.labels is not None
     return float((predictions.predicted == predictions.labels).mean())
 
 
 def best_test_pass(history: History) -> EpochRecord | None:
-    """The epoch with the highest test accuracy, the first of equals; None without test passes."""
+    """Return the epoch with the highest test accuracy, the first of equals; None without test passes."""
     tested = [record for record in history.epochs if record.test_accuracy is not None]
     return max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)

@@ -107,7 +107,7 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
 
 
 def _teacher(job: Job) -> str:
-    """The teacher, and whether it was fine-tuned; methods with a random start have none unless they learn from it."""
+    """Name the teacher, and whether it was fine-tuned; a random start has none unless it learns from one."""
     initialization, training = job.initialization, job.config.training
     if initialization.pretrained is not None and not training.learns_from_teacher:
         return job.config.model.pretrained or ""
@@ -133,7 +133,7 @@ def _mistakes(job: Job, predictions: Predictions) -> tuple[Mistake, ...]:
 
 
 def _recovery(job: Job, metrics: RunMetrics) -> str | None:
-    """Images, steps and time of recovery; None without it."""
+    """Describe images, steps and time of recovery; None without it."""
     config = job.config.recovery
     if config.recover == "none":
         return None
@@ -144,7 +144,7 @@ def _recovery(job: Job, metrics: RunMetrics) -> str | None:
 
 
 def _network(metrics: RunMetrics) -> str:
-    """Size and latency of the delivered network, which every new run has."""
+    """Describe size and latency of the delivered network, which every new run has."""
     parameters, multiplications = metrics.num_parameters or 0, metrics.num_multiplications or 0
     return (
         f"{parameters / 1e6:.2f} million parameters; {multiplications / 1e9:.3f} billion multiplications and "
@@ -153,7 +153,7 @@ def _network(metrics: RunMetrics) -> str:
 
 
 def _num_training_steps(metrics: RunMetrics) -> int:
-    """Optimizer steps without those of recovery."""
+    """Return the number of optimizer steps without those of recovery."""
     return metrics.num_steps - (metrics.recover_num_steps or 0)
 
 
@@ -184,7 +184,7 @@ def _example(image_index: ImageIndex, image_store: ImageStore, split: Split, nam
 
 
 def _widths(selection: Selection | None) -> tuple[Width, ...]:
-    """The selected widths, those of equal kind and size counted together."""
+    """Return the selected widths, those of equal kind and size counted together."""
     if selection is None:
         return ()
     groups: dict[tuple[str, int, int, float], int] = {}

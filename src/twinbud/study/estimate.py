@@ -72,7 +72,7 @@ class Estimate:
 
 
 def _step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Facts that decide the time of a step."""
+    """Return the facts that decide the time of a step."""
     settings = facts["settings"]
     has_auxiliary = settings["method"] == "dual" and settings["auxiliary"] != "none"
     recovery = [(name, value) for name, value in sorted(settings.items()) if name.startswith("recover")]
@@ -87,7 +87,7 @@ def _step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _images_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Facts that decide the time of least squares: those of a step, and the number of images."""
+    """Return the facts that decide the time of least squares: those of a step, and the number of images."""
     settings = facts["settings"]
     return *_step_key(facts), facts["images"], settings["fraction"], settings["develop"]
 

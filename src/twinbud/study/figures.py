@@ -59,7 +59,7 @@ def draw(section: Section, name: str) -> list[Drawing]:
 
 
 def _confusion_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose confusion matrix is drawn: the recipe's first method at the largest fraction."""
+    """Return the rows whose confusion matrix is drawn: the recipe's first method at the largest fraction."""
     if not rows:
         return []
     largest = max(row.coordinates["fraction"] for row in rows)
@@ -117,7 +117,7 @@ def _numbers_first(value: Any) -> tuple[bool, Any]:
 
 
 def _sweep(section: Section, rows: Sequence[Row], name: str) -> Drawing:
-    """One curve for each fraction with its range, and a dashed line at the default's accuracy, as in Fig. 6."""
+    """Draw a curve with its range for each fraction, and a dashed line at the default's accuracy, as in Fig. 6."""
     setting = str(section.coordinates["sweep"])
     values = sorted({row.coordinates["value"] for row in rows}, key=_numbers_first)
     lines: dict[str, dict[int, Row]] = {}

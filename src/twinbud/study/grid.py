@@ -154,7 +154,7 @@ def plan_cells(
 def _cells(
     recipe: Recipe, coordinates: Mapping[str, Any], sweep_points: Sequence[Mapping[str, Any]], profile: Profile | None
 ) -> Iterator[Cell]:
-    """The runs of one combination of axes: one, or one for each value of each sweep.
+    """Yield the runs of one combination of axes: one, or one for each value of each sweep.
 
     Raises:
         TwinbudError: A setting has a value of the wrong type or outside its range.
@@ -174,7 +174,7 @@ def _cells(
 
 
 def checked_config(settings: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a cell, without an output folder.
+    """Return the configuration of a cell, without an output folder.
 
     Raises:
         TwinbudError: See ``run_config``.
@@ -189,7 +189,7 @@ def _combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
 
 
 def _sweep_points(recipe: Recipe, only: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """The coordinates that the sweeps add to each combination; a single empty one without sweeps."""
+    """Return the coordinates that the sweeps add to each combination; a single empty one without sweeps."""
     if not recipe.sweeps:
         return [{}]
     return [
@@ -217,7 +217,7 @@ def _convert(axis: str, values: Sequence[Any], recipe: Recipe | None = None, sec
 def _settings(
     recipe: Recipe, coordinates: Mapping[str, Any], sweep_point: Mapping[str, Any], profile: Profile | None
 ) -> dict[str, Any]:
-    """Settings of a run. Later ones win: profile, recipe, method, axes, sweep.
+    """Merge the settings of a run. Later ones win: profile, recipe, method, axes, sweep.
 
     A method that keeps a network whole has the pair's teacher as student, unless it names another network.
     """

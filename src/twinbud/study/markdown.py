@@ -18,7 +18,7 @@ from twinbud.study.tables import Section, Tables
 
 
 def tables_markdown(tables: Tables) -> str:
-    """A heading, the tables and the notes of each section."""
+    """Return a heading, the tables and the notes of each section."""
     parts = [f"# {_escape(tables.recipe.title)}", *map(_section, tables.sections)]
     if notes := tables_notes(tables):
         parts.append("## Missing runs and notes\n\n" + _list(notes))
@@ -26,7 +26,7 @@ def tables_markdown(tables: Tables) -> str:
 
 
 def architectures_markdown(recipe: Recipe, architectures: Sequence[Architecture]) -> str:
-    """The table of a recipe that lists architectures."""
+    """Return the table of a recipe that lists architectures."""
     return f"# {_escape(recipe.title)}\n\n{_table(architecture_table(architectures, NUM_CLASSES))}\n"
 
 

@@ -19,7 +19,7 @@ from twinbud.study.tables import Section, Tables
 
 
 def tables_page(tables: Tables, figures: Sequence[Sequence[Drawing]]) -> str:
-    """The page of a recipe, with the tables and figures of each section."""
+    """Return the page of a recipe, with the tables and figures of each section."""
     sections = [_section(section, drawings) for section, drawings in zip(tables.sections, figures, strict=True)]
     done = sum(row.num_done for section in tables.sections for row in section.rows)
     requested = sum(len(row.runs) for section in tables.sections for row in section.rows)
@@ -27,7 +27,7 @@ def tables_page(tables: Tables, figures: Sequence[Sequence[Drawing]]) -> str:
 
 
 def architectures_page(recipe: Recipe, architectures: Sequence[Architecture]) -> str:
-    """The page of a recipe that lists architectures."""
+    """Return the page of a recipe that lists architectures."""
     table = architecture_table(architectures, NUM_CLASSES)
     section = {"title": "Architectures", "facts": "", "tables": [("", table)], "notes": [], "figures": []}
     return _render(recipe.title, f"{len(architectures)} networks, none of them trained", [section], [])

@@ -20,12 +20,12 @@ def paper_numbers() -> Mapping[str, Any]:
 
 
 def paper_pairs() -> tuple[str, ...]:
-    """Names of the paper's teacher-student pairs."""
+    """Return the names of the paper's teacher-student pairs."""
     return tuple(paper_numbers()["pairs"])
 
 
 def paper_tables() -> tuple[str, ...]:
-    """Names of the paper's tables of accuracy and cost."""
+    """Return the names of the paper's tables of accuracy and cost."""
     return (*paper_numbers()["accuracy"], *paper_numbers()["cost"])
 
 
@@ -55,13 +55,13 @@ class ComparisonContext:
 
 
 def paper_accuracy(table: str, data: str, pair: str, label: str, fraction: float) -> tuple[float, float] | None:
-    """The paper's mean and standard deviation over five samplings; None if the table has no such cell."""
+    """Return the paper's mean and standard deviation over five samplings, or None without such a cell."""
     cell = _cell("accuracy", table, data, pair, label, fraction)
     return (float(cell[0]), float(cell[1])) if cell else None
 
 
 def paper_cost(table: str, data: str, pair: str, label: str, fraction: float) -> Mapping[str, float] | None:
-    """The paper's ``peak_memory_mib`` and ``train_seconds`` on an RTX A6000; None if the table has no such cell."""
+    """Return the paper's ``peak_memory_mib`` and ``train_seconds`` on an RTX A6000, or None without such a cell."""
     return _cell("cost", table, data, pair, label, fraction)
 
 

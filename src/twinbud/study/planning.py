@@ -149,7 +149,7 @@ class _Planner:
         )
 
     def _default_facts(self, cell: Cell, default: RunConfig, path: str) -> dict[str, Any]:
-        """The facts of a sweep's default, which consecutive cells share."""
+        """Return the facts of a sweep's default, which consecutive cells share."""
         if self.latest_default is None or self.latest_default[0] is not default:
             self.latest_default = default, self._facts(cell, default, path)
         return self.latest_default[1]
@@ -167,7 +167,7 @@ class _Planner:
         return run_facts(config, images=images, teacher=teacher, family=self.families[model])
 
     def _split_sizes(self, name: str, data: DataConfig) -> _SplitSizes:
-        """The sizes of the split, which are the same for every sampling."""
+        """Return the sizes of the split, which are the same for every sampling."""
         if (name, data) not in self.split_sizes:
             image_set = self.image_sets[name]
             split = make_split(image_set.image_index, image_set.digests, data, seed=0, blank=image_set.blank)
@@ -176,7 +176,7 @@ class _Planner:
 
 
 def _num_steps(config: RunConfig, sizes: _SplitSizes) -> int:
-    """Optimizer steps of all stages: fine-tuning of the teacher, recovery, and all phases of training."""
+    """Return the number of optimizer steps of all stages: tuning of the teacher, recovery, all phases of training."""
     num_images = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
     is_trained = config.model.method != "probe"
     training = is_trained * config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps

@@ -9,7 +9,7 @@ from twinbud.study.requests import RequestedRun
 
 
 def protocol_notes(requested: Sequence[RequestedRun]) -> tuple[str, ...]:
-    """One note for each protocol that differs from the paper's, with the methods that it concerns."""
+    """Return one note for each protocol that differs from the paper's, with the methods that it concerns."""
     done = [(run, run.record["facts"]["settings"]) for run in requested if run.record is not None]
     protocols = {
         "tested on one fifth of the training part (develop: true); the test part was not used": [
@@ -31,7 +31,7 @@ def _format(protocols: Mapping[str, Sequence[RequestedRun]], num_done: int) -> I
 
 
 def _memory_limit_notes(done: Sequence[tuple[RequestedRun, Mapping[str, Any]]]) -> Iterator[str]:
-    """A note for each method whose least squares used fewer views than requested, for lack of memory."""
+    """Yield a note for each method whose least squares used fewer views than requested, for lack of memory."""
     shares: dict[str, float] = {}
     for run, _ in done:
         assert run.record is not None
@@ -44,6 +44,6 @@ def _memory_limit_notes(done: Sequence[tuple[RequestedRun, Mapping[str, Any]]]) 
 
 
 def _name(run: RequestedRun) -> str:
-    """The method, and the values of further axes."""
+    """Return the method, and the values of further axes."""
     shared = {"data", "pair", "fraction", "sampling"}
     return " ".join(str(value) for axis, value in run.coordinates.items() if axis not in shared)

@@ -143,7 +143,7 @@ class _RecipeParser:
         return _require_mapping(self.content.get(key) or {}, self.where(key))
 
     def values(self, section: str, given: Any) -> list[Any]:
-        """A list of distinct values; a single value is a list of one."""
+        """Return a list of distinct values; a single value is a list of one."""
         values = given if isinstance(given, list) else [given]
         if not values or any(isinstance(value, list | dict) or value is None for value in values):
             problem = "the list is empty" if not values else f"{given} is not a list of single values"
@@ -250,12 +250,12 @@ def _check(recipe: Recipe) -> None:
 
 
 def _free_settings() -> tuple[str, ...]:
-    """Settings that a recipe can set."""
+    """Return the settings that a recipe can set."""
     return tuple(name for name in setting_names() if name not in RESERVED)
 
 
 def _varied_settings() -> tuple[str, ...]:
-    """Settings that can differ between the runs of a recipe."""
+    """Return the settings that can differ between the runs of a recipe."""
     return tuple(name for name in _free_settings() if name not in SHARED)
 
 

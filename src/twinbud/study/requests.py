@@ -33,7 +33,7 @@ class RequestedRun:
         return int(self.coordinates["sampling"])
 
     def to_json(self) -> dict[str, Any]:
-        """The request without its result, as a plan holds it."""
+        """Return the request without its result, as a plan holds it."""
         return {
             "run_id": self.run_id,
             "profile": self.profile,

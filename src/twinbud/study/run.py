@@ -88,7 +88,7 @@ class Study:
 
     @property
     def num_workers(self) -> int:
-        """How many missing runs are executed at the same time, at least 1."""
+        """Number of missing runs that are executed at the same time, at least 1."""
         return max(1, min(self.executor.num_workers, len(self.missing)))
 
 

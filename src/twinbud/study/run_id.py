@@ -66,7 +66,7 @@ def run_facts(config: RunConfig, *, images: str, teacher: str, family: Selection
 
 
 def make_run_id(facts: Mapping[str, Any]) -> str:
-    """The first 20 hexadecimal digits of the SHA-256 of the facts."""
+    """Return the first 20 hexadecimal digits of the SHA-256 of the facts."""
     return hashlib.sha256(canonical(facts).encode()).hexdigest()[:20]
 
 
@@ -76,7 +76,7 @@ def canonical(content: Any) -> str:
 
 
 def images_fingerprint(image_index: ImageIndex, digests: Sequence[str]) -> str:
-    """SHA-256 of the decoded images in their order, with label, patient and given split, but without paths."""
+    """Return the SHA-256 of the decoded images in order, with label, patient and given split, but without paths."""
     lines = [
         json.dumps([digest, row.label, row.patient_id, row.split])
         for digest, row in zip(digests, image_index.rows, strict=True)

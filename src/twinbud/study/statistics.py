@@ -58,7 +58,7 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean, standard deviation and range; None without values."""
+    """Compute mean, standard deviation and range; None without values."""
     if not values:
         return None
     return Spread(

@@ -174,7 +174,7 @@ class RunStore:
             lock.release()
 
     def run_dir(self, run_id: str) -> Path:
-        """The run folder."""
+        """Return the run folder."""
         return self.path / "work" / run_id
 
     @property
@@ -183,15 +183,15 @@ class RunStore:
         return self.path / "teachers"
 
     def is_done(self, run_id: str) -> bool:
-        """Whether the run has a record, which may be corrupt."""
+        """Return whether the run has a record, which may be corrupt."""
         return self._record_path(run_id).exists()
 
     def done_ids(self) -> set[str]:
-        """Ids of all runs that have a record."""
+        """Return the ids of all runs that have a record."""
         return {path.stem for path in (self.path / "records").glob("[!.]*.json")}
 
     def failed_ids(self) -> set[str]:
-        """Ids of all runs whose last attempt failed."""
+        """Return the ids of all runs whose last attempt failed."""
         return {path.stem for path in (self.path / "failures").glob("[!.]*.json")}
 
     def read(self, run_id: str) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class RunStore:
             ) from error
 
     def _lock(self) -> FileLock:
-        """The lock for files that several processes change."""
+        """Return the lock for files that several processes change."""
         return FileLock(self.path / "claims" / "study.lock")
 
     def _record_path(self, run_id: str) -> Path:

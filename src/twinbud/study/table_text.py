@@ -30,7 +30,7 @@ class Table:
 
 
 def accuracy_table(section: Section) -> Table:
-    """Accuracy with the difference to the baseline and the paper's result, balanced accuracy and AUROC."""
+    """Make a table of accuracy, its differences to baseline and paper, balanced accuracy and AUROC."""
     has_difference = section.baseline is not None and any(row.difference for row in section.rows)
     has_paper = any(row.paper for row in section.rows)
     heads = [*_axis_heads(section), "accuracy"]
@@ -58,7 +58,7 @@ def _accuracy_cells(section: Section, row: Row, *, has_difference: bool, has_pap
 
 
 def cost_table(section: Section) -> Table:
-    """Size and latency of the network, time and memory of training, with the paper's results."""
+    """Make a table of the network's size and latency and the time and memory of training, with the paper's."""
     has_paper = any(row.paper_cost for row in section.rows)
     has_network = any(row.costs["num_parameters"] for row in section.rows)
     heads = (*_axis_heads(section), *(_NETWORK_HEADS if has_network else ()))
@@ -95,21 +95,21 @@ _NETWORK_UNITS = {
 
 
 def _network_cells(costs: Mapping[str, Spread | None]) -> Iterator[str]:
-    """``5.50 M``, ``0.367 G`` and ``12.1 ms``."""
+    """Yield ``5.50 M``, ``0.367 G`` and ``12.1 ms``."""
     for name, (factor, decimals, unit) in _NETWORK_UNITS.items():
         value = costs[name]
         yield f"{number(value.mean * factor, decimals)} {unit}" if value else "–"
 
 
 def plus_minus(value: Spread | None) -> str:
-    """``0.750 ± 0.012``, ``0.750`` for a single sampling, or a dash."""
+    """Return ``0.750 ± 0.012``, ``0.750`` for a single sampling, or a dash."""
     if value is None:
         return "–"
     return f"{value.mean:.3f}" + ("" if value.deviation is None else f" ± {value.deviation:.3f}")
 
 
 def section_notes(section: Section) -> list[str]:
-    """Notes on the table of a section."""
+    """Return the notes on the table of a section."""
     notes = [f"{note}." for note in section.protocol_notes]
     if any(row.difference for row in section.rows):
         notes.append(
@@ -129,13 +129,13 @@ def section_notes(section: Section) -> list[str]:
 
 
 def tables_notes(tables: Tables) -> list[str]:
-    """Notes on the whole study: failed runs, and records that are not used."""
+    """Return the notes on the whole study: failed runs, and records that are not used."""
     failures = [f"Failed ({count}): {reason}" for reason, count in tables.failures.items()]
     return [*failures, *tables.notes]
 
 
 def describe_row(section: Section, row: Row) -> str:
-    """The values of a row on the axes of its section, in one line."""
+    """Return the values of a row on the axes of its section, in one line."""
     return " · ".join(_axis_cells(section, row))
 
 
@@ -144,7 +144,7 @@ def _axis_cells(section: Section, row: Row) -> list[str]:
 
 
 def axis_value(axis: str, coordinates: Mapping[str, Any]) -> str:
-    """``5 %`` for a fraction, else the value."""
+    """Return ``5 %`` for a fraction, else the value."""
     value = coordinates[axis]
     if axis == "fraction":
         return f"{100 * value:g}\u00a0%"
@@ -152,7 +152,7 @@ def axis_value(axis: str, coordinates: Mapping[str, Any]) -> str:
 
 
 def _axis_heads(section: Section) -> list[str]:
-    """The heads of the first columns."""
+    """Return the heads of the first columns."""
     heads = {"fraction": "labels", "value": str(section.coordinates.get("sweep"))}
     return [heads.get(axis, axis).replace("_", " ") for axis in section.axes]
 
@@ -180,7 +180,7 @@ def _mean(value: Spread | None, decimals: int) -> str:
 
 
 def architecture_table(architectures: Sequence[Any], num_classes: int) -> Table:
-    """The table of architectures, as in the paper's Table 1."""
+    """Make the table of architectures, as in the paper's Table 1."""
     heads = ("pair", "role", "model", "depth", "width", "heads", f"parameters ({num_classes} classes)", "paper")
     rows = []
     for one in architectures:

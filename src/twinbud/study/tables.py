@@ -192,7 +192,7 @@ def _section(
 
 
 def _baselines(recipe: Recipe, order: Sequence[str], groups: Mapping[Place, Samplings]) -> dict[Place, Samplings]:
-    """The runs that those of each place are compared with, sampling by sampling.
+    """Return the runs that those of each place are compared with, sampling by sampling.
 
     In a sweep these are the runs with the default value, else those with the values of the recipe's ``baseline``.
     """
@@ -240,7 +240,7 @@ def _row(recipe: Recipe, coordinates: Mapping[str, Any], runs: Samplings, baseli
 
 
 def _paper_cell(recipe: Recipe, coordinates: Mapping[str, Any]) -> tuple[str, str, str, str, float] | None:
-    """Table, image set, pair, method and fraction of the paper's result; None if the recipe names none."""
+    """Return the table, image set, pair, method and fraction of the paper's result; None if the recipe names none."""
     pair = recipe.pairs[coordinates["pair"]].paper
     if recipe.paper is None or pair is None or coordinates["method"] not in recipe.paper.methods:
         return None
@@ -249,7 +249,7 @@ def _paper_cell(recipe: Recipe, coordinates: Mapping[str, Any]) -> tuple[str, st
 
 
 def _values(runs: Samplings, part: str, name: str) -> dict[int, float]:
-    """One number of each finished sampling that has it."""
+    """Return one number of each finished sampling that has it."""
     found = {sampling: run.record[part].get(name) for sampling, run in runs.items() if run.record is not None}
     return {sampling: float(value) for sampling, value in found.items() if value is not None}
 
@@ -264,7 +264,7 @@ def _sum_matrices(matrices: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[in
 def _paper_differences(
     recipe: Recipe, rows: Sequence[Row], images: Mapping[str, Mapping[str, Any]]
 ) -> Mapping[str, str] | None:
-    """All differences between runs and the paper's runs that are shown beside them; None if none are shown."""
+    """Return all differences to the paper's runs that are shown beside them; None if none are shown."""
     found: dict[str, str] | None = None
     for row in rows:
         if row.paper is None and row.paper_cost is None:
@@ -304,5 +304,5 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 
 def _count(count: int, noun: str) -> str:
-    """``1 run`` or ``2 runs``."""
+    """Return ``1 run`` or ``2 runs``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

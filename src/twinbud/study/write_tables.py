@@ -143,7 +143,7 @@ def _require_one_teacher_per_pair(runs: Sequence[RequestedRun], store: RunStore)
 
 
 def tables_json(tables: Tables) -> dict[str, Any]:
-    """All tables as a JSON object, with the metrics and costs of every run."""
+    """Return all tables as a JSON object, with the metrics and costs of every run."""
     recipe = tables.recipe
     return {
         "title": recipe.title,
@@ -186,7 +186,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 
 def _flat(recipe: Recipe, section: Section) -> list[dict[str, Any]]:
-    """The CSV rows of a section, one for each row of its table; None is an empty cell."""
+    """Return the CSV rows of a section, one for each row of its table; None is an empty cell."""
     rows = []
     for row in section.rows:
         flat: dict[str, Any] = {"recipe": recipe.name, "profile": section.profile}

@@ -59,16 +59,16 @@ class Images(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """From decoded images to the network's input."""
+        """Conversion of decoded images to the network's input."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         ...
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         ...
 
 
@@ -122,7 +122,7 @@ def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
 
 
 def draw_training_views(config: TrainingConfig, epoch: int, num_samples: int) -> Views:
-    """Draw the augmentation of an epoch as the settings describe it; see ``draw_views``."""
+    """Draw the augmentation (one row for each of N samples, on the CPU) of an epoch, from 1; see ``draw_views``."""
     return draw_views(
         config.seed,
         epoch,
@@ -139,7 +139,18 @@ def draw_training_views(config: TrainingConfig, epoch: int, num_samples: int) ->
 def batches(
     num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """Return the sample numbers of each batch of an epoch: a pure function of (seed, epoch)."""
+    """Return the sample numbers of each batch of an epoch: a pure function of (seed, epoch).
+
+    Args:
+        num_samples: N.
+        batch_size: B; the last batch may be smaller.
+        seed: The run's seed.
+        epoch: From 1.
+        device: Device of the result; None for the CPU.
+
+    Returns:
+        (B,) int64 each, on ``device``; together a permutation of 0 to N - 1.
+    """
     order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
     return order.to(device).split(batch_size)
 
@@ -195,14 +206,20 @@ class EpochLoop(ABC, Generic[BatchT]):
         """Yield the batches of an epoch.
 
         Args:
-            order: Sample numbers of each batch.
-            views: Augmentation of every sample in this epoch.
+            order: (B,) int64 sample numbers of each batch, on the device.
+            views: Augmentation of all N samples in this epoch, one row each, on the device.
             epoch: From 1.
         """
 
     @abstractmethod
     def train_batch(self, batch: BatchT, learning_rate: float, running_means: RunningMeans) -> None:
-        """Take one optimizer step and add its measures to the running means."""
+        """Take one optimizer step and add its measures to the running means.
+
+        Args:
+            batch: One of ``epoch_batches``.
+            learning_rate: That of this step, before the factor of each parameter group.
+            running_means: Takes for each of ``measures`` the float64 sum over the images of the batch.
+        """
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Train the remaining epochs; yield the record of each, which is then the last of ``records``."""
@@ -228,7 +245,7 @@ class EpochLoop(ABC, Generic[BatchT]):
         )
 
     def augmented_batches(self, order: Sequence[torch.Tensor], views: Views) -> Iterator[torch.Tensor]:
-        """Yield the augmented, normalized images (B, C, S, S) of each batch."""
+        """Yield the augmented, normalized images (B, 3, S, S), float32 on the device, of each batch."""
         data = self.data
         for rows, pixels_BCSS in zip(order, prefetch(data.images_NCSS, order, data.device), strict=True):
             yield self.normalize(apply_views(pixels_BCSS, views[rows]))

@@ -40,7 +40,7 @@ def open_png(contents: bytes, *, check_data: bool = False) -> PngImageFile:
 
 
 def is_16_bit_color(contents: bytes) -> bool:
-    """Whether a PNG holds 16-bit samples of more than one channel, of which Pillow keeps the upper 8 bits only."""
+    """Return whether a PNG has 16-bit samples of several channels, of which Pillow keeps the upper 8 bits only."""
     return contents[12:16] == b"IHDR" and contents[24:25] == b"\x10" and contents[25:26] in (b"\2", b"\4", b"\6")
 
 
@@ -90,7 +90,7 @@ def _read_gray_with_alpha(contents: bytes) -> np.ndarray:
 
 
 def gray_16_samples(image: PngImageFile) -> Callable[[Box], Samples]:
-    """The samples of a 16-bit gray PNG; one gray value may be declared transparent."""
+    """Return the samples of a 16-bit gray PNG; one gray value may be declared transparent."""
     key = image.info.get("transparency")
 
     def samples(box: Box) -> Samples:
@@ -105,7 +105,7 @@ def _set_raw_mode(image: PngImageFile, mode: str) -> None:
 
 
 def _without_metadata(contents: bytes, *, check_data: bool) -> list[memoryview]:
-    """The parts of the file that Pillow is to read; what does not parse as a chunk is kept, for Pillow to refuse."""
+    """Return the parts that Pillow is to read; what does not parse as a chunk is kept, for Pillow to refuse."""
     view, pieces = memoryview(contents), []
     start = place = len(SIGNATURE)
     pieces.append(view[:start])

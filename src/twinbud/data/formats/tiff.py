@@ -59,7 +59,7 @@ class TiffPage:
     num_pages: int
 
     def value(self, name: str, default: int) -> int:
-        """The first value of a tag."""
+        """Return the first value of a tag."""
         return self.tags.get(name, (default,))[0]
 
     @property
@@ -126,7 +126,7 @@ def read_page(contents: bytes) -> TiffPage:
 
 
 def describe(page: TiffPage) -> ImageInfo:
-    """The size and the number of frames, those that only an ImageJ description mentions included."""
+    """Return the size and the number of frames, those that only an ImageJ description mentions included."""
     num_frames, frames = page.num_pages, None
     if page.num_pages == MAX_PAGES_COUNTED:
         frames = f"{num_frames} or more pages"
@@ -166,7 +166,7 @@ def _parse(contents: bytes) -> TiffPage:
 
 
 def _entries(contents: bytes, offset: int, order: str, *, is_big: bool) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Names and values of the tags of one directory that are listed in ``_TAGS``."""
+    """Yield the names and values of the tags of one directory that are listed in ``_TAGS``."""
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), contents, offset)
     layout = order + ("HHQ" if is_big else "HHI")
     width, room = (20, 8) if is_big else (12, 4)
@@ -216,12 +216,12 @@ def _check_layout(page: TiffPage) -> None:
 
 
 def unsupported(page: TiffPage) -> UnreadableImage:
-    """The refusal of a layout that neither decoder reads rightly."""
+    """Return the error for a layout that neither decoder reads rightly."""
     return UnreadableImage(f"has an unsupported sample layout: {page} (TIFF)", _CONVERT)
 
 
 def decoded_by_pillow(page: TiffPage) -> bool:
-    """Whether Pillow gives the right pixels."""
+    """Return whether Pillow gives the right pixels."""
     if page.format != 1:
         return False
     if page.photometric in (0, 1):

@@ -167,13 +167,13 @@ class Row(NamedTuple):
 
 
 def _labels_text(rows: list[Row]) -> str:
-    """The contents of ``labels.csv``."""
+    """Return the contents of ``labels.csv``."""
     lines = (f"{row.image_path},{row.label},patient{row.patient:04d}\n" for row in rows)
     return "image_path,label,patient_id\n" + "".join(lines)
 
 
 def _is_complete(folder: Path, rows: list[Row]) -> bool:
-    """Whether the folder holds this set: the same ``labels.csv`` and every image that it lists."""
+    """Return whether the folder holds this set: the same ``labels.csv`` and every image that it lists."""
     try:
         table = (folder / "labels.csv").read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -107,7 +107,7 @@ def smooth_noise(coarse: Array) -> Array:
 
 
 def smoothstep(low: float, high: float, value: float) -> float:
-    """0 below ``low``, 1 above ``high``, a cubic in between."""
+    """Return 0 below ``low``, 1 above ``high``, a cubic in between."""
     t = min(max((value - low) / (high - low), 0.0), 1.0)
     return t * t * (3 - 2 * t)
 
@@ -127,7 +127,7 @@ class Canvas:
         self.brain: Array = np.zeros_like(self.image)
 
     def cover(self, distance: Array, softness: float = 1.5) -> Array:
-        """Coverage in [0, 1] of a shape, from its signed distance (negative inside). ``softness`` is in pixels."""
+        """Return a shape's coverage, in [0, 1], from its signed distance (negative inside); ``softness`` in pixels."""
         return np.clip(0.5 - distance / (softness * self.pixel), 0, 1)
 
     def paint(self, coverage: Array, value: float | Array) -> None:
@@ -148,7 +148,7 @@ class Canvas:
         self.image[rows, columns] += coverage * (value - self.image[rows, columns])
 
     def window(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
-        """Rows and columns of the bounding box of all pixels within ``reach`` of (x, y)."""
+        """Return the rows and columns of the bounding box of all pixels within ``reach`` of (x, y)."""
         near = (np.abs(self.x - x) < reach) & (np.abs(self.y - y) < reach)
         rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         if not rows.size:
@@ -177,7 +177,7 @@ def sample_fields(anatomy: Anatomy, x: Array, y: Array, level: float) -> dict[st
 
 
 def skin_depth(anatomy: Anatomy, x: Array, y: Array) -> Array:
-    """Depth below the skin, in half head lengths; negative outside the head."""
+    """Return the depth below the skin, in half head lengths; negative outside the head."""
     angle = np.arctan2(x, -y)
     radius = np.sqrt((x / anatomy.width) ** 2 + y**2)
     # The head is narrower at the forehead.
@@ -188,10 +188,10 @@ def skin_depth(anatomy: Anatomy, x: Array, y: Array) -> Array:
 
 
 def brain_depth_offset(anatomy: Anatomy) -> float:
-    """Depth of the inner table of the skull below the skin."""
+    """Return the depth of the inner table of the skull below the skin."""
     return anatomy.scalp + anatomy.skull
 
 
 def brain_front(x: Array | float, level: float) -> Array | float:
-    """The y where the brain begins: at the sphenoid ridge in low slices, at the forehead in high ones."""
+    """Return the y where the brain begins: at the sphenoid ridge in low slices, at the forehead in high ones."""
     return -0.31 - 0.95 * smoothstep(0.15, 0.5, level) + 0.12 * np.cos(np.pi * np.asarray(x) / 0.4)

@@ -68,14 +68,14 @@ def draw_lesion(kind: str, anatomy: Anatomy, generator: np.random.Generator) -> 
 
 
 def _place_in_white_matter(anatomy: Anatomy, generator: np.random.Generator) -> tuple[float, float]:
-    """A center within one hemisphere, away from the midline, the skull and the face."""
+    """Draw a center within one hemisphere, away from the midline, the skull and the face."""
     x = float(generator.choice([-1, 1]) * generator.uniform(0.24, 0.4))
     front = max(float(brain_front(x, anatomy.level)) + 0.26, -0.5)
     return x, float(generator.uniform(front, 0.5))
 
 
 def _place_on_dura(anatomy: Anatomy, radius: float, generator: np.random.Generator) -> tuple[float, float]:
-    """A center near the inner table of the skull or the falx, so that the tumor has a broad base on it."""
+    """Draw a center near the inner table of the skull or the falx, so that the tumor has a broad base on it."""
     on_falx = generator.uniform() < 0.2 and anatomy.level > 0.4
     side = generator.choice([-1, 1])
     if on_falx:
@@ -91,7 +91,7 @@ def _place_on_dura(anatomy: Anatomy, radius: float, generator: np.random.Generat
 
 
 def mass_effect(lesion: Lesion, anatomy: Anatomy, x: Array, y: Array) -> tuple[Array, Array]:
-    """Coordinates, before displacement by the tumor, of the tissue that is at (x, y) now; the skull does not move."""
+    """Return where the tissue now at (x, y) was before the tumor displaced it; the skull does not move."""
     dx, dy = x - lesion.x, y - lesion.y
     distance = np.hypot(dx, dy)
     fade = np.clip(1 - distance / (2.4 * lesion.radius), 0, 1) ** 2

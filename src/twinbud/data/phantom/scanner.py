@@ -51,7 +51,7 @@ def draw_acquisition(generator: np.random.Generator) -> Acquisition:
 
 
 def head_coordinates(acquisition: Acquisition, size: int) -> tuple[Array, Array]:
-    """Head coordinates of each pixel: two float32 arrays (size, size)."""
+    """Return the head coordinates of each pixel: two float32 arrays (size, size)."""
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     across, along = grid[None, :] - acquisition.shift[0], grid[:, None] - acquisition.shift[1]
     c, s = np.cos(acquisition.rotation), np.sin(acquisition.rotation)

@@ -19,7 +19,7 @@ _PLAIN = PlainFamily()
 
 
 def without_recovery(family: SelectionFamily) -> TwinbudError:
-    """The error for recovery with a family that has no ``RecoverySupport``."""
+    """Return the error for recovery with a family that has no ``RecoverySupport``."""
     supported = " or ".join(other.name for other in FAMILIES if other.recovery)
     return TwinbudError(
         f"recovery is not implemented for {family.name}",

@@ -146,7 +146,7 @@ class RecoverySupport(ABC):
 
 
 def no_single_stream(networks: str, option: str) -> TwinbudError:
-    """The error for networks without one residual stream that LayerNorms alone read."""
+    """Return the error for networks without one residual stream that LayerNorms alone read."""
     return TwinbudError(
         f"it does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone",
         where=option,
@@ -204,7 +204,7 @@ class SelectionFamily(ABC):
 
     @abstractmethod
     def shape(self, model: TimmModel) -> NetworkShape:
-        """Return depth, width and heads as the paper's Table 1 counts them."""
+        """Return the depth, width and heads as the paper's Table 1 counts them."""
 
     def layer_numbers(self, model: TimmModel) -> dict[str, int]:
         """Return the number of each parameter's layer, in order from 0, for layer-wise learning-rate decay.

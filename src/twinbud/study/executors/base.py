@@ -32,7 +32,7 @@ class Assignment:
     pixel_cache: bool = True
 
     def is_settled(self, run_id: str) -> bool:
-        """Whether the run has a record, or has failed since this study started."""
+        """Return whether the run has a record, or has failed since this study started."""
         if self.store.is_done(run_id):
             return True
         failure = self.store.read_failure(run_id)
@@ -103,7 +103,7 @@ class Executor(Protocol):
 
     @property
     def num_workers(self) -> int:
-        """How many runs are executed at the same time, at most."""
+        """Number of runs that are executed at the same time, at most."""
         ...
 
     def run(self, assignment: Assignment, on_event: OnEvent) -> None:

@@ -46,7 +46,7 @@ class LocalExecutor:
 
     @property
     def num_workers(self) -> int:
-        """How many runs are executed at the same time, at most."""
+        """Number of runs that are executed at the same time, at most."""
         return len(self.core_sets)
 
     def run(self, assignment: Assignment, on_event: OnEvent) -> None:
@@ -183,7 +183,7 @@ def _terminate(workers: Iterable[_Worker]) -> None:
 
 
 def _describe_exit(code: int | None) -> str:
-    """``SIGKILL`` or ``exit code 1``."""
+    """Return ``SIGKILL`` or ``exit code 1``."""
     if code is not None and code < 0:
         with suppress(ValueError):
             return signal.Signals(-code).name
