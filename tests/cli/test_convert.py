@@ -22,7 +22,7 @@ from helpers.advice import run_advice
 from helpers.builders import random_model
 from twinbud.cli.convert import convert, main
 from twinbud.core.errors import TwinbudError
-from twinbud.models.teacher import open_teacher, read_teacher_card
+from twinbud.models.teacher import open_teacher, read_teacher_info
 
 ARCHITECTURE = "test_convnext"
 
@@ -82,7 +82,7 @@ FORMS: dict[str, Callable[[State], Any]] = {
 
 
 def assert_opens(path: Path, network: Any, *, atol: float = 0.0) -> None:
-    opened = open_teacher(read_teacher_card(f"{ARCHITECTURE}@{path}")).model
+    opened = open_teacher(read_teacher_info(f"{ARCHITECTURE}@{path}")).model
     for name, tensor in opened.state_dict().items():
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=0, atol=atol, msg=name)
 
@@ -99,7 +99,7 @@ def test_every_form_of_checkpoint_is_converted(form: str, network: Any, tmp_path
 def test_the_printed_command_converts_files_of_any_name(name: str, network: Any, tmp_path: Path) -> None:
     torch.save(FORMS["namespace"](network.state_dict()), tmp_path / name)
     with pytest.raises(TwinbudError) as caught:
-        read_teacher_card(f"{ARCHITECTURE}@{tmp_path / name}")
+        read_teacher_info(f"{ARCHITECTURE}@{tmp_path / name}")
     run_advice(str(caught.value))
     (written,) = tmp_path.glob("*.safetensors")
     assert_opens(written, network)
@@ -116,9 +116,9 @@ def test_a_folder_with_a_pickle_is_converted_in_place(network: Any, tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps({"architecture": ARCHITECTURE}))
     torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(TwinbudError) as caught:
-        open_teacher(read_teacher_card(f"local-dir:{tmp_path}"))
+        open_teacher(read_teacher_info(f"local-dir:{tmp_path}"))
     run_advice(str(caught.value))
-    assert open_teacher(read_teacher_card(f"local-dir:{tmp_path}")).model.num_classes == 5
+    assert open_teacher(read_teacher_info(f"local-dir:{tmp_path}")).model.num_classes == 5
 
 
 def test_a_safetensors_file_with_a_wrappers_prefix_opens_as_it_is(network: Any, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_safetensors_file_with_more_than_the_network_is_refused_with_a_command
     state = {**prefixed(network.state_dict(), "backbone."), "projector.weight": torch.ones(2)}
     save_file(state, tmp_path / "all.safetensors")
     with pytest.raises(TwinbudError, match=r"holds more than test_convnext") as caught:
-        open_teacher(read_teacher_card(f"{ARCHITECTURE}@{tmp_path}/all.safetensors"))
+        open_teacher(read_teacher_info(f"{ARCHITECTURE}@{tmp_path}/all.safetensors"))
     assert "left out: projector.weight" in run_advice(str(caught.value))
     assert_opens(tmp_path / "all-converted.safetensors", network)
 
@@ -141,9 +141,9 @@ def test_a_one_channel_teacher_is_refused_with_a_command_that_works(tmp_path: Pa
     gray = random_model(ARCHITECTURE, num_classes=5, in_chans=1)
     save_file(gray.state_dict(), tmp_path / "gray.safetensors")
     with pytest.raises(TwinbudError, match="takes images of 1 channel") as caught:
-        open_teacher(read_teacher_card(f"{ARCHITECTURE}@{tmp_path}/gray.safetensors"))
+        open_teacher(read_teacher_info(f"{ARCHITECTURE}@{tmp_path}/gray.safetensors"))
     run_advice(str(caught.value))
-    opened = open_teacher(read_teacher_card(f"{ARCHITECTURE}@{tmp_path}/gray-converted.safetensors")).model
+    opened = open_teacher(read_teacher_info(f"{ARCHITECTURE}@{tmp_path}/gray-converted.safetensors")).model
     images = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(opened(images.repeat(1, 3, 1, 1)), gray(images), rtol=1e-4, atol=1e-5)
 
@@ -163,10 +163,10 @@ def test_a_one_channel_folder_is_refused_with_a_command_that_works(known: dict[s
     }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(TwinbudError, match="takes images of 1 channel") as caught:
-        read_teacher_card(f"local-dir:{folder}")
+        read_teacher_info(f"local-dir:{folder}")
     run_advice(str(caught.value))
-    teacher = open_teacher(read_teacher_card(f"local-dir:{folder}-rgb"))
-    assert teacher.card.mean == (0.5, 0.5, 0.5)
+    teacher = open_teacher(read_teacher_info(f"local-dir:{folder}-rgb"))
+    assert teacher.info.mean == (0.5, 0.5, 0.5)
     images = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(teacher.model(images.repeat(1, 3, 1, 1)), gray(images), rtol=1e-4, atol=1e-5)
 
@@ -174,7 +174,7 @@ def test_a_one_channel_folder_is_refused_with_a_command_that_works(known: dict[s
 def test_a_teacher_of_four_channels_is_refused_without_a_command_that_could_not_help(tmp_path: Path) -> None:
     save_file(random_model(ARCHITECTURE, in_chans=4).state_dict(), tmp_path / "four.safetensors")
     with pytest.raises(TwinbudError, match=r"takes images of 4 channels, .*\. Choose another teacher\.$"):
-        open_teacher(read_teacher_card(f"{ARCHITECTURE}@{tmp_path}/four.safetensors"))
+        open_teacher(read_teacher_info(f"{ARCHITECTURE}@{tmp_path}/four.safetensors"))
 
 
 def test_original_dinov2_names_are_translated(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_original_dinov2_names_are_translated(tmp_path: Path) -> None:
     original["mask_token"] = torch.zeros(1, 384)
     torch.save(original, tmp_path / "dinov2.pth")
     convert(f"vit_small_patch14_reg4_dinov2@{tmp_path}/dinov2.pth")
-    opened = open_teacher(read_teacher_card(f"vit_small_patch14_reg4_dinov2@{tmp_path}/dinov2.safetensors")).model
+    opened = open_teacher(read_teacher_info(f"vit_small_patch14_reg4_dinov2@{tmp_path}/dinov2.safetensors")).model
     assert torch.equal(opened.reg_token, state["reg_token"])
     assert torch.equal(opened.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
 

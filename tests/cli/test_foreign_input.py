@@ -23,7 +23,7 @@ from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_yaml
 from twinbud.models.model_folder import open_model_folder
 from twinbud.models.selection_io import load_selection, select
-from twinbud.models.teacher import open_teacher, read_teacher_card
+from twinbud.models.teacher import open_teacher, read_teacher_info
 from twinbud.models.weights_file import read_safetensors
 from twinbud.training.checkpoint import START, Checkpoint, CheckpointFolder
 
@@ -101,7 +101,7 @@ def test_weights_of_another_kind_are_refused_everywhere(
     teacher = Path(shutil.copytree(shared_teacher.removeprefix("local-dir:"), tmp_path / "teacher"))
     shutil.copy(file, teacher)
     with pytest.raises(TwinbudError, match="not in safetensors format"):
-        open_teacher(read_teacher_card(f"local-dir:{teacher}"))
+        open_teacher(read_teacher_info(f"local-dir:{teacher}"))
     shutil.copy(file, selection / "student.safetensors")
     change_plan(selection, sha256__=("student.safetensors", hashlib.sha256(contents).hexdigest()))
     with pytest.raises(TwinbudError, match="not in safetensors format"):
@@ -160,7 +160,7 @@ def test_an_architecture_that_names_another_place_is_refused(
         load_selection(selection)
     change(teacher / "config.json", architecture=name)
     with pytest.raises(TwinbudError, match="timm has no architecture"):
-        read_teacher_card(f"local-dir:{teacher}")
+        read_teacher_info(f"local-dir:{teacher}")
 
 
 ARGUMENTS: dict[str, Any] = {
@@ -206,7 +206,7 @@ def test_arguments_of_a_shape_may_not_be_about_anything_else(
         load_selection(selection)
     change(teacher / "config.json", model_args__=(name, value))
     with pytest.raises(TwinbudError):
-        select(read_teacher_card(f"local-dir:{teacher}"))
+        select(read_teacher_info(f"local-dir:{teacher}"))
 
 
 @pytest.mark.parametrize("content", ["text", 3, None, [], [1], {"embed_dim": DEEP}])
@@ -225,7 +225,7 @@ def test_where_a_known_model_came_from_is_not_gone_to(model: Path, teacher: Path
         for name in ("file", "url", "hf_hub_id"):
             change(folder / "config.json", pretrained_cfg__=(name, "evil/x"))
     assert open_model_folder(model).classes == ("dark", "grey", "light")
-    assert open_teacher(read_teacher_card(f"local-dir:{teacher}")).card.mean == (0.5, 0.4, 0.3)
+    assert open_teacher(read_teacher_info(f"local-dir:{teacher}")).info.mean == (0.5, 0.4, 0.3)
 
 
 JSON: dict[str, str] = {
@@ -253,7 +253,7 @@ def test_json_of_another_kind_is_refused_everywhere(text: str, model: Path, sele
     with pytest.raises(TwinbudError, match="no output folder of 'twinbud select'"):
         load_selection(selection)
     with pytest.raises(TwinbudError, match="no folder in timm's layout"):
-        read_teacher_card(f"local-dir:{teacher}")
+        read_teacher_info(f"local-dir:{teacher}")
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/dev/stdin", "pipe"])
@@ -269,7 +269,7 @@ def test_json_without_an_end_is_not_waited_for(target: str, model: Path, selecti
     with pytest.raises(TwinbudError, match="no output folder"):
         load_selection(selection)
     with pytest.raises(TwinbudError, match="no folder in timm's layout"):
-        read_teacher_card(f"local-dir:{teacher}")
+        read_teacher_info(f"local-dir:{teacher}")
 
 
 PLANS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from helpers.builders import CONVNEXT, VIT, save_teacher
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
-from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.models.teacher import open_teacher_at, read_teacher_info
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.least_squares import RefitBatch
 
@@ -43,8 +43,8 @@ def refit_batches(size: int) -> list[RefitBatch]:
 def beside(folder: Path, kind: str, pair_role: PairRole = "student", **settings: Any) -> ChannelMap:
     """A selected student and its teacher, as the stage puts them side by side."""
     architecture, arguments = TEACHERS[kind]
-    card = read_teacher_card(save_teacher(folder / kind, architecture, **arguments))
-    selection = select(card, **settings)
+    teacher_info = read_teacher_info(save_teacher(folder / kind, architecture, **arguments))
+    selection = select(teacher_info, **settings)
     size = image_size(kind)
     student_pair = build_student_pair(selection, image_size=size, num_classes=2)
     family = selection.student_spec.family
@@ -52,7 +52,7 @@ def beside(folder: Path, kind: str, pair_role: PairRole = "student", **settings:
     assert network is not None
     return ChannelMap(
         student=network.eval(),
-        teacher=open_teacher_at(card, family, size),
+        teacher=open_teacher_at(teacher_info, family, size),
         family=family,
         plan=selection.plan,
         pair_role=pair_role,

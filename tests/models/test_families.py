@@ -21,7 +21,7 @@ from twinbud.models.initialization import open_initialization
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
 from twinbud.models.student_spec import make_student_spec
-from twinbud.models.teacher import IMAGENET_MEAN, IMAGENET_STD, read_teacher_card
+from twinbud.models.teacher import IMAGENET_MEAN, IMAGENET_STD, read_teacher_info
 from twinbud.models.widths import Axis, TensorSpec
 from twinbud.training.optimizer import lr_scales
 
@@ -81,7 +81,7 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_its_weights_are_selected_and_its_students_run(teacher: str) -> None:
-    selection = select(read_teacher_card(teacher))
+    selection = select(read_teacher_info(teacher))
     pair = build_student_pair(selection, image_size=32, num_classes=3)
     assert pair.auxiliary is not None
     assert pair.student(torch.randn(1, 3, 32, 32)).shape == (1, 3)
@@ -90,7 +90,7 @@ def test_its_weights_are_selected_and_its_students_run(teacher: str) -> None:
 
 
 def test_layer_decay_counts_its_blocks(teacher: str) -> None:
-    pair = build_student_pair(select(read_teacher_card(teacher)), image_size=32, num_classes=3)
+    pair = build_student_pair(select(read_teacher_info(teacher)), image_size=32, num_classes=3)
     scales = lr_scales(pair.student, 0.5)
     assert scales["head.weight"] == 1.0
     assert scales["blocks.2.norm1.weight"] == 0.5
@@ -109,10 +109,10 @@ def test_recovery_is_refused_in_one_line_before_weights_are_opened(teacher: str,
 
 
 def test_selecting_from_a_network_of_no_known_family_is_refused(tmp_path: Path) -> None:
-    card = read_teacher_card(save_teacher(tmp_path / "resnet", "test_resnet"))
+    teacher_info = read_teacher_info(save_teacher(tmp_path / "resnet", "test_resnet"))
     for student in ("half", "resnet18"):
         with pytest.raises(TwinbudError, match=r"^--teacher: weights of a ResNet cannot be selected.*finetune"):
-            select(card, student)
+            select(teacher_info, student)
 
 
 def test_a_network_of_no_known_family_has_the_layers_of_timm() -> None:

@@ -26,7 +26,7 @@ from twinbud.models.model_folder import open_model_folder, save_model_folder
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec
-from twinbud.models.teacher import open_teacher, read_teacher_card
+from twinbud.models.teacher import open_teacher, read_teacher_info
 
 CLASSES = ("no tumour", "glioma", "pituitary", "épendymome")
 TEACHERS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -78,7 +78,7 @@ def model_folder(folder: Path, family: str) -> tuple[Path, StudentSpec, Any]:
     """The half of a small teacher at an image size that isn't the teacher's, with distinct random weights."""
     architecture, arguments, image_size = TEACHERS[family]
     spec = save_teacher(folder / "teacher", architecture, **arguments)
-    student_spec = read_student_spec(read_teacher_card(spec), "half")
+    student_spec = read_student_spec(read_teacher_info(spec), "half")
     model = random_model(
         student_spec.architecture, 3, num_classes=len(CLASSES), **student_spec.timm_arguments(image_size)
     )
@@ -99,11 +99,11 @@ def oblong_images(folder: Path) -> list[Path]:
 
 def deliver(folder: Path, spec: str, image_size: int, *, weights: str = "inherited") -> Path:
     """Build a student from the teacher ``spec`` with its weights, or as a baseline, and save its model folder."""
-    card = read_teacher_card(spec)
-    student_spec = read_student_spec(card, "half")
+    teacher_info = read_teacher_info(spec)
+    student_spec = read_student_spec(teacher_info, "half")
     sizes: Any = {"image_size": image_size, "num_classes": len(CLASSES)}
     if weights == "inherited":
-        student = build_student_pair(select(card), **sizes).student
+        student = build_student_pair(select(teacher_info), **sizes).student
     else:
         student = build_baseline(student_spec, cast("Method", weights), **sizes).student
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_timm_alone_opens_what_is_delivered_from_other_kinds_of_teacher(tmp_path
     (old / "config.json").write_text(json.dumps(flat))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # timm's, about the old name
-        assert read_teacher_card(f"local-dir:{old}").mean == (0.1, 0.1, 0.1)
+        assert read_teacher_info(f"local-dir:{old}").mean == (0.1, 0.1, 0.1)
         folders = [
             deliver(tmp_path / "file", f"test_convnext@{tmp_path}/small.safetensors", 96),
             deliver(tmp_path / "renamed", f"local-dir:{old}", 32),
@@ -184,9 +184,9 @@ WHOLE: dict[str, tuple[str, dict[str, Any], int]] = {
 def test_timm_alone_opens_networks_that_were_kept_whole(tmp_path: Path) -> None:
     folders = []
     for name, (architecture, arguments, image_size) in WHOLE.items():
-        card = read_teacher_card(save_teacher(tmp_path / name / "teacher", architecture, **arguments))
-        student_spec = read_student_spec(card, "same")
-        weights = open_teacher(card).model.state_dict()
+        teacher_info = read_teacher_info(save_teacher(tmp_path / name / "teacher", architecture, **arguments))
+        student_spec = read_student_spec(teacher_info, "same")
+        weights = open_teacher(teacher_info).model.state_dict()
         student = build_pretrained(student_spec, weights, image_size=image_size, num_classes=len(CLASSES)).student
         with torch.no_grad():  # logits of about 1, whatever the features of a random network are
             images = torch.rand(8, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))

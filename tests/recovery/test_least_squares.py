@@ -16,7 +16,7 @@ from twinbud.models.families.base import RecoverySupport
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
-from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.models.teacher import open_teacher_at, read_teacher_info
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.least_squares import layer_inputs, refit_layers
 from twinbud.recovery.normal_equations import RIDGES, NormalEquations, fit_layer, input_rows, matrix, put_matrix
@@ -234,13 +234,13 @@ def test_a_shallower_students_last_block_answers_for_the_rest_of_its_teacher(tmp
     lengths = {block.name: len(block.teacher) for block in pair.blocks}
     assert lengths["stages.2.blocks.2"] == 1
     deep = save_teacher(tmp_path / "deep", "convnext_tiny", dims=CONVNEXT["dims"], depths=[3, 2, 9, 2])
-    card = read_teacher_card(deep)
-    selection = select(card)
+    teacher_info = read_teacher_info(deep)
+    selection = select(teacher_info)
     student = build_student_pair(selection, image_size=64, num_classes=2).student
     family = selection.student_spec.family
     pair = ChannelMap(
         student=student,
-        teacher=open_teacher_at(card, family, 64),
+        teacher=open_teacher_at(teacher_info, family, 64),
         family=family,
         plan=selection.plan,
         pair_role="student",

@@ -15,7 +15,7 @@ from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import read_teacher_info
 from twinbud.recovery.feature_matching import RecoveryStep
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
@@ -28,8 +28,8 @@ TRAINING = TrainingConfig(image_size=28, temperature=4.0, drop_path=0.0)
 
 
 def recovered(folder: Path, device: str, **settings: Any) -> tuple[StudentPair, Recovery]:
-    card = read_teacher_card(save_vit_teacher(folder / device))
-    selection = select(card)
+    teacher_info = read_teacher_info(save_vit_teacher(folder / device))
+    selection = select(teacher_info)
     student_pair = build_student_pair(selection, image_size=28, num_classes=3)
     for network in (student_pair.student, student_pair.auxiliary):
         assert network is not None
@@ -38,7 +38,7 @@ def recovered(folder: Path, device: str, **settings: Any) -> tuple[StudentPair, 
     images = UnlabelledImages(
         images_NCSS=pixels.to(device), preprocessing=half_preprocessing(), device=torch.device(device)
     )
-    return student_pair, recover(student_pair, selection, card, images, SETTINGS, TRAINING, **settings)
+    return student_pair, recover(student_pair, selection, teacher_info, images, SETTINGS, TRAINING, **settings)
 
 
 def test_a_gpu_recovers_what_a_cpu_recovers(tmp_path: Path) -> None:

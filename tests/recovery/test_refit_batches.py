@@ -14,7 +14,7 @@ from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import read_teacher_info
 from twinbud.recovery import least_squares
 from twinbud.recovery import refit_batches as module
 from twinbud.recovery.refit_batches import RefitBatchPlan, UnlabelledImages, plan_refit_batches, refit_batches
@@ -80,8 +80,8 @@ def live_bytes() -> int:
 def test_least_squares_hold_as_much_as_they_say(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, when the last batch has been asked about: 16 bytes for each number of the teacher's first stream."""
     gc.collect()  # tensors of earlier tests would be freed, and counted, in between
-    card = read_teacher_card(save_vit_teacher(tmp_path / "vit"))
-    selection = select(card)
+    teacher_info = read_teacher_info(save_vit_teacher(tmp_path / "vit"))
+    selection = select(teacher_info)
     student_pair = build_student_pair(selection, image_size=28, num_classes=3, auxiliary="none")
     pixels = torch.zeros(50, 3, 28, 28, dtype=torch.uint8)
     images = UnlabelledImages(images_NCSS=pixels, preprocessing=half_preprocessing(), device=torch.device("cpu"))
@@ -95,6 +95,6 @@ def test_least_squares_hold_as_much_as_they_say(tmp_path: Any, monkeypatch: pyte
 
     monkeypatch.setattr(least_squares, "_teacher_targets", watched)
     config = RecoveryConfig(recover="labelled", recover_views=20)
-    found = recover(student_pair, selection, card, images, config, PACE)
+    found = recover(student_pair, selection, teacher_info, images, config, PACE)
     assert found.num_views == 1000
     assert 14 < max(held) / (1000 * NUMBERS) < 18

@@ -19,7 +19,7 @@ from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import Selection, select
 from twinbud.models.student_pair import StudentPair, build_student_pair
-from twinbud.models.teacher import open_teacher_at, read_teacher_card
+from twinbud.models.teacher import open_teacher_at, read_teacher_info
 from twinbud.recovery import normal_equations, stream_statistics, teacher_provider
 from twinbud.recovery.feature_matching import RecoveryStep
 from twinbud.recovery.refit_batches import UnlabelledImages
@@ -53,7 +53,7 @@ def images(count: int = 10) -> UnlabelledImages:
 
 
 def start(teacher: str, *, attention: Attention = "interleaved", **settings: Any) -> tuple[StudentPair, Selection]:
-    selection = select(read_teacher_card(teacher), attention=attention)
+    selection = select(read_teacher_info(teacher), attention=attention)
     return build_student_pair(selection, image_size=28, num_classes=3, **settings), selection
 
 
@@ -62,9 +62,9 @@ def recovered(
 ) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
     student_pair, selection = start(teacher, attention="heads" if config.needs_single_stream else "interleaved")
-    card = read_teacher_card(teacher)
+    teacher_info = read_teacher_info(teacher)
     return student_pair, recover(
-        student_pair, selection, card, images(), config, TRAINING, checkpoints=checkpoints
+        student_pair, selection, teacher_info, images(), config, TRAINING, checkpoints=checkpoints
     ).students
 
 
@@ -138,24 +138,26 @@ def test_s_is_matched_without_drop_path(teacher: str) -> None:
     plain, selection = start(teacher)
     dropping, _ = start(teacher, drop_path=0.5)
     for student_pair in (plain, dropping):
-        recover(student_pair, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+        recover(student_pair, selection, read_teacher_info(teacher), images(), SETTINGS, TRAINING)
     assert same(plain, dropping)
 
 
 def test_a_teacher_that_s_was_not_cut_out_of_is_refused(teacher: str, tmp_path: Path) -> None:
     student_pair, selection = start(teacher)
-    other = read_teacher_card(save_vit_teacher(tmp_path / "other", seed=1))
+    other = read_teacher_info(save_vit_teacher(tmp_path / "other", seed=1))
     with pytest.raises(TwinbudError, match="selected from another teacher"):
         recover(student_pair, selection, other, images(), SETTINGS, TRAINING)
 
 
 def test_a_student_with_other_patches_than_its_teachers_is_refused(tmp_path: Path) -> None:
     wide = {**VIT, "embed_dim": 384, "num_heads": 6, "depth": 12}
-    card = read_teacher_card(save_teacher(tmp_path / "teacher", "vit_small_patch16_224", **wide | {"img_size": 32}))
-    selection = select(card, "vit_tiny_patch16_224")  # 16 pixels, where its teacher's patches have 7
+    teacher_info = read_teacher_info(
+        save_teacher(tmp_path / "teacher", "vit_small_patch16_224", **wide | {"img_size": 32})
+    )
+    selection = select(teacher_info, "vit_tiny_patch16_224")  # 16 pixels, where its teacher's patches have 7
     student_pair = build_student_pair(selection, image_size=112, num_classes=2)
     with pytest.raises(TwinbudError, match=r"into 50 positions, its teacher into 257"):
-        recover(student_pair, selection, card, images(), SETTINGS, replace(TRAINING, image_size=112))
+        recover(student_pair, selection, teacher_info, images(), SETTINGS, replace(TRAINING, image_size=112))
 
 
 def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,21 +193,21 @@ def test_a_finished_part_is_not_done_again(settings: dict[str, Any], teacher: st
 def test_recovery_is_the_same_each_time_and_leaves_chance_alone(teacher: str) -> None:
     student_pair, selection = start(teacher)
     before = torch.get_rng_state()
-    recover(student_pair, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    recover(student_pair, selection, read_teacher_info(teacher), images(), SETTINGS, TRAINING)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(student_pair, recovered(teacher)[0])
 
 
 def test_s_is_recovered_alike_with_and_without_an_auxiliary(teacher: str) -> None:
     alone, selection = start(teacher, auxiliary="none")
-    recover(alone, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    recover(alone, selection, read_teacher_info(teacher), images(), SETTINGS, TRAINING)
     both, _ = recovered(teacher)
     assert all(torch.equal(t, both.student.state_dict()[n]) for n, t in alone.student.state_dict().items())
 
 
 def test_an_auxiliary_that_is_a_copy_of_s_stays_one(teacher: str) -> None:
     student_pair, selection = start(teacher, auxiliary="copy")
-    found = recover(student_pair, selection, read_teacher_card(teacher), images(), SETTINGS, TRAINING)
+    found = recover(student_pair, selection, read_teacher_info(teacher), images(), SETTINGS, TRAINING)
     ours, theirs = states(student_pair)
     assert found.students.keys() == {"student"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -16,7 +16,7 @@ from helpers.command import twinbud as command
 from helpers.stopping import sigterm_at_step
 from twinbud.config.loading import run_config
 from twinbud.models.selection_io import select
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import read_teacher_info
 from twinbud.runs import pipeline, tuning
 from twinbud.runs.result import RunResult
 from twinbud.training.train_step import TrainingStep
@@ -37,8 +37,8 @@ def test_the_student_is_selected_from_the_tuned_teacher(
 ) -> None:
     untrained = ("--learning-rate", 0, "--final-learning-rate", 0)
     run = trained(shared_images, shared_teacher, tmp_path / "run", *TUNE, *untrained)
-    tuned = select(read_teacher_card(f"local-dir:{run / 'teacher'}")).student_weights
-    original = select(read_teacher_card(shared_teacher)).student_weights
+    tuned = select(read_teacher_info(f"local-dir:{run / 'teacher'}")).student_weights
+    original = select(read_teacher_info(shared_teacher)).student_weights
     found = load_file(run / "model" / "model.safetensors")
     names = [name for name in tuned if name.startswith("blocks.")]
     assert all(torch.equal(found[name], tuned[name]) for name in names)

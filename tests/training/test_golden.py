@@ -23,7 +23,7 @@ from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import read_teacher_info
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.stage import recover
 from twinbud.training.fit import LabelledImages, fit
@@ -58,8 +58,8 @@ def losses(architecture: str, method: str) -> list[dict[str, float]]:
 
 def recovered(folder: Path) -> list[dict[str, float]]:
     """Each layer's fit where views have to be left out, then matching, then training with layer decay."""
-    card = read_teacher_card(save_vit_teacher(folder / "vit"))
-    selection = select(card)
+    teacher_info = read_teacher_info(save_vit_teacher(folder / "vit"))
+    selection = select(teacher_info)
     student_pair = build_student_pair(selection, image_size=28, num_classes=3, auxiliary="none")
     image_store = torch.randint(0, 256, (30, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     preprocessing = half_preprocessing()
@@ -70,7 +70,7 @@ def recovered(folder: Path) -> list[dict[str, float]]:
     recovery = RecoveryConfig(
         recover="labelled", recover_views=4, recover_memory=0.001, recover_epochs=2, recover_batch_size=10
     )
-    found = recover(student_pair, selection, card, images, recovery, training).students["student"]
+    found = recover(student_pair, selection, teacher_info, images, recovery, training).students["student"]
     assert found.refit.num_views < 120
     labelled = LabelledImages(images_NCSS=image_store, labels_N=torch.arange(30) % 3, preprocessing=preprocessing)
     fits = [{"loss": 1 - layer.after, "ridge": layer.ridge} for layer in found.refit.fits]

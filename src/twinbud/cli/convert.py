@@ -24,7 +24,7 @@ from twinbud.core.files import read_json, write_json
 from twinbud.models.checkpoint import FoundState, find_states
 from twinbud.models.families.base import State
 from twinbud.models.outline import outline
-from twinbud.models.teacher import TeacherCard, arguments_from_weights, classifiers, describe_teacher, first_convolution
+from twinbud.models.teacher import TeacherInfo, arguments_from_weights, classifiers, describe_teacher, first_convolution
 from twinbud.models.weights_file import read_safetensors
 
 USER_ERROR = 2
@@ -82,20 +82,20 @@ def convert(teacher: str, *, output: Path | None = None, entry: str | None = Non
     Raises:
         TwinbudError: The checkpoint cannot be read or does not hold the architecture, or ``output`` exists.
     """
-    card = describe_teacher(teacher, require_rgb=False)
-    if card.file is None:
+    info = describe_teacher(teacher, require_rgb=False)
+    if info.file is None:
         raise TwinbudError(f"'{teacher}' has no file to convert", fix="Give ARCHITECTURE@FILE or local-dir:FOLDER")
-    is_folder, stem = teacher.startswith("local-dir:"), first_convolution(card.architecture)
-    found = _chosen(card, read_checkpoint(card.file), entry)
+    is_folder, stem = teacher.startswith("local-dir:"), first_convolution(info.architecture)
+    found = _chosen(info, read_checkpoint(info.file), entry)
     adapts_folder = is_folder and _reads_one_channel(found.tensors, stem)
     if adapts_folder:
-        output = output or card.file.parent.with_name(f"{card.file.parent.name}-rgb")
-    output = output or _default_output(card.file, is_folder=is_folder)
+        output = output or info.file.parent.with_name(f"{info.file.parent.name}-rgb")
+    output = output or _default_output(info.file, is_folder=is_folder)
     if output.exists():
         raise TwinbudError("it exists already", where=str(output), fix="Delete it, or choose another --output")
     with explained_writes(output):
         if adapts_folder:
-            _write_rgb_config(card, output)
+            _write_rgb_config(info, output)
         file = output / "model.safetensors" if adapts_folder else output
         file.write_bytes(save(_storable(found.tensors, stem)))
     line = f"wrote {output} ({len(found.tensors)} tensors"
@@ -143,38 +143,38 @@ def _default_output(file: Path, *, is_folder: bool) -> Path:
     return output if output != file else stem.with_name(f"{stem.name}-converted.safetensors")
 
 
-def _chosen(card: TeacherCard, content: Any, entry: str | None) -> FoundState:
+def _chosen(info: TeacherInfo, content: Any, entry: str | None) -> FoundState:
     """Find the network in the content of a checkpoint.
 
     Raises:
         TwinbudError: It is not there.
     """
-    body = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
-    heads = [f"{name}.{kind}" for name in classifiers(card.architecture) for kind in ("weight", "bias")]
-    states = find_states(content, list(body.state_dict()), heads) or _foreign_states(card, content)
+    body = outline(info.architecture, info.name, **info.model_args | {"num_classes": 0})
+    heads = [f"{name}.{kind}" for name in classifiers(info.architecture) for kind in ("weight", "bias")]
+    states = find_states(content, list(body.state_dict()), heads) or _foreign_states(info, content)
     if entry is not None:
         states = [state for state in states if ".".join(state.path) == entry]
     if not states:
         raise TwinbudError(
-            f"the file holds no weights of timm's {card.architecture}" + (f" in '{entry}'" if entry else ""),
-            where=str(card.file),
+            f"the file holds no weights of timm's {info.architecture}" + (f" in '{entry}'" if entry else ""),
+            where=str(info.file),
             fix="Name the architecture that was trained; if the whole module was saved, save its state_dict() instead",
         )
     return states[0]
 
 
-def _foreign_states(card: TeacherCard, content: Any) -> list[FoundState]:
+def _foreign_states(info: TeacherInfo, content: Any) -> list[FoundState]:
     """Find weights under the names of the original authors (DINOv2, Meta's ConvNeXt), which timm itself translates."""
     states = []
     for state in find_states(content, [], []):
-        model = outline(card.architecture, card.name, **card.model_args | arguments_from_weights(card, state.tensors))
+        model = outline(info.architecture, info.name, **info.model_args | arguments_from_weights(info, state.tensors))
         translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         try:
             renamed: State = translate(dict(state.tensors), model) if translate else {}
         except (KeyError, RuntimeError, ValueError, AttributeError, TypeError):  # not what it translates
             continue
-        body = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0}).state_dict()
-        heads = [f"{name}.{kind}" for name in classifiers(card.architecture) for kind in ("weight", "bias")]
+        body = outline(info.architecture, info.name, **info.model_args | {"num_classes": 0}).state_dict()
+        heads = [f"{name}.{kind}" for name in classifiers(info.architecture) for kind in ("weight", "bias")]
         states += [
             FoundState(path=state.path, prefix="", tensors=found.tensors, left_out=found.left_out)
             for found in find_states(renamed, list(body), heads)
@@ -186,15 +186,15 @@ def _reads_one_channel(tensors: State, stem: str) -> bool:
     return stem in tensors and tensors[stem].dim() == 4 and tensors[stem].shape[1] == 1
 
 
-def _write_rgb_config(card: TeacherCard, folder: Path) -> None:
+def _write_rgb_config(info: TeacherInfo, folder: Path) -> None:
     """Make ``folder`` with the ``config.json`` of a gray teacher's folder, for three channels."""
-    assert card.file is not None
-    config = read_json(card.file.with_name("config.json"))
+    assert info.file is not None
+    config = read_json(info.file.with_name("config.json"))
     saved = config.get("pretrained_cfg") or config  # timm's older layout is flat
-    saved |= {"mean": list(card.mean), "std": list(card.std)}
+    saved |= {"mean": list(info.mean), "std": list(info.std)}
     if "input_size" in saved:
         saved["input_size"] = [3, *saved["input_size"][1:]]
-    config["model_args"] = {name: value for name, value in card.model_args.items() if name != "in_chans"}
+    config["model_args"] = {name: value for name, value in info.model_args.items() if name != "in_chans"}
     folder.mkdir()
     write_json(folder / "config.json", config)
 

@@ -18,7 +18,7 @@ from twinbud.models.families.base import State
 from twinbud.models.selection_io import Selection, load_selection, select
 from twinbud.models.student_pair import StudentPair, build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec
-from twinbud.models.teacher import TeacherCard, open_teacher, read_teacher_card
+from twinbud.models.teacher import TeacherInfo, open_teacher, read_teacher_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Initialization:
         return digest.hexdigest()
 
 
-def open_initialization(config: RunConfig, teacher: TeacherCard | None = None) -> Initialization:
+def open_initialization(config: RunConfig, teacher: TeacherInfo | None = None) -> Initialization:
     """Read the students' architecture and open their weights; the baselines CM2-CM4 open none.
 
     Args:
@@ -101,13 +101,13 @@ def open_initialization(config: RunConfig, teacher: TeacherCard | None = None) -
         )
     if model.method in WHOLE_METHODS:
         return _open_whole(config)
-    card = teacher or read_teacher_card(model.teacher or "")
-    student_spec = read_student_spec(card, model.student)
+    teacher_info = teacher or read_teacher_info(model.teacher or "")
+    student_spec = read_student_spec(teacher_info, model.student)
     _require_support(config, student_spec)  # before weights are opened
     if not inherits:
         return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
     selection = select(
-        card,
+        teacher_info,
         model.student,
         rule=model.rule,
         attention=model.attention,
@@ -122,21 +122,21 @@ def describe_student(model: ModelConfig) -> StudentSpec:
     """Read the architecture of the student, without opening weights.
 
     Raises:
-        TwinbudError: See ``read_teacher_card`` and ``read_student_spec``.
+        TwinbudError: See ``read_teacher_info`` and ``read_student_spec``.
     """
     if model.method in WHOLE_METHODS:
-        return read_student_spec(_pretrained_card(model), "same")
-    return read_student_spec(read_teacher_card(model.teacher or ""), model.student)
+        return read_student_spec(_pretrained_info(model), "same")
+    return read_student_spec(read_teacher_info(model.teacher or ""), model.student)
 
 
 def _open_whole(config: RunConfig) -> Initialization:
     """Open the pretrained network that the run keeps whole.
 
     Raises:
-        TwinbudError: See ``read_teacher_card``, ``open_teacher`` and ``StudentSpec.timm_arguments``.
+        TwinbudError: See ``read_teacher_info``, ``open_teacher`` and ``StudentSpec.timm_arguments``.
     """
-    card = _pretrained_card(config.model)
-    student_spec = read_student_spec(card, "same")
+    teacher_info = _pretrained_info(config.model)
+    student_spec = read_student_spec(teacher_info, "same")
     _require_support(config, student_spec)  # before weights are opened
     if config.model.method == "probe":
         _require_linear_classifier(student_spec)
@@ -144,13 +144,13 @@ def _open_whole(config: RunConfig) -> Initialization:
         model=config.model,
         student_spec=student_spec,
         selection=None,
-        pretrained=open_teacher(card).model.state_dict(),
+        pretrained=open_teacher(teacher_info).model.state_dict(),
         auxiliary=config.auxiliary,
     )
 
 
-def _pretrained_card(model: ModelConfig) -> TeacherCard:
-    return read_teacher_card(model.pretrained or "", "--teacher" if model.student == "same" else "--student")
+def _pretrained_info(model: ModelConfig) -> TeacherInfo:
+    return read_teacher_info(model.pretrained or "", "--teacher" if model.student == "same" else "--student")
 
 
 def _require_linear_classifier(student_spec: StudentSpec) -> None:

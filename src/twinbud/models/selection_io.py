@@ -17,7 +17,7 @@ from twinbud.core.files import new_folder, read_json
 from twinbud.models.families.base import State
 from twinbud.models.selection import PairRole, SelectionPlan, extract_weights, plan_selection
 from twinbud.models.student_spec import StudentSpec, make_student_spec, read_student_spec
-from twinbud.models.teacher import TeacherCard, open_teacher, read_teacher_card
+from twinbud.models.teacher import TeacherInfo, open_teacher, read_teacher_info
 from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
 from twinbud.models.weights_file import read_safetensors
 
@@ -64,7 +64,7 @@ class Selection:
 
 
 def select(
-    card: TeacherCard,
+    teacher_info: TeacherInfo,
     student: str = "half",
     *,
     rule: Rule = "uniform",
@@ -80,8 +80,8 @@ def select(
     Raises:
         TwinbudError: The teacher cannot be opened, or the student does not fit into it.
     """
-    student_spec = read_student_spec(card, student)
-    teacher = open_teacher(card).model
+    student_spec = read_student_spec(teacher_info, student)
+    teacher = open_teacher(teacher_info).model
     plan = plan_selection(
         teacher,
         student_spec.template,
@@ -93,7 +93,7 @@ def select(
         with_auxiliary=with_auxiliary,
     )
     return Selection(
-        teacher=card.name,
+        teacher=teacher_info.name,
         student=student,
         student_spec=student_spec,
         plan=plan,
@@ -151,7 +151,7 @@ def select_to_folder(
         raise TwinbudError("selection needs a teacher", where="--teacher", fix="Give --teacher dinov2-small")
     with new_folder(folder, force=force) as draft:
         selection = select(
-            read_teacher_card(model.teacher),
+            read_teacher_info(model.teacher),
             model.student,
             rule=model.rule,
             attention=model.attention,

@@ -13,7 +13,7 @@ from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.outline import outline
-from twinbud.models.teacher import TeacherCard
+from twinbud.models.teacher import TeacherInfo
 
 _SET_ELSEWHERE = ("num_classes", "in_chans", "img_size")
 """Arguments of a teacher that a student does not keep: classes and image size are the run's, channels are always 3."""
@@ -69,29 +69,29 @@ class StudentSpec:
             return timm.create_model(self.architecture, pretrained=False, **arguments)
 
 
-def read_student_spec(card: TeacherCard, student: str) -> StudentSpec:
+def read_student_spec(teacher_info: TeacherInfo, student: str) -> StudentSpec:
     """Find the students' architecture for a teacher, without opening its weights.
 
     Args:
-        card: The teacher.
+        teacher_info: The teacher.
         student: "half", "same" for the teacher's own architecture, or a timm name of the teacher's family.
 
     Raises:
         TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
     """
-    teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
+    teacher = outline(teacher_info.architecture, teacher_info.name, **teacher_info.model_args | {"num_classes": 0})
     family = family_of(teacher)
     if student == "half":
-        architecture = card.architecture
-        arguments = card.model_args | family.half(architecture, teacher)
+        architecture = teacher_info.architecture
+        arguments = teacher_info.model_args | family.half(architecture, teacher)
     elif student == "same":
-        architecture, arguments = card.architecture, card.model_args | family.pooling_arguments(teacher)
+        architecture, arguments = teacher_info.architecture, teacher_info.model_args | family.pooling_arguments(teacher)
     else:
         architecture = student.partition(".")[0]
         if not timm.is_model(architecture):
             raise unknown_student(student)
         arguments = family.form_arguments(teacher)
-    return make_student_spec(architecture, arguments, mean=card.mean, std=card.std, family=family)
+    return make_student_spec(architecture, arguments, mean=teacher_info.mean, std=teacher_info.std, family=family)
 
 
 def make_student_spec(

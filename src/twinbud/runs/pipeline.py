@@ -26,7 +26,7 @@ from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
-from twinbud.models.teacher import TeacherCard, read_teacher_card
+from twinbud.models.teacher import TeacherInfo, read_teacher_info
 from twinbud.models.teacher_classifier import open_teacher_classifier, require_classes
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
@@ -87,7 +87,7 @@ def train(
             if config.tuning.tune_teacher:
                 with checkpoints.stop_on_signal():
                     tuned = tune_teacher(job, folder / TEACHER, checkpoints, progress)
-                job = prepare(config, progress, resource_cache, tuned.card)
+                job = prepare(config, progress, resource_cache, tuned.info)
                 checkpoints = open_checkpoint_manager(job, progress)
             environment = save_inputs(job, folder)
             with checkpoints.stop_on_signal():
@@ -124,7 +124,7 @@ def open_first_stage(
 
 
 def prepare(
-    config: RunConfig, progress: Progress, resource_cache: ResourceCache, tuned_teacher: TeacherCard | None = None
+    config: RunConfig, progress: Progress, resource_cache: ResourceCache, tuned_teacher: TeacherInfo | None = None
 ) -> Job:
     """Read and split the images, open the teacher, and build student and auxiliary; quick checks come first.
 
@@ -139,7 +139,7 @@ def prepare(
     check_split_file(listed, config.data)
     teacher = tuned_teacher
     if teacher is None and config.teacher_use is not None:
-        teacher = read_teacher_card(config.model.teacher or "")
+        teacher = read_teacher_info(config.model.teacher or "")
     initialization = resource_cache.get_or_create(
         "initialization",
         initialization_key(config, tuned_teacher),

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, cast
 
 from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError
-from twinbud.models.teacher import TeacherCard
+from twinbud.models.teacher import TeacherInfo
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 
 Kind = Literal["index", "images", "initialization"]
@@ -76,7 +76,7 @@ def images_key(config: RunConfig) -> Hashable:
     return source_key(config), config.training.image_size
 
 
-def initialization_key(config: RunConfig, tuned_teacher: TeacherCard | None = None) -> Hashable:
+def initialization_key(config: RunConfig, tuned_teacher: TeacherInfo | None = None) -> Hashable:
     """Return what the initial weights depend on; the seed counts only for random selection."""
     is_random = config.model.rule.startswith("random")
     seed = config.training.seed if is_random else None

@@ -24,7 +24,7 @@ from twinbud.core.memory import PeakMemory, available_bytes
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.models.model_folder import save_model_folder
-from twinbud.models.teacher import TeacherCard, count_parameters, read_teacher_card
+from twinbud.models.teacher import TeacherInfo, count_parameters, read_teacher_info
 from twinbud.runs.context import Job, labelled_images
 from twinbud.runs.resume import run_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
@@ -58,11 +58,11 @@ class TunedTeacher:
     """A teacher that was fine-tuned on the labelled images.
 
     Attributes:
-        card: The teacher, in a model folder that timm opens.
+        info: The teacher, in a model folder that timm opens.
         cost: Cost of the fine-tuning, whichever run paid it.
     """
 
-    card: TeacherCard
+    info: TeacherInfo
     cost: TuningCost
 
 
@@ -117,7 +117,7 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
         if not (folder / TUNING_FILE).exists():
             _tune(job, folder, checkpoints, progress)
     cost = from_json(TuningCost, read_json(folder / TUNING_FILE), TUNING_FILE)
-    return TunedTeacher(card=read_teacher_card(f"local-dir:{folder.absolute()}"), cost=cost)
+    return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), cost=cost)
 
 
 def require_tuning_memory(job: Job) -> None:

@@ -9,7 +9,7 @@ from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
 from twinbud.models.outline import outline
 from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import count_parameters, read_teacher_card
+from twinbud.models.teacher import count_parameters, read_teacher_info
 from twinbud.study.paper import paper_numbers
 from twinbud.study.recipe import Recipe
 
@@ -53,14 +53,14 @@ def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
     found = []
     for name in recipe.architectures:
         pair = recipe.pairs[name]
-        card = read_teacher_card(pair.teacher)
-        student_spec = read_student_spec(card, pair.student)
-        teacher = outline(card.architecture, card.name, **card.model_args | {"num_classes": NUM_CLASSES})
+        info = read_teacher_info(pair.teacher)
+        student_spec = read_student_spec(info, pair.student)
+        teacher = outline(info.architecture, info.name, **info.model_args | {"num_classes": NUM_CLASSES})
         student = outline(
             student_spec.architecture, pair.student, **student_spec.model_args | {"num_classes": NUM_CLASSES}
         )
         found += [
-            _describe(name, "teacher", card.architecture, teacher),
+            _describe(name, "teacher", info.architecture, teacher),
             _describe(
                 name, "student", student_spec.architecture if pair.student != "half" else f"half of {name}", student
             ),

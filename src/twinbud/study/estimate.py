@@ -22,7 +22,7 @@ from twinbud.models.families.base import TimmModel
 from twinbud.models.initialization import describe_student
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.student_spec import make_student_spec
-from twinbud.models.teacher import read_teacher_card
+from twinbud.models.teacher import read_teacher_info
 from twinbud.study.grid import PlannedRun, checked_config
 from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.fit import LabelledImages, fit
@@ -133,6 +133,6 @@ def measure_step(config: RunConfig) -> float:
 
 def _random_teacher(name: str | None, image_size: int) -> TimmModel:
     """Return a frozen network of the teacher's shape, with random weights."""
-    card = read_teacher_card(name or "")
-    teacher_spec = make_student_spec(card.architecture, card.model_args, mean=card.mean, std=card.std)
+    info = read_teacher_info(name or "")
+    teacher_spec = make_student_spec(info.architecture, info.model_args, mean=info.mean, std=info.std)
     return teacher_spec.build(image_size=image_size, num_classes=_NUM_CLASSES).eval().requires_grad_(False)
