@@ -14,6 +14,7 @@ from helpers.builders import half_preprocessing
 from twinbud.config.schema import TrainingConfig
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.ema import ema_update, unbiased_beta
+from twinbud.training.execution import Execution
 from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.train_step import TrainingStep
 
@@ -101,7 +102,7 @@ def test_a_test_pass_sees_the_average_and_training_goes_on_from_the_last_weights
         return 0.0
 
     config = TrainingConfig(**SETTINGS, average=0.9, evaluate_every=1)
-    fit(StudentPair(student=student, auxiliary=None), data(), config, test_accuracy=test_accuracy)
+    fit(StudentPair(student=student, auxiliary=None), data(), config, Execution(test_accuracy=test_accuracy))
     assert torch.equal(tested[-1], student.get_parameter("2.weight"))
     assert not torch.equal(tested[0], weights[2]["2.weight"])
     assert torch.equal(student.get_parameter("2.weight"), train(average=0.9).get_parameter("2.weight"))

@@ -18,6 +18,7 @@ from twinbud.models.student_pair import StudentPair
 from twinbud.training.checkpoint import CheckpointFolder
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import History
+from twinbud.training.execution import Execution
 from twinbud.training.fit import LabelledImages, fit
 
 SETTINGS = TrainingConfig(image_size=28, epochs=3, batch_size=4, temperature=4.0, drop_path=0.1, precision="float32")
@@ -56,7 +57,8 @@ def train(
     images = torch.randint(0, 256, (10, 3, 28, 28), dtype=torch.uint8, generator=generator)
     data = LabelledImages(images_NCSS=images, labels_N=torch.arange(10) % 3, preprocessing=half_preprocessing())
     pair = student_pair(dual)
-    return pair, fit(pair, data, replace(SETTINGS, **changes), checkpoints=checkpoints)
+    execution = Execution(checkpoints=checkpoints or CheckpointManager())
+    return pair, fit(pair, data, replace(SETTINGS, **changes), execution)
 
 
 def same(one: StudentPair, other: StudentPair) -> bool:
@@ -85,7 +87,7 @@ def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
             for seed in (0, 1)
         ]
         pair = StudentPair(student=networks[0], auxiliary=networks[1])
-        fit(pair, data, replace(SETTINGS, image_size=32), checkpoints=checkpoints)
+        fit(pair, data, replace(SETTINGS, image_size=32), Execution(checkpoints=checkpoints or CheckpointManager()))
         return pair
 
     whole, folder = run(), CheckpointFolder(tmp_path, IDENTITY)

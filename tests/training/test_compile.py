@@ -11,7 +11,8 @@ from helpers.builders import VIT, half_preprocessing, random_model
 from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
-from twinbud.training.compile import EAGER, STEPS_TO_COMPILE, STEPS_TO_RECORD, Compilation, choose_compilation
+from twinbud.training.compile import STEPS_TO_COMPILE, STEPS_TO_RECORD, Compilation, choose_compilation
+from twinbud.training.execution import Execution
 from twinbud.training.fit import LabelledImages, fit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -58,8 +59,9 @@ def test_the_compiled_step_gives_the_plain_steps_numbers(distillation: Distillat
         image_size=28, epochs=2, batch_size=4, temperature=4.0, drop_path=0.3, clip_norm=1.0, distillation=distillation
     )
     plain, compiled = copy.deepcopy(student_pair), copy.deepcopy(student_pair)
-    expected = fit(plain, data, config, compilation=EAGER)
-    found = fit(compiled, data, config, compilation=Compilation(inductor=True, graphs=False, reason="asked for"))
+    expected = fit(plain, data, config)
+    execution = Execution(compilation=Compilation(inductor=True, graphs=False, reason="asked for"))
+    found = fit(compiled, data, config, execution)
     assert [record.loss for record in found.epochs] == pytest.approx([r.loss for r in expected.epochs], rel=1e-4)
     for name, tensor in plain.student.state_dict().items():
         torch.testing.assert_close(compiled.student.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)

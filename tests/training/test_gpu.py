@@ -14,6 +14,7 @@ from twinbud.config.schema import Distillation, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.compile import EAGER, Compilation
+from twinbud.training.execution import Execution
 from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.train_step import TrainingStep
 
@@ -40,7 +41,7 @@ def train(device: str, compilation: Compilation = EAGER, config: TrainingConfig 
     )
     student_pair = StudentPair(student=pair[0], auxiliary=pair[1])
     teacher = teacher.requires_grad_(False)
-    return student_pair, fit(student_pair, data, config, teacher=teacher, compilation=compilation)
+    return student_pair, fit(student_pair, data, config, Execution(compilation=compilation), teacher=teacher)
 
 
 @pytest.mark.parametrize("distillation", VARIANTS)

@@ -21,6 +21,7 @@ from twinbud.training import two_phase
 from twinbud.training.checkpoint import CheckpointFolder, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import History
+from twinbud.training.execution import Execution
 from twinbud.training.fit import LabelledImages, fit
 from twinbud.training.phases import FIRST_PHASE
 from twinbud.training.train_step import TrainingStep
@@ -44,7 +45,8 @@ def data() -> LabelledImages:
 
 def train(checkpoints: CheckpointManager | None = None, **settings: Any) -> tuple[dict[str, torch.Tensor], History]:
     student_pair = StudentPair(student=student(), auxiliary=None)
-    history = fit_in_two_phases(student_pair, data(), SETTINGS, checkpoints=checkpoints, **settings)
+    execution = Execution(checkpoints=checkpoints or CheckpointManager(), **settings)
+    history = fit_in_two_phases(student_pair, data(), SETTINGS, execution)
     return student_pair.student.state_dict(), history
 
 
@@ -81,9 +83,11 @@ def test_the_first_phase_is_cm1_and_the_second_starts_anew_with_its_outcome_froz
 ) -> None:
     phases: list[tuple[dict[str, torch.Tensor], StudentPair, TrainingConfig]] = []
 
-    def spy(student_pair: StudentPair, images: LabelledImages, config: TrainingConfig, **settings: Any) -> History:
+    def spy(
+        student_pair: StudentPair, images: LabelledImages, config: TrainingConfig, *execution: Execution
+    ) -> History:
         phases.append((copy.deepcopy(student_pair.student.state_dict()), student_pair, config))
-        return fit(student_pair, images, config, **settings)
+        return fit(student_pair, images, config, *execution)
 
     monkeypatch.setattr(two_phase, "fit", spy)
     train()

@@ -55,6 +55,7 @@ from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
 from twinbud.training.epoch_loop import History, plan_steps
+from twinbud.training.execution import Execution
 from twinbud.training.fit import fit
 from twinbud.training.two_phase import fit_in_two_phases
 
@@ -242,13 +243,15 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
             job.student_pair,
             data,
             job.config.training,
-            bf16=job.precision.bf16,
-            compilation=job.compilation,
-            on_epoch=record,
-            test_accuracy=lambda: accuracy_of(predict_rows(job, job.split.test)),
-            checkpoints=checkpoints,
-            progress=progress,
-            label=f"training {job.config.model.method}",
+            Execution(
+                bf16=job.precision.bf16,
+                compilation=job.compilation,
+                checkpoints=checkpoints,
+                progress=progress,
+                label=f"training {job.config.model.method}",
+                on_epoch=record,
+                test_accuracy=lambda: accuracy_of(predict_rows(job, job.split.test)),
+            ),
         )
 
 

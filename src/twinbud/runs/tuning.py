@@ -29,6 +29,7 @@ from twinbud.runs.context import Job, labelled_images
 from twinbud.runs.resume import run_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import plan_steps
+from twinbud.training.execution import Execution
 from twinbud.training.fit import fit
 
 TUNING_FILE = "tuning.json"
@@ -144,11 +145,13 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
         student_pair,
         labelled_images(job),
         training,
-        bf16=job.precision.bf16,
-        compilation=job.compilation,
-        checkpoints=checkpoints,
-        progress=progress,
-        label="fine-tuning the teacher",
+        Execution(
+            bf16=job.precision.bf16,
+            compilation=job.compilation,
+            checkpoints=checkpoints,
+            progress=progress,
+            label="fine-tuning the teacher",
+        ),
     )
     cost = TuningCost(
         num_steps=history.num_steps,

@@ -25,6 +25,7 @@ from twinbud.models.student_spec import make_student_spec
 from twinbud.models.teacher import read_teacher_info
 from twinbud.study.grid import PlannedRun, checked_config
 from twinbud.training.amp import choose_device, choose_precision, cpu_threads
+from twinbud.training.execution import Execution
 from twinbud.training.fit import LabelledImages, fit
 
 _NUM_STEPS, _NUM_CLASSES = 6, 4
@@ -127,7 +128,7 @@ def measure_step(config: RunConfig) -> float:
     teacher = _random_teacher(config.model.teacher, size).to(device) if training.learns_from_teacher else None
     bf16 = choose_precision(training.precision, device).bf16
     with cpu_threads(training.threads):
-        history = fit(student_pair, data, short, teacher=teacher, bf16=bf16)
+        history = fit(student_pair, data, short, Execution(bf16=bf16), teacher=teacher)
     return statistics.median(record.seconds for record in history.epochs[1:])
 
 

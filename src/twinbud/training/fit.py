@@ -6,7 +6,7 @@ Shape legend: N samples, B batch, C channels (3), S image side, K classes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,17 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from twinbud.config.schema import TrainingConfig
-from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.augment import Views
 from twinbud.data.image_store import ImageSubset
 from twinbud.data.mixing import Mixing, draw_mixing, mix
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import unfused_attention_in_bf16
-from twinbud.training.checkpoint import EpochRecord
-from twinbud.training.checkpoint_manager import CheckpointManager
-from twinbud.training.compile import EAGER, Compilation
 from twinbud.training.epoch_loop import EpochLoop, History, plan_steps, preserved_rng_state
+from twinbud.training.execution import Execution
 from twinbud.training.running_means import RunningMeans
 from twinbud.training.same_class_pairs import draw_same_class_pairs
 from twinbud.training.train_step import Objective, TrainingStep
@@ -58,15 +55,9 @@ def fit(
     student_pair: StudentPair,
     data: LabelledImages,
     config: TrainingConfig,
+    execution: Execution | None = None,
     *,
     teacher: nn.Module | None = None,
-    bf16: bool = False,
-    compilation: Compilation = EAGER,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    test_accuracy: Callable[[], float] | None = None,
-    checkpoints: CheckpointManager | None = None,
-    progress: Progress | None = None,
-    label: str = "training",
 ) -> History:
     """Train the student, and update the auxiliary, on labelled images in place.
 
@@ -77,51 +68,46 @@ def fit(
         student_pair: The student and, depending on the method, the auxiliary, on the device to train on.
         data: The labelled images.
         config: Resolved settings (``temperature`` is a number).
+        execution: Precision, compilation, checkpoints and reports; the defaults of ``Execution`` if None.
         teacher: Frozen network whose logits are soft targets, on the same device; see ``open_soft_targets``.
-        bf16: Whether the networks compute in bf16 autocast.
-        compilation: Whether the networks are compiled, and the step is recorded as a CUDA graph.
-        on_epoch: Called with the record of each epoch.
-        test_accuracy: Called every ``config.evaluate_every`` epochs, outside the measured time.
-        checkpoints: Holds the checkpoint to continue from and saves others; by default nothing is saved.
-        progress: Where to show the progress bar and the estimated time.
-        label: Name of the progress bar.
 
     Raises:
         TwinbudError: A loss or gradient is not finite.
         Stopped: A stop was requested; the run can be resumed.
     """
-    progress = progress or SilentProgress()
+    execution = execution or Execution()
     plan = plan_steps(config, len(data))
     step = TrainingStep(
         student_pair,
-        objective(config, bf16),
+        objective(config, execution.bf16),
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         steps_per_epoch=plan.steps_per_epoch,
         num_samples=len(data),
-        compilation=compilation,
+        compilation=execution.compilation,
         batch_size=config.batch_size,
         teacher=teacher,
     )
     with (
         preserved_rng_state(data.device),
-        unfused_attention_in_bf16((student_pair.student, student_pair.auxiliary), data.device, bf16=bf16),
-        progress.bar(label, plan.num_steps, kind="steps") as advance,
+        unfused_attention_in_bf16((student_pair.student, student_pair.auxiliary), data.device, bf16=execution.bf16),
+        execution.progress.bar(execution.label, plan.num_steps, kind="steps") as advance,
     ):
         training = _TrainingLoop(
             step,
             data,
             config,
-            checkpoints=checkpoints or CheckpointManager(),
-            progress=progress,
-            label=label,
+            checkpoints=execution.checkpoints,
+            progress=execution.progress,
+            label=execution.label,
             advance=advance,
         )
         for record in training.epochs():
-            if test_accuracy and config.evaluate_every and record.epoch % config.evaluate_every == 0:
+            if execution.test_accuracy and config.evaluate_every and record.epoch % config.evaluate_every == 0:
                 with step.delivered():
-                    training.records[-1] = replace(record, test_accuracy=test_accuracy())
-            on_epoch(training.records[-1])
+                    training.records[-1] = replace(record, test_accuracy=execution.test_accuracy())
+            if execution.on_epoch:
+                execution.on_epoch(training.records[-1])
             training.save_if_due()
     step.deliver()
     student_pair.student.eval()
