@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
+from torch.overrides import TorchFunctionMode
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import TimmModel
+
+_INITIALIZERS = frozenset(
+    {"uniform_", "normal_", "constant_", "kaiming_uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+)
+"""Operations that change nothing but numbers, of which tensors on the meta device have none."""
 
 
 def outline(architecture: str, where: str, /, **arguments: Any) -> TimmModel:
@@ -24,8 +30,26 @@ def outline(architecture: str, where: str, /, **arguments: Any) -> TimmModel:
     Raises:
         TwinbudError: timm cannot build the architecture with these arguments.
     """
-    with torch.device("meta"), explained_arguments(architecture, where):
+    with torch.device("meta"), _WithoutInitialization(), explained_arguments(architecture, where):
         return timm.create_model(architecture, pretrained=False, **arguments)
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Skips the initialization of weights, which is nine tenths of the time that timm takes on the meta device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, torch.Tensor) and target.is_meta and func.__name__ in _INITIALIZERS:
+            return target
+        return func(*args, **kwargs)
 
 
 @contextmanager
