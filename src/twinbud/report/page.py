@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,7 @@ def render(
     **values: Any,
 ) -> str:
     """Fill a template of this folder with the summary, sentences derived from it, and further values."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = _environment(autoescape)
     environment.filters.update(percent=percent, number=number, duration=duration, **filters)
     return environment.get_template(template).render(
         summary=summary,
@@ -53,6 +47,19 @@ def render(
         certainty=certainty(summary.metrics),
         perspective=perspective(summary.metrics),
         **values,
+    )
+
+
+@cache
+def _environment(autoescape: bool) -> Environment:
+    """Return the environment that keeps the compiled templates, for runs that follow in one process."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
