@@ -17,7 +17,6 @@ import pytest
 from helpers.builders import save_images
 from helpers.command import Answer, refusal, train, trained, twinbud
 from twinbud.cli.options import parse
-from twinbud.config.loading import setting_names
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig
 from twinbud.config.settings import all_settings
@@ -369,7 +368,7 @@ def test_every_name_that_others_rely_on_is_a_setting() -> None:
         "epochs", "batch_size", "seed", "split_seed", "split", "evaluate_every", "skip_broken", "swap_roles",
         "split_duplicates", "precision",
     )  # fmt: skip
-    assert set(promised) <= set(setting_names())
+    assert set(promised) <= set(all_settings())
 
 
 @pytest.mark.parametrize(("option", "value"), [("--develop", True), ("--no-develop", False)])

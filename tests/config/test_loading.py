@@ -13,7 +13,6 @@ from twinbud.config.loading import (
     merge_settings,
     read_settings_file,
     run_config,
-    setting_names,
     setting_notes,
     settings_of,
     with_absolute_paths,
@@ -21,6 +20,7 @@ from twinbud.config.loading import (
 from twinbud.config.profiles import PROFILES
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import RunConfig, TrainingConfig
+from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import dump_yaml
 
@@ -286,7 +286,7 @@ def test_odd_names_survive_the_settings_file(name: str, tmp_path: Path) -> None:
 
 
 def test_every_profile_only_changes_settings_that_exist() -> None:
-    assert {name for changes in PROFILES.values() for name in changes} <= set(setting_names())
+    assert {name for changes in PROFILES.values() for name in changes} <= set(all_settings())
 
 
 @pytest.mark.parametrize("name", ["data", "split", "teacher", "selected"])

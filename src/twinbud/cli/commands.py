@@ -9,7 +9,8 @@ from typing import Any
 from twinbud.cli import options
 from twinbud.cli.streams import require_written
 from twinbud.config.fields import read_value
-from twinbud.config.loading import merge_settings, read_settings_file, run_config, setting_names
+from twinbud.config.loading import merge_settings, read_settings_file, run_config
+from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
 from twinbud.runs import api
@@ -47,7 +48,7 @@ def train_config(chosen: Namespace) -> Any:
         TwinbudError: No images are given; see also ``run_config``.
     """
     saved = read_settings_file(chosen.config) if chosen.config else {}
-    given = {name: value for name, value in vars(chosen).items() if name in setting_names()}
+    given = {name: value for name, value in vars(chosen).items() if name in all_settings()}
     settings = merge_settings(saved, given)
     if settings.get("data") is None:
         fix = "Give a folder of class folders, a CSV file, or 'phantom' for generated images"

@@ -28,11 +28,6 @@ _NOT_NUMERIC = frozenset(
 )
 
 
-def setting_names() -> list[str]:
-    """Return the names of all settings, stage by stage."""
-    return list(all_settings())
-
-
 def read_settings_file(path: Path) -> dict[str, Any]:
     """Read settings by name from a YAML file, flat or nested by stage, such as a run's ``config.yaml``.
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from twinbud.config.loading import flatten_settings, setting_names
+from twinbud.config.loading import flatten_settings
 from twinbud.config.profiles import PROFILES
 from twinbud.config.schema import Method, Profile
+from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.files import read_yaml
 from twinbud.study.paper import paper_pairs, paper_tables
@@ -251,7 +252,7 @@ def _check(recipe: Recipe) -> None:
 
 def _free_settings() -> tuple[str, ...]:
     """Return the settings that a recipe can set."""
-    return tuple(name for name in setting_names() if name not in RESERVED)
+    return tuple(name for name in all_settings() if name not in RESERVED)
 
 
 def _varied_settings() -> tuple[str, ...]:
