@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.builders import save_images, save_vit_teacher
-from helpers.command import trained
+from helpers.command import trained, twinbud
 
 for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # inherited from nohup or a background shell
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the objects of all imported modules: each run collects garbage, which would go through them again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,6 +55,28 @@ def shared_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_run(tmp_path_factory: pytest.TempPathFactory, shared_images: Path, shared_teacher: str) -> Path:
+def shared_selection(tmp_path_factory: pytest.TempPathFactory, shared_teacher: str) -> Path:
+    """What ``twinbud select`` writes for ``shared_teacher``; to be read only."""
+    folder = tmp_path_factory.mktemp("selection") / "selected"
+    answer = twinbud("select", "--teacher", shared_teacher, "--output", folder)
+    assert answer.code == 0, answer.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_runs(
+    tmp_path_factory: pytest.TempPathFactory, shared_images: Path, shared_teacher: str
+) -> Callable[..., Path]:
+    """Returns a finished run on ``shared_images`` with given words, always the same one; to be read only."""
+
+    @functools.cache
+    def run_with(*words: object) -> Path:
+        return trained(shared_images, shared_teacher, tmp_path_factory.mktemp("runs") / "run", *words)
+
+    return run_with
+
+
+@pytest.fixture(scope="session")
+def shared_run(shared_runs: Callable[..., Path]) -> Path:
     """A finished ``dual`` run on ``shared_images``; to be read only."""
-    return trained(shared_images, shared_teacher, tmp_path_factory.mktemp("runs") / "dual")
+    return shared_runs()

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from helpers.builders import save_images, save_vit_teacher
+from helpers.builders import save_images
 from helpers.command import refusal, train, trained, twinbud
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_yaml
@@ -129,16 +129,13 @@ def model(shared_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def selection(shared_teacher: str, tmp_path: Path) -> Path:
-    answer = twinbud("select", "--teacher", shared_teacher, "--output", tmp_path / "selected")
-    assert answer.code == 0, answer.err
-    return tmp_path / "selected"
+def selection(shared_selection: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shared_selection, tmp_path / "selected"))
 
 
 @pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    save_vit_teacher(tmp_path / "vit")
-    return tmp_path / "vit"
+def teacher(shared_teacher: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shared_teacher.removeprefix("local-dir:"), tmp_path / "vit"))
 
 
 ARCHITECTURES = [

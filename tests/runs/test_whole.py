@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from helpers.builders import save_teacher
-from helpers.command import refusal, train, trained, twinbud
+from helpers.command import refusal, train, trained
 from twinbud.config.loading import run_config
 from twinbud.config.schema import WHOLE_METHODS, RunConfig
 from twinbud.core.errors import TwinbudError
@@ -121,10 +121,9 @@ def test_contradicting_settings_are_refused(settings: dict[str, Any], said: str)
 
 
 @pytest.mark.parametrize("method", WHOLE_METHODS)
-def test_a_selection_is_refused(shared_teacher: str, tmp_path: Path, method: str) -> None:
-    assert twinbud("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
+def test_a_selection_is_refused(shared_selection: Path, method: str) -> None:
     with pytest.raises(TwinbudError, match=rf"^--selected: '.*selected' contradicts --method {method}, which selects"):
-        config(method=method, selected=tmp_path / "selected")
+        config(method=method, selected=shared_selection)
 
 
 @pytest.mark.parametrize(
