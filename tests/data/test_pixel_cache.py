@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.processes import start_code
 from twinbud.data import image_store as image_store_module
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import decode
@@ -131,15 +130,16 @@ def test_a_cache_that_cannot_be_written_stops_nothing_and_says_so(files: list[Pa
 
 def test_two_processes_share_the_folder(files: list[Path], cache: PixelCache) -> None:
     program = (
-        "import sys; from pathlib import Path; from twinbud.data.pixel_cache import PixelCache; "
-        "from twinbud.data.image_store import load_images; from twinbud.data.index import ImageRef; "
-        "folder, *files = map(Path, sys.argv[1:]); images = list(map(ImageRef, files)); "
-        f"[load_images(images, image_size={SIZE}, max_megapixels=1, skip_broken=False, "
-        f"cache=PixelCache(folder, {SIZE})) for _ in range(20)]"
+        "from pathlib import Path\nfrom twinbud.data.pixel_cache import PixelCache\n"
+        "from twinbud.data.image_store import load_images\nfrom twinbud.data.index import ImageRef\n"
+        f"images = [ImageRef(Path(file)) for file in {[str(file) for file in files]}]\n"
+        f"for _ in range(20): load_images(images, image_size={SIZE}, max_megapixels=1, skip_broken=False, "
+        f"cache=PixelCache(Path({str(cache.folder.parent)!r}), {SIZE}))"
     )
-    command = [sys.executable, "-c", program, str(cache.folder.parent), *map(str, files)]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    processes = [start_code(program) for _ in range(2)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert len(entries(cache)) == 6
     assert torch.equal(load(files, cache).tensor(range(6)), load(files, None).tensor(range(6)))
 

@@ -1,4 +1,7 @@
-"""Processes of the command line that can be killed or stopped, forked from a server that has imported torch once."""
+"""Processes that can be killed or stopped, forked from a server that has imported torch once.
+
+A new Python needs ten times the time to import torch that a small run takes.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from pathlib import Path
 
 from helpers.command import Answer
 
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["twinbud.cli.commands", "twinbud.cli.console", "twinbud.runs.pipeline"])
+FORK_SERVER = get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(
+    ["twinbud.cli.commands", "twinbud.cli.console", "twinbud.runs.pipeline", "twinbud.study.run"]
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,24 @@ class Command:
 
 def start(words: list[str], log: Path) -> Command:
     """Start ``twinbud WORDS``."""
-    process = _CONTEXT.Process(target=_run, args=(words, log))
+    process = FORK_SERVER.Process(target=_run, args=(words, log))
     process.start()
     return Command(process, log)
 
 
+def start_code(code: str) -> BaseProcess:
+    """Start a process that executes Python code."""
+    process = FORK_SERVER.Process(target=exec, args=(code, {}))
+    process.start()
+    return process
+
+
 def _run(words: list[str], log: Path) -> None:
     from twinbud.cli.main import main
+    from twinbud.study.executors import local
 
     os.setsid()
+    setattr(local, "get_context", lambda method: get_context("fork"))  # noqa: B010  # workers of a study
     for stream, suffix in ((sys.stdout, ".out"), (sys.stderr, ".err")):
         with log.with_suffix(suffix).open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())

@@ -65,7 +65,7 @@ def workers_of(command: Command) -> list[int]:
         lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
     except OSError:
         return []
-    return [pid for pid, line in lines.items() if b"spawn_main" in line]
+    return [pid for pid, line in lines.items() if b"resource_tracker" not in line]
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,14 +64,42 @@ sys.modules["twinbud"] = None
 import timm, torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-files, *folders = json.loads(sys.argv[1]), *sys.argv[2:]
-for folder in folders:
+for line in sys.stdin:
+    folder, files = json.loads(line)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
     with torch.inference_mode():
-        print(json.dumps({"logits": model(images).tolist(), "names": model.pretrained_cfg["label_names"]}))
+        logits = model(images).tolist()
+    print(json.dumps({"logits": logits, "names": model.pretrained_cfg["label_names"]}), flush=True)
 """
+
+
+class TimmAlone:
+    """A process without twinbud that opens model folders with timm, one after the other."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def predict(self, folder: Path, files: list[Path]) -> dict[str, Any]:
+        """Return the logits of the image files, and the names of the classes."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        print(json.dumps([str(folder), [str(file) for file in files]]), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, self.process.stderr.read()
+        return json.loads(answer)
+
+
+@pytest.fixture(scope="module")
+def timm_alone() -> Iterator[TimmAlone]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", WITH_TIMM_ALONE], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        yield TimmAlone(process)
+        process.kill()
 
 
 def model_folder(folder: Path, family: str) -> tuple[Path, StudentSpec, Any]:
@@ -115,36 +143,34 @@ def deliver(folder: Path, spec: str, image_size: int, *, weights: str = "inherit
     return folder
 
 
-def assert_timm_agrees(folders: list[Path], files: list[Path]) -> None:
-    """Open the folders with timm alone, in a process without twinbud, and compare logits on the same image files."""
-    names = json.dumps([str(file) for file in files])
-    answer = subprocess.run(
-        [sys.executable, "-c", WITH_TIMM_ALONE, names, *folders], capture_output=True, text=True, check=False
-    )
-    assert answer.returncode == 0, answer.stderr
-    for folder, line in zip(folders, answer.stdout.splitlines(), strict=True):
-        expected = torch.tensor(json.loads(line)["logits"], dtype=torch.float64).log_softmax(dim=1)
+def assert_timm_agrees(timm_alone: TimmAlone, folders: list[Path], files: list[Path]) -> None:
+    """Open the folders with timm alone, and compare logits on the same image files."""
+    for folder in folders:
+        answer = timm_alone.predict(folder, files)
+        expected = torch.tensor(answer["logits"], dtype=torch.float64).log_softmax(dim=1)
         found = torch.from_numpy(twinbud.predict(folder, files, show_progress=False).probabilities).log()
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text, f=folder: f"{f}: {text}")
         assert float((found[0] - found[1]).abs().max()) > 1e-4, f"{folder}: the pixels would prove nothing"
-        assert tuple(json.loads(line)["names"]) == CLASSES
+        assert tuple(answer["names"]) == CLASSES
 
 
-def test_timm_alone_gives_the_logits_that_twinbud_predicts_with(tmp_path: Path) -> None:
+def test_timm_alone_gives_the_logits_that_twinbud_predicts_with(timm_alone: TimmAlone, tmp_path: Path) -> None:
     folders = [model_folder(tmp_path / family, family)[0] for family in TEACHERS]
-    assert_timm_agrees(folders, oblong_images(tmp_path))
+    assert_timm_agrees(timm_alone, folders, oblong_images(tmp_path))
 
 
-def test_timm_alone_opens_what_is_delivered_from_every_folder_that_timm_saves(tmp_path: Path) -> None:
+def test_timm_alone_opens_what_is_delivered_from_every_folder_that_timm_saves(
+    timm_alone: TimmAlone, tmp_path: Path
+) -> None:
     folders = []
     for number, (architecture, arguments, image_size) in enumerate(SAVED_BY_TIMM.values()):
         teacher = tmp_path / f"teacher-{number}"
         save_for_hf(random_model(architecture, **arguments), str(teacher), safe_serialization=True)
         folders.append(deliver(tmp_path / f"model-{number}", f"local-dir:{teacher}", image_size))
-    assert_timm_agrees(folders, oblong_images(tmp_path))
+    assert_timm_agrees(timm_alone, folders, oblong_images(tmp_path))
 
 
-def test_timm_alone_opens_what_is_delivered_from_other_kinds_of_teacher(tmp_path: Path) -> None:
+def test_timm_alone_opens_what_is_delivered_from_other_kinds_of_teacher(timm_alone: TimmAlone, tmp_path: Path) -> None:
     vit, convnext = (
         save_teacher(tmp_path / name, architecture, **arguments)
         for name, (architecture, arguments, _) in TEACHERS.items()
@@ -170,7 +196,7 @@ def test_timm_alone_opens_what_is_delivered_from_other_kinds_of_teacher(tmp_path
         for method in ("timm", "xavier", "kaiming")
     ]
     folders.append(deliver(tmp_path / "grandchild", f"local-dir:{folders[0]}", 96))  # a delivered folder as teacher
-    assert_timm_agrees(folders, oblong_images(tmp_path))
+    assert_timm_agrees(timm_alone, folders, oblong_images(tmp_path))
 
 
 WHOLE: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -181,7 +207,7 @@ WHOLE: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
-def test_timm_alone_opens_networks_that_were_kept_whole(tmp_path: Path) -> None:
+def test_timm_alone_opens_networks_that_were_kept_whole(timm_alone: TimmAlone, tmp_path: Path) -> None:
     folders = []
     for name, (architecture, arguments, image_size) in WHOLE.items():
         teacher_info = read_teacher_info(save_teacher(tmp_path / name / "teacher", architecture, **arguments))
@@ -194,7 +220,7 @@ def test_timm_alone_opens_networks_that_were_kept_whole(tmp_path: Path) -> None:
         folders.append(tmp_path / name / "model")
         folders[-1].mkdir()
         save_model_folder(folders[-1], student, student_spec, image_size=image_size, classes=CLASSES)
-    assert_timm_agrees(folders, oblong_images(tmp_path))
+    assert_timm_agrees(timm_alone, folders, oblong_images(tmp_path))
 
 
 def test_the_shape_that_timm_cannot_guess_is_in_the_folder(tmp_path: Path) -> None:

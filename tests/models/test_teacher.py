@@ -191,35 +191,42 @@ def test_a_teacher_that_cannot_be_is_refused(spec: str, said: str) -> None:
     assert said in refusal(spec)
 
 
-def hub_process(endpoint: str, cache: Path, code: str) -> subprocess.CompletedProcess[str]:
+FETCH = """
+import sys
+from twinbud import TwinbudError
+from twinbud.models.teacher import open_teacher, read_teacher_info
+for line in sys.stdin:
+    try:
+        answer = open_teacher(read_teacher_info(line.strip())).model.head.norm.weight.sum().item()
+    except TwinbudError as error:
+        answer = error
+    print(answer, flush=True)
+"""
+
+
+def test_a_timm_name_is_fetched_from_a_hub_and_one_that_cannot_be_reached_names_the_offline_ways(
+    tmp_path: Path,
+) -> None:
     """The hub's client reads its settings when it is imported, so it runs in a process of its own."""
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    model, name = random_model("convnext_atto", num_classes=1000), "convnext_atto.d2_in1k"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
-
-
-OPEN = "from twinbud.models.teacher import open_teacher, read_teacher_info as info\n"
-
-
-def test_a_timm_name_is_fetched_from_a_hub(tmp_path: Path) -> None:
-    model = random_model("convnext_atto", num_classes=1000)
-    name, repository = "convnext_atto.d2_in1k", "timm/convnext_atto.d2_in1k"
-    with serve_hub(tmp_path / "hub", {repository: model.state_dict()}) as endpoint:
-        done = hub_process(
-            endpoint,
-            tmp_path / "home",
-            f"{OPEN}print(open_teacher(info('{name}')).model.head.norm.weight.sum().item())",
+    with serve_hub(tmp_path / "hub", {f"timm/{name}": model.state_dict()}) as endpoint:
+        process = subprocess.Popen(
+            [sys.executable, "-c", FETCH],
+            env=environment | {"HF_ENDPOINT": endpoint},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(float(model.head.norm.weight.detach().sum()), rel=1e-6)
-
-
-def test_a_hub_that_cannot_be_reached_names_the_offline_ways(tmp_path: Path) -> None:
-    code = f"{OPEN}from twinbud import TwinbudError\ntry:\n open_teacher(info('convnext_atto.d2_in1k'))\n"
-    code += "except TwinbudError as error: print(error)"
-    done = hub_process("http://127.0.0.1:9", tmp_path / "home", code)
-    assert done.stdout.count("\n") == 1, done.stderr
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(name, file=process.stdin, flush=True)
+        fetched = process.stdout.readline()
+    out, err = process.communicate("convnext_femto.d1_in1k\n", timeout=120)
+    assert process.returncode == 0, err
+    assert float(fetched) == pytest.approx(float(model.head.norm.weight.detach().sum()), rel=1e-6)
+    assert out.count("\n") == 1, err
     for way in ("dinov2-small", "ARCHITECTURE@FILE.safetensors", "local-dir:FOLDER", "--selected DIR"):
-        assert way in done.stdout
+        assert way in out

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from helpers.processes import FORK_SERVER
 from helpers.studies import SETTINGS, comparable, recipe_content, save_images_and_teacher, save_recipe
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.study.api import study
@@ -181,7 +182,10 @@ def test_no_worker_process_is_started_with_workers_0(request_: StudyRequest, mon
     assert len(execute_study(request, plan_study(request)).done) == 1
 
 
-def test_a_runs_folder_that_cannot_be_written_ends_the_study_in_one_line(request_: StudyRequest) -> None:
+def test_a_runs_folder_that_cannot_be_written_ends_the_study_in_one_line(
+    request_: StudyRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "get_context", lambda method: FORK_SERVER)
     study = plan_study(replace(request_, only=["sampling=0", "method=selection"]), executor=LocalExecutor(((),)))
     study.store.create()
     (study.store.path / "records").rmdir()
