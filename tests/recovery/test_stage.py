@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ def recovered(
     ).students
 
 
+@cache
+def uninterrupted(teacher: str, **settings: Any) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
+    """A recovery without a stop; to be read only."""
+    return recovered(teacher, **settings)
+
+
 def states(student_pair: StudentPair) -> list[dict[str, torch.Tensor]]:
     assert student_pair.auxiliary is not None
     return [student_pair.student.state_dict(), student_pair.auxiliary.state_dict()]
@@ -89,7 +96,7 @@ def checkpoint_manager(folder: Path) -> CheckpointManager:
 
 def test_student_and_auxiliary_are_changed_and_their_classifiers_are_not(teacher: str) -> None:
     before, _ = start(teacher)
-    student_pair, found = recovered(teacher)
+    student_pair, found = uninterrupted(teacher)
     for ours, theirs in zip(states(before), states(student_pair), strict=True):
         changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
         assert changed == {name for name in ours if not name.startswith("head")}
@@ -161,7 +168,7 @@ def test_a_student_with_other_patches_than_its_teachers_is_refused(tmp_path: Pat
 
 
 def test_a_stop_during_least_squares_is_heard(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = recovered(teacher)
+    whole, _ = uninterrupted(teacher)
     checkpoints, fitting, fits = checkpoint_manager(tmp_path), normal_equations.fit_layer, []
 
     def counted(*words: Any) -> Any:
@@ -195,13 +202,13 @@ def test_recovery_is_the_same_each_time_and_leaves_chance_alone(teacher: str) ->
     before = torch.get_rng_state()
     recover(student_pair, selection, read_teacher_info(teacher), images(), SETTINGS, TRAINING)
     assert torch.equal(torch.get_rng_state(), before)
-    assert same(student_pair, recovered(teacher)[0])
+    assert same(student_pair, uninterrupted(teacher)[0])
 
 
 def test_s_is_recovered_alike_with_and_without_an_auxiliary(teacher: str) -> None:
     alone, selection = start(teacher, auxiliary="none")
     recover(alone, selection, read_teacher_info(teacher), images(), SETTINGS, TRAINING)
-    both, _ = recovered(teacher)
+    both, _ = uninterrupted(teacher)
     assert all(torch.equal(t, both.student.state_dict()[n]) for n, t in alone.student.state_dict().items())
 
 
@@ -226,7 +233,7 @@ def test_what_a_subspace_holds_is_told(teacher: str) -> None:
     assert 0 < second["subspace_explained"] < first["subspace_explained"] < 1
     assert first["kept"].keys() == {f"{kind}/blocks.{number}" for kind in ("heads", "mlp") for number in (0, 1)}
     assert sorted(first["kept"]["heads/blocks.0"] + second["kept"]["heads/blocks.0"]) == [0, 1, 2, 3]
-    _, found = recovered(teacher)
+    _, found = uninterrupted(teacher)
     assert not found["student"].to_json().keys() & {"subspace_explained", "kept"}
 
 
@@ -289,7 +296,7 @@ def test_without_least_squares_only_steps_change_it(teacher: str) -> None:
 def test_recovery_stopped_after_any_step_ends_as_if_it_had_not_been(
     settings: dict[str, Any], steps: int, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, found = recovered(teacher, **settings)
+    whole, found = uninterrupted(teacher, **settings)
     checkpoints, taken = checkpoint_manager(tmp_path), []
     taking = RecoveryStep.__call__
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,9 @@ def test_the_teacher_is_shown_the_images_that_it_may_see_and_never_one_of_the_te
 
 
 def test_a_run_that_recovers_says_what_it_did_and_what_it_cost(
-    shared_images: Path, shared_teacher: str, tmp_path: Path
+    shared_runs: Callable[..., Path], shared_run: Path, tmp_path: Path
 ) -> None:
-    run = trained(shared_images, shared_teacher, tmp_path / "run", *RECOVER)
-    plain = trained(shared_images, shared_teacher, tmp_path / "plain")
+    run, plain = shared_runs(*RECOVER), shared_run
     assert weights(run) != weights(plain)
     content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
     assert content.keys() == {"student", "auxiliary"}
@@ -158,11 +158,14 @@ def test_a_network_without_a_single_stream_has_no_subspace(shared_images: Path, 
 
 
 def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
-    shared_images: Path, shared_teacher: str, tmp_path: Path
+    shared_images: Path,
+    shared_teacher: str,
+    shared_selection: Path,
+    shared_runs: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    direct = trained(shared_images, shared_teacher, tmp_path / "direct", *RECOVER)
-    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
-    words = ("--data", shared_images, "--selected", tmp_path / "selected", "--teacher", shared_teacher, *SMALL)
+    direct = shared_runs(*RECOVER)
+    words = ("--data", shared_images, "--selected", shared_selection, "--teacher", shared_teacher, *SMALL)
     answer = command("train", *words, *RECOVER, "--output", tmp_path / "carried")
     assert answer.code == 0, answer.err
     assert weights(direct) == weights(tmp_path / "carried")
@@ -184,9 +187,8 @@ def test_a_selection_recovers_wherever_its_teacher_lies_now(shared_images: Path,
     assert "the weights were selected from another teacher than" in line
 
 
-def test_a_selection_alone_cannot_recover(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
-    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
-    words = ("--data", shared_images, "--selected", tmp_path / "selected", *SMALL, *RECOVER)
+def test_a_selection_alone_cannot_recover(shared_images: Path, shared_selection: Path, tmp_path: Path) -> None:
+    words = ("--data", shared_images, "--selected", shared_selection, *SMALL, *RECOVER)
     assert refusal(command("train", *words, "--output", tmp_path / "run")) == (
         "--recover: 'labelled' needs the teacher's weights, which --selected does not hold. "
         "Add the --teacher of the selection, or --recover none."
@@ -242,11 +244,12 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
     words: tuple[str, ...],
     shared_images: Path,
     shared_teacher: str,
+    shared_runs: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     """By SIGTERM, at the first step, in the second epoch, at the last, and in the auxiliary's part if it recovers."""
     settings = (*RECOVER, "--recover-epochs", 2, "--recover-batch-size", 10, *words)
-    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
+    whole = shared_runs(*settings)
     with sigterm_at_step(RecoveryStep, step):
         stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
@@ -261,9 +264,13 @@ def test_a_run_that_is_stopped_while_it_recovers_goes_on_and_ends_as_if_it_had_n
 
 
 def test_a_run_that_crashes_after_its_recovery_does_not_recover_again(
-    shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_images: Path,
+    shared_teacher: str,
+    shared_runs: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *RECOVER)
+    whole = shared_runs(*RECOVER)
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", lambda *_: struck_by_lightning())
         with pytest.raises(RuntimeError, match="lightning"):

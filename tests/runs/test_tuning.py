@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,16 @@ def test_the_student_is_selected_from_the_tuned_teacher(
 
 
 def test_timm_alone_opens_the_tuned_teacher_with_the_classes_of_the_run(
-    shared_images: Path, shared_teacher: str, tmp_path: Path
+    shared_images: Path, shared_runs: Callable[..., Path]
 ) -> None:
-    run = trained(shared_images, shared_teacher, tmp_path / "run", *TUNE)
+    run = shared_runs(*TUNE)
     teacher = timm.create_model(f"local-dir:{run / 'teacher'}", pretrained=True)
     assert teacher.num_classes == len(list(shared_images.iterdir()))
     assert torch.equal(teacher.state_dict()["head.weight"], load_file(run / "teacher/model.safetensors")["head.weight"])
 
 
-def test_the_cost_of_tuning_is_counted(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
-    plain = metrics_of(trained(shared_images, shared_teacher, tmp_path / "plain", "--method", "selection"))
-    found = metrics_of(trained(shared_images, shared_teacher, tmp_path / "run", *TUNE))
+def test_the_cost_of_tuning_is_counted(shared_runs: Callable[..., Path]) -> None:
+    plain, found = metrics_of(shared_runs("--method", "selection")), metrics_of(shared_runs(*TUNE))
     assert (found["tune_num_steps"], found["tune_num_passes"]) == (6, 48)  # 24 images, 2 epochs, batches of 8
     assert found["num_steps"] == plain["num_steps"] + 6
     assert found["num_passes"] == plain["num_passes"] + 48
@@ -73,8 +73,8 @@ def test_a_tuned_teacher_guides_a_random_student(shared_images: Path, shared_tea
     assert "loss_skd" in (run / "history.csv").read_text(encoding="utf-8").splitlines()[0]
 
 
-def test_the_saved_settings_repeat_the_run(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
-    run = trained(shared_images, shared_teacher, tmp_path / "run", *TUNE)
+def test_the_saved_settings_repeat_the_run(shared_runs: Callable[..., Path], tmp_path: Path) -> None:
+    run = shared_runs(*TUNE)
     answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
     assert answer.code == 0, answer.err
     assert weights(run, "teacher") == weights(tmp_path / "again", "teacher")
@@ -83,11 +83,11 @@ def test_the_saved_settings_repeat_the_run(shared_images: Path, shared_teacher: 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 8], ids="step {}".format)
 def test_a_run_that_is_stopped_while_or_after_it_tunes_ends_as_if_it_had_not_been(
-    step: int, shared_images: Path, shared_teacher: str, tmp_path: Path
+    step: int, shared_images: Path, shared_teacher: str, shared_runs: Callable[..., Path], tmp_path: Path
 ) -> None:
     """In the first epoch of tuning, in the second, at the last step, and in the training of the student."""
     settings = (*TUNE, "--recover", "labelled")
-    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *settings)
+    whole = shared_runs(*settings)
     with sigterm_at_step(TrainingStep, step):
         stopped = train(shared_images, shared_teacher, tmp_path / "run", *settings)
     assert stopped.code == 75, stopped.err
@@ -150,10 +150,9 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
 
 
 def test_weights_selected_before_cannot_come_from_a_tuned_teacher(
-    shared_images: Path, shared_teacher: str, tmp_path: Path
+    shared_images: Path, shared_teacher: str, shared_selection: Path, tmp_path: Path
 ) -> None:
-    assert command("select", "--teacher", shared_teacher, "--output", tmp_path / "selected").code == 0
-    words = ("--selected", tmp_path / "selected", "--recover", "labelled")
+    words = ("--selected", shared_selection, "--recover", "labelled")
     line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *TUNE, *words))
     assert "the weights were selected from the teacher before fine-tuning. Give --teacher instead" in line
 

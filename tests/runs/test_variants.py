@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,16 +37,15 @@ def history(run: Path) -> list[dict[str, str]]:
         return [{name: text for name, text in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module")
-def method_run(tmp_path_factory: pytest.TempPathFactory, shared_images: Path, shared_teacher: str) -> Path:
+@pytest.fixture
+def method_run(shared_runs: Callable[..., Path]) -> Path:
     """Two epochs of the method as the paper has it; to be read only."""
-    return trained(shared_images, shared_teacher, tmp_path_factory.mktemp("runs") / "skd", "--epochs", 2)
+    return shared_runs("--epochs", 2)
 
 
-def test_no_auxiliary_is_selection_bit_for_bit(shared_images: Path, shared_teacher: str, tmp_path: Path) -> None:
+def test_no_auxiliary_is_selection_bit_for_bit(shared_runs: Callable[..., Path]) -> None:
     """L = L_ce, and not α L_ce."""
-    none = trained(shared_images, shared_teacher, tmp_path / "none", "--auxiliary", "none")
-    selection = trained(shared_images, shared_teacher, tmp_path / "selection", "--method", "selection")
+    none, selection = shared_runs("--auxiliary", "none"), shared_runs("--method", "selection")
     assert weights(none) == weights(selection)
     assert (none / "predictions.csv").read_bytes() == (selection / "predictions.csv").read_bytes()
     assert history(none) == history(selection)
@@ -54,10 +54,9 @@ def test_no_auxiliary_is_selection_bit_for_bit(shared_images: Path, shared_teach
 
 @pytest.mark.parametrize("distillation", VARIANTS)
 def test_every_variant_trains_otherwise_and_is_named(
-    shared_images: Path, shared_teacher: str, method_run: Path, tmp_path: Path, distillation: str
+    shared_runs: Callable[..., Path], method_run: Path, tmp_path: Path, distillation: str
 ) -> None:
-    words = ("--distillation", distillation, "--epochs", 2)
-    run = trained(shared_images, shared_teacher, tmp_path / "run", *words)
+    run = shared_runs("--distillation", distillation, "--epochs", 2)
     assert weights(run) != weights(method_run)
     # in its first epoch, tf-kd has nothing to go by but S′
     assert (history(run)[0] == history(method_run)[0]) == (distillation == "tf-kd")
@@ -73,9 +72,9 @@ def test_every_variant_trains_otherwise_and_is_named(
     ("auxiliary", "named"), [("copy", "starts as a copy of the student"), ("frozen", "keeps its selected weights")]
 )
 def test_every_control_trains_otherwise_and_is_named(
-    shared_images: Path, shared_teacher: str, shared_run: Path, tmp_path: Path, auxiliary: str, named: str
+    shared_runs: Callable[..., Path], shared_run: Path, auxiliary: str, named: str
 ) -> None:
-    run = trained(shared_images, shared_teacher, tmp_path / "run", "--auxiliary", auxiliary)
+    run = shared_runs("--auxiliary", auxiliary)
     assert weights(run) != weights(shared_run)
     assert named in (run / "report.html").read_text(encoding="utf-8")
     assert named not in (shared_run / "report.html").read_text(encoding="utf-8")
@@ -187,11 +186,8 @@ def test_a_study_can_tell_how_long_a_variant_takes(shared_teacher: str, tmp_path
     assert config.training.num_phases == (2 if distillation == "tf-kd-self" else 1)
 
 
-def test_both_phases_of_tf_kd_self_are_counted(
-    shared_images: Path, shared_teacher: str, shared_run: Path, tmp_path: Path
-) -> None:
-    words = ("--distillation", "tf-kd-self", "--epochs", 2)
-    run = trained(shared_images, shared_teacher, tmp_path / "run", *words)
+def test_both_phases_of_tf_kd_self_are_counted(shared_runs: Callable[..., Path], shared_run: Path) -> None:
+    run = shared_runs("--distillation", "tf-kd-self", "--epochs", 2)
     assert (metrics(run)["epochs"], metrics(run)["num_steps"]) == (2, 4 * metrics(shared_run)["num_steps"])
     assert [row["step"] for row in history(run)] == ["3", "6"]
     assert metrics(run)["train_seconds"] > 0
@@ -200,11 +196,11 @@ def test_both_phases_of_tf_kd_self_are_counted(
 
 @pytest.mark.parametrize("steps", [2, 4, 8])
 def test_a_signal_in_either_phase_stops_a_run_that_goes_on_exactly(
-    shared_images: Path, shared_teacher: str, tmp_path: Path, steps: int
+    shared_images: Path, shared_teacher: str, shared_runs: Callable[..., Path], tmp_path: Path, steps: int
 ) -> None:
     """Of six steps a phase: inside an epoch of the first, and of the second."""
     words = ("--distillation", "tf-kd-self", "--epochs", 2)
-    whole = trained(shared_images, shared_teacher, tmp_path / "whole", *words)
+    whole = shared_runs(*words)
     run = tmp_path / "run"
     with sigterm_at_step(TrainingStep, steps):
         stopped = train(shared_images, shared_teacher, run, *words)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,12 @@ def train(
     return pair, fit(pair, data, replace(SETTINGS, **changes), execution)
 
 
+@cache
+def uninterrupted(**settings: Any) -> tuple[StudentPair, History]:
+    """A training without a stop; to be read only."""
+    return train(**settings)
+
+
 def same(one: StudentPair, other: StudentPair) -> bool:
     pairs = [(one.student, other.student), (one.auxiliary, other.auxiliary)]
     return all(
@@ -102,7 +110,7 @@ def test_weights_that_lie_channels_last_resume_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dual", [True, False])
 @pytest.mark.parametrize("steps", range(1, NUM_STEPS + 1))
 def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(steps: int, dual: bool, tmp_path: Path) -> None:
-    whole, history = train(dual=dual)
+    whole, history = uninterrupted(dual=dual)
     folder = CheckpointFolder(tmp_path, IDENTITY)
     with pytest.raises(Stopped, match=r"--resume"):
         train(StopsAfter(steps - 1, folder), dual=dual)
@@ -119,7 +127,7 @@ def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(steps: int, dua
 def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation: Distillation, tmp_path: Path) -> None:
     """Stopped inside the first epoch, at its end, and inside the second; tf-kd-self is in test_beforehand."""
     dual = distillation != "tf-kd-reg"
-    whole, history = train(dual=dual, distillation=distillation)
+    whole, history = uninterrupted(dual=dual, distillation=distillation)
     folder = CheckpointFolder(tmp_path, IDENTITY)
     with pytest.raises(Stopped):
         train(StopsAfter(steps - 1, folder), dual=dual, distillation=distillation)
@@ -138,7 +146,7 @@ def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation:
 )
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_every_regularization_goes_on_as_it_began(steps: int, changes: dict[str, Any], tmp_path: Path) -> None:
-    whole, history = train(**changes)
+    whole, history = uninterrupted(**changes)
     folder = CheckpointFolder(tmp_path, IDENTITY)
     with pytest.raises(Stopped):
         train(StopsAfter(steps - 1, folder), **changes)
@@ -148,7 +156,7 @@ def test_every_regularization_goes_on_as_it_began(steps: int, changes: dict[str,
 
 
 def test_a_run_resumed_at_every_single_step_still_ends_the_same(tmp_path: Path) -> None:
-    whole, history = train()
+    whole, history = uninterrupted()
     folder = CheckpointFolder(tmp_path, IDENTITY)
     for _ in range(NUM_STEPS):
         with pytest.raises(Stopped):
@@ -158,16 +166,30 @@ def test_a_run_resumed_at_every_single_step_still_ends_the_same(tmp_path: Path) 
     assert untimed(history) == untimed(again)
 
 
-def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(CheckpointManager(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a training that saved one after each epoch; to be read only."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    train(CheckpointManager(CheckpointFolder(folder, IDENTITY), every_seconds=0.0))
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> CheckpointFolder:
+    """A copy of ``saved`` in ``tmp_path``."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    return CheckpointFolder(tmp_path, IDENTITY)
+
+
+def test_two_checkpoints_are_kept(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000006", "step-00000009"]
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "position.json"])
 @pytest.mark.parametrize("harm", ["torn", "flipped", "missing"])
-def test_a_damaged_checkpoint_is_named_and_the_older_one_used(file: str, harm: str, tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path, IDENTITY)
-    train(CheckpointManager(folder, every_seconds=0.0))
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
+    file: str, harm: str, folder: CheckpointFolder, tmp_path: Path
+) -> None:
     path = tmp_path / "step-00000009" / file
     data = bytearray(path.read_bytes())
     if harm == "torn":
@@ -182,12 +204,10 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(file: str, harm: s
     assert found.position.num_steps == 6
     assert len(complaints) == 1
     assert complaints[0].startswith("checkpoint step-00000009 is damaged")
-    assert same(train(CheckpointManager(folder, found))[0], train()[0])
+    assert same(train(CheckpointManager(folder, found))[0], uninterrupted()[0])
 
 
-def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path, IDENTITY)
-    train(CheckpointManager(folder, every_seconds=0.0))
+def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(folder: CheckpointFolder, tmp_path: Path) -> None:
     (tmp_path / "step-00000009").rename(tmp_path / ".step-00000012.draft")
     found, complaints = folder.latest()
     assert found is not None
@@ -195,15 +215,14 @@ def test_a_draft_that_a_crash_left_behind_is_no_checkpoint(tmp_path: Path) -> No
     assert not complaints
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
-    train(CheckpointManager(CheckpointFolder(tmp_path, IDENTITY), every_seconds=0.0))
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(saved: Path) -> None:
     with pytest.raises(TwinbudError, match=r"other values of seed"):
-        CheckpointFolder(tmp_path, {"seed": 1}).latest()
+        CheckpointFolder(saved, {"seed": 1}).latest()
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = CheckpointFolder(tmp_path, IDENTITY)
-    train(CheckpointManager(folder, every_seconds=0.0))
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    folder: CheckpointFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found, _ = folder.latest()
     assert found is not None
 

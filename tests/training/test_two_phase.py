@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def train(checkpoints: CheckpointManager | None = None, **settings: Any) -> tupl
     execution = Execution(checkpoints=checkpoints or CheckpointManager(), **settings)
     history = fit_in_two_phases(student_pair, data(), SETTINGS, execution)
     return student_pair.student.state_dict(), history
+
+
+@cache
+def uninterrupted() -> tuple[dict[str, torch.Tensor], History]:
+    """Both phases without a stop; to be read only."""
+    return train()
 
 
 def checkpoint_manager(folder: Path, every_seconds: float = 60.0) -> CheckpointManager:
@@ -133,7 +140,7 @@ def test_each_phase_has_a_bar_of_its_own() -> None:
 def test_a_run_stopped_after_any_step_of_either_phase_ends_as_if_it_had_not_been(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, history = train()
+    whole, history = uninterrupted()
     checkpoints = checkpoint_manager(tmp_path)
     with monkeypatch.context() as patch:
         stop_after(steps, checkpoints, patch)
@@ -158,13 +165,13 @@ def test_a_stop_asked_for_between_the_phases_is_not_forgotten(tmp_path: Path) ->
     folder.save = asked_meanwhile
     with pytest.raises(Stopped, match="after step 1;"):
         train(checkpoints)
-    assert same(train(checkpoint_manager(tmp_path))[0], train()[0])
+    assert same(train(checkpoint_manager(tmp_path))[0], uninterrupted()[0])
 
 
 def test_a_crash_between_the_phases_does_not_train_the_first_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, history = train()
+    whole, history = uninterrupted()
     taking, taken = TrainingStep.__call__, []
 
     def crashing(self: TrainingStep, *batch: Any) -> Any:
