@@ -137,3 +137,15 @@ def test_stochastic_depth_is_refused_where_timm_has_none() -> None:
     assert student_spec.build(image_size=64, num_classes=2).num_classes == 2
     with pytest.raises(TwinbudError, match=r"^--drop-path 0\.1: timm's ghostnet_050 has no stochastic depth"):
         student_spec.build(image_size=64, num_classes=2, drop_path=0.1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "on_cpu"),
+    [("vit_tiny_patch16_224", True), ("convnext_atto", True), ("resnet10t", True), ("tf_efficientnet_lite0", False)],
+)
+def test_depthwise_convolutions_of_a_plain_network_stay_in_float32_on_a_cpu(architecture: str, on_cpu: bool) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    family = families.family_of(model)
+    assert family.gains_from_bf16(model, torch.device("cpu")) == on_cpu
+    assert family.gains_from_bf16(model, torch.device("cuda"))

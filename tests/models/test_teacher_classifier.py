@@ -46,3 +46,15 @@ def test_a_folder_that_names_classes_its_weights_do_not_have_is_refused(tmp_path
     preprocessing = Preprocessing(image_size=28, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(TwinbudError, match="the teacher's classifier has 3 classes, but the images have 2"):
         open_teacher_classifier(read_teacher_info(spec), ("a", "b"), preprocessing=preprocessing, device=CPU)
+
+
+def test_its_precision_is_its_own(tmp_path: Path) -> None:
+    spec = save_teacher(tmp_path / "teacher", "vit_tiny_patch16_224", num_classes=3, **VIT)
+    preprocessing = Preprocessing(image_size=28, mean=(0.5,) * 3, std=(0.5,) * 3)
+    images_BCSS = torch.zeros(2, 3, 28, 28)
+    for bf16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        teacher = open_teacher_classifier(
+            read_teacher_info(spec), ("a", "b", "c"), preprocessing=preprocessing, device=CPU, bf16=bf16
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=not bf16):
+            assert teacher(images_BCSS).dtype is dtype

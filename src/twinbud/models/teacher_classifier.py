@@ -19,13 +19,14 @@ _MAX_SHOWN = 20
 """Class names in an error."""
 
 
-class Renormalized(nn.Module):
-    """A network behind a change of normalization, for images that are normalized for another network.
+class TeacherClassifier(nn.Module):
+    """The teacher, frozen, for images that are normalized for the student; it computes in a precision of its own.
 
     Args:
         network: Takes images in its own normalization.
         own: (mean, std) of the network.
         given: (mean, std) of the images.
+        bf16: Whether the network computes in bf16 autocast.
     """
 
     scale_1C11: torch.Tensor
@@ -36,9 +37,11 @@ class Renormalized(nn.Module):
         network: nn.Module,
         own: tuple[tuple[float, ...], tuple[float, ...]],
         given: tuple[tuple[float, ...], tuple[float, ...]],
+        *,
+        bf16: bool,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.bf16, self.is_renormalized = network, bf16, own != given
         (own_mean, own_std), (mean, std) = (
             [torch.tensor(values).view(1, -1, 1, 1) for values in normalization] for normalization in (own, given)
         )
@@ -46,8 +49,11 @@ class Renormalized(nn.Module):
         self.register_buffer("shift_1C11", (mean - own_mean) / own_std)
 
     def forward(self, images_BCSS: torch.Tensor) -> torch.Tensor:
-        """Return the network's output for images in the given normalization."""
-        return self.network(images_BCSS * self.scale_1C11 + self.shift_1C11)
+        """Return the logits (B, K) for normalized images (B, C, S, S)."""
+        if self.is_renormalized:
+            images_BCSS = images_BCSS * self.scale_1C11 + self.shift_1C11
+        with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.network(images_BCSS)
 
 
 def require_classes(info: TeacherInfo, classes: tuple[str, ...], *, off: str = "--distillation skd") -> None:
@@ -76,8 +82,13 @@ def require_classes(info: TeacherInfo, classes: tuple[str, ...], *, off: str = "
 
 
 def open_teacher_classifier(
-    info: TeacherInfo, classes: tuple[str, ...], *, preprocessing: Preprocessing, device: torch.device
-) -> nn.Module:
+    info: TeacherInfo,
+    classes: tuple[str, ...],
+    *,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    bf16: bool = False,
+) -> TeacherClassifier:
     """Open the teacher with its classifier, for images that are preprocessed for the student.
 
     Args:
@@ -85,9 +96,11 @@ def open_teacher_classifier(
         classes: Class names of the run.
         preprocessing: That of the student. The images are normalized again if the teacher's normalization differs.
         device: The device of training.
+        bf16: Whether the machine is faster in bf16; the teacher then uses it where its family gains from it, whatever
+            the student's precision.
 
     Returns:
-        A frozen network in evaluation mode, float32: images (B, C, S, S) to logits (B, K).
+        A frozen network in evaluation mode: images (B, C, S, S) to logits (B, K).
 
     Raises:
         TwinbudError: See ``require_classes`` and ``open_teacher_at``.
@@ -97,7 +110,8 @@ def open_teacher_classifier(
     _require_number(info, teacher.num_classes, classes)
     own, given = (info.mean, info.std), (preprocessing.mean, preprocessing.std)
     teacher.to(device, memory_format=family.memory_format)
-    return teacher if own == given else Renormalized(teacher, own, given).eval().to(device)
+    bf16 = bf16 and family.gains_from_bf16(teacher, device)
+    return TeacherClassifier(teacher, own, given, bf16=bf16).eval().to(device)
 
 
 def _require_number(

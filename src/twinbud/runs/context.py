@@ -39,6 +39,12 @@ class Job:
     precision: PrecisionChoice
     compilation: Compilation
 
+    @property
+    def bf16(self) -> bool:
+        """Whether the student computes in bf16 autocast: where the run may, and its family gains from it."""
+        family = self.initialization.student_spec.family
+        return self.precision.bf16 and family.gains_from_bf16(self.student_pair.student, self.device)
+
 
 def list_images(config: RunConfig, resource_cache: ResourceCache) -> ImageIndex:
     """Return the images of the run's source, not opened yet."""

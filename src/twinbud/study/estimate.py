@@ -126,7 +126,7 @@ def measure_step(config: RunConfig) -> float:
         frozen=config.auxiliary == "frozen" or has_two_phases,
     )
     teacher = _random_teacher(config.model.teacher, size).to(device) if training.learns_from_teacher else None
-    bf16 = choose_precision(training.precision, device).bf16
+    bf16 = choose_precision(training.precision, device).bf16 and family.gains_from_bf16(student_pair.student, device)
     with cpu_threads(training.threads):
         history = fit(student_pair, data, short, Execution(bf16=bf16), teacher=teacher)
     return statistics.median(record.seconds for record in history.epochs[1:])

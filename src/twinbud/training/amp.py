@@ -18,6 +18,8 @@ from twinbud.core.errors import TwinbudError
 _MIN_SPEEDUP = 1.5
 """Minimum speed-up of bf16 matrix products at which bf16 is chosen; below it, casts cost more than it saves."""
 
+SLOWER_IN_BF16 = "this network is slower in bf16 on a CPU"
+
 
 @dataclass(frozen=True)
 class PrecisionChoice:

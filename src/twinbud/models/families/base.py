@@ -177,6 +177,11 @@ class SelectionFamily(ABC):
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` belongs to this family."""
 
+    def gains_from_bf16(self, model: TimmModel, device: torch.device) -> bool:
+        """Return whether bf16 autocast makes training ``model`` faster on a device that has bf16 units."""
+        del model, device
+        return True
+
     @abstractmethod
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
         """Return the blocks that run one after another, by name and in order.

@@ -31,6 +31,12 @@ class PlainFamily(SelectionFamily):
         del model
         return {}
 
+    def gains_from_bf16(self, model: TimmModel, device: torch.device) -> bool:
+        """Return false for depthwise convolutions on a CPU: they take 1.5 times as long in bf16 (EXPERIMENTS.md)."""
+        return device.type != "cpu" or not any(
+            module.groups == module.in_channels > 1 for module in model.modules() if isinstance(module, nn.Conv2d)
+        )
+
     def layer_numbers(self, model: TimmModel) -> dict[str, int]:
         """Return timm's own layers; nothing if timm has none for this network."""
         if not hasattr(model, "group_matcher"):
