@@ -174,7 +174,7 @@ def test_no_teacher_is_refused() -> None:
     [
         ({"fraction": 1.5}, "--fraction: '1.5' is not valid: it should be less than or equal to 1."),
         ({"fraction": "much"}, "--fraction: 'much' is not valid: it should be a valid number."),
-        ({"epochs": 0}, "--epochs: '0' is not valid: it should be greater than or equal to 1."),
+        ({"epochs": -1}, "--epochs: '-1' is not valid: it should be greater than or equal to 0."),
         ({"epochs": 1.5}, "--epochs: '1.5' is not valid: it should be a valid integer."),
         ({"epochs": True}, "--epochs: 'true' is not valid: it should be a valid integer."),
         ({"epochs": [3]}, "--epochs: '[3]' is not valid: it should be a valid integer."),

@@ -10,6 +10,7 @@ from twinbud.config.schema import (
     Attention,
     Auto,
     Auxiliary,
+    ClassifierStart,
     Compile,
     CrossEntropyTemperature,
     Device,
@@ -48,6 +49,7 @@ class Settings(TypedDict, total=False):
     layer_scale: LayerScale
     profile: Profile
     image_size: int
+    classifier_start: ClassifierStart
     epochs: int
     min_steps: int
     batch_size: int

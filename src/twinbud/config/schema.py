@@ -31,6 +31,7 @@ CrossEntropyTemperature = Literal["one", "tau"]
 LayerScale = Literal["one", "timm"]
 Device = Literal["auto", "cpu", "cuda"]
 Profile = Literal["paper", "quick", "best"]
+ClassifierStart = Literal["random", "probe"]
 Auto = Literal["auto"]
 
 MAX_IMAGE_SIZE = 4096
@@ -117,7 +118,12 @@ class TrainingConfig(Checked):
         "paper", "Source of all defaults: best (recommended), quick (for a CPU), paper (its values)."
     )
     image_size: int = setting(224, "Side in pixels after resizing; proportions are not kept.", ge=1, le=MAX_IMAGE_SIZE)
-    epochs: int = setting(300, "Passes over the labelled images.", ge=1)
+    classifier_start: ClassifierStart = setting(
+        "random", "Classifier before training: random, or logistic regression on the labelled images."
+    )
+    epochs: int = setting(
+        300, "Passes over the labelled images; 0: the student stays as recovery, with its classifier, leaves it.", ge=0
+    )
     min_steps: int = setting(0, "Add epochs until at least this many optimizer steps are planned.", ge=0)
     batch_size: int = setting(32, "Images per step; the last, smaller batch is kept.", ge=1)
     learning_rate: float = setting(1.25e-4, "Peak at batch size 32; scaled linearly with the batch size.", ge=0)
@@ -149,7 +155,9 @@ class TrainingConfig(Checked):
     mixup: float = setting(0.0, "Parameter of mixup's Beta distribution: images are blended; 0: off.", ge=0)
     cutmix: float = setting(0.0, "Parameter of CutMix's Beta distribution: rectangles are replaced; 0: off.", ge=0)
     label_smoothing: float = setting(0.0, "Share of each label spread evenly over the classes (eq. 4).", ge=0, lt=1)
-    precision: Precision = setting("auto", "float32, or bf16 autocast; auto: bf16 where it is faster on this machine.")
+    precision: Precision = setting(
+        "auto", "float32, or bf16 autocast where a network gains from it; auto: bf16 where this machine is faster."
+    )
     compile: Compile = setting(
         "auto", "torch.compile, with CUDA graphs on a GPU; auto: where enough steps are planned."
     )
@@ -246,6 +254,12 @@ class RunConfig(Checked):
         if self.model.teacher is None and self.model.selected is None and needs_teacher:
             fix = "Give --teacher dinov2-small, or --selected DIR"
             raise TwinbudError("no teacher is given", where="--teacher", fix=fix)
+        if not self.training.epochs and not self.recovery.recovers_classifier and method != "probe":
+            problem = "0 would deliver a classifier that nothing has trained"
+            raise TwinbudError(problem, where="--epochs", fix="Give at least 1, or --recover-classifier on")
+        if method == "dual":
+            reason = "--method dual, whose auxiliary has a classifier, too"
+            require(self.training.classifier_start == "random", "classifier_start", "probe", reason, "random")
         if method != "dual":
             reason = f"--method {method}, which has no auxiliary"
             fits = distillation in _WITHOUT_AUXILIARY

@@ -35,7 +35,7 @@ from twinbud.report.history import history_writer
 from twinbud.runs.context import Job, class_indices, labelled_images, list_images, open_images
 from twinbud.runs.cost import cost_of
 from twinbud.runs.network_cost import measure_network
-from twinbud.runs.probe import probe
+from twinbud.runs.probe import probe, start_from_probe
 from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
 from twinbud.runs.result import RunCost, RunMetrics, RunResult
@@ -50,7 +50,7 @@ from twinbud.runs.run_dir import (
 )
 from twinbud.runs.summary import summarize
 from twinbud.runs.tuning import tune_teacher, tuning_config
-from twinbud.training.amp import choose_device, choose_precision, cpu_threads
+from twinbud.training.amp import SLOWER_IN_BF16, choose_device, choose_precision, cpu_threads
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
@@ -184,8 +184,8 @@ def save_inputs(job: Job, folder: Path) -> dict[str, Any]:
     if job.initialization.selection is not None:
         write_json(folder / "plan.json", job.initialization.selection.plan.to_json())
     environment = describe_environment(job.device) | {
-        "precision": job.precision.name,
-        "precision_reason": job.precision.reason,
+        "precision": "bf16" if job.bf16 else "float32",
+        "precision_reason": job.precision.reason if job.bf16 == job.precision.bf16 else SLOWER_IN_BF16,
         "compilation": job.compilation.name,
         "compilation_reason": job.compilation.reason,
         "seeds": {"seed": job.config.training.seed, "split_seed": job.config.data.split_seed},
@@ -213,7 +213,7 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
         ),
         recovery,
         job.config.training,
-        bf16=job.precision.bf16,
+        bf16=job.bf16,
         checkpoints=checkpoints,
         progress=progress,
     )
@@ -226,6 +226,9 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
 
 def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> History:
     """Train the student on the labelled images, from the last checkpoint if the run is resumed."""
+    if not job.config.training.epochs:
+        with history_writer(folder):
+            return History()
     if job.config.model.method == "probe":
         with history_writer(folder):  # without epochs
             return probe(job, job.student_pair.student, checkpoints, progress)
@@ -235,16 +238,19 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
     if job.config.training.learns_from_teacher:
         assert job.teacher is not None
         classes = job.image_index.classes
-        teacher = open_teacher_classifier(job.teacher, classes, preprocessing=preprocessing, device=job.device)
+        teacher = open_teacher_classifier(
+            job.teacher, classes, preprocessing=preprocessing, device=job.device, bf16=job.precision.bf16
+        )
+    start = start_from_probe(job, checkpoints, progress)
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
     fit_function = fit_in_two_phases if job.config.training.num_phases == 2 else partial(fit, teacher=teacher)
     with history_writer(folder, checkpoints.records) as record:
-        return fit_function(
+        history = fit_function(
             job.student_pair,
             data,
             job.config.training,
             Execution(
-                bf16=job.precision.bf16,
+                bf16=job.bf16,
                 compilation=job.compilation,
                 checkpoints=checkpoints,
                 progress=progress,
@@ -253,6 +259,7 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
                 test_accuracy=lambda: accuracy_of(predict_rows(job, job.split.test)),
             ),
         )
+    return history.after(start)
 
 
 def evaluate_student(job: Job, history: History, cost: RunCost) -> tuple[Predictions, RunMetrics]:

@@ -1,7 +1,8 @@
-"""The training stage of ``--method probe``: logistic regression instead of optimizer steps."""
+"""Logistic regression as the training stage of ``--method probe``, and as the classifier that training starts from."""
 
 from __future__ import annotations
 
+from twinbud.core.errors import first_few
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import blank_digests, find_groups
 from twinbud.models.families.base import TimmModel
@@ -31,6 +32,32 @@ def probe(job: Job, network: TimmModel, checkpoints: CheckpointManager, progress
         job.config.training,
         groups_N=groups.numbers[list(job.split.labelled)],
         class_names=job.image_index.classes,
+        bf16=job.bf16,
         stop_requested=lambda: checkpoints.stop_requested,
         progress=progress,
     )
+
+
+def start_from_probe(job: Job, checkpoints: CheckpointManager, progress: Progress) -> History:
+    """Fit the student's classifier before all weights are trained, if ``classifier_start`` asks for it.
+
+    The gradients of a random classifier would change the features before it has learned anything (Kumar et al.,
+    "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022). Nothing happens if
+    training goes on from a checkpoint, if recovery fitted the classifier, or if a class has no labelled image.
+
+    Returns:
+        Its cost, without epochs.
+
+    Raises:
+        Stopped: See ``fit_probe``.
+    """
+    config, classes = job.config, job.image_index.classes
+    if config.training.classifier_start == "random" or config.recovery.recovers_classifier:
+        return History()
+    if checkpoints.checkpoint is not None:
+        return History()
+    labelled = {job.image_index.rows[row].label for row in job.split.labelled}
+    if absent := [name for name in classes if name not in labelled]:
+        progress.note(f"the classifier starts at random, since no image of {first_few(absent)} is labelled")
+        return History()
+    return probe(job, job.student_pair.student, checkpoints, progress)

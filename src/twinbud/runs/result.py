@@ -62,7 +62,7 @@ class RunCost:
     train_seconds: float
     """Wall time of all stages in seconds, without test passes."""
     images_per_second: float
-    """Throughput of the last stage, the training of the student."""
+    """Throughput of the last stage, the training of the student; 0 without one."""
     peak_memory_mib: float
     """Peak memory of all stages in MiB: of the GPU, or of the process on a CPU."""
     memory_before_training_mib: float

@@ -26,6 +26,7 @@ from twinbud.core.typed_json import from_json, to_json
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import TeacherInfo, count_parameters, read_teacher_info
 from twinbud.runs.context import Job, labelled_images
+from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import plan_steps
@@ -141,18 +142,19 @@ def require_tuning_memory(job: Job) -> None:
 def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:
     require_tuning_memory(job)
     memory, student_pair, training = PeakMemory(job.device), job.student_pair, job.config.training
+    start = start_from_probe(job, checkpoints, progress)
     history = fit(
         student_pair,
         labelled_images(job),
         training,
         Execution(
-            bf16=job.precision.bf16,
+            bf16=job.bf16,
             compilation=job.compilation,
             checkpoints=checkpoints,
             progress=progress,
             label="fine-tuning the teacher",
         ),
-    )
+    ).after(start)
     cost = TuningCost(
         num_steps=history.num_steps,
         num_passes=history.num_images,

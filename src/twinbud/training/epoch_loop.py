@@ -43,10 +43,19 @@ class History:
         train_seconds: Wall time of the epochs without test passes.
     """
 
-    epochs: tuple[EpochRecord, ...]
-    num_steps: int
-    num_images: int
-    train_seconds: float
+    epochs: tuple[EpochRecord, ...] = ()
+    num_steps: int = 0
+    num_images: int = 0
+    train_seconds: float = 0.0
+
+    def after(self, earlier: History) -> History:
+        """Return these epochs with the cost of an earlier phase added."""
+        return replace(
+            self,
+            num_steps=earlier.num_steps + self.num_steps,
+            num_images=earlier.num_images + self.num_images,
+            train_seconds=earlier.train_seconds + self.train_seconds,
+        )
 
 
 class Images(Protocol):

@@ -70,6 +70,7 @@ def fit_probe(
     *,
     groups_N: np.ndarray,
     class_names: tuple[str, ...],
+    bf16: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> History:
@@ -81,6 +82,7 @@ def fit_probe(
         config: Decides the augmentation of the views, and the seed.
         groups_N: Number of each image's group, such as its patient: no group is on both sides of a fold.
         class_names: K names, for errors and notes.
+        bf16: Whether the network computes in bf16 autocast.
         stop_requested: Asked between batches.
         progress: Shows a bar, and a note on the strength.
 
@@ -98,7 +100,7 @@ def fit_probe(
         absent = first_few(name for name, count in zip(class_names, counts_K, strict=True) if not count)
         problem = f"no image of {absent} is labelled, so that logistic regression cannot learn it"
         raise TwinbudError(problem, where="--method probe", fix="Use --subset stratified, or a larger --fraction")
-    features_MD = probe_features(network, data, config, stop_requested=stop_requested, progress=progress)
+    features_MD = probe_features(network, data, config, bf16=bf16, stop_requested=stop_requested, progress=progress)
     with threadpool_limits(torch.get_num_threads()):
         found = fit_linear_classifier(
             features_MD, np.tile(labels_N, NUM_VIEWS), np.tile(groups_N, NUM_VIEWS), config.seed
@@ -112,7 +114,7 @@ def fit_probe(
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(found.weight_KD))
         classifier.bias.copy_(torch.from_numpy(found.bias_K))
-    return History(epochs=(), num_steps=0, num_images=len(features_MD), train_seconds=time.perf_counter() - start)
+    return History(num_images=len(features_MD), train_seconds=time.perf_counter() - start)
 
 
 @torch.inference_mode()
@@ -121,6 +123,7 @@ def probe_features(
     data: LabelledImages,
     config: TrainingConfig,
     *,
+    bf16: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -143,7 +146,8 @@ def probe_features(
                 if stop_requested():
                     raise Stopped("stopped before the logistic regression; repeat the same command with --resume")
                 images_BCSS = normalize(apply_views(pixels_BCSS, views[rows]) if number else pixels_BCSS)
-                features_BD = network.forward_head(network.forward_features(images_BCSS), pre_logits=True)
+                with torch.autocast(data.device.type, torch.bfloat16, enabled=bf16):
+                    features_BD = network.forward_head(network.forward_features(images_BCSS), pre_logits=True)
                 found.append(features_BD.float().cpu())
                 advance(len(found))
     return torch.cat(found).numpy()

@@ -6,8 +6,8 @@ import math
 
 
 def planned_epochs(epochs: int, min_steps: int, steps_per_epoch: int) -> int:
-    """Return ``epochs``, or more if ``min_steps`` optimizer steps need more epochs."""
-    return max(epochs, math.ceil(min_steps / steps_per_epoch))
+    """Return ``epochs``, or more if ``min_steps`` optimizer steps need more epochs; 0 stays 0."""
+    return epochs and max(epochs, math.ceil(min_steps / steps_per_epoch))
 
 
 def peak_learning_rate(learning_rate: float, batch_size: int) -> float:

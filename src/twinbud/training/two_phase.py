@@ -58,9 +58,4 @@ def fit_in_two_phases(
         config,
         execution,
     )
-    return replace(
-        history,
-        num_steps=first_history.num_steps + history.num_steps,
-        num_images=first_history.num_images + history.num_images,
-        train_seconds=first_history.train_seconds + history.train_seconds,
-    )
+    return history.after(first_history)
