@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,24 @@ def test_later_views_are_augmented_and_the_first_is_not() -> None:
         assert torch.allclose(seen[0, row], (pixels[row] / 255 - 0.5) / 0.25, atol=1e-6)
         assert not torch.allclose(seen[1, row], seen[0, row])
         assert not torch.allclose(seen[2, row], seen[1, row])
+
+
+def test_later_views_are_mixed_within_their_batch_where_training_mixes_them() -> None:
+    """Each pixel is a blend of the two constant images, so that its value gives the share of the other one."""
+    pixels = torch.arange(0, 100, 10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 28, 28)
+    images = UnlabelledImages(images_NCSS=pixels, preprocessing=half_preprocessing(), device=torch.device("cpu"))
+    plans = planned(10, fitting=1000, num_views=2)
+    mixed = refit_batches(plans, images, replace(PACE, mixup=1.0))
+    plain = refit_batches(plans, images, PACE)
+    num_mixed = 0
+    for plan, (mixed_BCSS, _), (plain_BCSS, _) in zip(plans, mixed, plain, strict=True):
+        if plan.view:
+            low, high = torch.stack([plain_BCSS, plain_BCSS.roll(1, dims=0)]).aminmax(dim=0)
+            assert ((low - 1e-5 <= mixed_BCSS) & (mixed_BCSS <= high + 1e-5)).all()
+            num_mixed += int((mixed_BCSS - plain_BCSS).abs().amax(dim=(1, 2, 3)).gt(1e-3).sum())
+        else:
+            assert torch.equal(mixed_BCSS, plain_BCSS)
+    assert num_mixed > 5
 
 
 def live_bytes() -> int:

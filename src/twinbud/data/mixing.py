@@ -73,12 +73,18 @@ def mix(images_BCSS: torch.Tensor, labels_BK: torch.Tensor, mixing: Mixing) -> t
     Returns:
         The mixed images, and labels in which the other image counts by its share of the mixed one.
     """
-    weight_B1SS = inside_boxes(mixing.box_N4, images_BCSS.shape[-1]) * mixing.weight_N.view(-1, 1, 1, 1)
-    share_B1 = weight_B1SS.mean(dim=(2, 3))
-    return (
-        images_BCSS + weight_B1SS * (images_BCSS.roll(1, dims=0) - images_BCSS),
-        labels_BK + share_B1 * (labels_BK.roll(1, dims=0) - labels_BK),
-    )
+    share_B1 = _weights(images_BCSS, mixing).mean(dim=(2, 3))
+    return mix_images(images_BCSS, mixing), labels_BK + share_B1 * (labels_BK.roll(1, dims=0) - labels_BK)
+
+
+def mix_images(images_BCSS: torch.Tensor, mixing: Mixing) -> torch.Tensor:
+    """Mix each image with the one before it in the batch; see ``mix``."""
+    return images_BCSS + _weights(images_BCSS, mixing) * (images_BCSS.roll(1, dims=0) - images_BCSS)
+
+
+def _weights(images_BCSS: torch.Tensor, mixing: Mixing) -> torch.Tensor:
+    """Return the weight of the other image for each pixel, (B, 1, S, S)."""
+    return inside_boxes(mixing.box_N4, images_BCSS.shape[-1]) * mixing.weight_N.view(-1, 1, 1, 1)
 
 
 def inside_boxes(box_B4: torch.Tensor, image_size: int) -> torch.Tensor:

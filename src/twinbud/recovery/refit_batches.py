@@ -14,10 +14,12 @@ import torch
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.rng import numpy_stream
-from twinbud.data.augment import apply_views, draw_views
+from twinbud.data.augment import apply_views
 from twinbud.data.image_store import ImageSubset
+from twinbud.data.mixing import mix_images
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.recovery.least_squares import RefitBatch
+from twinbud.training.epoch_loop import draw_training_mixing, draw_training_views
 
 _BATCH, _FOLDS = 64, 5
 _BYTES_PER_ELEMENT = 20
@@ -92,15 +94,26 @@ def bytes_needed(plans: Sequence[RefitBatchPlan], num_elements: int, *, bf16: bo
 def refit_batches(
     plans: Sequence[RefitBatchPlan], images: UnlabelledImages, training_config: TrainingConfig
 ) -> Iterator[RefitBatch]:
-    """Yield the planned batches one at a time, on the device of the images."""
-    normalize = images.preprocessing.normalization(images.device)
-    views = [
-        draw_views(
-            training_config.seed, -view, len(images), crop_scale=training_config.crop_scale, flip=training_config.flip
+    """Yield the planned batches one at a time, on the device of the images.
+
+    All views but the first are augmented, and mixed within their batch, as the settings describe it for training.
+    """
+    num_images, device = len(images), images.device
+    normalize = images.preprocessing.normalization(device)
+    drawn = [
+        (
+            draw_training_views(training_config, -view, num_images),
+            draw_training_mixing(training_config, -view, num_images, device),
         )
         for view in range(max((plan.view for plan in plans), default=0) + 1)
     ]
     for view, rows, is_held_out in plans:
-        pixels = images.images_NCSS[rows].to(images.device)
-        augmented = apply_views(pixels, views[view][rows].to(images.device)) if view else pixels
-        yield RefitBatch(normalize(augmented), is_held_out)
+        images_BCSS = images.images_NCSS[rows].to(device)
+        if not view:
+            yield RefitBatch(normalize(images_BCSS), is_held_out)
+            continue
+        views, mixing = drawn[view]
+        images_BCSS = normalize(apply_views(images_BCSS, views[rows].to(device)))
+        if mixing is not None:
+            images_BCSS = mix_images(images_BCSS, mixing[rows])
+        yield RefitBatch(images_BCSS, is_held_out)

@@ -21,6 +21,7 @@ from twinbud.core.progress import Advance, Progress, duration
 from twinbud.core.rng import numpy_stream, stream_seed
 from twinbud.data.augment import Views, apply_views, draw_views
 from twinbud.data.image_store import ImageSubset
+from twinbud.data.mixing import Mixing, draw_mixing
 from twinbud.data.prefetch import prefetch
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
@@ -143,6 +144,13 @@ def draw_training_views(config: TrainingConfig, epoch: int, num_samples: int) ->
         contrast=config.contrast,
         cutout=config.cutout,
     )
+
+
+def draw_training_mixing(config: TrainingConfig, epoch: int, num_samples: int, device: torch.device) -> Mixing | None:
+    """Draw mixup and CutMix of an epoch as the settings describe them; None without both. See ``draw_mixing``."""
+    if not config.mixup and not config.cutmix:
+        return None
+    return draw_mixing(config.seed, epoch, num_samples, mixup=config.mixup, cutmix=config.cutmix).to(device)
 
 
 def batches(

@@ -16,11 +16,11 @@ from torch import nn
 from twinbud.config.schema import TrainingConfig
 from twinbud.data.augment import Views
 from twinbud.data.image_store import ImageSubset
-from twinbud.data.mixing import Mixing, draw_mixing, mix
+from twinbud.data.mixing import mix
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import unfused_attention_in_bf16
-from twinbud.training.epoch_loop import EpochLoop, History, plan_steps, preserved_rng_state
+from twinbud.training.epoch_loop import EpochLoop, History, draw_training_mixing, plan_steps, preserved_rng_state
 from twinbud.training.execution import Execution
 from twinbud.training.running_means import RunningMeans
 from twinbud.training.same_class_pairs import draw_same_class_pairs
@@ -155,7 +155,7 @@ class _TrainingLoop(EpochLoop[_Batch]):
         if self.step.targets.needs_same_class_pairs:
             same_class_N = draw_same_class_pairs(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
             same_class_batches = self.augmented_batches([same_class_N[rows] for rows in order], views)
-        mixing = self._draw_mixing(epoch)
+        mixing = draw_training_mixing(self.config, epoch, len(self.data), self.data.device)
         augmented = self.augmented_batches(order, views)
         for rows_B, images_BCSS, same_class_BCSS in zip(order, augmented, same_class_batches, strict=True):
             labels_B = self.data.labels_N[rows_B]
@@ -164,13 +164,6 @@ class _TrainingLoop(EpochLoop[_Batch]):
             else:
                 labels_BK = F.one_hot(labels_B, self.step.student_pair.student.num_classes).float()
                 yield rows_B, *mix(images_BCSS, labels_BK, mixing[rows_B]), same_class_BCSS
-
-    def _draw_mixing(self, epoch: int) -> Mixing | None:
-        config = self.config
-        if not config.mixup and not config.cutmix:
-            return None
-        mixing = draw_mixing(config.seed, epoch, len(self.data), mixup=config.mixup, cutmix=config.cutmix)
-        return mixing.to(self.data.device)
 
     def train_batch(self, batch: _Batch, learning_rate: float, running_means: RunningMeans) -> None:
         """See ``EpochLoop``."""
