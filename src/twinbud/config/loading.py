@@ -118,7 +118,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
         raise unknown_choice("--profile", profile, PROFILES)
     student = settings.get("student", "same")
     pretrained = settings.get("teacher") if student == "same" else student
-    defaults = profile_defaults(profile, settings.get("method"), pretrained)
+    defaults = profile_defaults(profile, settings.get("method"), pretrained, is_fitted=_may_be_fitted(settings))
     merged = defaults | {"profile": profile} | dict(settings)
     if read_setting("selected", merged.get("selected")) is not None:
         recover, distillation = (
@@ -127,6 +127,13 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
         merged |= _planned_settings(settings, teacher_use(recover, distillation))
     stages: dict[str, Any] = {stage: stage_config(kind, merged) for stage, kind in STAGES.items()}
     return RunConfig(**stages, output=output, **handling)
+
+
+def _may_be_fitted(settings: Mapping[str, Any]) -> bool:
+    """Whether nothing in ``settings`` keeps a student from being fitted to a teacher tuned before."""
+    tunes = read_setting("tune_teacher", settings.get("tune_teacher", True))
+    recovers = read_setting("recover", settings.get("recover", "labelled")) != "none"
+    return tunes and recovers and settings.get("selected") is None
 
 
 def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def _settings_of_stage(stage: str) -> set[str]:
 def setting_notes(config: RunConfig) -> tuple[str, ...]:
     """Warn of each setting without effect, and of attention that ``selected`` indexes unlike the profile."""
     profile, model = config.training.profile, config.model
-    defaults = profile_defaults(profile, model.method)
+    defaults = profile_defaults(profile, model.method, is_fitted=_may_be_fitted(settings_of(config)))
     values = settings_of(config)
     notes = tuple(
         f"{option_of(name)} {values[name]} has no effect: that step is disabled"

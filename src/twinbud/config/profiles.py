@@ -17,33 +17,41 @@ _QUICK: dict[str, Any] = {
     "warmup": 0.1,
     "clip_norm": 1.0,
 }
-PROFILES: dict[str, dict[str, Any]] = {
-    "best": _QUICK
-    | {
-        "method": "selection",
-        "attention": "heads",
-        "recover": "labelled",
-        "recover_views": 4,
-        "learning_rate": 3e-4,
-        "layer_decay": 0.65,
-    },
-    "quick": _QUICK,
-    "paper": {},
+_REFITTED: dict[str, Any] = _QUICK | {
+    "attention": "heads",
+    "recover": "labelled",
+    "recover_views": 4,
+    "learning_rate": 3e-4,
+    "layer_decay": 0.65,
 }
-
+"""Weights from a teacher as it is, refitted by least squares before they are trained."""
+_TUNED: dict[str, Any] = _REFITTED | {
+    "classifier_start": "probe",
+    "tune_teacher": True,
+    "recover_stream": "auto",
+    "recover_classifier": "on",
+    "mixup": 0.4,
+    "average": 0.99,
+    "epochs": 0,
+}
+"""Weights from a teacher that was fine-tuned on the labelled images; the student that is fitted to it is delivered."""
+PROFILES: dict[str, dict[str, Any]] = {"best": _TUNED | {"method": "selection"}, "quick": _QUICK, "paper": {}}
 
 _FINETUNE: dict[str, Any] = {"learning_rate": 3e-4, "layer_decay": 0.65}
 _FINETUNE_OF: dict[str | None, dict[str, Any]] = {"efficientnet-lite0": {"learning_rate": 1e-3}}
 """Networks that the learning rates of a transformer do not suit."""
 
 
-def profile_defaults(profile: str, method: str | None = None, pretrained: str | None = None) -> dict[str, Any]:
+def profile_defaults(
+    profile: str, method: str | None = None, pretrained: str | None = None, *, is_fitted: bool = True
+) -> dict[str, Any]:
     """The defaults of a profile for ``method``; None stands for the profile's own method.
 
-    Without selected weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover. With a random start,
-    `best` has the values of `quick`, since small learning rates in the lower layers would keep them random. The
-    student of ``finetune`` and ``probe`` is the teacher itself, and the learning rate of ``finetune`` in `best` and
-    `quick` depends on the network ``pretrained``.
+    In `best`, a student that is not fitted to a tuned teacher (``is_fitted`` is false) is trained instead, and so is
+    that of ``dual``. Without selected weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover,
+    and `best` has the values of `quick`: small learning rates in the lower layers would keep them random. The student
+    of ``finetune`` and ``probe`` is the teacher itself, and the learning rate of ``finetune`` in `best` and `quick`
+    depends on the network ``pretrained``.
 
     >>> profile_defaults("best", "dual")["recover"]
     'labelled'
@@ -51,9 +59,14 @@ def profile_defaults(profile: str, method: str | None = None, pretrained: str | 
     True
     >>> profile_defaults("best", "finetune")["layer_decay"]
     0.65
+    >>> profile_defaults("best")["epochs"], profile_defaults("best", is_fitted=False)["epochs"]
+    (0, 40)
     """
-    selects = method is None or method in INHERITING_METHODS
-    defaults = dict(PROFILES["quick" if profile == "best" and not selects else profile])
+    defaults = dict(PROFILES[profile])
+    if profile == "best" and method not in (None, *INHERITING_METHODS):
+        defaults = dict(_QUICK)
+    elif profile == "best" and (method == "dual" or not is_fitted):
+        defaults = _REFITTED | {"method": "selection"}
     if method in WHOLE_METHODS:
         defaults["student"] = "same"
     if method == "finetune" and profile != "paper":

@@ -11,7 +11,7 @@ from twinbud.config.fields import Checked, setting
 from twinbud.core.errors import TwinbudError
 
 Recover = Literal["none", "labelled", "unlabelled"]
-RecoverStream = Literal["channels", "subspace"]
+RecoverStream = Literal["channels", "subspace", "auto"]
 RecoverMethod = Literal["refit", "grail", "corp"]
 RecoverTarget = Literal["own", "all"]
 Switch = Literal["on", "off"]
@@ -28,7 +28,9 @@ class RecoveryConfig(Checked):
         "refit", "How: each layer to the teacher's outputs in order, or GRAIL or CORP, rivals to compare with (ViT)."
     )
     recover_stream: RecoverStream = setting(
-        "channels", "The student's residual stream: channels of the teacher's, or its principal subspace (ViT)."
+        "channels",
+        "The student's residual stream: channels of the teacher's, or its principal subspace (ViT); auto: the subspace"
+        " where it is possible.",
     )
     recover_refit: Switch = setting("on", "Fit each layer to the teacher by least squares.")
     recover_classifier: Switch = setting(
@@ -58,7 +60,7 @@ class RecoveryConfig(Checked):
 
     @property
     def uses_subspace(self) -> bool:
-        """Whether least squares starts from the teacher's principal subspace."""
+        """Whether least squares must start from the teacher's principal subspace."""
         return self.recover != "none" and self.recover_refit == "on" and self.recover_stream == "subspace"
 
     @property

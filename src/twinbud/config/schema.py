@@ -256,7 +256,9 @@ class RunConfig(Checked):
             raise TwinbudError("no teacher is given", where="--teacher", fix=fix)
         if not self.training.epochs and not self.recovery.recovers_classifier and method != "probe":
             problem = "0 would deliver a classifier that nothing has trained"
-            raise TwinbudError(problem, where="--epochs", fix="Give at least 1, or --recover-classifier on")
+            raise TwinbudError(
+                problem, where="--epochs", fix="Give at least 1, or --recover labelled --recover-classifier on"
+            )
         if method == "dual":
             reason = "--method dual, whose auxiliary has a classifier, too"
             require(self.training.classifier_start == "random", "classifier_start", "probe", reason, "random")

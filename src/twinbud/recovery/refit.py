@@ -187,14 +187,18 @@ class Refitter:
 
     def _start(self, channel_map: ChannelMap) -> Refit:
         """Give the student the weights that are to be refitted, if they are other ones than those selected."""
-        if self.config.needs_single_stream is None:
-            return Refit()
         stream_width = channel_map.recovery.stream_width(channel_map.blocks[0].name)
-        return (
-            self._project(channel_map, stream_width)
-            if self.config.uses_subspace
-            else self._prune(channel_map, stream_width)
-        )
+        if self._uses_subspace(channel_map):
+            return self._project(channel_map, stream_width)
+        return Refit() if self.config.recover_method == "refit" else self._prune(channel_map, stream_width)
+
+    def _uses_subspace(self, channel_map: ChannelMap) -> bool:
+        """Whether the subspace is asked for or, with ``auto``, possible: for whole heads that no other rule chooses."""
+        if self.config.recover_stream != "auto":
+            return self.config.uses_subspace
+        plan = self.teacher_provider.selection.plan
+        is_free = (plan.attention, plan.rule, self.config.recover_method) == ("heads", "uniform", "refit")
+        return is_free and channel_map.recovery.has_single_stream(channel_map.teacher)
 
     def _project(self, channel_map: ChannelMap, stream_width: str) -> Refit:
         """Replace the student's weights by those of the teacher seen through the principal subspace."""

@@ -132,6 +132,14 @@ class RecoverySupport(ABC):
         """
         raise no_single_stream(f"networks like {type(model).__name__}", option)
 
+    def has_single_stream(self, model: TimmModel) -> bool:
+        """Return whether ``stream_norms`` knows the readers of the stream."""
+        try:
+            self.stream_norms(model)
+        except TwinbudError:
+            return False
+        return True
+
     @abstractmethod
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Return a residual stream as (B, L, D)."""
