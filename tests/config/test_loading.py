@@ -193,7 +193,10 @@ def test_no_teacher_is_refused() -> None:
         ),
         ({"method": "selection", "auxiliary": "copy"}, "--auxiliary: 'copy' contradicts --method selection"),
         ({"rule": "random-inconsistent"}, "--recover: 'labelled' contradicts --rule random-inconsistent"),
-        ({"recover_refit": "off", "tune_teacher": False}, "--recover-epochs: 0 epochs with recover_refit off leave no recovery step."),
+        (
+            {"recover_refit": "off", "tune_teacher": False},
+            "--recover-epochs: 0 epochs with recover_refit off leave no recovery step.",
+        ),
     ],
     ids=str,
 )

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from helpers.studies import recipe_content, save_recipe
-from twinbud.config.loading import read_setting
 from twinbud.config.profiles import PROFILES
 from twinbud.core.errors import TwinbudError
 from twinbud.study.grid import parse_only, plan_cells

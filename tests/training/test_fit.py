@@ -18,7 +18,8 @@ from twinbud.data.augment import Normalization, apply_views, draw_views
 from twinbud.data.image_store import ImageStore
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import unfused_attention_in_bf16
-from twinbud.training.epoch_loop import batches, plan_steps
+from twinbud.training.epoch_loop import plan_steps
+from twinbud.training.epoch_plan import batches
 from twinbud.training.fit import LabelledImages, fit, objective
 
 SETTINGS: dict[str, Any] = {

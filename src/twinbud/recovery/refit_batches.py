@@ -19,7 +19,7 @@ from twinbud.data.image_store import ImageSubset
 from twinbud.data.mixing import mix_images
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.recovery.least_squares import RefitBatch
-from twinbud.training.epoch_loop import draw_training_mixing, draw_training_views
+from twinbud.training.epoch_plan import draw_training_mixing, draw_training_views
 
 _BATCH, _FOLDS = 64, 5
 _BYTES_PER_ELEMENT = 20

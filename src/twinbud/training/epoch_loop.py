@@ -18,14 +18,14 @@ import torch
 
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.progress import Advance, Progress, duration
-from twinbud.core.rng import numpy_stream, stream_seed
-from twinbud.data.augment import Views, apply_views, draw_views
+from twinbud.core.rng import stream_seed
+from twinbud.data.augment import Views, apply_views
 from twinbud.data.image_store import ImageSubset
-from twinbud.data.mixing import Mixing, draw_mixing
 from twinbud.data.prefetch import prefetch
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
+from twinbud.training.epoch_plan import batches, draw_training_views
 from twinbud.training.running_means import RunningMeans
 from twinbud.training.schedule import learning_rate_at, peak_learning_rate, planned_epochs
 
@@ -129,47 +129,6 @@ def plan_steps(config: TrainingConfig, num_samples: int) -> StepPlan:
     return StepPlan(
         epochs=planned_epochs(config.epochs, config.min_steps, steps_per_epoch), steps_per_epoch=steps_per_epoch
     )
-
-
-def draw_training_views(config: TrainingConfig, epoch: int, num_samples: int) -> Views:
-    """Draw the augmentation (one row for each of N samples, on the CPU) of an epoch, from 1; see ``draw_views``."""
-    return draw_views(
-        config.seed,
-        epoch,
-        num_samples,
-        crop_scale=config.crop_scale,
-        flip=config.flip,
-        rotate=config.rotate,
-        brightness=config.brightness,
-        contrast=config.contrast,
-        cutout=config.cutout,
-    )
-
-
-def draw_training_mixing(config: TrainingConfig, epoch: int, num_samples: int, device: torch.device) -> Mixing | None:
-    """Draw mixup and CutMix of an epoch as the settings describe them; None without both. See ``draw_mixing``."""
-    if not config.mixup and not config.cutmix:
-        return None
-    return draw_mixing(config.seed, epoch, num_samples, mixup=config.mixup, cutmix=config.cutmix).to(device)
-
-
-def batches(
-    num_samples: int, batch_size: int, seed: int, epoch: int, device: torch.device | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Return the sample numbers of each batch of an epoch: a pure function of (seed, epoch).
-
-    Args:
-        num_samples: N.
-        batch_size: B; the last batch may be smaller.
-        seed: The run's seed.
-        epoch: From 1.
-        device: Device of the result; None for the CPU.
-
-    Returns:
-        (B,) int64 each, on ``device``; together a permutation of 0 to N - 1.
-    """
-    order = torch.from_numpy(numpy_stream("order", seed, epoch).permutation(num_samples))
-    return order.to(device).split(batch_size)
 
 
 BatchT = TypeVar("BatchT")

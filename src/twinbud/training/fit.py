@@ -20,7 +20,8 @@ from twinbud.data.mixing import mix
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
 from twinbud.training.amp import unfused_attention_in_bf16
-from twinbud.training.epoch_loop import EpochLoop, History, draw_training_mixing, plan_steps, preserved_rng_state
+from twinbud.training.epoch_loop import EpochLoop, History, plan_steps, preserved_rng_state
+from twinbud.training.epoch_plan import draw_training_mixing
 from twinbud.training.execution import Execution
 from twinbud.training.running_means import RunningMeans
 from twinbud.training.same_class_pairs import draw_same_class_pairs

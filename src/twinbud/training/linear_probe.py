@@ -29,7 +29,8 @@ from twinbud.core.rng import stream_seed
 from twinbud.data.augment import apply_views
 from twinbud.data.prefetch import prefetch
 from twinbud.models.families.base import TimmModel
-from twinbud.training.epoch_loop import History, draw_training_views
+from twinbud.training.epoch_loop import History
+from twinbud.training.epoch_plan import draw_training_views
 from twinbud.training.fit import LabelledImages
 
 NUM_VIEWS = 8
