@@ -49,7 +49,7 @@ from twinbud.runs.run_dir import (
     write_settings,
 )
 from twinbud.runs.summary import summarize
-from twinbud.runs.tuning import tune_teacher, tuning_config
+from twinbud.runs.tuning import is_shared_tuning, tune_teacher, tuning_config
 from twinbud.training.amp import SLOWER_IN_BF16, choose_device, choose_precision, cpu_threads
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
@@ -232,6 +232,11 @@ def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progre
     if job.config.model.method == "probe":
         with history_writer(folder):  # without epochs
             return probe(job, job.student_pair.student, checkpoints, progress)
+    if is_shared_tuning(job.config):
+        tuned = tune_teacher(job, folder / TEACHER, checkpoints, progress)
+        job.student_pair.student.load_state_dict(tuned.info.weights())
+        with history_writer(folder, tuned.history.epochs):
+            return tuned.history
     preprocessing = job.initialization.student_spec.preprocessing(job.config.training.image_size)
     data = labelled_images(job)
     teacher = None

@@ -28,8 +28,9 @@ from twinbud.models.teacher import TeacherInfo, count_parameters, read_teacher_i
 from twinbud.runs.context import Job, labelled_images
 from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity
+from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
-from twinbud.training.epoch_loop import plan_steps
+from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
 from twinbud.training.fit import fit
 
@@ -43,7 +44,7 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class TuningCost:
-    """Cost of a fine-tuning, as ``tuning.json`` stores it."""
+    """Cost and epochs of a fine-tuning, as ``tuning.json`` stores them."""
 
     num_steps: int
     """Optimizer steps."""
@@ -53,6 +54,8 @@ class TuningCost:
     """Wall time."""
     peak_memory_mib: float
     """Peak memory of the process or the GPU in MiB."""
+    epochs: tuple[EpochRecord, ...] = ()
+    """Its history."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,14 @@ class TunedTeacher:
 
     info: TeacherInfo
     cost: TuningCost
+
+    @property
+    def history(self) -> History:
+        """The fine-tuning as the training of a run."""
+        cost = self.cost
+        return History(
+            epochs=cost.epochs, num_steps=cost.num_steps, num_images=cost.num_passes, train_seconds=cost.seconds
+        )
 
 
 def tuning_config(config: RunConfig) -> RunConfig:
@@ -93,6 +104,17 @@ def tuning_training_config(config: RunConfig) -> TrainingConfig:
     )
 
 
+def is_shared_tuning(config: RunConfig) -> bool:
+    """Return whether the run does what other runs of its study do before selection: fine-tune the teacher, no more."""
+    training = config.training
+    is_plain = not training.learns_from_teacher and training.evaluate_every is None
+    return (
+        config.teacher_cache is not None
+        and (config.model.method, config.model.student) == ("finetune", "same")
+        and is_plain
+    )
+
+
 def num_tuning_steps(config: RunConfig, num_labelled: int) -> int:
     """Return the number of optimizer steps of the fine-tuning on ``num_labelled`` images; 0 without one."""
     return plan_steps(tuning_training_config(config), num_labelled).num_steps if config.tuning.tune_teacher else 0
@@ -102,7 +124,7 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
     """Fine-tune the teacher and save it, or take the one that an earlier run with the same settings saved.
 
     Args:
-        job: The run of ``tuning_config``.
+        job: The run of ``tuning_config``, or one for which ``is_shared_tuning`` holds.
         folder: Where the tuned teacher is saved; with ``job.config.teacher_cache``, it is saved there instead, for the
             other runs that use the cache.
         checkpoints: The fine-tuning's own.
@@ -160,6 +182,7 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
         num_passes=history.num_images,
         seconds=history.train_seconds,
         peak_memory_mib=memory.mib,
+        epochs=history.epochs,
     )
     with new_folder(folder) as draft:
         save_model_folder(
