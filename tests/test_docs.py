@@ -36,6 +36,15 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 6
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_line_of_a_shell_example_holds_two_commands(document: Path) -> None:
+    """Where a line break is lost, the shell takes the second command as arguments of the first."""
+    for line in "".join(blocks(document, "bash")).replace("\\\n", " ").splitlines():
+        for command in re.split(r"&&|;|\|", line):
+            words = shlex.split(command, comments=True)
+            assert words[:1] not in (["source"], ["make"], ["cd"]) or "twinbud" not in words, line
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_in_the_documents_is_one_the_command_line_takes(
     command: str, monkeypatch: pytest.MonkeyPatch
