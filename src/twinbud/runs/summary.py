@@ -85,7 +85,7 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Method": METHODS[model.method],
         "Self-distillation": DISTILLATIONS[training.distillation],
         "Auxiliary": AUXILIARIES[model.auxiliary],
-        "Teacher": _teacher(job),
+        "Teacher": _teacher(job, metrics),
         "Student": model.student,
         "Recovery": _recovery(job, metrics),
         "Selection rule": _rule(selection.plan) if selection else None,
@@ -93,20 +93,20 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Test images": f"{len(split.test):,}{_developing(split)}, {_seen(job)}",
         "Classes": ", ".join(job.image_index.classes),
         "Image size": f"{training.image_size} × {training.image_size} pixels",
-        "Training": f"{metrics.epochs} epochs, {_num_training_steps(metrics):,} steps",
+        "Training": _training(metrics),
         "Batch size": f"{training.batch_size}",
         "Seeds": f"sampling {training.seed}, split {job.config.data.split_seed}",
         "Precision": f"{environment['precision']} ({environment['precision_reason']})",
         "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
         "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}",
-        "Time": f"{metrics.train_seconds:.0f} s; training at {metrics.images_per_second:.0f} images/s",
+        "Time": _time(metrics),
         "Network": _network(metrics),
         "Peak memory": f"{metrics.peak_memory_mib:,.0f} MiB",
     }
     return {name: text for name, text in facts.items() if text is not None}
 
 
-def _teacher(job: Job) -> str:
+def _teacher(job: Job, metrics: RunMetrics) -> str:
     """Name the teacher, and whether it was fine-tuned; a random start has none unless it learns from one."""
     initialization, training = job.initialization, job.config.training
     if initialization.pretrained is not None and not training.learns_from_teacher:
@@ -114,7 +114,9 @@ def _teacher(job: Job) -> str:
     if initialization.selection is None and not training.learns_from_teacher:
         return "none (random initialization)"
     name = job.config.model.teacher or ""
-    return f"{name}, fine-tuned on the labelled images" if job.config.tuning.tune_teacher else name
+    if not job.config.tuning.tune_teacher:
+        return name
+    return f"{name}, fine-tuned on the labelled images: {metrics.tune_num_steps:,} steps, {metrics.tune_seconds:.0f} s"
 
 
 def _mistakes(job: Job, predictions: Predictions) -> tuple[Mistake, ...]:
@@ -139,6 +141,7 @@ def _recovery(job: Job, metrics: RunMetrics) -> str | None:
         return None
     which = "labelled images" if config.recover == "labelled" else "images of the training part, without labels"
     ways = ["least squares"] if config.recover_refit == "on" else []
+    ways += ["classifier fitted to the teacher's"] if config.recover_classifier == "on" else []
     ways += [f"{config.recover_epochs} epochs of feature matching"] if config.recover_epochs else []
     return f"on {metrics.recover_num_images:,} {which}: {', '.join(ways) or 'no step'}; {metrics.recover_seconds:.0f} s"
 
@@ -152,9 +155,15 @@ def _network(metrics: RunMetrics) -> str:
     )
 
 
-def _num_training_steps(metrics: RunMetrics) -> int:
-    """Return the number of optimizer steps without those of recovery."""
-    return metrics.num_steps - (metrics.recover_num_steps or 0)
+def _training(metrics: RunMetrics) -> str:
+    """Describe the training of the student itself."""
+    num_steps = metrics.num_steps - (metrics.recover_num_steps or 0) - (metrics.tune_num_steps or 0)
+    return f"{metrics.epochs} epochs, {num_steps:,} steps" if num_steps else "none: no optimizer step of the student"
+
+
+def _time(metrics: RunMetrics) -> str:
+    rate = f"; training at {metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
+    return f"{metrics.train_seconds:.0f} s{rate}"
 
 
 def _developing(split: Split) -> str:
