@@ -73,6 +73,7 @@ def test_without_epochs_the_student_stays_as_recovery_leaves_it(
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["epochs"], metrics["num_steps"]) == (0, metrics["tune_num_steps"])
     assert len((run / "history.csv").read_text(encoding="utf-8").splitlines()) == 1
+    assert "The fine-tuning of the teacher; the student is fitted to it" in (run / "report.html").read_text("utf-8")
     assert "none: no optimizer step of the student" in (run / "report.html").read_text(encoding="utf-8")
 
 

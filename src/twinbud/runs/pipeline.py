@@ -98,7 +98,8 @@ def train(
             cost = cost_of(history, memory, num_train=len(job.split.labelled), recovery=recovery, tuned=tuned)
             predictions, metrics = evaluate_student(job, history, cost)
             save_outputs(job, folder, predictions, metrics)
-            summary = summarize(job, history, predictions, metrics, environment)
+            shown = tuned.history if tuned and not history.epochs else history
+            summary = summarize(job, shown, predictions, metrics, environment)
             unwritten = save_report(folder, summary)
     for text in unwritten:
         progress.note(text)

@@ -55,7 +55,7 @@ def summarize(
 
     Args:
         job: The run.
-        history: History of training.
+        history: Epochs to show: those of the student, or of its teacher if it was not trained.
         predictions: Predictions of the test part.
         metrics: Metrics of the run.
         environment: Content of ``environment.json``.
