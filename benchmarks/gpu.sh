@@ -93,7 +93,7 @@ stage environment 120 bash -c environment
 stage tests 300 "$PYTHON" -m pytest -m gpu -p no:cacheprovider
 stage rows 900 "$PYTHON" benchmarks/gpu_rows.py "$SELECTED" "$DATA" "${rows[@]}" ${REPEATS:+--repeats "$REPEATS"}
 if [ -n "$TEACHER" ]; then
-    stage beyond 900 bash -c 'tables recipes/beyond/full-size.yaml refitted,selection'
+    stage beyond 900 bash -c 'tables recipes/beyond/full-size.yaml best,refitted'
     stage tables 900 bash -c 'tables recipes/paper/tables-2-4.yaml dual,selection'
 else
     echo "no TEACHER: the tables are left out"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.studies import recipe_content, save_recipe
+from twinbud.config.loading import read_setting
 from twinbud.config.profiles import PROFILES
 from twinbud.core.errors import TwinbudError
 from twinbud.study.grid import parse_only, plan_cells
@@ -51,6 +52,15 @@ def test_the_method_best_equals_the_profile_best() -> None:
     recipe = read_recipe(RECIPES / "beyond" / "alternatives.yaml")
     assert recipe.profile == "best"
     assert recipe.methods["best"] == {"method": PROFILES["best"]["method"]}
+    large = read_recipe(RECIPES / "beyond" / "full-size.yaml")
+    unused = {"learning_rate", "layer_decay"}  # of a student that is not trained
+    ours = {
+        name: value
+        for name, value in PROFILES["best"].items()
+        if PROFILES[large.profile].get(name) != value and name not in unused
+    }
+    found = {name: read_setting(name, value) for name, value in large.methods["best"].items()}
+    assert found == ours | {"tune_epochs": large.settings["epochs"]}
 
 
 @pytest.mark.parametrize("path", [*PAPER, *BEYOND], ids=lambda path: path.stem)
