@@ -67,7 +67,7 @@ tables() { # RECIPE METHODS: its runs, fraction by fraction; on a CPU those of M
     recipe=$OUT/$(basename "$1")
     sed "s#teacher: dinov2-small#teacher: $TEACHER#" "$1" >"$recipe"
     if [ "$DEVICE" = cpu ]; then
-        sed -i 's#^settings: .*#settings: {image_size: 56, epochs: 1, min_steps: 0, threads: 1, precision: bf16}#' "$recipe"
+        sed -i 's#^settings: .*#settings: {image_size: 56, epochs: 1, min_steps: 0, tune_epochs: 1, tune_min_steps: 0, threads: 1, precision: bf16}#' "$recipe"
         only=(--only "method=$2" --only sampling=0)
     fi
     for word in $ONLY; do only+=(--only "$word"); done

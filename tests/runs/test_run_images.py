@@ -118,7 +118,7 @@ def test_the_best_test_pass_is_the_highest_and_of_equals_the_first() -> None:
     tested = {1: None, 2: 0.5, 3: None, 4: 0.75, 5: None, 6: 0.75, 7: 0.25}
     epochs = tuple(record(epoch, accuracy) for epoch, accuracy in tested.items())
     history = History(epochs=epochs, num_steps=7, num_images=70, train_seconds=7.0)
-    best = pipeline.best_test_pass(history)
+    best = history.best_test_pass
     assert best is not None
     assert (best.epoch, best.test_accuracy) == (4, 0.75)
     cost = cost_of(history, PeakMemory(torch.device("cpu")), num_train=10)

@@ -138,11 +138,11 @@ def test_a_run_that_fine_tunes_the_teacher_shares_it_with_those_that_start_from_
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {
-        "data": str(shared_images), "teacher": shared_teacher, "profile": "paper", "image_size": 28, "batch_size": 8,
-        "precision": "float32", "threads": 1, "mixup": 0.4,
+        "data": str(shared_images), "teacher": shared_teacher, "profile": "best", "image_size": 28, "batch_size": 8,
+        "precision": "float32", "threads": 1, "mixup": 0.4, "average": 0.99, "classifier_start": "probe",
     }  # fmt: skip
-    whole = {"method": "finetune", "epochs": 2, "learning_rate": 3e-4, "layer_decay": 0.65}
-    tuned = {"method": "selection", "epochs": 1, "tune_teacher": True, "tune_epochs": 2, "tune_min_steps": 0}
+    whole = {"method": "finetune", "epochs": 2, "min_steps": 0}
+    tuned = {"method": "selection", "tune_epochs": 2, "tune_min_steps": 0}
 
     def run(name: str, own: dict[str, Any], cache: Path | None) -> RunResult:
         return pipeline.train(run_config(common | own, output=tmp_path / name, teacher_cache=cache))
@@ -153,6 +153,9 @@ def test_a_run_that_fine_tunes_the_teacher_shares_it_with_those_that_start_from_
     shared = run("shared", whole, tmp_path / "cache")
     assert weights(tmp_path / "shared") == weights(tmp_path / "alone")
     assert shared.metrics.num_steps == alone.metrics.num_steps == 6
+    assert shared.metrics.num_passes == alone.metrics.num_passes
+    saved = json.loads(next((tmp_path / "cache").rglob("tuning.json")).read_text(encoding="utf-8"))
+    assert shared.metrics.peak_memory_mib >= saved["peak_memory_mib"]
     losses = [[record.loss for record in result.history.epochs] for result in (shared, alone)]
     assert losses[0] == losses[1]
     assert len((tmp_path / "shared" / "history.csv").read_text(encoding="utf-8").splitlines()) == 3

@@ -18,7 +18,6 @@ from twinbud.core.progress import SilentProgress
 from twinbud.training.fit import LabelledImages
 from twinbud.training.linear_probe import (
     DEFAULT_STRENGTH,
-    NUM_VIEWS,
     STRENGTHS,
     fit_linear_classifier,
     fit_probe,
@@ -105,9 +104,9 @@ def test_only_the_classifier_changes_and_it_reads_the_networks_own_features() ->
     history = fit_probe(model, data, config, groups_N=np.arange(8), class_names=("dark", "light"))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"head.weight", "head.bias"}
-    assert (history.epochs, history.num_steps, history.num_images) == ((), 0, 8 * NUM_VIEWS)
+    assert (history.epochs, history.num_steps, history.num_images) == ((), 0, 8 * 8)
     features = probe_features(model, data, config)
-    assert features.shape == (8 * NUM_VIEWS, 32)
+    assert features.shape == (8 * 8, 32)
     expected = torch.from_numpy(features[:8]) @ model.head.weight.T + model.head.bias
     with torch.inference_mode():
         assert isinstance(data.images_NCSS, torch.Tensor)

@@ -20,6 +20,8 @@ StageConfig = TypeVar("StageConfig", bound=Checked)
 
 PLANNED = ("teacher", "student", "rule", "attention", "swap_roles")
 """Settings that the plan of ``selected`` holds."""
+_STUDENT_TRAINING = ("learning_rate", "layer_decay", "min_steps", "evaluate_every", "distillation")
+"""Settings of the student's training that the fine-tuning of the teacher has of its own, or has not."""
 _LEAST_SQUARES = frozenset({"recover_method", "recover_stream"})
 _VIEWS = frozenset({"recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
@@ -133,7 +135,8 @@ def _may_be_fitted(settings: Mapping[str, Any]) -> bool:
     """Whether nothing in ``settings`` keeps a student from being fitted to a teacher tuned before."""
     tunes = read_setting("tune_teacher", settings.get("tune_teacher", True))
     recovers = read_setting("recover", settings.get("recover", "labelled")) != "none"
-    return tunes and recovers and settings.get("selected") is None
+    fits = all(read_setting(name, settings.get(name, "on")) == "on" for name in ("recover_refit", "recover_classifier"))
+    return tunes and recovers and fits and read_setting("selected", settings.get("selected")) is None
 
 
 def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) -> dict[str, Any]:
@@ -222,6 +225,13 @@ def setting_notes(config: RunConfig) -> tuple[str, ...]:
         for name in sorted(disabled_settings(config))
         if values[name] != defaults.get(name, all_settings()[name].default)
     )
+    if not config.training.epochs and model.method != "probe":
+        notes += tuple(
+            f"{option_of(name)} {values[name]} has no effect: the student is not trained (--epochs 0), and the teacher"
+            " has settings of its own (--tune-...)"
+            for name in _STUDENT_TRAINING
+            if values[name] != defaults.get(name, all_settings()[name].default)
+        )
     usual = defaults.get("attention", all_settings()["attention"].default)
     if model.selected is not None and model.attention != usual:
         other = f"--profile {profile} has '{usual}': select with --attention {usual} to get it"

@@ -122,7 +122,7 @@ class TrainingConfig(Checked):
         "random", "Classifier before training: random, or logistic regression on the labelled images."
     )
     epochs: int = setting(
-        300, "Passes over the labelled images; 0: the student stays as recovery, with its classifier, leaves it.", ge=0
+        300, "Passes over the labelled images; 0: the student is delivered as recovery fits it.", ge=0
     )
     min_steps: int = setting(0, "Add epochs until at least this many optimizer steps are planned.", ge=0)
     batch_size: int = setting(32, "Images per step; the last, smaller batch is kept.", ge=1)
@@ -257,7 +257,9 @@ class RunConfig(Checked):
         if not self.training.epochs and not self.recovery.recovers_classifier and method != "probe":
             problem = "0 would deliver a classifier that nothing has trained"
             raise TwinbudError(
-                problem, where="--epochs", fix="Give at least 1, or --recover labelled --recover-classifier on"
+                problem,
+                where="--epochs",
+                fix="Give at least 1, or fit it: --tune-teacher --recover labelled --recover-classifier on",
             )
         if method == "dual":
             reason = "--method dual, whose auxiliary has a classifier, too"

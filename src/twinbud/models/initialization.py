@@ -139,7 +139,7 @@ def _open_whole(config: RunConfig) -> Initialization:
     student_spec = read_student_spec(teacher_info, "same")
     _require_support(config, student_spec)  # before weights are opened
     if config.model.method == "probe":
-        _require_linear_classifier(student_spec)
+        _require_linear_classifier(student_spec, "--method probe", "Use --method finetune, or another network")
     return Initialization(
         model=config.model,
         student_spec=student_spec,
@@ -153,27 +153,31 @@ def _pretrained_info(model: ModelConfig) -> TeacherInfo:
     return read_teacher_info(model.pretrained or "", "--teacher" if model.student == "same" else "--student")
 
 
-def _require_linear_classifier(student_spec: StudentSpec) -> None:
-    """Require that logistic regression can become the classifier of the network.
+def _require_linear_classifier(student_spec: StudentSpec, option: str, fix: str) -> None:
+    """Require that a regression can become the classifier of the network.
 
     Raises:
         TwinbudError: The classifier is not one linear layer.
     """
     if not isinstance(student_spec.template.get_classifier(), nn.Linear):
         raise TwinbudError(
-            f"the classifier of {student_spec.architecture} is not one linear layer, which logistic regression needs",
-            where="--method probe",
-            fix="Use --method finetune, or another network",
+            f"the classifier of {student_spec.architecture} is not one linear layer, which the regression needs",
+            where=option,
+            fix=fix,
         )
 
 
 def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
-    """Require that the architecture can process the run's image size and supports its recovery.
+    """Require that the architecture can process the run's image size and supports its recovery and classifier.
 
     Raises:
         TwinbudError: It does not.
     """
     student_spec.timm_arguments(config.training.image_size)
+    if config.training.classifier_start == "probe":
+        _require_linear_classifier(student_spec, "--classifier-start probe", "Use --classifier-start random")
+    if config.recovery.recovers_classifier:
+        _require_linear_classifier(student_spec, "--recover-classifier on", "Use --recover-classifier off")
     if config.recovery.recover != "none":
         recovery = student_spec.family.recovery
         if recovery is None:

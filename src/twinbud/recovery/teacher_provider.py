@@ -6,8 +6,10 @@ import torch
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import RecoverySupport, TimmModel
+from twinbud.models.outline import outline
 from twinbud.models.selection import PairRole, extract_weights
 from twinbud.models.selection_io import Selection
+from twinbud.models.student_spec import StudentSpec, make_student_spec
 from twinbud.models.teacher import TeacherInfo, open_teacher_at
 from twinbud.recovery.channel_map import ChannelMap
 
@@ -62,15 +64,37 @@ class TeacherProvider:
         student_positions, teacher_positions = (
             num_positions(network, recovery, self.image_size) for network in (student, teacher)
         )
-        if student_positions != teacher_positions:
-            raise TwinbudError(
-                f"the student divides an image into {student_positions} positions, its teacher into"
-                f" {teacher_positions}; recovery compares them position by position",
-                where="--recover",
-                fix="Use --student half, which has the teacher's patch size, or --recover none",
-            )
+        require_equal_positions(student_positions, teacher_positions)
         return ChannelMap(
             student=student, teacher=teacher, family=family, plan=self.selection.plan, pair_role=pair_role
+        )
+
+
+def require_comparable(student_spec: StudentSpec, teacher_info: TeacherInfo, image_size: int) -> None:
+    """Refuse a student that recovery cannot compare with its teacher, without opening weights.
+
+    Raises:
+        TwinbudError: See ``require_equal_positions``.
+    """
+    recovery, positions = student_spec.family.require_recovery(), list[int]()
+    for spec in (student_spec, make_student_spec(teacher_info.architecture, teacher_info.model_args, mean=(), std=())):
+        network = outline(spec.architecture, spec.architecture, **spec.timm_arguments(image_size))
+        positions.append(num_positions(network, recovery, image_size))
+    require_equal_positions(*positions)
+
+
+def require_equal_positions(student_positions: int, teacher_positions: int) -> None:
+    """Require that student and teacher divide an image alike.
+
+    Raises:
+        TwinbudError: They do not.
+    """
+    if student_positions != teacher_positions:
+        raise TwinbudError(
+            f"the student divides an image into {student_positions} positions, its teacher into {teacher_positions};"
+            " recovery compares them position by position",
+            where="--recover",
+            fix="Use --student half, which has the teacher's patch size, or --recover none",
         )
 
 

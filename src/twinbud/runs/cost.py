@@ -27,7 +27,7 @@ def cost_of(
         epochs=len(history.epochs),
         train_seconds=history.train_seconds,
         images_per_second=history.num_images / history.train_seconds if history.num_images else 0.0,
-        peak_memory_mib=memory.mib,
+        peak_memory_mib=max(memory.mib, history.peak_memory_mib),
         memory_before_training_mib=memory.before_mib,
     )
     if recovery is not None:

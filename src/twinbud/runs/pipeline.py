@@ -31,6 +31,7 @@ from twinbud.models.teacher_classifier import open_teacher_classifier, require_c
 from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
+from twinbud.recovery.teacher_provider import require_comparable
 from twinbud.report.history import history_writer
 from twinbud.runs.context import Job, class_indices, labelled_images, list_images, open_images
 from twinbud.runs.cost import cost_of
@@ -49,9 +50,8 @@ from twinbud.runs.run_dir import (
     write_settings,
 )
 from twinbud.runs.summary import summarize
-from twinbud.runs.tuning import is_shared_tuning, tune_teacher, tuning_config
+from twinbud.runs.tuning import TunedTeacher, is_shared_tuning, tune_teacher, tuning_config
 from twinbud.training.amp import SLOWER_IN_BF16, choose_device, choose_precision, cpu_threads
-from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
 from twinbud.training.epoch_loop import History, plan_steps
@@ -94,7 +94,7 @@ def train(
             with checkpoints.stop_on_signal():
                 recovery = recover_students(job, folder, checkpoints, progress)
                 memory = PeakMemory(job.device)
-                history = train_student(job, folder, checkpoints, progress)
+                history = train_student(job, folder, checkpoints, progress, tuned)
             cost = cost_of(history, memory, num_train=len(job.split.labelled), recovery=recovery, tuned=tuned)
             predictions, metrics = evaluate_student(job, history, cost)
             save_outputs(job, folder, predictions, metrics)
@@ -120,7 +120,9 @@ def open_first_stage(
     if not config.tuning.tune_teacher:
         job = prepare(config, progress, resource_cache)
         return job, open_checkpoint_manager(job, progress)
-    open_initialization(config)  # refuses a student that would not fit, before the fine-tuning
+    student_spec = open_initialization(config).student_spec  # one that would not fit is refused before the fine-tuning
+    if config.recovery.recover != "none":
+        require_comparable(student_spec, read_teacher_info(config.model.teacher or ""), config.training.image_size)
     job = prepare(tuning_config(config), progress, resource_cache)
     return job, open_tuning_checkpoints(job, progress)
 
@@ -225,14 +227,19 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
     return recovered
 
 
-def train_student(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> History:
-    """Train the student on the labelled images, from the last checkpoint if the run is resumed."""
-    if not job.config.training.epochs:
-        with history_writer(folder):
-            return History()
+def train_student(
+    job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress, tuned: TunedTeacher | None = None
+) -> History:
+    """Train the student on the labelled images, from the last checkpoint if the run is resumed.
+
+    Without epochs, ``history.csv`` holds those of the teacher's fine-tuning.
+    """
     if job.config.model.method == "probe":
         with history_writer(folder):  # without epochs
             return probe(job, job.student_pair.student, checkpoints, progress)
+    if not job.config.training.epochs:
+        with history_writer(folder, tuned.history.epochs if tuned else ()):
+            return History()
     if is_shared_tuning(job.config):
         tuned = tune_teacher(job, folder / TEACHER, checkpoints, progress)
         job.student_pair.student.load_state_dict(tuned.info.weights())
@@ -272,7 +279,7 @@ def evaluate_student(job: Job, history: History, cost: RunCost) -> tuple[Predict
     """Predict the test part once, after the last epoch, and evaluate it; the validation part as well, if any."""
     seed = job.config.training.seed
     predictions = predict_rows(job, job.split.test)
-    best = best_test_pass(history)
+    best = history.best_test_pass
     network_cost = measure_network(job.student_pair.student, job.config.training.image_size)
     metrics = RunMetrics(
         **vars(evaluate(predictions, seed=seed)),
@@ -321,9 +328,3 @@ def accuracy_of(predictions: Predictions) -> float:
     """Return the share of images classified correctly, in [0, 1]."""
     assert predictions.labels is not None
     return float((predictions.predicted == predictions.labels).mean())
-
-
-def best_test_pass(history: History) -> EpochRecord | None:
-    """Return the epoch with the highest test accuracy, the first of equals; None without test passes."""
-    tested = [record for record in history.epochs if record.test_accuracy is not None]
-    return max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)

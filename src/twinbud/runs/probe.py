@@ -9,7 +9,7 @@ from twinbud.models.families.base import TimmModel
 from twinbud.runs.context import Job, labelled_images
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import History
-from twinbud.training.linear_probe import fit_probe
+from twinbud.training.linear_probe import fit_probe, num_views
 
 
 def probe(job: Job, network: TimmModel, checkpoints: CheckpointManager, progress: Progress) -> History:
@@ -43,10 +43,10 @@ def start_from_probe(job: Job, checkpoints: CheckpointManager, progress: Progres
 
     The gradients of a random classifier would change the features before it has learned anything (Kumar et al.,
     "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022). Nothing happens if
-    training goes on from a checkpoint, if recovery fitted the classifier, or if a class has no labelled image.
+    recovery fitted the classifier, or if a class has no labelled image.
 
     Returns:
-        Its cost, without epochs.
+        Its cost, without epochs; without seconds if training goes on from a checkpoint.
 
     Raises:
         Stopped: See ``fit_probe``.
@@ -54,10 +54,10 @@ def start_from_probe(job: Job, checkpoints: CheckpointManager, progress: Progres
     config, classes = job.config, job.image_index.classes
     if config.training.classifier_start == "random" or config.recovery.recovers_classifier:
         return History()
-    if checkpoints.checkpoint is not None:
-        return History()
     labelled = {job.image_index.rows[row].label for row in job.split.labelled}
     if absent := [name for name in classes if name not in labelled]:
         progress.note(f"the classifier starts at random, since no image of {first_few(absent)} is labelled")
         return History()
+    if checkpoints.checkpoint is not None:  # its weights include the classifier; the time is not known any more
+        return History(num_images=num_views(len(job.split.labelled)) * len(job.split.labelled))
     return probe(job, job.student_pair.student, checkpoints, progress)

@@ -75,7 +75,11 @@ class TunedTeacher:
         """The fine-tuning as the training of a run."""
         cost = self.cost
         return History(
-            epochs=cost.epochs, num_steps=cost.num_steps, num_images=cost.num_passes, train_seconds=cost.seconds
+            epochs=cost.epochs,
+            num_steps=cost.num_steps,
+            num_images=cost.num_passes,
+            train_seconds=cost.seconds,
+            peak_memory_mib=cost.peak_memory_mib,
         )
 
 
@@ -105,7 +109,7 @@ def tuning_training_config(config: RunConfig) -> TrainingConfig:
 
 
 def is_shared_tuning(config: RunConfig) -> bool:
-    """Return whether the run does what other runs of its study do before selection: fine-tune the teacher, no more."""
+    """Return whether the run is nothing but the fine-tuning that other runs of its study start from."""
     training = config.training
     is_plain = not training.learns_from_teacher and training.evaluate_every is None
     return (
@@ -199,6 +203,7 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
 def _key(job: Job) -> str:
     """Return the name of a tuned teacher in the cache: a checksum of all that its weights depend on."""
     identity = run_identity(job) | {"threads": job.config.training.threads}
+    del identity["profile"]  # a name for the values of other settings
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 

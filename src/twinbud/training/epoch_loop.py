@@ -42,12 +42,20 @@ class History:
         num_steps: Optimizer steps taken.
         num_images: Images trained on, each counted once per epoch.
         train_seconds: Wall time of the epochs without test passes.
+        peak_memory_mib: Peak memory in MiB, if another run trained them; 0 if this one did.
     """
 
     epochs: tuple[EpochRecord, ...] = ()
     num_steps: int = 0
     num_images: int = 0
     train_seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+
+    @property
+    def best_test_pass(self) -> EpochRecord | None:
+        """The epoch with the highest test accuracy, the first of equals; None without test passes."""
+        tested = [record for record in self.epochs if record.test_accuracy is not None]
+        return max(tested, key=lambda record: record.test_accuracy or 0.0, default=None)
 
     def after(self, earlier: History) -> History:
         """Return these epochs with the cost of an earlier phase added."""

@@ -33,8 +33,8 @@ from twinbud.training.epoch_loop import History
 from twinbud.training.epoch_plan import draw_training_views
 from twinbud.training.fit import LabelledImages
 
-NUM_VIEWS = 8
-"""Views of each labelled image: the image itself, and others as training would augment it."""
+_MAX_VIEWS, _MAX_ROWS = 8, 10_000
+"""Of each labelled image, and of all of them together; every image has at least one view."""
 STRENGTHS = tuple(10.0**power for power in range(-5, 1))
 """Candidates of scikit-learn's C, the inverse of the penalty, on standardized features."""
 DEFAULT_STRENGTH = 0.01
@@ -102,9 +102,10 @@ def fit_probe(
         problem = f"no image of {absent} is labelled, so that logistic regression cannot learn it"
         raise TwinbudError(problem, where="--method probe", fix="Use --subset stratified, or a larger --fraction")
     features_MD = probe_features(network, data, config, bf16=bf16, stop_requested=stop_requested, progress=progress)
+    count = num_views(len(data))
     with threadpool_limits(torch.get_num_threads()):
         found = fit_linear_classifier(
-            features_MD, np.tile(labels_N, NUM_VIEWS), np.tile(groups_N, NUM_VIEWS), config.seed
+            features_MD, np.tile(labels_N, count), np.tile(groups_N, count), config.seed, stop_requested=stop_requested
         )
     if found.log_loss is None:
         choice = "the default: a class has too few labelled images or patients for cross-validation"
@@ -116,6 +117,11 @@ def fit_probe(
         classifier.weight.copy_(torch.from_numpy(found.weight_KD))
         classifier.bias.copy_(torch.from_numpy(found.bias_K))
     return History(num_images=len(features_MD), train_seconds=time.perf_counter() - start)
+
+
+def num_views(num_images: int) -> int:
+    """Return the views of each image: the image itself, and others as training would augment it."""
+    return min(_MAX_VIEWS, max(1, _MAX_ROWS // num_images))
 
 
 @torch.inference_mode()
@@ -140,12 +146,12 @@ def probe_features(
     normalize = data.preprocessing.normalization(data.device)
     order = torch.arange(len(data), device=data.device).split(_BATCH_SIZE)
     found: list[torch.Tensor] = []
-    with (progress or SilentProgress()).bar("computing features", NUM_VIEWS * len(order)) as advance:
-        for number in range(NUM_VIEWS):
+    count = num_views(len(data))
+    with (progress or SilentProgress()).bar("computing features", count * len(order)) as advance:
+        for number in range(count):
             views = draw_training_views(config, -number, len(data)).to(data.device)
             for rows, pixels_BCSS in zip(order, prefetch(data.images_NCSS, order, data.device), strict=True):
-                if stop_requested():
-                    raise Stopped("stopped before the logistic regression; repeat the same command with --resume")
+                _check_stop(stop_requested)
                 images_BCSS = normalize(apply_views(pixels_BCSS, views[rows]) if number else pixels_BCSS)
                 with torch.autocast(data.device.type, torch.bfloat16, enabled=bf16):
                     features_BD = network.forward_head(network.forward_features(images_BCSS), pre_logits=True)
@@ -154,8 +160,18 @@ def probe_features(
     return torch.cat(found).numpy()
 
 
+def _check_stop(stop_requested: Callable[[], bool]) -> None:
+    if stop_requested():
+        raise Stopped("stopped before the logistic regression ended; repeat the same command with --resume")
+
+
 def fit_linear_classifier(
-    features_MD: np.ndarray, labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0
+    features_MD: np.ndarray,
+    labels_M: np.ndarray,
+    groups_M: np.ndarray,
+    seed: int = 0,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> LinearClassifier:
     """Fit multinomial logistic regression on standardized features.
 
@@ -164,10 +180,17 @@ def fit_linear_classifier(
         labels_M: Class indices; every class from 0 to K − 1 occurs.
         groups_M: int; samples of one group are on one side of each fold.
         seed: Seed of the folds.
+        stop_requested: Asked before each regression.
+
+    Raises:
+        Stopped: A stop was requested.
     """
     strength, loss = DEFAULT_STRENGTH, None
     if folds := probe_folds(labels_M, groups_M, seed):
-        losses = {candidate: _validation_loss(features_MD, labels_M, folds, candidate) for candidate in STRENGTHS}
+        losses = {
+            candidate: _validation_loss(features_MD, labels_M, folds, candidate, stop_requested)
+            for candidate in STRENGTHS
+        }
         strength = min(losses, key=losses.__getitem__)
         loss = losses[strength]
     scaler, regression = _regression(features_MD, labels_M, strength)
@@ -195,10 +218,13 @@ def probe_folds(labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0) -> Fo
     return folds if all(len(set(labels_M[train])) == num_classes for train, _ in folds) else []
 
 
-def _validation_loss(features_MD: np.ndarray, labels_M: np.ndarray, folds: Folds, strength: float) -> float:
+def _validation_loss(
+    features_MD: np.ndarray, labels_M: np.ndarray, folds: Folds, strength: float, stop_requested: Callable[[], bool]
+) -> float:
     """Return the mean log-loss over the folds."""
     losses = []
     for train, validation in folds:
+        _check_stop(stop_requested)
         scaler, regression = _regression(features_MD[train], labels_M[train], strength)
         probabilities = regression.predict_proba(scaler.transform(features_MD[validation]))
         losses.append(log_loss(labels_M[validation], probabilities, labels=np.arange(labels_M.max() + 1)))
