@@ -18,7 +18,7 @@ from twinbud.core.errors import TwinbudError
 _MIN_SPEEDUP = 1.5
 """Minimum speed-up of bf16 matrix products at which bf16 is chosen; below it, casts cost more than it saves."""
 
-SLOWER_IN_BF16 = "this network is slower in bf16 on a CPU"
+SLOWER_IN_BF16 = "depthwise convolutions are slower in bf16 on a CPU"
 
 
 @dataclass(frozen=True)
