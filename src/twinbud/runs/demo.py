@@ -121,6 +121,6 @@ def _arm(name: str, run: RunResult) -> Arm:
         balanced_accuracy=metrics.balanced_accuracy,
         auroc_macro=metrics.auroc_macro,
         train_seconds=metrics.train_seconds,
-        images_per_second=metrics.images_per_second,
+        images_per_second=metrics.images_per_second or None,
         marked=name == _MARKED,
     )

@@ -73,8 +73,8 @@ def cost_table(section: Section) -> Table:
             *(_network_cells(costs) if has_network else ()),
             *(_mean(costs[name], 0) for name in ("num_train", "num_steps", "num_passes")),
         ]
-        seconds = costs["train_seconds"]
-        cells += [duration(seconds.mean) if seconds else "–", _mean(costs["images_per_second"], 0)]
+        seconds, rate = costs["train_seconds"], costs["images_per_second"]
+        cells += [duration(seconds.mean) if seconds else "–", _mean(rate if rate and rate.mean else None, 0)]
         cells.append(f"{_mean(costs['peak_memory_mib'], 0)} MiB" if costs["peak_memory_mib"] else "–")
         if has_paper:
             paper = row.paper_cost
