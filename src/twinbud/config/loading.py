@@ -132,7 +132,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
 
 
 def _may_be_fitted(settings: Mapping[str, Any]) -> bool:
-    """Whether nothing in ``settings`` keeps a student from being fitted to a teacher tuned before."""
+    """Return whether nothing in ``settings`` keeps a student from being fitted to a teacher tuned before."""
     tunes = read_setting("tune_teacher", settings.get("tune_teacher", True))
     recovers = read_setting("recover", settings.get("recover", "labelled")) != "none"
     fits = all(read_setting(name, settings.get(name, "on")) == "on" for name in ("recover_refit", "recover_classifier"))

@@ -45,7 +45,7 @@ _FINETUNE_OF: dict[str | None, dict[str, Any]] = {"efficientnet-lite0": {"learni
 def profile_defaults(
     profile: str, method: str | None = None, pretrained: str | None = None, *, is_fitted: bool = True
 ) -> dict[str, Any]:
-    """The defaults of a profile for ``method``; None stands for the profile's own method.
+    """Return the defaults of a profile for ``method``; None stands for the profile's own method.
 
     In `best`, a student that is not fitted to a tuned teacher (``is_fitted`` is false) is trained instead, and so is
     that of ``dual``. Without selected weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover,

@@ -193,7 +193,7 @@ class Refitter:
         return Refit() if self.config.recover_method == "refit" else self._prune(channel_map, stream_width)
 
     def _uses_subspace(self, channel_map: ChannelMap) -> bool:
-        """Whether the subspace is asked for or, with ``auto``, possible: for whole heads that no other rule chooses."""
+        """Return whether the subspace is asked for or, with ``auto``, possible: whole heads that no rule chooses."""
         if self.config.recover_stream != "auto":
             return self.config.uses_subspace
         plan = self.teacher_provider.selection.plan

@@ -7,7 +7,7 @@ from dataclasses import replace
 from twinbud.core.memory import PeakMemory
 from twinbud.recovery.result import Recovery
 from twinbud.runs.result import RunCost
-from twinbud.runs.tuning import TunedTeacher, TuningCost
+from twinbud.runs.tuning import TunedTeacher
 from twinbud.training.epoch_loop import History
 
 
@@ -32,7 +32,7 @@ def cost_of(
     )
     if recovery is not None:
         cost = replace(
-            _sum(cost, recovery),
+            _sum(cost, recovery.num_steps, recovery.num_passes, recovery.seconds, recovery.peak_memory_mib),
             recover_num_images=recovery.num_images,
             recover_num_views=recovery.num_views,
             recover_num_views_asked=recovery.num_views_asked,
@@ -42,21 +42,23 @@ def cost_of(
             recover_peak_memory_mib=recovery.peak_memory_mib,
         )
     if tuned is not None:
+        tuning = tuned.history
         cost = replace(
-            _sum(cost, tuned.cost),
-            tune_num_steps=tuned.cost.num_steps,
-            tune_num_passes=tuned.cost.num_passes,
-            tune_seconds=tuned.cost.seconds,
-            tune_peak_memory_mib=tuned.cost.peak_memory_mib,
+            _sum(cost, tuning.num_steps, tuning.num_images, tuning.train_seconds, tuning.peak_memory_mib),
+            tune_num_steps=tuning.num_steps,
+            tune_num_passes=tuning.num_images,
+            tune_seconds=tuning.train_seconds,
+            tune_peak_memory_mib=tuning.peak_memory_mib,
         )
     return cost
 
 
-def _sum(cost: RunCost, stage: Recovery | TuningCost) -> RunCost:
+def _sum(cost: RunCost, num_steps: int, num_passes: int, seconds: float, peak_memory_mib: float) -> RunCost:
+    """Add the cost of an earlier stage."""
     return replace(
         cost,
-        num_steps=cost.num_steps + stage.num_steps,
-        num_passes=cost.num_passes + stage.num_passes,
-        train_seconds=cost.train_seconds + stage.seconds,
-        peak_memory_mib=max(cost.peak_memory_mib, stage.peak_memory_mib),
+        num_steps=cost.num_steps + num_steps,
+        num_passes=cost.num_passes + num_passes,
+        train_seconds=cost.train_seconds + seconds,
+        peak_memory_mib=max(cost.peak_memory_mib, peak_memory_mib),
     )

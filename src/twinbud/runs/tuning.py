@@ -28,7 +28,6 @@ from twinbud.models.teacher import TeacherInfo, count_parameters, read_teacher_i
 from twinbud.runs.context import Job, labelled_images
 from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity
-from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
@@ -43,44 +42,16 @@ _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningCost:
-    """Cost and epochs of a fine-tuning, as ``tuning.json`` stores them."""
-
-    num_steps: int
-    """Optimizer steps."""
-    num_passes: int
-    """Images in these steps, each counted once per epoch."""
-    seconds: float
-    """Wall time."""
-    peak_memory_mib: float
-    """Peak memory of the process or the GPU in MiB."""
-    epochs: tuple[EpochRecord, ...] = ()
-    """Its history."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TunedTeacher:
     """A teacher that was fine-tuned on the labelled images.
 
     Attributes:
         info: The teacher, in a model folder that timm opens.
-        cost: Cost of the fine-tuning, whichever run paid it.
+        history: Epochs and cost of the fine-tuning, whichever run paid it, as ``tuning.json`` stores them.
     """
 
     info: TeacherInfo
-    cost: TuningCost
-
-    @property
-    def history(self) -> History:
-        """The fine-tuning as the training of a run."""
-        cost = self.cost
-        return History(
-            epochs=cost.epochs,
-            num_steps=cost.num_steps,
-            num_images=cost.num_passes,
-            train_seconds=cost.seconds,
-            peak_memory_mib=cost.peak_memory_mib,
-        )
+    history: History
 
 
 def tuning_config(config: RunConfig) -> RunConfig:
@@ -144,8 +115,8 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
     with _exclusive(folder, checkpoints) if cache is not None else nullcontext():
         if not (folder / TUNING_FILE).exists():
             _tune(job, folder, checkpoints, progress)
-    cost = from_json(TuningCost, read_json(folder / TUNING_FILE), TUNING_FILE)
-    return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), cost=cost)
+    history = from_json(History, read_json(folder / TUNING_FILE), TUNING_FILE)
+    return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=history)
 
 
 def require_tuning_memory(job: Job) -> None:
@@ -181,13 +152,6 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
             label="fine-tuning the teacher",
         ),
     ).after(start)
-    cost = TuningCost(
-        num_steps=history.num_steps,
-        num_passes=history.num_images,
-        seconds=history.train_seconds,
-        peak_memory_mib=memory.mib,
-        epochs=history.epochs,
-    )
     with new_folder(folder) as draft:
         save_model_folder(
             draft,
@@ -196,7 +160,7 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
             image_size=training.image_size,
             classes=job.image_index.classes,
         )
-        write_json(draft / TUNING_FILE, to_json(cost))
+        write_json(draft / TUNING_FILE, to_json(replace(history, peak_memory_mib=memory.mib)))
     gc.collect()  # releases the optimizer's moments
 
 

@@ -42,7 +42,7 @@ class History:
         num_steps: Optimizer steps taken.
         num_images: Images trained on, each counted once per epoch.
         train_seconds: Wall time of the epochs without test passes.
-        peak_memory_mib: Peak memory in MiB, if another run trained them; 0 if this one did.
+        peak_memory_mib: Peak memory of the process or the GPU in MiB, where it is kept with the history; else 0.
     """
 
     epochs: tuple[EpochRecord, ...] = ()
