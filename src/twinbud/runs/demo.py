@@ -28,7 +28,8 @@ from twinbud.training.amp import choose_device, choose_precision
 SETTINGS: dict[str, Any] = {
     "data": "phantom",
     "teacher": "dinov2-small",
-    "fraction": 0.4,  # 160 labelled images
+    "fraction": 0.3,  # 120 labelled images
+    "image_size": 84,
     "epochs": 20,
     "min_steps": 0,
 }
