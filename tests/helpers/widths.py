@@ -1,0 +1,58 @@
+"""Claims that every map of widths must meet, checked on a small network of the family."""
+
+from __future__ import annotations
+
+import torch
+
+from twinbud.models.families import family_of
+from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.invariance import TOLERANCE, randomize, relative_change, width_sizes
+from twinbud.models.widths import TensorSpec, index_attention
+
+
+def images(size: int) -> torch.Tensor:
+    """Two images (2, 3, size, size), float64, standard normal."""
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def check_widths(model: TimmModel, image_size: int) -> None:
+    """Permuting any width changes nothing: channels inside heads, and whole heads."""
+    randomize(model)
+    own = family_of(model).specs(model)
+    assert set(own) == set(model.state_dict())
+    for specs in (own, index_attention(own, "heads")):
+        for width, size in width_sizes(specs, model.state_dict()).items():
+            assert size > 1, f"{width} has one index: permuting it proves nothing"
+            change = relative_change(model, specs, width, images(image_size))
+            assert change <= TOLERANCE, f"{width}: {change}"
+
+
+def check_that_no_tensor_can_be_left_out(model: TimmModel, image_size: int) -> None:
+    """Positive control: once a tensor is missing in the map of a width, permuting the width changes the output.
+
+    Axes of attention heads are permuted both ways, and one of the two must notice.
+    """
+    randomize(model)
+    own = family_of(model).specs(model)
+    heads = index_attention(own, "heads")
+    for name, spec in own.items():
+        for dimension, axis in enumerate(spec.axes):
+            if axis is None:
+                continue
+            changes = [
+                relative_change(model, specs, there.width, images(image_size), leave_out=name)
+                for specs in (own, heads)
+                if (there := specs[name].axes[dimension]) is not None
+            ]
+            assert max(changes) > TOLERANCE, f"{name} is not needed in {axis.width}"
+
+
+def check_coverage(teacher: TimmModel, student: TimmModel, family: SelectionFamily) -> None:
+    """A dimension that differs between teacher and student runs along a width, unless it is resampled or new."""
+    specs: dict[str, TensorSpec] = family.specs(teacher)
+    larger = teacher.state_dict()
+    for name, tensor in student.state_dict().items():
+        if name not in larger or specs[name].role in ("classifier", "position", "patch"):
+            continue
+        for dimension, (before, after) in enumerate(zip(larger[name].shape, tensor.shape, strict=True)):
+            assert before == after or specs[name].axes[dimension] is not None, f"{name}[{dimension}]"
