@@ -31,12 +31,11 @@ SETTINGS: dict[str, Any] = {
     "fraction": 0.3,  # 120 labelled images
     "image_size": 84,
     "epochs": 20,
-    "min_steps": 0,
 }
 """Settings of all methods."""
 ARMS: dict[str, dict[str, Any]] = {
-    "random start": {"profile": "quick", "method": "timm"},
-    "paper (dual)": {"profile": "quick", "method": "dual"},
+    "random start": {"profile": "quick", "method": "timm", "min_steps": 0},
+    "paper (dual)": {"profile": "quick", "method": "dual", "min_steps": 0},
     "best": {"profile": "best", "epochs": 0, "tune_epochs": 20, "tune_min_steps": 0},
 }
 """Further settings of each method."""
