@@ -6,8 +6,8 @@ import torch
 
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
-from twinbud.models.invariance import TOLERANCE, randomize, relative_change, width_sizes
-from twinbud.models.widths import TensorSpec, index_attention
+from twinbud.models.invariance import TOLERANCE, claims, randomize, relative_change
+from twinbud.models.widths import TensorSpec, width_sizes
 
 
 def images(size: int) -> torch.Tensor:
@@ -20,10 +20,11 @@ def check_widths(model: TimmModel, image_size: int) -> None:
     randomize(model)
     own = family_of(model).specs(model)
     assert set(own) == set(model.state_dict())
-    for specs in (own, index_attention(own, "heads")):
-        for width, size in width_sizes(specs, model.state_dict()).items():
-            assert size > 1, f"{width} has one index: permuting it proves nothing"
-            change = relative_change(model, specs, width, images(image_size))
+    for specs, widths in claims(own):
+        sizes = width_sizes(specs, model.state_dict())
+        for width in widths:
+            assert sizes[width] > 1, f"{width} has one index: permuting it proves nothing"
+            change = relative_change(model, specs, [width], images(image_size))
             assert change <= TOLERANCE, f"{width}: {change}"
 
 
@@ -34,17 +35,17 @@ def check_that_no_tensor_can_be_left_out(model: TimmModel, image_size: int) -> N
     """
     randomize(model)
     own = family_of(model).specs(model)
-    heads = index_attention(own, "heads")
-    for name, spec in own.items():
-        for dimension, axis in enumerate(spec.axes):
-            if axis is None:
-                continue
-            changes = [
-                relative_change(model, specs, there.width, images(image_size), leave_out=name)
-                for specs in (own, heads)
-                if (there := specs[name].axes[dimension]) is not None
-            ]
-            assert max(changes) > TOLERANCE, f"{name} is not needed in {axis.width}"
+    largest: dict[tuple[str, int], float] = {}
+    for specs, widths in claims(own):
+        for name, spec in specs.items():
+            for dimension, axis in spec.widths():
+                if axis.width in widths:
+                    change = relative_change(model, specs, [axis.width], images(image_size), leave_out=name)
+                    place = name, dimension
+                    largest[place] = max(change, largest.get(place, 0.0))
+    assert set(largest) == {(name, dimension) for name, spec in own.items() for dimension, _ in spec.widths()}
+    for (name, dimension), change in largest.items():
+        assert change > TOLERANCE, f"{name} is not needed in the width of its dimension {dimension}"
 
 
 def check_coverage(teacher: TimmModel, student: TimmModel, family: SelectionFamily) -> None:

@@ -6,13 +6,13 @@ initialized network proves little, since most of its norms and biases are consta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import State, TimmModel
-from twinbud.models.widths import TensorSpec
+from twinbud.models.widths import Axis, TensorSpec, index_attention, width_sizes
 
 TOLERANCE = 1e-9
 """Largest relative change of a float64 output that counts as rounding."""
@@ -41,80 +41,92 @@ def randomize(model: TimmModel, seed: int = 0) -> TimmModel:
     return model
 
 
-def width_sizes(specs: Mapping[str, TensorSpec], state: State) -> dict[str, int]:
-    """Return the number of indices of each width that the tensors of ``state`` run along."""
-    return {
-        axis.width: axis.size(state[name].shape[dimension])
-        for name, spec in specs.items()
-        for dimension, axis in enumerate(spec.axes)
-        if axis is not None
-    }
+def claims(specs: Mapping[str, TensorSpec]) -> Iterator[tuple[Mapping[str, TensorSpec], set[str]]]:
+    """Yield what a map of widths claims: specs, and the widths along which any order of the indices is as good.
+
+    First all widths, where channels stay inside their attention head; then the whole heads. A tensor with one entry for
+    each head, such as a table of relative positions, follows whole heads alone.
+    """
+    for attention in ("interleaved", "heads"):
+        own = index_attention(specs, attention)
+        widths = {axis.width for spec in own.values() for _, axis in spec.widths()}
+        heads = {axis.by_heads().width for spec in specs.values() for _, axis in spec.widths() if axis.head_size}
+        yield own, widths - heads if attention == "interleaved" else widths & heads
 
 
 def permute(
-    state: State, specs: Mapping[str, TensorSpec], width: str, order: tuple[int, ...], *, leave_out: str | None = None
+    state: State, specs: Mapping[str, TensorSpec], widths: Iterable[str], *, seed: int = 0, leave_out: str | None = None
 ) -> State:
-    """Return ``state`` with the indices of one width in another order.
+    """Return ``state`` with the indices of some widths in another order, at random and with no index in its place.
 
     Args:
         state: Tensors by name.
-        specs: The widths along which they run.
-        width: The width to permute.
-        order: A permutation of its indices: the new index i is the old ``order[i]``.
+        specs: The widths along which they run. Where the axes know attention heads, each head stays and its channels
+            are permuted, in all heads alike; ``index_attention`` gives the specs for whole heads.
+        widths: The widths to permute.
+        seed: Seed of the permutations, which differ from width to width.
         leave_out: Name of a tensor that is not permuted, as if it were missing in the map.
     """
+    sizes = width_sizes(specs, state)
+    permuted = set(widths)
+
+    def chosen(axis: Axis) -> tuple[Sequence[int], int]:
+        size = sizes[axis.width]
+        if axis.width not in permuted:
+            return range(size), size
+        order = _derangement(axis.width, axis.head_size or size, seed)
+        return [first + index for first in range(0, size, len(order)) for index in order], size
+
     result = dict(state)
     for name, spec in specs.items():
-        for dimension, axis in enumerate(spec.axes):
-            if axis is not None and axis.width == width and name != leave_out:
-                positions = torch.tensor(axis.positions(order, len(order)))
-                result[name] = result[name].index_select(dimension, positions)
+        for dimension in {dimension for dimension, axis in spec.widths() if axis.width in permuted}:
+            if name != leave_out:
+                result[name] = spec.select(result[name], dimension, chosen)
     return result
 
 
 def relative_change(
     model: TimmModel,
     specs: Mapping[str, TensorSpec],
-    width: str,
+    widths: Iterable[str],
     images_BCSS: torch.Tensor,
     *,
-    leave_out: str | None = None,
     seed: int = 0,
+    leave_out: str | None = None,
 ) -> float:
-    """Return how far a permutation of one width changes the output of a randomized model.
+    """Return how far a permutation changes the output of a randomized model.
 
     Args:
         model: The network, as ``randomize`` returns it; unchanged afterwards.
-        specs: The widths along which its tensors run.
-        width: The width to permute, at random and with no index in its place. Where the axes know attention heads,
-            each head stays and its channels are permuted; ``index_attention`` gives the specs for whole heads.
+        specs: See ``permute``, as the other arguments.
+        widths: The widths to permute, all at once.
         images_BCSS: Input, float64.
-        leave_out: See ``permute``.
-        seed: Seed of the permutation.
+        seed: Seed of the permutations.
+        leave_out: Name of a tensor that is not permuted.
 
     Returns:
         The largest absolute change over the largest absolute output.
     """
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    size = width_sizes(specs, state)[width]
-    head_sizes = {axis.head_size for spec in specs.values() for axis in spec.axes if axis and axis.width == width}
-    head_size = head_sizes.pop() or size
-    inside = _derangement(head_size, seed)
-    order = tuple(first + index for first in range(0, size, head_size) for index in inside)
-    with torch.no_grad():
-        expected = model(images_BCSS)
-        model.load_state_dict(permute(state, specs, width, order, leave_out=leave_out))
-        try:
-            found = model(images_BCSS)
-        finally:
-            model.load_state_dict(state)
+    expected = _output(model, images_BCSS)
+    model.load_state_dict(permute(state, specs, widths, seed=seed, leave_out=leave_out))
+    try:
+        found = _output(model, images_BCSS)
+    finally:
+        model.load_state_dict(state)
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _derangement(size: int, seed: int) -> tuple[int, ...]:
+@torch.no_grad()
+def _output(model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+    # some attentions keep their table of positions between two evaluations, until they are trained
+    return model.train().eval()(images_BCSS)
+
+
+def _derangement(width: str, size: int, seed: int) -> list[int]:
     """Return a permutation without fixed points (of one index: that index): a shuffled order, rotated by one."""
-    order = numpy_stream("proof", seed, size).permutation(size)
+    order = numpy_stream("proof", seed, width).permutation(size)
     result = [0] * size
     for place, index in enumerate(order):
         result[index] = int(order[(place + 1) % size])
-    return tuple(result)
+    return result

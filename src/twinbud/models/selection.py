@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import torch
 from timm.layers.patch_embed import resample_patch_embed
 
 from twinbud.config.schema import Attention, Rule
@@ -19,7 +18,7 @@ from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
 from twinbud.models.rules import Indices, select_indices
 from twinbud.models.tensor_status import TensorStatus, student_tensor_status, teacher_tensor_status
-from twinbud.models.widths import Axis, TensorSpec, index_attention
+from twinbud.models.widths import Axis, ChosenIndices, TensorSpec, index_attention
 
 PairRole = Literal["student", "auxiliary"]
 """The student S, which is trained, or the auxiliary S′, which follows it."""
@@ -69,11 +68,15 @@ class SelectionPlan:
     student_tensors: dict[str, TensorStatus] = field(default_factory=dict)
     teacher_tensors: dict[str, TensorStatus] = field(default_factory=dict)
 
-    def indices(self, name: str, dimension: int, axis: Axis) -> WidthPlan:
-        """Return the plan of one dimension of one tensor."""
-        if self.rule == "random-inconsistent":
-            return self.tensor_widths[f"{name}[{dimension}]"]
-        return self.widths[axis.width]
+    def chosen(self, name: str, spec: TensorSpec, dimension: int, pair_role: PairRole) -> ChosenIndices:
+        """Return the indices that student or auxiliary gets along one dimension of one tensor."""
+
+        def indices(axis: Axis) -> tuple[Indices, int]:
+            place = spec.place(name, dimension, axis)
+            width = self.tensor_widths[place] if self.rule == "random-inconsistent" else self.widths[axis.width]
+            return width.of(pair_role), width.teacher_size
+
+        return indices
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan's part of ``plan.json``."""
@@ -154,12 +157,11 @@ def plan_selection(
     tensor_widths: dict[str, WidthPlan] = {}
     if rule == "random-inconsistent":
         for name in chosen:
-            for dimension, axis in enumerate(student_specs[name].axes):
-                if axis is not None:
-                    place = f"{name}[{dimension}]"
-                    tensor_widths[place] = choose(place, *sizes[axis.width])
+            for dimension, axis in student_specs[name].widths():
+                place = student_specs[name].place(name, dimension, axis)
+                tensor_widths[place] = choose(place, *sizes[axis.width])
     else:
-        kinds = {axis.width: axis.kind for spec in student_specs.values() for axis in spec.axes if axis}
+        kinds = {axis.width: axis.kind for spec in student_specs.values() for _, axis in spec.widths()}
         widths = {name: choose(kinds[name], *size) for name, size in sizes.items()}
     return SelectionPlan(
         rule=rule,
@@ -194,11 +196,8 @@ def extract_weights(
         tensor = prepared[name].detach()
         if status.kind == "resampled":  # patch kernels; positions wait for the image size
             tensor = resample_patch_embed(tensor, list(shapes[name][-2:]))
-        for dimension, axis in enumerate(spec.axes):
-            if axis is not None:
-                width = plan.indices(name, dimension, axis)
-                positions = torch.tensor(axis.positions(width.of(pair_role), width.teacher_size))
-                tensor = tensor.index_select(dimension, positions)
+        for dimension in range(tensor.dim()):
+            tensor = spec.select(tensor, dimension, plan.chosen(name, spec, dimension, pair_role))
         result[name] = tensor.float().clone() if tensor.is_floating_point() else tensor.clone()
     return result
 
@@ -223,7 +222,7 @@ def _sizes(
     sizes: dict[str, tuple[int, int]] = {}
     for name in names:
         for dimension, axis in enumerate(specs[name].axes):
-            if axis is None:
+            if not isinstance(axis, Axis):  # the widths of a concatenation have tensors of their own
                 continue
             pair = axis.size(teacher[name].shape[dimension]), axis.size(student[name].shape[dimension])
             if pair[1] > pair[0]:

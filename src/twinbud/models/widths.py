@@ -7,9 +7,11 @@ per width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import torch
 
 from twinbud.config.schema import Attention
 
@@ -44,7 +46,7 @@ class Axis:
         """Return the width's size in a tensor whose dimension has ``length`` elements."""
         return length // (self.copies * self.unit)
 
-    def positions(self, indices: tuple[int, ...], size: int) -> list[int]:
+    def positions(self, indices: Sequence[int], size: int) -> list[int]:
         """Return the positions along the dimension that belong to ``indices`` of a width of ``size``."""
         return [
             (copy * size + index) * self.unit + offset
@@ -62,6 +64,25 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Concatenation:
+    """One dimension in which several widths follow one another, as the features of a DenseNet do.
+
+    Attributes:
+        parts: The axes in order; a number stands for elements that are kept whole.
+    """
+
+    parts: tuple[Axis | int, ...]
+
+    def by_heads(self) -> Concatenation:
+        """See ``Axis.by_heads``."""
+        return Concatenation(tuple(part if isinstance(part, int) else part.by_heads() for part in self.parts))
+
+
+ChosenIndices = Callable[[Axis], tuple[Sequence[int], int]]
+"""Returns the indices of an axis's width, and the width's size."""
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """What selection needs to know about one tensor.
 
@@ -71,7 +92,7 @@ class TensorSpec:
         layer: The name of the repeated layer that it belongs to ("blocks.11"), or None.
     """
 
-    axes: tuple[Axis | None, ...]
+    axes: tuple[Axis | Concatenation | None, ...]
     role: Role = "weight"
     layer: str | None = None
 
@@ -81,6 +102,48 @@ class TensorSpec:
         whole = [dimension for dimension, axis in enumerate(self.axes) if axis is None]
         resampled = {"position": whole, "patch": [2, 3]}.get(self.role, [])
         return tuple(dimension for dimension in whole if dimension not in resampled)
+
+    def widths(self) -> Iterator[tuple[int, Axis]]:
+        """Yield each dimension that runs along a width, with its axis; one with several widths, once for each."""
+        for dimension, axis in enumerate(self.axes):
+            parts = axis.parts if isinstance(axis, Concatenation) else (axis,)
+            yield from ((dimension, part) for part in parts if isinstance(part, Axis))
+
+    def place(self, name: str, dimension: int, axis: Axis) -> str:
+        """Return how ``plan.json`` spells one width of one dimension of the tensor ``name``."""
+        place = f"{name}[{dimension}]"
+        return place if self.axes[dimension] == axis else f"{place} {axis.width}"
+
+    def select(self, tensor: torch.Tensor, dimension: int, chosen: ChosenIndices) -> torch.Tensor:
+        """Return the elements of ``tensor`` along one dimension that belong to the chosen indices of its widths."""
+        axis = self.axes[dimension]
+        if axis is None:
+            return tensor
+        positions: list[int] = []
+        start = 0
+        for part in axis.parts if isinstance(axis, Concatenation) else (axis,):
+            if isinstance(part, int):
+                positions += range(start, start + part)
+                start += part
+            else:
+                indices, size = chosen(part)
+                positions += [start + position for position in part.positions(indices, size)]
+                start += part.copies * size * part.unit
+        assert start == tensor.shape[dimension], f"the widths of dimension {dimension} have {start} elements"
+        return tensor.index_select(dimension, torch.tensor(positions, device=tensor.device))
+
+
+def width_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return the number of indices of each width that the tensors of ``state`` run along.
+
+    A dimension with several widths does not tell their sizes; each of them has tensors of its own that do.
+    """
+    return {
+        axis.width: axis.size(state[name].shape[dimension])
+        for name, spec in specs.items()
+        for dimension, axis in enumerate(spec.axes)
+        if isinstance(axis, Axis)
+    }
 
 
 def index_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> dict[str, TensorSpec]:

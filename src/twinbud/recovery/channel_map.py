@@ -11,7 +11,7 @@ from torch import nn
 
 from twinbud.models.families.base import Branch, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.selection import PairRole, SelectionPlan
-from twinbud.models.widths import TensorSpec, index_attention
+from twinbud.models.widths import Axis, TensorSpec, index_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class ChannelMap:
 
     def _positions(self, layer: str, dimension: int) -> torch.Tensor:
         axis = self._specs[f"{layer}.weight"].axes[dimension]
-        assert axis is not None, f"dimension {dimension} of {layer} runs along no width"
+        assert isinstance(axis, Axis), f"dimension {dimension} of {layer} runs along no width"
         width = self.plan.widths[axis.width]
         return self._index(axis.positions(width.of(self.pair_role), width.teacher_size))
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from twinbud.models.families.base import SelectionFamily, TimmModel
-from twinbud.models.widths import index_attention
+from twinbud.models.widths import Axis, index_attention
 from twinbud.recovery.least_squares import RefitBatch
 from twinbud.recovery.normal_equations import gram_matrix
 
@@ -63,7 +63,7 @@ def measure_stream(
                 layer, weight = block.get_submodule(linear.name), block.get_parameter(f"{linear.name}.weight")
                 scale = block.get_parameter(linear.scale)[:, None] if linear.scale else 1.0
                 width = specs[f"{name}.{linear.name}.weight"].axes[1]
-                assert width is not None, f"the inputs of {name}.{linear.name} run along no width"
+                assert isinstance(width, Axis), f"the inputs of {name}.{linear.name} run along no width"
                 weight_OGU = (weight * scale).double().unflatten(1, (-1, width.unit))
                 writers[width.width] = _Mean(layer, _grouped_moments(width.unit)), weight_OGU
     meters = [*norms.values(), *(meter for meter, _ in writers.values())]

@@ -140,13 +140,11 @@ def project_weights(
         if spec.role == "classifier" or name not in absorbed:
             continue
         tensor = absorbed[name]
-        for dimension, axis in enumerate(spec.axes):
-            if axis is not None and axis.width == stream:
+        for dimension, axis in spec.widths():
+            if axis.width == stream:
                 tensor = (tensor.movedim(dimension, -1) @ subspace.stream_map.double()).movedim(-1, dimension)
-            elif axis is not None:
-                width = plan.widths[axis.width]
-                positions = torch.tensor(axis.positions(width.of(pair_role), width.teacher_size), device=tensor.device)
-                tensor = tensor.index_select(dimension, positions)
+            else:
+                tensor = spec.select(tensor, dimension, plan.chosen(name, spec, dimension, pair_role))
         result[name] = tensor.float()
     return result
 
