@@ -23,7 +23,6 @@ from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json, write_json
 from twinbud.models.checkpoint import FoundState, find_states
 from twinbud.models.families.base import State
-from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherInfo, arguments_from_weights, classifiers, describe_teacher, first_convolution
 from twinbud.models.weights_file import read_safetensors
 
@@ -149,7 +148,7 @@ def _chosen(info: TeacherInfo, content: Any, entry: str | None) -> FoundState:
     Raises:
         TwinbudError: It is not there.
     """
-    body = outline(info.architecture, info.name, **info.model_args | {"num_classes": 0})
+    body = info.outline(num_classes=0)
     heads = [f"{name}.{kind}" for name in classifiers(info.architecture) for kind in ("weight", "bias")]
     states = find_states(content, list(body.state_dict()), heads) or _foreign_states(info, content)
     if entry is not None:
@@ -167,13 +166,13 @@ def _foreign_states(info: TeacherInfo, content: Any) -> list[FoundState]:
     """Find weights under the names of the original authors (DINOv2, Meta's ConvNeXt), which timm itself translates."""
     states = []
     for state in find_states(content, [], []):
-        model = outline(info.architecture, info.name, **info.model_args | arguments_from_weights(info, state.tensors))
+        model = info.outline(**arguments_from_weights(info, state.tensors))
         translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         try:
             renamed: State = translate(dict(state.tensors), model) if translate else {}
         except (KeyError, RuntimeError, ValueError, AttributeError, TypeError):  # not what it translates
             continue
-        body = outline(info.architecture, info.name, **info.model_args | {"num_classes": 0}).state_dict()
+        body = info.outline(num_classes=0).state_dict()
         heads = [f"{name}.{kind}" for name in classifiers(info.architecture) for kind in ("weight", "bias")]
         states += [
             FoundState(path=state.path, prefix="", tensors=found.tensors, left_out=found.left_out)

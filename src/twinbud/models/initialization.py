@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,10 +65,12 @@ class Initialization:
     def fingerprint(self) -> str:
         """Return a SHA-256 of the architecture, the plan and the inherited tensors; names and paths do not enter."""
         student_spec, selection = self.student_spec, self.selection
-        start = {
+        start: dict[str, Any] = {
             "student": [student_spec.architecture, student_spec.model_args, student_spec.mean, student_spec.std],
             "plan": selection.plan.to_json() if selection else None,
         }
+        if student_spec.shapes is not None:
+            start["shapes"] = dict(student_spec.shapes)
         digest = hashlib.sha256(json.dumps(start, sort_keys=True).encode())
         states = (selection.student_weights, selection.auxiliary_weights) if selection else (self.pretrained,)
         for state in states:

@@ -1,28 +1,33 @@
-"""The model folder in timm's own layout, ``config.json`` and ``model.safetensors``, which timm alone can open.
+"""The model folder in timm's own layout, ``config.json`` and ``model.safetensors``.
 
-``report.model_card`` adds the model card.
+timm alone can open it, unless the network is narrower than timm's arguments can build it: ``config.json`` then names an
+architecture that timm does not know, and ``twinbud.open_model`` opens it. ``report.model_card`` adds the model card.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from safetensors.torch import save
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families.base import TimmModel
-from twinbud.models.outline import outline
+from twinbud.models.narrowing import build_network, outline_network, shapes_of
 from twinbud.models.student_spec import StudentSpec
-from twinbud.models.untrusted import read_architecture, read_model_args
+from twinbud.models.untrusted import NARROWED, read_architecture, read_architecture_of, read_model_args
 from twinbud.models.weights_file import read_safetensors
+
+OPENED_BY_TWINBUD = ("import twinbud", 'model = twinbud.open_model("PATH")  # PATH: this folder')
+"""The two lines that open a model folder that timm alone cannot open."""
+_NARROWED_NOTE = (
+    "timm alone cannot open this folder: the network is timm's {} with fewer channels, which no argument of timm gives."
+    " The shapes of its tensors are those in model.safetensors."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ def save_model_folder(
     """Write ``config.json`` and ``model.safetensors`` into an existing folder."""
     preprocessing = student_spec.preprocessing(image_size)
     config = {
-        "architecture": student_spec.architecture,
+        "architecture": student_spec.architecture + (NARROWED if student_spec.shapes else ""),
         "num_classes": len(classes),
         "num_features": model.num_features,
         "label_names": list(classes),
@@ -54,6 +59,8 @@ def save_model_folder(
         "preprocessing": preprocessing.to_json(),
         "pretrained_cfg": _timm_config(model, student_spec, preprocessing, classes),
     }
+    if student_spec.shapes:
+        config |= {"note": _NARROWED_NOTE.format(student_spec.architecture), "open_with": list(OPENED_BY_TWINBUD)}
     with explained_writes(folder):
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         # not by safetensors itself, whose error hides a full disk
@@ -85,12 +92,14 @@ def open_model_folder(folder: Path) -> ModelFolder:
     config, preprocessing = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
     classes = tuple(config["label_names"])
-    architecture = read_architecture(config["architecture"], folder / "config.json")
+    name, is_narrowed = read_architecture_of(config)
+    architecture = read_architecture(name, folder / "config.json")
     arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
     arguments |= {"num_classes": len(classes)}
     # shapes first, so that a wrong config.json cannot allocate more memory than the weights have
-    implied = _shapes(outline(architecture, str(folder), **arguments).state_dict())
-    found = _shapes(state)
+    found = shapes_of(state)
+    shapes = found if is_narrowed else None
+    implied = shapes_of(outline_network(architecture, str(folder), shapes, **arguments).state_dict())
     wrong = sorted(name for name in implied | found if implied.get(name) != found.get(name))
     if wrong:
         differences = (f"{n}: {found.get(n, 'missing')}, config.json implies {implied.get(n, 'none')}" for n in wrong)
@@ -99,17 +108,13 @@ def open_model_folder(folder: Path) -> ModelFolder:
             where=str(folder),
             fix="Copy the whole model folder again",
         )
-    model = timm.create_model(architecture, pretrained=False, **arguments)
+    model = build_network(architecture, str(folder), shapes, **arguments)
     model.load_state_dict(state)
     return ModelFolder(
         model=model.eval().requires_grad_(False),
         classes=classes,
         preprocessing=preprocessing,
     )
-
-
-def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing]:

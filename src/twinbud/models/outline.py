@@ -67,3 +67,10 @@ def explained_arguments(architecture: str, where: str) -> Iterator[None]:
             where=where,
             fix="Correct model_args in config.json, or copy the folder again",
         ) from error
+
+
+def classifiers(architecture: str) -> tuple[str, ...]:
+    """Return timm's names of an architecture's classifier layers."""
+    config = timm.get_pretrained_cfg(architecture)
+    names = config.classifier if config else "head"
+    return (names,) if isinstance(names, str) else tuple(names or ())

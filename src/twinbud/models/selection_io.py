@@ -18,7 +18,7 @@ from twinbud.models.families.base import State
 from twinbud.models.selection import PairRole, SelectionPlan, extract_weights, plan_selection
 from twinbud.models.student_spec import StudentSpec, make_student_spec, read_student_spec
 from twinbud.models.teacher import TeacherInfo, open_teacher, read_teacher_info
-from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
+from twinbud.models.untrusted import read_architecture, read_model_args, read_narrowed_shapes, read_normalization
 from twinbud.models.weights_file import read_safetensors
 
 FORMAT = 2
@@ -130,6 +130,7 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
                 "name": selection.student,
                 "architecture": student_spec.architecture,
                 "model_args": student_spec.model_args,
+                "shapes": student_spec.shapes,
             },
             "mean": student_spec.mean,
             "std": student_spec.std,
@@ -177,6 +178,7 @@ def load_selection(folder: Path) -> Selection:
         sizes = [size for width in widths for size in (width.teacher_size, width.student_size)]
         sound = all(type(size) is int and size > 0 for size in sizes)
         saved = student["architecture"], student["model_args"], content["mean"], content["std"]
+        shapes = student.get("shapes")
         name = str(student.get("name", saved[0]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_plan(folder) from error
@@ -187,6 +189,7 @@ def load_selection(folder: Path) -> Selection:
         read_model_args(saved[1], path),
         mean=read_normalization(saved[2], path),
         std=read_normalization(saved[3], path),
+        shapes=read_narrowed_shapes(shapes, path),
     )
     states = {
         pair_role: _read_state(folder / file, checksums.get(file), student_spec) for pair_role, file in _FILES.items()

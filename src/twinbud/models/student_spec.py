@@ -12,8 +12,10 @@ from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes, outline_network, shapes_of
 from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherInfo
+from twinbud.models.widths import half_sizes
 
 _SET_ELSEWHERE = ("num_classes", "in_chans", "img_size")
 """Arguments of a teacher that a student does not keep: classes and image size are the run's, channels are always 3."""
@@ -29,6 +31,8 @@ class StudentSpec:
         mean, std: The teacher's normalization, which the students keep.
         family: The family of the architecture and its teacher.
         template: A network of this architecture with one class, on the meta device (shapes without numbers).
+        shapes: Shapes of the template's tensors where ``model_args`` alone give wider ones; None where they suffice,
+            so that timm alone can build the network.
         has_drop_path: Whether timm can build the architecture with stochastic depth.
     """
 
@@ -38,6 +42,7 @@ class StudentSpec:
     std: tuple[float, ...]
     family: SelectionFamily = field(repr=False)
     template: TimmModel = field(repr=False)
+    shapes: Shapes | None = field(default=None, repr=False)
     has_drop_path: bool = True
 
     def preprocessing(self, image_size: int) -> Preprocessing:
@@ -66,7 +71,18 @@ class StudentSpec:
             raise TwinbudError(problem, where=f"--drop-path {drop_path}", fix="Use --drop-path 0")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return timm.create_model(self.architecture, pretrained=False, **arguments)
+            return build_network(self.architecture, self.architecture, self.shapes, **arguments)
+
+    def outline(self, *, num_classes: int, image_size: int | None = None) -> TimmModel:
+        """Build a network on the meta device, for the image size of its pretrained weights unless one is given.
+
+        Raises:
+            TwinbudError: The architecture cannot process images of that size.
+        """
+        arguments = self.model_args if image_size is None else self.timm_arguments(image_size)
+        return outline_network(
+            self.architecture, self.architecture, self.shapes, **arguments | {"num_classes": num_classes}
+        )
 
 
 def read_student_spec(teacher_info: TeacherInfo, student: str) -> StudentSpec:
@@ -79,19 +95,36 @@ def read_student_spec(teacher_info: TeacherInfo, student: str) -> StudentSpec:
     Raises:
         TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
     """
-    teacher = outline(teacher_info.architecture, teacher_info.name, **teacher_info.model_args | {"num_classes": 0})
+    teacher = teacher_info.outline(num_classes=0)
     family = family_of(teacher)
+    shapes: Shapes | None = None
     if student == "half":
         architecture = teacher_info.architecture
-        arguments = teacher_info.model_args | family.half(architecture, teacher)
+        shapes = _half_shapes(teacher_info, family)
+        arguments = teacher_info.model_args | (family.half(architecture, teacher) if shapes is None else {})
     elif student == "same":
         architecture, arguments = teacher_info.architecture, teacher_info.model_args | family.pooling_arguments(teacher)
+        shapes = teacher_info.shapes
     else:
         architecture = student.partition(".")[0]
         if not timm.is_model(architecture):
             raise unknown_student(student)
         arguments = family.form_arguments(teacher)
-    return make_student_spec(architecture, arguments, mean=teacher_info.mean, std=teacher_info.std, family=family)
+    return make_student_spec(
+        architecture, arguments, mean=teacher_info.mean, std=teacher_info.std, family=family, shapes=shapes
+    )
+
+
+def _half_shapes(teacher_info: TeacherInfo, family: SelectionFamily) -> Shapes | None:
+    """Return the shapes of half the teacher, or None if timm's arguments give them."""
+    teacher = teacher_info.outline(num_classes=1)
+    sizes = family.half_sizes(teacher)
+    specs, state = family.specs(teacher) if sizes or teacher_info.shapes else {}, teacher.state_dict()
+    if sizes is None:
+        if teacher_info.shapes is None:
+            return None
+        sizes = half_sizes(specs, state)
+    return narrowed_shapes(specs, state, sizes)
 
 
 def make_student_spec(
@@ -101,6 +134,7 @@ def make_student_spec(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     family: SelectionFamily | None = None,
+    shapes: Shapes | None = None,
 ) -> StudentSpec:
     """Describe the named architecture.
 
@@ -110,12 +144,13 @@ def make_student_spec(
         mean: Normalization for pixels in [0, 1], three numbers.
         std: See ``mean``.
         family: The teacher's family, or None to accept any.
+        shapes: Shapes of the tensors, for any number of classes; None for those that timm's arguments give.
 
     Raises:
         TwinbudError: The architecture is not of ``family``, or of no supported one.
     """
     model_args = _shape_arguments(model_args)
-    template = outline(architecture, architecture, **model_args | {"num_classes": 1})
+    template = outline_network(architecture, architecture, shapes, **model_args | {"num_classes": 1})
     own = family_of(template)
     if family is not None and own.name != family.name:
         raise TwinbudError(
@@ -132,6 +167,7 @@ def make_student_spec(
         std=std,
         family=own,
         template=template,
+        shapes=None if shapes is None else shapes_of(template.state_dict()),
         has_drop_path=_has_drop_path(architecture, model_args),
     )
 

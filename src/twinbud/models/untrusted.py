@@ -36,6 +36,42 @@ def read_architecture(content: Any, where: object) -> str:
     return content
 
 
+NARROWED = "-narrowed-by-twinbud"
+"""Ends the architecture's name in ``config.json`` of a network that timm's arguments cannot build. timm knows no such
+network and fails, where it would else build a wider one with random weights."""
+
+
+def read_architecture_of(config: Any) -> tuple[Any, bool]:
+    """Return the architecture in ``config.json``, and whether the network is narrower than timm builds it.
+
+    Raises:
+        KeyError, TypeError: ``config`` is no mapping that names one.
+    """
+    name = config["architecture"]
+    if isinstance(name, str) and name.endswith(NARROWED):
+        return name.removesuffix(NARROWED), True
+    return name, False
+
+
+def read_narrowed_shapes(content: Any, where: object) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of a network's tensors by name, or None for None.
+
+    Raises:
+        TwinbudError: They are not lists of at most eight sizes.
+    """
+    if content is None:
+        return None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str)
+        and isinstance(shape, list)
+        and len(shape) <= 8
+        and all(type(size) is int and 0 < size <= _LARGEST for size in shape)
+        for name, shape in content.items()
+    ):
+        raise _wrong(f"shapes is {_shown(content)} without the shapes of tensors", where)
+    return {name: tuple(shape) for name, shape in content.items()}
+
+
 def read_model_args(content: Any, where: object) -> dict[str, Any]:
     """Return those arguments of ``timm.create_model`` that give a network's shape.
 

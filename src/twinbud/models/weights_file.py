@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from twinbud.core.errors import TwinbudError
@@ -23,8 +25,25 @@ def read_safetensors(path: Path, spec: str | None = None) -> State:
         TwinbudError: The file is missing, a pickle, or not in safetensors format.
     """
     require_safetensors(path, spec)
-    try:
+    with _explained(path):
         return load_file(path)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shape of each tensor of a ``.safetensors`` file, but no numbers.
+
+    Raises:
+        TwinbudError: See ``read_safetensors``.
+    """
+    require_safetensors(path)
+    with _explained(path), safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise TwinbudError(
             f"the file is not in safetensors format ({error})",

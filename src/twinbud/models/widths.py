@@ -109,6 +109,12 @@ class TensorSpec:
             parts = axis.parts if isinstance(axis, Concatenation) else (axis,)
             yield from ((dimension, part) for part in parts if isinstance(part, Axis))
 
+    def shape(self, whole: Sequence[int], sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape for widths of the given sizes; dimensions without a width are those of ``whole``."""
+        return tuple(
+            length if axis is None else _length(axis, sizes) for length, axis in zip(whole, self.axes, strict=True)
+        )
+
     def place(self, name: str, dimension: int, axis: Axis) -> str:
         """Return how ``plan.json`` spells one width of one dimension of the tensor ``name``."""
         place = f"{name}[{dimension}]"
@@ -133,6 +139,11 @@ class TensorSpec:
         return tensor.index_select(dimension, torch.tensor(positions, device=tensor.device))
 
 
+def _length(axis: Axis | Concatenation, sizes: Mapping[str, int]) -> int:
+    parts = axis.parts if isinstance(axis, Concatenation) else (axis,)
+    return sum(part if isinstance(part, int) else part.copies * sizes[part.width] * part.unit for part in parts)
+
+
 def width_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Return the number of indices of each width that the tensors of ``state`` run along.
 
@@ -153,3 +164,8 @@ def index_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> di
     return {
         name: replace(spec, axes=tuple(axis and axis.by_heads() for axis in spec.axes)) for name, spec in specs.items()
     }
+
+
+def half_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return half the size of each width, rounded down, but at least 1."""
+    return {width: max(1, size // 2) for width, size in width_sizes(specs, state).items()}

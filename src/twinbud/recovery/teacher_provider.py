@@ -6,7 +6,6 @@ import torch
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import RecoverySupport, TimmModel
-from twinbud.models.outline import outline
 from twinbud.models.selection import PairRole, extract_weights
 from twinbud.models.selection_io import Selection
 from twinbud.models.student_spec import StudentSpec, make_student_spec
@@ -77,8 +76,11 @@ def require_comparable(student_spec: StudentSpec, teacher_info: TeacherInfo, ima
         TwinbudError: See ``require_equal_positions``.
     """
     recovery, positions = student_spec.family.require_recovery(), list[int]()
-    for spec in (student_spec, make_student_spec(teacher_info.architecture, teacher_info.model_args, mean=(), std=())):
-        network = outline(spec.architecture, spec.architecture, **spec.timm_arguments(image_size))
+    teacher_spec = make_student_spec(
+        teacher_info.architecture, teacher_info.model_args, mean=(), std=(), shapes=teacher_info.shapes
+    )
+    for spec in (student_spec, teacher_spec):
+        network = spec.outline(num_classes=1, image_size=image_size)
         positions.append(num_positions(network, recovery, image_size))
     require_equal_positions(*positions)
 

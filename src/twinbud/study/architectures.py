@@ -7,7 +7,6 @@ from typing import Any
 
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
-from twinbud.models.outline import outline
 from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import count_parameters, read_teacher_info
 from twinbud.study.paper import paper_numbers
@@ -55,10 +54,8 @@ def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
         pair = recipe.pairs[name]
         info = read_teacher_info(pair.teacher)
         student_spec = read_student_spec(info, pair.student)
-        teacher = outline(info.architecture, info.name, **info.model_args | {"num_classes": NUM_CLASSES})
-        student = outline(
-            student_spec.architecture, pair.student, **student_spec.model_args | {"num_classes": NUM_CLASSES}
-        )
+        teacher = info.outline(num_classes=NUM_CLASSES)
+        student = student_spec.outline(num_classes=NUM_CLASSES)
         found += [
             _describe(name, "teacher", info.architecture, teacher),
             _describe(

@@ -135,5 +135,7 @@ def measure_step(config: RunConfig) -> float:
 def _random_teacher(name: str | None, image_size: int) -> TimmModel:
     """Return a frozen network of the teacher's shape, with random weights."""
     info = read_teacher_info(name or "")
-    teacher_spec = make_student_spec(info.architecture, info.model_args, mean=info.mean, std=info.std)
+    teacher_spec = make_student_spec(
+        info.architecture, info.model_args, mean=info.mean, std=info.std, shapes=info.shapes
+    )
     return teacher_spec.build(image_size=image_size, num_classes=_NUM_CLASSES).eval().requires_grad_(False)

@@ -215,6 +215,17 @@ class SelectionFamily(ABC):
             TwinbudError: A width cannot be halved.
         """
 
+    def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
+        """Return the size of each width of half of ``model``, or None if the arguments that ``half`` returns give it.
+
+        A width that is not named stays whole. timm alone cannot build a network of such sizes; see ``narrowing``.
+
+        Raises:
+            TwinbudError: A width cannot be halved.
+        """
+        del model
+        return None
+
     @abstractmethod
     def shape(self, model: TimmModel) -> NetworkShape:
         """Return the depth, width and heads as the paper's Table 1 counts them."""
