@@ -126,7 +126,7 @@ def _demo() -> list[Option]:
 
 
 def _select() -> list[Option]:
-    settings = [_setting(name) for name in ("teacher", "student", "rule", "attention", "swap_roles", "seed")]
+    settings = [_setting(name) for name in ("teacher", "student", "family", "rule", "attention", "swap_roles", "seed")]
     text = f"Precision of the files [{WEIGHTS[0]}]."
     weights = Option("--weights", text, keywords={"default": WEIGHTS[0], "metavar": "|".join(WEIGHTS)})
     return [*settings, weights, *_output("Folder to make.", required=True)]

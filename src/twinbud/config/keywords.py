@@ -15,6 +15,7 @@ from twinbud.config.schema import (
     CrossEntropyTemperature,
     Device,
     Distillation,
+    Family,
     LayerScale,
     Method,
     Precision,
@@ -42,6 +43,7 @@ class Settings(TypedDict, total=False):
     selected: str | Path | None
     student: str
     method: Method
+    family: Family
     rule: Rule
     attention: Attention
     auxiliary: Auxiliary

@@ -18,7 +18,7 @@ from twinbud.core.files import read_json, read_yaml
 
 StageConfig = TypeVar("StageConfig", bound=Checked)
 
-PLANNED = ("teacher", "student", "rule", "attention", "swap_roles")
+PLANNED = ("teacher", "student", "family", "rule", "attention", "swap_roles")
 """Settings that the plan of ``selected`` holds."""
 _STUDENT_TRAINING = ("learning_rate", "layer_decay", "min_steps", "evaluate_every", "distillation")
 """Settings of the student's training that the fine-tuning of the teacher has of its own, or has not."""
@@ -120,7 +120,9 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
         raise unknown_choice("--profile", profile, PROFILES)
     student = settings.get("student", "same")
     pretrained = settings.get("teacher") if student == "same" else student
-    defaults = profile_defaults(profile, settings.get("method"), pretrained, is_fitted=_may_be_fitted(settings))
+    defaults = profile_defaults(
+        profile, settings.get("method"), pretrained, family=_family(settings), is_fitted=_may_be_fitted(settings)
+    )
     merged = defaults | {"profile": profile} | dict(settings)
     if read_setting("selected", merged.get("selected")) is not None:
         recover, distillation = (
@@ -139,6 +141,28 @@ def _may_be_fitted(settings: Mapping[str, Any]) -> bool:
     return tunes and recovers and fits and read_setting("selected", settings.get("selected")) is None
 
 
+def _family(settings: Mapping[str, Any]) -> str:
+    """Return how the widths are known, which the plan of ``selected`` says where there is one."""
+    folder = read_setting("selected", settings.get("selected"))
+    if folder is None:
+        return read_setting("family", settings.get("family", "described"))
+    return _read_plan(folder)["family"]
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    """Return what the plan of a folder of 'twinbud select' fixes.
+
+    Raises:
+        TwinbudError: There is no plan.
+    """
+    try:
+        plan = {"family": "described"} | read_json(folder / "plan.json")
+        return {name: plan[name] for name in PLANNED} | {"student": plan["student"]["name"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fix = "Run: twinbud select --teacher T --output DIR"
+        raise TwinbudError("the folder has no readable plan.json", where=str(folder), fix=fix) from error
+
+
 def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) -> dict[str, Any]:
     """Return what the plan of ``selected`` fixes; ``teacher`` says where a teacher that is used is now.
 
@@ -146,12 +170,7 @@ def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) 
         TwinbudError: There is no plan, a setting contradicts it, or the teacher is missing.
     """
     folder = read_setting("selected", settings["selected"])
-    try:
-        plan = read_json(folder / "plan.json")
-        planned = {name: plan[name] for name in PLANNED} | {"student": plan["student"]["name"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fix = "Run: twinbud select --teacher T --output DIR"
-        raise TwinbudError("the folder has no readable plan.json", where=str(folder), fix=fix) from error
+    planned = _read_plan(folder)
     if use is not None:
         if settings.get("teacher") is None:
             raise unopened_teacher(*use)
@@ -218,7 +237,8 @@ def _settings_of_stage(stage: str) -> set[str]:
 def setting_notes(config: RunConfig) -> tuple[str, ...]:
     """Warn of each setting without effect, and of attention that ``selected`` indexes unlike the profile."""
     profile, model = config.training.profile, config.model
-    defaults = profile_defaults(profile, model.method, is_fitted=_may_be_fitted(settings_of(config)))
+    fitted = _may_be_fitted(settings_of(config))
+    defaults = profile_defaults(profile, model.method, family=model.family, is_fitted=fitted)
     values = settings_of(config)
     notes = tuple(
         f"{option_of(name)} {values[name]} has no effect: that step is disabled"

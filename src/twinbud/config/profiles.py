@@ -43,15 +43,20 @@ _FINETUNE_OF: dict[str | None, dict[str, Any]] = {"efficientnet-lite0": {"learni
 
 
 def profile_defaults(
-    profile: str, method: str | None = None, pretrained: str | None = None, *, is_fitted: bool = True
+    profile: str,
+    method: str | None = None,
+    pretrained: str | None = None,
+    *,
+    family: str = "described",
+    is_fitted: bool = True,
 ) -> dict[str, Any]:
     """Return the defaults of a profile for ``method``; None stands for the profile's own method.
 
     In `best`, a student that is not fitted to a tuned teacher (``is_fitted`` is false) is trained instead, and so is
-    that of ``dual``. Without selected weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover,
-    and `best` has the values of `quick`: small learning rates in the lower layers would keep them random. The student
-    of ``finetune`` and ``probe`` is the teacher itself, and the learning rate of ``finetune`` in `best` and `quick`
-    depends on the network ``pretrained``.
+    that of ``dual``. Recovery does not know a network with found widths (``family`` is "auto"). Without selected
+    weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover, and `best` has the values of `quick`:
+    small learning rates in the lower layers would keep them random. The student of ``finetune`` and ``probe`` is the
+    teacher itself, and the learning rate of ``finetune`` in `best` and `quick` depends on the network ``pretrained``.
 
     >>> profile_defaults("best", "dual")["recover"]
     'labelled'
@@ -65,6 +70,8 @@ def profile_defaults(
     defaults = dict(PROFILES[profile])
     if profile == "best" and method not in (None, *INHERITING_METHODS):
         defaults = dict(_QUICK)
+    elif profile == "best" and family == "auto":
+        defaults = _QUICK | {"method": "selection", "attention": "heads"}
     elif profile == "best" and (method == "dual" or not is_fitted):
         defaults = _REFITTED | {"method": "selection"}
     if method in WHOLE_METHODS:

@@ -24,6 +24,7 @@ Auxiliary = Literal["other", "copy", "frozen", "none"]
 Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg", "teacher", "skd+teacher"]
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
 Attention = Literal["interleaved", "heads"]
+Family = Literal["described", "auto"]
 Subset = Literal["stratified", "plain"]
 Precision = Literal["auto", "float32", "bf16"]
 Compile = Literal["auto", "on", "off"]
@@ -81,7 +82,7 @@ class ModelConfig(Checked):
         None, "dinov2-small, timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.", min_length=1
     )
     selected: Path | None = setting(
-        None, "Output of 'twinbud select', in place of student, rule, attention and swap_roles."
+        None, "Output of 'twinbud select', in place of student, family, rule, attention and swap_roles."
     )
     student: str = setting(
         "half",
@@ -93,6 +94,9 @@ class ModelConfig(Checked):
         "dual",
         "dual: with auxiliary; selection: without (CM1). Random start: timm, xavier, kaiming (CM2-4). Whole pretrained"
         " network: finetune, probe.",
+    )
+    family: Family = setting(
+        "described", "Widths of the network: those described for its family, or auto: found in any network and proved."
     )
     rule: Rule = setting("uniform", "Which elements of each width student and auxiliary take.")
     attention: Attention = setting("interleaved", "Select attention channels along one axis, or whole heads.")

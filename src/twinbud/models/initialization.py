@@ -105,13 +105,14 @@ def open_initialization(config: RunConfig, teacher: TeacherInfo | None = None) -
     if model.method in WHOLE_METHODS:
         return _open_whole(config)
     teacher_info = teacher or read_teacher_info(model.teacher or "")
-    student_spec = read_student_spec(teacher_info, model.student)
+    student_spec = read_student_spec(teacher_info, model.student, model.family)
     _require_support(config, student_spec)  # before weights are opened
     if not inherits:
         return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
     selection = select(
         teacher_info,
         model.student,
+        family=model.family,
         rule=model.rule,
         attention=model.attention,
         seed=config.training.seed,
@@ -129,7 +130,7 @@ def describe_student(model: ModelConfig) -> StudentSpec:
     """
     if model.method in WHOLE_METHODS:
         return read_student_spec(_pretrained_info(model), "same")
-    return read_student_spec(read_teacher_info(model.teacher or ""), model.student)
+    return read_student_spec(read_teacher_info(model.teacher or ""), model.student, model.family)
 
 
 def _open_whole(config: RunConfig) -> Initialization:

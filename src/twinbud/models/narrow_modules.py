@@ -9,6 +9,7 @@ from timm.layers.layer_scale import LayerScale, LayerScale2d
 from timm.layers.norm import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame
+from timm.models.metaformer import Scale
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
@@ -22,6 +23,8 @@ _SCALES = (LayerScale, LayerScale2d, GlobalResponseNorm)
 """Layers that compute with their tensors alone."""
 _FOLLOWING = ("num_features", "head_hidden_size", "in_features", "embed_dim")
 """Attributes of whole parts of a network with which timm gives it another classifier; see ``follow_sizes``."""
+_HEADS = "num_heads"
+"""The number of heads of an attention, which ``follow_sizes`` sets too; its tables have one entry a head."""
 
 
 def resize_module(path: str, module: TimmModel, changes: Changes) -> None:
@@ -52,6 +55,9 @@ def resize_module(path: str, module: TimmModel, changes: Changes) -> None:
         module.num_channels = next(iter(changes.values()))[1][0]
         if module.num_channels % module.num_groups:
             raise _cannot_resize(path, module, changes)
+    elif isinstance(module, Scale):
+        ((before, after),) = changes.values()
+        module.shape = tuple(after[0] if size == before[0] else size for size in module.shape)
     elif not isinstance(module, _SCALES) and _keeps_size(module, changes):
         raise _cannot_resize(path, module, changes)
 
@@ -78,7 +84,9 @@ def _keeps_size(module: nn.Module, changes: Changes) -> bool:
     """Return whether an attribute of ``module`` is, or contains, the old size of a changed dimension."""
     pairs = [pair for before, after in changes.values() for pair in zip(before, after, strict=True)]
     old = {before for before, after in pairs if before != after}
-    values = [value for name, value in vars(module).items() if not name.startswith("_") and name not in _FOLLOWING]
+    values = [
+        value for name, value in vars(module).items() if not name.startswith("_") and name not in (*_FOLLOWING, _HEADS)
+    ]
     numbers = [number for value in values for number in (value if isinstance(value, tuple | list) else [value])]
     return any(isinstance(number, int) and not isinstance(number, bool) and number in old for number in numbers)
 

@@ -147,7 +147,9 @@ def _for_classes(architecture: str, where: str, shapes: Shapes, arguments: Mappi
 
 def _first_sizes(model: TimmModel) -> dict[str, int]:
     """Return the length of the first dimension of each tensor, without the classifier's."""
-    classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
+    found = model.get_classifier()  # two of them in a network with a distillation token
+    heads = found if isinstance(found, tuple) else (found,)
+    classifier = {id(parameter) for head in heads for parameter in head.parameters()}
     named = model.state_dict(keep_vars=True).items()
     return {name: tensor.shape[0] for name, tensor in named if tensor.dim() and id(tensor) not in classifier}
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from twinbud.config.schema import Attention, ModelConfig, Rule
+from twinbud.config.schema import Attention, Family, ModelConfig, Rule
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import new_folder, read_json
+from twinbud.models.discovery.family import discover
 from twinbud.models.families.base import State
 from twinbud.models.selection import PairRole, SelectionPlan, extract_weights, plan_selection
 from twinbud.models.student_spec import StudentSpec, make_student_spec, read_student_spec
@@ -57,6 +58,7 @@ class Selection:
         return {
             "teacher": self.teacher,
             "student": self.student,
+            "family": self.student_spec.family_choice,
             "rule": plan.rule,
             "attention": plan.attention,
             "swap_roles": plan.swap_roles,
@@ -67,6 +69,7 @@ def select(
     teacher_info: TeacherInfo,
     student: str = "half",
     *,
+    family: Family = "described",
     rule: Rule = "uniform",
     attention: Attention = "interleaved",
     seed: int = 0,
@@ -75,12 +78,12 @@ def select(
 ) -> Selection:
     """Select the weights of student and auxiliary from a teacher (paper section 3.1).
 
-    See ``plan_selection`` for the arguments.
+    See ``read_student_spec`` and ``plan_selection`` for the arguments.
 
     Raises:
         TwinbudError: The teacher cannot be opened, or the student does not fit into it.
     """
-    student_spec = read_student_spec(teacher_info, student)
+    student_spec = read_student_spec(teacher_info, student, family)
     teacher = open_teacher(teacher_info).model
     plan = plan_selection(
         teacher,
@@ -126,6 +129,7 @@ def save_selection(selection: Selection, folder: Path, dtype: torch.dtype = torc
         content = {
             "format": FORMAT,
             "teacher": selection.teacher,
+            "family": student_spec.family_choice,
             "student": {
                 "name": selection.student,
                 "architecture": student_spec.architecture,
@@ -154,6 +158,7 @@ def select_to_folder(
         selection = select(
             read_teacher_info(model.teacher),
             model.student,
+            family=model.family,
             rule=model.rule,
             attention=model.attention,
             seed=seed,
@@ -178,18 +183,20 @@ def load_selection(folder: Path) -> Selection:
         sizes = [size for width in widths for size in (width.teacher_size, width.student_size)]
         sound = all(type(size) is int and size > 0 for size in sizes)
         saved = student["architecture"], student["model_args"], content["mean"], content["std"]
-        shapes = student.get("shapes")
+        shapes, family = student.get("shapes"), content.get("family", "described")
         name = str(student.get("name", saved[0]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_plan(folder) from error
     if not sound:
         raise _no_plan(folder)
+    architecture, model_args = read_architecture(saved[0], path), read_model_args(saved[1], path)
     student_spec = make_student_spec(
-        read_architecture(saved[0], path),
-        read_model_args(saved[1], path),
+        architecture,
+        model_args,
         mean=read_normalization(saved[2], path),
         std=read_normalization(saved[3], path),
         shapes=read_narrowed_shapes(shapes, path),
+        family=discover(architecture, str(path), model_args) if family == "auto" else None,
     )
     states = {
         pair_role: _read_state(folder / file, checksums.get(file), student_spec) for pair_role, file in _FILES.items()

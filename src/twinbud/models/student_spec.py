@@ -8,8 +8,10 @@ from typing import Any
 import timm
 import torch
 
+from twinbud.config.schema import Family
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.data.preprocessing import Preprocessing
+from twinbud.models.discovery.family import DiscoveredFamily, discover
 from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes, outline_network, shapes_of
@@ -44,6 +46,11 @@ class StudentSpec:
     template: TimmModel = field(repr=False)
     shapes: Shapes | None = field(default=None, repr=False)
     has_drop_path: bool = True
+
+    @property
+    def family_choice(self) -> Family:
+        """How the widths of the family are known, as the setting ``family`` spells it."""
+        return "auto" if isinstance(self.family, DiscoveredFamily) else "described"
 
     def preprocessing(self, image_size: int) -> Preprocessing:
         """Return the preprocessing of the student's input at one image size."""
@@ -85,33 +92,36 @@ class StudentSpec:
         )
 
 
-def read_student_spec(teacher_info: TeacherInfo, student: str) -> StudentSpec:
+def read_student_spec(teacher_info: TeacherInfo, student: str, family: Family = "described") -> StudentSpec:
     """Find the students' architecture for a teacher, without opening its weights.
 
     Args:
         teacher_info: The teacher.
         student: "half", "same" for the teacher's own architecture, or a timm name of the teacher's family.
+        family: "described", or "auto" to find the widths of the teacher's architecture.
 
     Raises:
         TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
     """
     teacher = teacher_info.outline(num_classes=0)
-    family = family_of(teacher)
+    known = family_of(teacher)
+    if family == "auto":
+        known = discover(teacher_info.architecture, teacher_info.name, teacher_info.model_args)
     shapes: Shapes | None = None
     if student == "half":
         architecture = teacher_info.architecture
-        shapes = _half_shapes(teacher_info, family)
-        arguments = teacher_info.model_args | (family.half(architecture, teacher) if shapes is None else {})
+        shapes = _half_shapes(teacher_info, known)
+        arguments = teacher_info.model_args | (known.half(architecture, teacher) if shapes is None else {})
     elif student == "same":
-        architecture, arguments = teacher_info.architecture, teacher_info.model_args | family.pooling_arguments(teacher)
+        architecture, arguments = teacher_info.architecture, teacher_info.model_args | known.pooling_arguments(teacher)
         shapes = teacher_info.shapes
     else:
         architecture = student.partition(".")[0]
         if not timm.is_model(architecture):
             raise unknown_student(student)
-        arguments = family.form_arguments(teacher)
+        arguments = known.form_arguments(teacher)
     return make_student_spec(
-        architecture, arguments, mean=teacher_info.mean, std=teacher_info.std, family=family, shapes=shapes
+        architecture, arguments, mean=teacher_info.mean, std=teacher_info.std, family=known, shapes=shapes
     )
 
 
@@ -151,10 +161,9 @@ def make_student_spec(
     """
     model_args = _shape_arguments(model_args)
     template = outline_network(architecture, architecture, shapes, **model_args | {"num_classes": 1})
-    own = family_of(template)
-    if family is not None and own.name != family.name:
+    if family is not None and not family.owns(template):
         raise TwinbudError(
-            f"{architecture} is a {own.name}, but the teacher is a {family.name}",
+            f"{architecture} is a {family_of(template).name}, but the teacher is a {family.name}",
             where="--student",
             fix=f"Use --student half, name a {family.name}, or train it whole with --method finetune",
         )
@@ -165,7 +174,7 @@ def make_student_spec(
         model_args=model_args,
         mean=mean,
         std=std,
-        family=own,
+        family=family or family_of(template),
         template=template,
         shapes=None if shapes is None else shapes_of(template.state_dict()),
         has_drop_path=_has_drop_path(architecture, model_args),

@@ -13,7 +13,7 @@ from twinbud.core.progress import Progress, SilentProgress, TerminalProgress
 
 if TYPE_CHECKING:
     from twinbud.config.keywords import Settings
-    from twinbud.config.schema import Attention, Rule
+    from twinbud.config.schema import Attention, Family, Rule
     from twinbud.evaluation.predictions import Predictions
     from twinbud.models.selection_io import Selection
     from twinbud.runs.inference import Evaluation
@@ -213,6 +213,7 @@ def select(
     teacher: str,
     output: str | Path,
     student: str = "half",
+    family: Family = "described",
     rule: Rule = "uniform",
     attention: Attention = "interleaved",
     swap_roles: bool = False,
@@ -228,6 +229,7 @@ def select(
         teacher: As for ``train``.
         output: Folder to make.
         student: ``"half"`` for half the teacher's width, or a timm name of the same family.
+        family: ``"described"``, or ``"auto"`` for a network whose widths are found and proved.
         rule: Which elements of each width student and auxiliary take.
         attention: Select attention channels along one axis, or whole heads.
         swap_roles: Exchange the subsets of student and auxiliary.
@@ -254,7 +256,9 @@ def select(
     from twinbud.models.selection_io import select_to_folder
 
     half_precision = read_value("weights", weights, Literal["float32", "float16"]) == "float16"
-    model = ModelConfig(teacher=teacher, student=student, rule=rule, attention=attention, swap_roles=swap_roles)
+    model = ModelConfig(
+        teacher=teacher, student=student, family=family, rule=rule, attention=attention, swap_roles=swap_roles
+    )
     return select_to_folder(
         model, Path(output), seed=read_value("seed", seed, int), half_precision=half_precision, force=force
     )

@@ -1,0 +1,165 @@
+"""A network that nobody described, as a family of its own: ``--family auto``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from twinbud.core.errors import TwinbudError
+from twinbud.models.discovery.found import find_widths, prove
+from twinbud.models.families.base import TimmModel
+from twinbud.models.families.plain import PlainFamily
+from twinbud.models.narrowing import narrow, narrowed_shapes
+from twinbud.models.outline import outline
+from twinbud.models.widths import TensorSpec, width_sizes
+
+PROOF_SIZE = 64
+"""Image side in pixels at which widths are proved, for networks that can process it."""
+
+
+class DiscoveredFamily(PlainFamily):
+    """One architecture of timm, whose widths are found and proved instead of described.
+
+    Its student has the same layers and the same names of tensors. Depth, layers for learning-rate decay and image sizes
+    are what timm says of them; recovery is not supported.
+
+    Args:
+        model: The whole network, with a classifier, on any device; only its shapes are used.
+        where: The network, for errors.
+
+    Raises:
+        TwinbudError: No width is found.
+    """
+
+    name: ClassVar[str] = "network with found widths"
+    members: ClassVar[str] = "any timm network with --family auto"
+
+    def __init__(self, model: TimmModel, where: str) -> None:
+        self._where = where
+        self._whole = deepcopy(model).to("meta").eval()
+        self._specs = find_widths(self._whole, input_size(self._whole))
+        if not width_sizes(self._specs, self._whole.state_dict()):
+            raise TwinbudError(
+                f"no width of a {type(model).__name__} can be permuted, so that none can be selected",
+                where=where,
+                fix="Choose another teacher, or train it whole with --method finetune",
+            )
+
+    def owns(self, model: nn.Module) -> bool:
+        """Return whether the tensors of ``model`` have the names of this network's; a classifier may be missing."""
+        return set(model.state_dict()) <= set(self._specs)
+
+    def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
+        """Return the widths that were found; a narrower network has the same.
+
+        Raises:
+            TwinbudError: ``model`` has other tensors.
+        """
+        if not self.owns(model):
+            raise TwinbudError(
+                f"a {type(model).__name__} with other layers cannot be selected from {self._where}",
+                where="--student",
+                fix="Use --student half",
+            )
+        return {name: self._specs[name] for name in model.state_dict()}
+
+    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+        """Return no arguments: ``half_sizes`` says all."""
+        del architecture, model
+        return {}
+
+    def half_sizes(self, model: TimmModel) -> dict[str, int]:
+        """Return half of each width, in whole heads; widths that timm's layers cannot have narrower stay whole."""
+        specs, state = self.specs(model), model.state_dict()
+        axes = {axis.width: axis for spec in specs.values() for _, axis in spec.widths()}
+        together: dict[str, dict[str, int]] = {}
+        for width, size in width_sizes(specs, state).items():
+            head_size = axes[width].head_size or 1
+            half = max(1, size // head_size // 2) * head_size
+            # a table with one entry for each head shrinks with the heads
+            together.setdefault(axes[width].by_heads().width, {})[width] = half
+        return self._narrowable(model, specs, list(together.values()))
+
+    def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
+        """Prove the widths on the teacher's architecture.
+
+        Raises:
+            TwinbudError: A width is not one; the error names the tensor that broke the proof.
+        """
+        del student
+        self.prove(teacher)
+
+    def prove(self, model: TimmModel) -> float:
+        """Permute all widths in a copy of ``model`` and return how far the output changes, at most 1e-9.
+
+        Raises:
+            TwinbudError: See ``check_compatible``.
+        """
+        size = PROOF_SIZE if _runs(self._whole, PROOF_SIZE) else input_size(self._whole)
+        copy = deepcopy(model)
+        return prove(copy, self.specs(copy), size, self._where)
+
+    def _narrowable(
+        self, model: TimmModel, specs: Mapping[str, TensorSpec], candidates: list[dict[str, int]]
+    ) -> dict[str, int]:
+        """Return the sizes among ``candidates`` with which the network still runs, all at once.
+
+        If it does not run with all, each half of the candidates is tried, so that a few that must stay whole are found
+        in few steps.
+        """
+        template = deepcopy(model).to("meta").eval()
+        state, kept = template.state_dict(), dict[str, int]()
+
+        def runs(sizes: Mapping[str, int]) -> bool:
+            try:
+                narrowed = narrow(deepcopy(template), narrowed_shapes(specs, state, sizes))
+            except TwinbudError:
+                return False
+            return _runs(narrowed, input_size(template))
+
+        def keep(these: list[dict[str, int]]) -> None:
+            nonlocal kept
+            sizes = {width: size for candidate in these for width, size in candidate.items()}
+            if runs(kept | sizes):
+                kept |= sizes
+            elif len(these) > 1:
+                keep(these[: len(these) // 2])
+                keep(these[len(these) // 2 :])
+
+        keep(candidates)
+        return kept
+
+
+def discover(architecture: str, where: str, model_args: Mapping[str, Any]) -> DiscoveredFamily:
+    """Return the family of one architecture of timm.
+
+    Args:
+        architecture: timm's name.
+        where: What needs it, for errors.
+        model_args: Arguments of ``timm.create_model``.
+
+    Raises:
+        TwinbudError: timm cannot build it, or no width is found.
+    """
+    return DiscoveredFamily(outline(architecture, where, **{**model_args, "num_classes": 2}), where)
+
+
+def input_size(model: TimmModel) -> int:
+    """Return the side of the images that ``model`` was built for, in pixels."""
+    embedding = getattr(model, "patch_embed", None)
+    size = getattr(embedding, "img_size", None)
+    return size[-1] if isinstance(size, tuple) else model.pretrained_cfg["input_size"][-1]
+
+
+def _runs(model: TimmModel, image_size: int) -> bool:
+    """Return whether a network on the meta device can process images of that size."""
+    try:
+        with torch.no_grad():
+            model(torch.empty(2, 3, image_size, image_size, device="meta"))
+    except Exception:  # each architecture fails with another type
+        return False
+    return True
