@@ -17,6 +17,8 @@ from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline
 from twinbud.models.widths import TensorSpec, width_sizes
 
+NUM_CLASSES = 2
+"""Of the network whose widths are found; any other number gives the same widths."""
 PROOF_SIZE = 64
 """Image side in pixels at which widths are proved, for networks that can process it."""
 
@@ -101,6 +103,8 @@ class DiscoveredFamily(PlainFamily):
         """
         size = PROOF_SIZE if _runs(self._whole, PROOF_SIZE) else input_size(self._whole)
         copy = deepcopy(model)
+        if not copy.num_classes:  # the order of features matters to nobody but a classifier
+            copy.reset_classifier(NUM_CLASSES)
         return prove(copy, self.specs(copy), size, self._where)
 
     def _narrowable(
@@ -145,7 +149,7 @@ def discover(architecture: str, where: str, model_args: Mapping[str, Any]) -> Di
     Raises:
         TwinbudError: timm cannot build it, or no width is found.
     """
-    return DiscoveredFamily(outline(architecture, where, **{**model_args, "num_classes": 2}), where)
+    return DiscoveredFamily(outline(architecture, where, **{**model_args, "num_classes": NUM_CLASSES}), where)
 
 
 def input_size(model: TimmModel) -> int:
