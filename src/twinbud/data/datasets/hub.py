@@ -18,6 +18,7 @@ from PIL import Image
 
 from twinbud.config.data_spec import HUB_PREFIX, DataSpec
 from twinbud.config.schema import DataConfig
+from twinbud.core.cache import temporary_folder
 from twinbud.core.errors import TwinbudError, first_few, first_line
 from twinbud.core.extras import import_extra
 from twinbud.core.files import read_json, write_json
@@ -116,9 +117,12 @@ def _load(spec: DataSpec, config: DataConfig) -> Mapping[str, Any]:
     if config.data_root is not None:
         where += f" --data-root {config.data_root}"
     datasets = import_extra("datasets", EXTRA, where=where, otherwise="convert the set to class folders")
-    path = str(config.data_root.absolute()) if config.data_root is not None else spec.name
     try:
-        parts = datasets.load_dataset(path, name=spec.variant)
+        if config.data_root is None:
+            parts = datasets.load_dataset(spec.name, name=spec.variant)
+        else:  # its own cache is not needed again
+            cache = str(temporary_folder() / "datasets")
+            parts = datasets.load_dataset(str(config.data_root.absolute()), name=spec.variant, cache_dir=cache)
     except ConnectionError as error:
         raise TwinbudError(
             f"the Hugging Face hub cannot be reached ({first_line(error)})",
@@ -221,7 +225,8 @@ def _divide(parts: Mapping[str, Any]) -> tuple[_Divided, list[str]]:
 def _images(divided: _Divided, columns: _Columns) -> Iterator[NewImage]:
     for name, split, part in divided:
         kind = type(part.features[columns.image])
-        encoded = part.cast_column(columns.image, kind(decode=False))
+        used = [name for name in (columns.image, columns.label, columns.patient) if name is not None]
+        encoded = part.select_columns(list(dict.fromkeys(used))).cast_column(columns.image, kind(decode=False))
         for number, row in enumerate(encoded):
             label = columns.class_of(row[columns.label])
             if label is None:
