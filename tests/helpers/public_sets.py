@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,7 +76,7 @@ def save_ct_slices(root: Path, tables: Iterable[str] = CT_TABLES) -> Path:
 
 def medmnist_arrays(
     num_classes: int, shape: tuple[int, ...], counts: tuple[int, int, int] = (12, 4, 6), num_labels: int = 1
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The six arrays of a MedMNIST file: random pixels, and every class in every part."""
     generator = np.random.default_rng(0)
     arrays = {}

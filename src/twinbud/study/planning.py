@@ -28,11 +28,14 @@ from twinbud.training.epoch_loop import plan_steps
 
 
 def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
-    """Parse ``--data NAME=PATH`` for each image set of the cells; a set that ``--data NAME`` knows needs no path.
+    """Parse ``--data NAME=PATH`` for each image set of the cells.
+
+    PATH may be a public set: ``NAME=SET``, or ``NAME=SET=FOLDER`` with a local copy. Where NAME itself is a public set,
+    no option is needed, and PATH is that of a local copy.
 
     Returns:
-        For each name the settings that say where its images are: ``data``, and ``data_root`` for a known set with a
-        path.
+        For each name the settings that say where its images are: ``data``, and ``data_root`` for a local copy of a
+        public set.
 
     Raises:
         TwinbudError: An option is not NAME=PATH or names an unknown set, or a set has no path.
@@ -46,7 +49,13 @@ def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str,
             raise TwinbudError(f"'{option}' is not NAME=PATH", where="--data", fix=f"Write --data {names[0]}=PATH")
         if name not in names:
             raise unknown_choice("--data", name, names)
-        sources[name] = {"data": name, "data_root": path} if known[name].has_root else {"data": path}
+        public, _, root = path.partition("=")
+        if known[name].has_root:
+            sources[name] = {"data": name, "data_root": path}
+        elif root and parse_data(public, option).has_root:
+            sources[name] = {"data": public, "data_root": root}
+        else:
+            sources[name] = {"data": path}
     if missing := [name for name in names if name not in sources]:
         given = [name for name in names if name in sources]
         fix = f"Give {' '.join(f'--data {name}=PATH' for name in missing)}"

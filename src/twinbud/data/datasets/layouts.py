@@ -7,6 +7,7 @@ reason why it is not one. Paths are relative to that folder, so that they do not
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from twinbud.core.files import printable
 from twinbud.data.folder import walk, why_ignored
 from twinbud.data.identity import is_missing_patient
 from twinbud.data.index import SPLIT_WORDS, IgnoredFile, ImageRef, ImageRow
+from twinbud.data.split_notes import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,15 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
+_MASKS = "masks"
+"""Name of the folders of segmentations that stand beside the images."""
+
 Layout = Callable[[Path, Mapping[str, str]], Listing]
 """Takes the folder of the set and its class folders, each relative to it, with the class names; lists the files."""
 
 
 def class_folders(folder: Path, classes: Mapping[str, str]) -> Listing:
-    """List the images of class folders; every other file below ``folder`` is ignored.
+    """List the images of class folders; every other file below ``folder`` is ignored, a folder of masks in one line.
 
     Args:
         folder: The folder of the set.
@@ -49,18 +54,20 @@ def class_folders(folder: Path, classes: Mapping[str, str]) -> Listing:
     """
     rows: list[ImageRow] = []
     ignored: list[IgnoredFile] = []
+    num_masks: Counter[str] = Counter()
     for file in walk(folder):
         relative = file.relative_to(folder)
         path = relative.as_posix()
         label = next((label for name, label in classes.items() if path.startswith(f"{name}/")), None)
         reason = why_ignored(file, relative)
-        if reason is None and label is None:
-            is_mask = "masks" in relative.parts
-            reason = "a mask, which is not a sample" if is_mask else "not in a folder of images of the set"
-        if reason is not None or label is None:
-            ignored.append(IgnoredFile(path=printable(path), reason=str(reason)))
-        else:
+        if reason is None and label is not None:
             rows.append(ImageRow(path=path, image=ImageRef(file), label=label))
+        elif reason is None and relative.parent.name == _MASKS:
+            num_masks[relative.parent.as_posix()] += 1
+        else:
+            ignored.append(IgnoredFile(path=printable(path), reason=reason or "not in a folder of images of the set"))
+    for path, count in num_masks.items():
+        ignored.append(IgnoredFile(path=printable(path), reason=f"{counted(count, 'mask')}, not samples"))
     return Listing(rows=tuple(rows), ignored=tuple(ignored))
 
 

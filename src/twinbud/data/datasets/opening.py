@@ -17,7 +17,7 @@ from twinbud.data.datasets.image_folder import INDEX_FILE, read_rows
 from twinbud.data.datasets.kaggle import open_copy
 from twinbud.data.datasets.registry import DatasetEntry, KaggleSource, entry_of
 from twinbud.data.identity import sort_classes
-from twinbud.data.index import ImageIndex, ImageRow
+from twinbud.data.index import SPLIT_NAMES, ImageIndex, ImageRow
 
 COLUMNS = ("image_column", "label_column", "patient_column", "split_column")
 
@@ -58,13 +58,11 @@ def count_notes(entry: DatasetEntry, rows: Sequence[ImageRow]) -> list[str]:
     parts = Counter(row.split for row in rows if row.split is not None)
     differing = _differences(classes, entry.class_counts)
     if parts:
-        differing += _differences(parts, entry.part_counts)
+        differing += _differences(parts, {str(part): count for part, count in entry.part_counts.items()})
     if not differing:
         return []
-    return [
-        f"warning: the numbers of images are not those that {entry.origin} publishes: {', '.join(differing)}; "
-        "it may be another version, or incomplete"
-    ]
+    found = ", ".join(differing)
+    return [f"not the published numbers of images, so another version of {entry.origin} or a part of it: {found}"]
 
 
 def _differences(found: Mapping[str, int], published: Mapping[str, int]) -> list[str]:
@@ -98,7 +96,7 @@ def _of_medmnist(entry: DatasetEntry, spec: DataSpec, config: DataConfig, progre
 
 def _parts(rows: Sequence[ImageRow]) -> str:
     counts = Counter(row.split for row in rows)
-    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    return ", ".join(f"{part} {counts[part]:,}" for part in SPLIT_NAMES)
 
 
 def _of_folder(source: str, folder: Path) -> ImageIndex:
