@@ -46,7 +46,7 @@ def main() -> None:
     settings = {"data": options.data, "teacher": options.teacher, "fraction": 0.05, "profile": "quick"}
     config, resource_cache = run_config(settings, output=Path("-")), ResourceCache()
     with timed("list the images"):
-        context.list_images(config, resource_cache)
+        context.list_images(config, SilentProgress(), resource_cache)
     with timed("open the teacher and select"):
         initialization = open_initialization(config)
     with timed("read the images or their cached pixels"):

@@ -117,7 +117,8 @@ def test_a_link_back_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path) 
 
 def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == (
-        "--data DATA: there is no such file or folder. Give a folder of class folders, a CSV, or 'phantom'."
+        "--data DATA: there is no such file or folder. Give a folder of class folders, a CSV, or a set by name "
+        "('twinbud datasets' lists them)."
     )
 
 

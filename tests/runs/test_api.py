@@ -23,7 +23,14 @@ from twinbud.runs import api
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
 
-JOBS: tuple[Callable[..., Any], ...] = (api.train, api.evaluate, api.predict, api.select, study_api.study)
+JOBS: tuple[Callable[..., Any], ...] = (
+    api.train,
+    api.evaluate,
+    api.predict,
+    api.select,
+    study_api.study,
+    api.datasets,
+)
 
 
 def test_the_package_names_each_job_once() -> None:

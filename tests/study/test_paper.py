@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from twinbud.data.datasets.registry import DATASETS, DatasetEntry
 from twinbud.study.paper import ComparisonContext, differences, paper_accuracy, paper_cost
 
 VIT, CONVNEXT = "vit_small -> vit_tiny", "convnext_tiny -> convnext_femto"
@@ -66,6 +67,13 @@ def test_each_difference_has_a_name_and_a_description(changes: dict[str, Any], n
     found = differences(replace(PAPER_CONTEXT, **changes))
     assert list(found) == names
     assert expected in "; ".join(found.values())
+
+
+@pytest.mark.parametrize("entry", [entry for entry in DATASETS if entry.kaggle], ids=lambda entry: entry.name)
+def test_the_sets_of_the_paper_have_its_results_under_their_public_names(entry: DatasetEntry) -> None:
+    assert paper_accuracy("tables 2-4", entry.name, VIT, "Ours", 0.1) is not None
+    context = replace(PAPER_CONTEXT, data=entry.name, classes=entry.classes, num_images=entry.num_images)
+    assert differences(context) == {}
 
 
 def test_an_image_set_that_is_not_in_the_paper_has_no_difference() -> None:

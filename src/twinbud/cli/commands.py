@@ -51,7 +51,7 @@ def train_config(chosen: Namespace) -> Any:
     given = {name: value for name, value in vars(chosen).items() if name in all_settings()}
     settings = merge_settings(saved, given)
     if settings.get("data") is None:
-        fix = "Give a folder of class folders, a CSV file, or 'phantom' for generated images"
+        fix = "Give a folder of class folders, a CSV file, 'phantom' for generated images, or a set by name"
         raise TwinbudError("no images are given", where="--data", fix=fix)
     return run_config(settings, **{name: getattr(chosen, name) for name in options.HANDLING})
 
@@ -117,6 +117,14 @@ def tables(chosen: Namespace) -> None:
     show_written(write_tables(chosen.recipe, chosen.runs, chosen.output))
 
 
+def datasets(chosen: Namespace) -> None:
+    """Run ``twinbud datasets``."""
+    from twinbud.cli.dataset_display import show_datasets
+
+    show_datasets(api.datasets(chosen.data_root), as_json=chosen.json)
+    require_written("the list", fix="Free some space, or print it elsewhere")
+
+
 RUN: dict[str, Callable[[Namespace], None]] = {
     "demo": demo,
     "train": train,
@@ -125,5 +133,6 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "report": report,
     "select": select,
     "study": study,
+    "datasets": datasets,
     "tables": tables,
 }

@@ -19,8 +19,8 @@ HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "l
 """Options of a run that are not settings: they change no result."""
 WEIGHTS = ("float32", "float16")
 STUDY_FOLDER = Path("runs/study")
-_METAVARS = {"data": "PATH", "drop_path": "PROBABILITY"}
-_IMAGES = ("data", "image_column", "label_column", "patient_column", "split_column")
+_METAVARS = {"data": "PATH|NAME", "data_root": "FOLDER|FILE", "drop_path": "PROBABILITY"}
+_IMAGES = ("data", "data_root", "image_column", "label_column", "patient_column", "split_column")
 _READING = ("skip_broken", "max_megapixels")
 
 
@@ -177,7 +177,7 @@ def _report() -> list[Option]:
 
 def _study() -> list[Option]:
     many: dict[str, Any] = {"action": "append", "default": []}
-    data = "Path of an image set of the recipe; 'phantom' needs none. Can be repeated."
+    data = "Path of an image set of the recipe; a set that 'twinbud datasets' lists needs none. Can be repeated."
     only = "Execute these runs only, such as fraction=0.05 or sampling=0,1,2. Can be repeated."
     profile = "Profile that supplies the defaults of all settings [the recipe's]."
     cache = "Do not cache decoded images on the disk; each worker then decodes all images."
@@ -206,18 +206,26 @@ def _tables() -> list[Option]:
     ]
 
 
+def _datasets() -> list[Option]:
+    return [
+        _flag("--json", "Print all facts as JSON."),
+        _path("--data-root", "Look for copies in this folder [where sets are downloaded to].", "FOLDER"),
+    ]
+
+
 def _study_folder(text: str) -> Option:
     return _path("--runs", f"{text} [{STUDY_FOLDER}].", "DIR", default=STUDY_FOLDER)
 
 
 OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "demo": ("[--output DIR] [--force]", _demo),
-    "train": ("--data PATH (--teacher T | --selected DIR) [options] --output RUN", _train),
-    "evaluate": ("RUN [--data PATH] [options] [--output DIR]", _evaluate),
+    "train": ("--data PATH|NAME (--teacher T | --selected DIR) [options] --output RUN", _train),
+    "evaluate": ("RUN [--data PATH|NAME] [options] [--output DIR]", _evaluate),
     "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
     "study": ("RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]", _study),
+    "datasets": ("[--json] [--data-root FOLDER]", _datasets),
     "tables": ("RECIPE.yaml [--runs DIR] [--output DIR]", _tables),
 }
 """Of each command, how it is called, and its options."""

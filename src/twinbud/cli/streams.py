@@ -69,7 +69,7 @@ def tolerant_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def require_written(what: str) -> None:
+def require_written(what: str, fix: str = "Give --output FILE") -> None:
     """Refuse to call a command done whose product went to standard output and was lost; a closed pipe is no loss.
 
     Raises:
@@ -78,4 +78,4 @@ def require_written(what: str) -> None:
     sys.stdout.flush()
     error = getattr(sys.stdout, "error", None)
     if error is not None and not isinstance(error, BrokenPipeError):
-        raise TwinbudError(f"{what} could not be written ({error})", where="standard output", fix="Give --output FILE")
+        raise TwinbudError(f"{what} could not be written ({error})", where="standard output", fix=fix)

@@ -28,6 +28,7 @@ from twinbud.config.schema import (
 class Settings(TypedDict, total=False):
     """All settings but ``data`` and ``teacher``; ``twinbud train --help`` and the schema explain each."""
 
+    data_root: str | Path | None
     image_column: str
     label_column: str
     patient_column: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twinbud.config.combinations import unopened_teacher
+from twinbud.config.data_spec import parse_data
 from twinbud.config.fields import Checked, option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, teacher_use
@@ -26,7 +27,18 @@ _LEAST_SQUARES = frozenset({"recover_method", "recover_stream"})
 _VIEWS = frozenset({"recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
 _NOT_NUMERIC = frozenset(
-    {"data", "split", "teacher", "selected", "device", "threads", "evaluate_every", "skip_broken", "max_megapixels"}
+    {
+        "data",
+        "data_root",
+        "split",
+        "teacher",
+        "selected",
+        "device",
+        "threads",
+        "evaluate_every",
+        "skip_broken",
+        "max_megapixels",
+    }
 )
 
 
@@ -84,7 +96,8 @@ def flatten_settings(content: Any, where: str) -> dict[str, Any]:
 def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Override the settings of a file by those of the command line.
 
-    ``selected`` replaces all that its plan holds, and ``teacher`` replaces ``selected``.
+    ``selected`` replaces all that its plan holds, ``teacher`` replaces ``selected``, and ``data`` replaces
+    ``data_root``.
 
     Raises:
         TwinbudError: The command line names another profile than the file, whose values the file may spell out.
@@ -96,6 +109,7 @@ def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
             f"'{given['profile']}' contradicts profile '{profile}' of the --config file", where="--profile", fix=fix
         )
     replaced = PLANNED if "selected" in given else ("selected",) if "teacher" in given else ()
+    replaced = (*replaced, "data_root") if "data" in given else replaced
     return {**{name: value for name, value in saved.items() if name not in replaced}, **given}
 
 
@@ -279,10 +293,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """
     data, model = config.data, config.model
     is_opened = model.teacher is not None and (model.selected is None or config.teacher_use is not None)
-    place = data.data if data.data == "phantom" else str(Path(data.data).expanduser().absolute())
+    place = str(Path(data.data).expanduser().absolute()) if parse_data(data.data).is_path else data.data
+    root = data.data_root.expanduser().absolute() if data.data_root else None
     return replace(
         config,
-        data=replace(data, data=place, split=data.split.absolute() if data.split else None),
+        data=replace(data, data=place, data_root=root, split=data.split.absolute() if data.split else None),
         model=replace(
             model,
             teacher=str(parse_teacher(model.teacher or "").absolute()) if is_opened else model.teacher,

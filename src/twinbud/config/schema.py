@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from twinbud.config.combinations import require, require_importance, require_student, require_tunable, unopened_teacher
+from twinbud.config.data_spec import parse_data
 from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
 from twinbud.core.errors import TwinbudError
@@ -57,7 +58,10 @@ _DropPath = Annotated[float, Field(ge=0, lt=1)] | Auto
 class DataConfig(Checked):
     """Which images to use, and how to divide them."""
 
-    data: str = setting("phantom", "Folder of class folders, CSV file, or 'phantom' (generated).", min_length=1)
+    data: str = setting(
+        "phantom", "Folder of class folders, CSV file, 'phantom' (generated), or a set by name.", min_length=1
+    )
+    data_root: Path | None = setting(None, "Local copy of the set that --data names: its folder, or its .npz file.")
     image_column: str = setting("image_path", "CSV column of the image path, relative to the CSV file.")
     label_column: str = setting("label", "CSV column of the class name.")
     patient_column: str = setting("patient_id", "CSV column of the patient; no patient is in two parts of the split.")
@@ -72,6 +76,11 @@ class DataConfig(Checked):
     subset: Subset = setting("stratified", "How to draw that share: at least one image per class, or at random.")
     skip_broken: bool = setting(False, "Leave out images that cannot be read, and list them.")
     max_megapixels: float = setting(36.0, "Refuse images with more pixels than this, before decoding.", gt=0)
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        parse_data(self.data)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,12 @@ def parse_csv(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_cells(
-    path: Path, required: Sequence[str], *, rename: str = "Rename the columns", exact: Collection[str] = ()
+    path: Path,
+    required: Sequence[str],
+    *,
+    rename: str = "Rename the columns",
+    exact: Collection[str] = (),
+    fallback_encoding: str | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Read a CSV file with a header.
 
@@ -84,6 +89,7 @@ def read_cells(
         required: Columns that it must have, each once.
         rename: Advice for a file that lacks them.
         exact: Columns in which white space around an unquoted cell counts, because a program wrote them.
+        fallback_encoding: Encoding of a file that is not UTF-8; None: such a file is an error.
 
     Yields:
         The number of each row, as a spreadsheet shows it (the header is 1), and its cells by column.
@@ -92,7 +98,7 @@ def read_cells(
         TwinbudError: No such file, another encoding, a missing column, or a row of another length than the header.
     """
     try:
-        rows = _parse(read_bytes(path, sys.maxsize).decode("utf-8-sig"))
+        rows = _parse(_decode(read_bytes(path, sys.maxsize), fallback_encoding))
         columns = [_stripped(cell) for cell in next(rows, (1, []))[1]]
         _check_columns(path, columns, required, rename)
         for number, cells in rows:
@@ -113,6 +119,15 @@ def read_cells(
         raise TwinbudError(
             f"the CSV cannot be read ({error.strerror})", where=str(path), fix="Check the path"
         ) from error
+
+
+def _decode(contents: bytes, fallback_encoding: str | None) -> str:
+    try:
+        return contents.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if fallback_encoding is None:
+            raise
+        return contents.decode(fallback_encoding)
 
 
 def _format_row(cells: Iterable[object]) -> str:

@@ -36,10 +36,10 @@ def read_folder(root: Path) -> ImageIndex:
     depth = 2 if splits else 1
     rows: list[ImageRow] = []
     ignored: list[IgnoredFile] = []
-    for file in _walk(root):
+    for file in walk(root):
         relative = file.relative_to(root)
         folder = root.joinpath(*relative.parts[:depth])
-        reason = _why_ignored(file, relative) or (_LOOSE if len(relative.parts) <= depth else None)
+        reason = why_ignored(file, relative) or (_LOOSE if len(relative.parts) <= depth else None)
         if reason:
             ignored.append(IgnoredFile(path=printable(relative.as_posix()), reason=reason))
         else:
@@ -110,8 +110,8 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
         if not path.exists():
             fix = "Give images, or folders that hold images"
             raise TwinbudError("there is no such file or folder", where=str(path), fix=fix)
-        for file in _walk(path) if path.is_dir() else [path]:
-            reason = _why_ignored(file, file.relative_to(path)) if path.is_dir() else None
+        for file in walk(path) if path.is_dir() else [path]:
+            reason = why_ignored(file, file.relative_to(path)) if path.is_dir() else None
             if reason is None:
                 first = found.setdefault(same_path_key(file), file)
                 reason = None if first is file else f"given already as {first}"
@@ -124,7 +124,7 @@ def find_images(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[IgnoredF
     return tuple(found.values()), tuple(ignored)
 
 
-def _why_ignored(file: Path, relative: Path) -> str | None:
+def why_ignored(file: Path, relative: Path) -> str | None:
     """Return why a file below a folder is not used, or None if it is an image to use."""
     if any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in relative.parts):
         return "hidden or made by the system"
@@ -139,14 +139,14 @@ def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yield all files below a folder, by name. Links are followed; one to a folder that contains it is yielded."""
     here = (*above, folder.resolve())
     for entry in _entries(folder):
         if not entry.is_dir() or entry.resolve() in here:
             yield entry
         else:
-            yield from _walk(entry, here)
+            yield from walk(entry, here)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -89,6 +89,7 @@ class ImageIndex:
         classes: In the order of ``twinbud.data.identity.sort_classes``, which is timm's.
         ignored: Files that were found and not used.
         to_train: Whether each class needs an image in the training and in the test part.
+        notes: Sentences about the source for the report.
     """
 
     source: str
@@ -96,6 +97,7 @@ class ImageIndex:
     classes: tuple[str, ...]
     ignored: tuple[IgnoredFile, ...] = ()
     to_train: bool = True
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path)))

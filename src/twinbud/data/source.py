@@ -1,58 +1,78 @@
-"""List the images of one source: a folder, a CSV, or the embedded phantom set.
+"""List the images of one source: a folder, a CSV, the embedded phantom set, or a public set by name.
 
 No image is opened yet, and none is skipped silently: each file that is not used is listed with its reason.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 
+from twinbud.config.data_spec import parse_data, set_names
 from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import require_unicode
+from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.csv_source import read_csv_source
 from twinbud.data.folder import find_images, read_folder
 from twinbud.data.index import ImageIndex, check_classes, check_given_split
 
 __all__ = ["find_images", "read_index"]
 
-_FIX = "Give a folder of class folders, a CSV, or 'phantom'"
+_FIX = "Give a folder of class folders, a CSV, or a set by name ('twinbud datasets' lists them)"
 
 
-def read_index(config: DataConfig, *, to_train: bool = True) -> ImageIndex:
+def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress | None = None) -> ImageIndex:
     """List the images of ``config.data`` without opening them.
 
     Args:
         config: Source of the images, and names of the CSV columns.
         to_train: Check that the images can be trained on. A single class, or a test part alone, can be evaluated only.
+        progress: Shows the download of a set by name; silent by default.
 
     Raises:
         TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong cells,
-            labels that differ only in spelling, fewer than two classes, a class with a single image, or a given split
-            without a train part or with a patient in two parts.
+            labels that differ only in spelling, fewer than two classes, a class with a single image, a given split
+            without a train part or with a patient in two parts, or a set by name that is not here and cannot be had.
     """
-    if config.data == "phantom":
+    spec = parse_data(config.data)
+    if config.data_root is not None and not spec.has_root:
+        problem = f"'{config.data_root}' has no effect: '{config.data}' is not a public set by name"
+        raise TwinbudError(
+            problem, where="--data-root", fix="Leave it out, or name a set that 'twinbud datasets' lists"
+        )
+    if spec.kind == "phantom":
         from twinbud.data.phantom import phantom_folder
 
         return replace(read_csv_source(phantom_folder() / "labels.csv", DataConfig()), source="phantom")
-    path = _source(config.data)
-    if path.is_dir():
-        image_index = read_folder(path)
-    elif path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
-        image_index = read_csv_source(path, config)
+    if spec.is_path:
+        image_index, way_out = _read_path(config)
     else:
-        kind = f"'{path.suffix}' files" if path.suffix else "files without a suffix"
-        problem = f"{kind} are not supported as a list of images" if path.exists() else _NOTHING
-        raise TwinbudError(problem, where=f"--data {path}", fix=_FIX)
+        from twinbud.data.datasets.opening import open_set
+
+        image_index = open_set(spec, config, progress or SilentProgress())
+        way_out = "leave the part out, as a CSV of your own without a split column"
     require_unicode([image_index.source, *(row.path for row in image_index.rows)])
     if not to_train:
         return replace(image_index, to_train=False)
     check_classes(image_index.rows, image_index.source)
     if image_index.has_splits and config.split is None:
-        way_out = "remove the split column" if path.is_file() else "move the images out of the split folders"
         check_given_split(image_index.rows, image_index.source, way_out=way_out)
     return image_index
+
+
+def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:
+    """Return the images of a folder or CSV, and how to let twinbud split them where it has a split."""
+    path = _source(config.data)
+    if path.is_dir():
+        return read_folder(path), "move the images out of the split folders"
+    if path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
+        return read_csv_source(path, config), "remove the split column"
+    kind = f"'{path.suffix}' files" if path.suffix else "files without a suffix"
+    problem = f"{kind} are not supported as a list of images" if path.exists() else _NOTHING
+    near = [] if path.exists() else difflib.get_close_matches(config.data, set_names(), n=1, cutoff=0.75)
+    raise TwinbudError(problem, where=f"--data {path}", fix=f"Did you mean '{near[0]}'? {_FIX}" if near else _FIX)
 
 
 _NOTHING = "there is no such file or folder"

@@ -117,7 +117,12 @@ def make_split(
         notes.append(
             f"developing: measured on a fifth of the training part; the test part ({len(held_out)}) is held out"
         )
-    notes = [*patient_notes(image_index), *notes, *duplicate_notes(groups, parts, together=together)]
+    notes = [
+        *image_index.notes,
+        *patient_notes(image_index),
+        *notes,
+        *duplicate_notes(groups, parts, together=together),
+    ]
     if together and not image_index.has_splits:
         notes += connection_notes(groups)
     return Split(

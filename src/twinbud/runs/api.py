@@ -14,6 +14,7 @@ from twinbud.core.progress import Progress, SilentProgress, TerminalProgress
 if TYPE_CHECKING:
     from twinbud.config.keywords import Settings
     from twinbud.config.schema import Attention, Family, Rule
+    from twinbud.data.datasets.listing import DatasetStatus
     from twinbud.evaluation.predictions import Predictions
     from twinbud.models.selection_io import Selection
     from twinbud.runs.inference import Evaluation
@@ -36,7 +37,8 @@ def train(
     """Train, evaluate and save a student; the result is a run folder.
 
     Args:
-        data: Folder of class folders, CSV file, or ``"phantom"`` (generated images).
+        data: Folder of class folders, CSV file, ``"phantom"`` (generated images), or the name of a public set.
+            ``datasets`` lists the names; the setting ``data_root`` says where a local copy is.
         output: The run folder to make.
         teacher: ``"dinov2-small"``, a timm name, ``"ARCHITECTURE@FILE.safetensors"`` or ``"local-dir:FOLDER"``.
             Not needed with the setting ``selected`` and ``recover="none"``.
@@ -87,6 +89,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     output: str | Path | None = None,
+    data_root: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     patient_column: str | None = None,
@@ -104,6 +107,7 @@ def evaluate(
         data: Other labelled images, as for ``train``; None for the run's own test part. Images of the run's training
             part and of its patients are left out.
         output: Folder to make with ``metrics.json``, ``predictions.csv`` and ``left_out.csv``; None for no files.
+        data_root: Local copy of the set that ``data`` names, or the run; None for where it is downloaded to.
         image_column: CSV column of the image path; None for the run's, and likewise below.
         label_column: CSV column of the class name.
         patient_column: CSV column of the patient.
@@ -130,6 +134,7 @@ def evaluate(
 
     source = {
         "data": None if data is None else str(data),
+        "data_root": None if data_root is None else str(data_root),
         "image_column": image_column,
         "label_column": label_column,
         "patient_column": patient_column,
@@ -262,6 +267,30 @@ def select(
     return select_to_folder(
         model, Path(output), seed=read_value("seed", seed, int), half_precision=half_precision, force=force
     )
+
+
+def datasets(data_root: str | Path | None = None) -> tuple[DatasetStatus, ...]:
+    """List the public sets that ``train`` knows by name, and which are on this machine; nothing is downloaded.
+
+    Sets of the Hugging Face hub (``"hf:OWNER/NAME"``) are not among them.
+
+    Args:
+        data_root: A folder with copies, as the setting ``data_root`` takes it; None for where sets are downloaded to.
+
+    Returns:
+        For each set its modality, task, classes, published counts, licence and origin, and where copies are.
+
+    Raises:
+        TwinbudError: There is no such folder.
+
+    Example:
+        >>> import twinbud
+        >>> len(twinbud.datasets())  # doctest: +SKIP
+        15
+    """
+    from twinbud.data.datasets.listing import list_datasets
+
+    return list_datasets(None if data_root is None else Path(data_root))
 
 
 def _progress(show: bool) -> Progress:

@@ -46,20 +46,24 @@ class Job:
         return self.precision.bf16 and family.gains_from_bf16(self.student_pair.student, self.device)
 
 
-def list_images(config: RunConfig, resource_cache: ResourceCache) -> ImageIndex:
+def list_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> ImageIndex:
     """Return the images of the run's source, not opened yet."""
-    return resource_cache.get_or_create("index", source_key(config), lambda: read_index(config.data))
+    return resource_cache.get_or_create("index", source_key(config), lambda: read_index(config.data, progress=progress))
 
 
 def open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> tuple[ImageIndex, ImageStore]:
     """Return the images that can be read, and their pixels."""
     return resource_cache.get_or_create(
-        "images", images_key(config), lambda: decode_images(list_images(config, resource_cache), config, progress)
+        "images",
+        images_key(config),
+        lambda: decode_images(list_images(config, progress, resource_cache), config, progress),
     )
 
 
 def decode_images(image_index: ImageIndex, config: RunConfig, progress: Progress) -> tuple[ImageIndex, ImageStore]:
-    """Decode every image once, under a bar."""
+    """Decode every image once, under a bar, after a note of what is known of their source."""
+    for note in image_index.notes:
+        progress.note(f"note: {note}")
     size = config.training.image_size
     cache = PixelCache(cache_folder() / "pixels", size) if config.pixel_cache else None
     with progress.bar("decoding", len(image_index.rows)) as advance:

@@ -217,7 +217,9 @@ def _images_to_evaluate(
     is_other = "data" in source
     known = {name: settings[name] for name in settings if name.endswith("_column") or not is_other}
     data = stage_config(DataConfig, {**known, **source})
-    image_index = read_index(data, to_train=False)
+    image_index = read_index(data, to_train=False, progress=progress)
+    for note in image_index.notes:
+        progress.note(f"note: {note}")
     if not is_other or has_the_paths(image_index, split):
         images = _decode(model_folder, own_test_part(image_index, split), _own_part(split), data, progress)
         changed = changed_images(images.image_index, images.image_store, split)

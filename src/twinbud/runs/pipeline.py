@@ -139,7 +139,7 @@ def prepare(
         tuned_teacher: Takes the place of ``config.model.teacher``.
     """
     device = choose_device(config.training.device)
-    listed = list_images(config, resource_cache)
+    listed = list_images(config, progress, resource_cache)
     check_split_file(listed, config.data)
     teacher = tuned_teacher
     if teacher is None and config.teacher_use is not None:

@@ -34,7 +34,8 @@ def study(
 
     Args:
         recipe: The YAML file; see ``recipes/``.
-        data: Path of each image set of the recipe; ``phantom`` needs none.
+        data: Path of each image set of the recipe, or the name of a public set: ``"SET"``, or ``"SET=FOLDER"`` with a
+            local copy. A public set that the recipe names needs no path.
         runs: The runs folder; recipes with the same folder share runs.
         only: Execute these runs only, such as ``{"fraction": 0.05, "sampling": [0, 1, 2]}``.
         profile: Replaces the recipe's profile.

@@ -12,6 +12,9 @@ from typing import Any
 _SIZE_TOLERANCE = 0.01
 """Image sets whose sizes differ by at most this share count as the same set."""
 
+_SETS_BY_NAME = {"covid19-radiography": "chest-xray", "covid-ct-slices": "lung-ct", "brain-tumor-mri": "brain-mri"}
+"""The paper's sets as ``--data`` names them, and as ``paper-tables.json`` does."""
+
 
 @cache
 def paper_numbers() -> Mapping[str, Any]:
@@ -67,7 +70,7 @@ def paper_cost(table: str, data: str, pair: str, label: str, fraction: float) ->
 
 def _cell(kind: str, table: str, data: str, pair: str, label: str, fraction: float) -> Any:
     cell: Any = paper_numbers()[kind]
-    for key in (table, data, pair, label, f"{100 * fraction:g}%"):
+    for key in (table, _SETS_BY_NAME.get(data, data), pair, label, f"{100 * fraction:g}%"):
         cell = cell.get(key)
         if cell is None:
             return None
@@ -83,7 +86,8 @@ def differences(context: ComparisonContext) -> dict[str, str]:
         A description of each difference, by a short name for the head of a column.
     """
     paper = paper_numbers()
-    dataset, pair, settings = paper["datasets"].get(context.data), paper["pairs"][context.paper_pair], paper["settings"]
+    dataset = paper["datasets"].get(_SETS_BY_NAME.get(context.data, context.data))
+    pair, settings = paper["pairs"][context.paper_pair], paper["settings"]
     found: dict[str, str] = {}
     if dataset and sorted(map(_normalize, dataset["classes"])) != sorted(map(_normalize, context.classes)):
         found["classes"] = f"{', '.join(context.classes)} instead of {', '.join(dataset['classes'])}"
@@ -108,4 +112,4 @@ def differences(context: ComparisonContext) -> dict[str, str]:
 
 
 def _normalize(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return "".join(letter for letter in name.casefold() if letter.isalnum()).replace("covid19", "covid")

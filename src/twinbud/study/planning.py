@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from twinbud.config.data_spec import parse_data
+from twinbud.config.loading import read_setting
 from twinbud.config.schema import DataConfig, ModelConfig, RunConfig
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.progress import Progress
@@ -25,28 +27,42 @@ from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts
 from twinbud.training.epoch_loop import plan_steps
 
 
-def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
-    """Parse ``--data NAME=PATH`` for each image set of the cells; ``phantom`` needs no path.
+def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """Parse ``--data NAME=PATH`` for each image set of the cells.
+
+    PATH may be a public set: ``NAME=SET``, or ``NAME=SET=FOLDER`` with a local copy. Where NAME itself is a public set,
+    no option is needed, and PATH is that of a local copy.
+
+    Returns:
+        For each name the settings that say where its images are: ``data``, and ``data_root`` for a local copy of a
+        public set.
 
     Raises:
         TwinbudError: An option is not NAME=PATH or names an unknown set, or a set has no path.
     """
     names = list(dict.fromkeys(cell.data for cell in cells))
-    paths = {"phantom": "phantom"}
+    known = {name: parse_data(name) for name in names}
+    sources = {name: {"data": name} for name, spec in known.items() if not spec.is_path}
     for option in options:
         name, equals, path = option.partition("=")
         if not equals or not path:
             raise TwinbudError(f"'{option}' is not NAME=PATH", where="--data", fix=f"Write --data {names[0]}=PATH")
         if name not in names:
             raise unknown_choice("--data", name, names)
-        paths[name] = path
-    if missing := [name for name in names if name not in paths]:
-        known = [name for name in names if name in paths]
+        public, _, root = path.partition("=")
+        if known[name].has_root:
+            sources[name] = {"data": name, "data_root": path}
+        elif root and parse_data(public, option).has_root:
+            sources[name] = {"data": public, "data_root": root}
+        else:
+            sources[name] = {"data": path}
+    if missing := [name for name in names if name not in sources]:
+        given = [name for name in names if name in sources]
         fix = f"Give {' '.join(f'--data {name}=PATH' for name in missing)}"
-        if known:
-            fix += f", or exclude them with --only data={','.join(known)}"
+        if given:
+            fix += f", or exclude them with --only data={','.join(given)}"
         raise TwinbudError(f"{first_few(missing)} has no path", where="--data", fix=fix)
-    return {name: paths[name] for name in names}
+    return {name: sources[name] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +98,7 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
         TwinbudError: See ``read_index`` and ``load_image_store``.
     """
     try:
-        image_index, image_store = decode_images(read_index(config.data), config, progress)
+        image_index, image_store = decode_images(read_index(config.data, progress=progress), config, progress)
     except BrokenImageError as error:
         fix = "Repair or remove the file, or skip broken files with skip_broken: true under settings: in the recipe"
         raise TwinbudError(error.problem, where=error.where, fix=fix) from error
@@ -95,13 +111,13 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
 
 
 def plan_runs(
-    cells: Iterable[Cell], paths: Mapping[str, str], progress: Progress, *, pixel_cache: bool = True
+    cells: Iterable[Cell], sources: Mapping[str, Mapping[str, str]], progress: Progress, *, pixel_cache: bool = True
 ) -> tuple[tuple[PlannedRun, ...], dict[str, ImageSet]]:
     """Plan the run of each cell.
 
     Args:
         cells: The cells.
-        paths: Path of each image set.
+        sources: The result of ``parse_data_paths``.
         progress: Reports the decoding of images.
         pixel_cache: Whether decoded images are cached on the disk.
 
@@ -112,7 +128,7 @@ def plan_runs(
         TwinbudError: Images, a teacher or a student cannot be used.
     """
     planner = _Planner(progress, pixel_cache)
-    runs = tuple(planner.plan(cell, paths[cell.data]) for cell in cells)
+    runs = tuple(planner.plan(cell, sources[cell.data]) for cell in cells)
     return runs, planner.image_sets
 
 
@@ -135,34 +151,37 @@ class _Planner:
         self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
         self.latest_default: tuple[RunConfig, dict[str, Any]] | None = None
 
-    def plan(self, cell: Cell, path: str) -> PlannedRun:
-        facts = self._facts(cell, cell.config, path)
+    def plan(self, cell: Cell, source: Mapping[str, str]) -> PlannedRun:
+        facts = self._facts(cell, cell.config, source)
         sizes = self._split_sizes(cell.data, cell.config.data)
         return PlannedRun(
             run_id=make_run_id(facts),
             facts=facts,
             coordinates=cell.coordinates,
-            settings={**cell.settings, "data": path},
+            settings={**cell.settings, **source},
             num_steps=_num_steps(cell.config, sizes),
             num_test=sizes.test,
-            is_default=cell.default is not None and facts == self._default_facts(cell, cell.default, path),
+            is_default=cell.default is not None and facts == self._default_facts(cell, cell.default, source),
         )
 
-    def _default_facts(self, cell: Cell, default: RunConfig, path: str) -> dict[str, Any]:
+    def _default_facts(self, cell: Cell, default: RunConfig, source: Mapping[str, str]) -> dict[str, Any]:
         """Return the facts of a sweep's default, which consecutive cells share."""
         if self.latest_default is None or self.latest_default[0] is not default:
-            self.latest_default = default, self._facts(cell, default, path)
+            self.latest_default = default, self._facts(cell, default, source)
         return self.latest_default[1]
 
-    def _facts(self, cell: Cell, config: RunConfig, path: str) -> dict[str, Any]:
+    def _facts(self, cell: Cell, config: RunConfig, source: Mapping[str, str]) -> dict[str, Any]:
         name, model = cell.data, config.model
         if model not in self.families:  # checked before images are decoded, which can take minutes
             self.families[model] = describe_student(model).family
             self.teachers[model.teacher or ""] = teacher_fingerprint(model.teacher or "")
         if name not in self.image_sets:
-            self.progress.note(f"reading {name}: {path}")
-            config_with_path = replace(config, data=replace(config.data, data=path), pixel_cache=self.pixel_cache)
-            self.image_sets[name] = open_image_set(config_with_path, self.progress)
+            self.progress.note(f"reading {name}: {source.get('data_root', source['data'])}")
+            placed = replace(
+                config.data, data=source["data"], data_root=read_setting("data_root", source.get("data_root"))
+            )
+            located = replace(config, data=placed, pixel_cache=self.pixel_cache)
+            self.image_sets[name] = open_image_set(located, self.progress)
         images, teacher = self.image_sets[name].fingerprint, self.teachers[model.teacher or ""]
         return run_facts(config, images=images, teacher=teacher, family=self.families[model])
 

@@ -21,7 +21,9 @@ AXES = ("data", "pair", "method", "fraction", "sampling")
 """The axes of every grid; any setting can be a further axis."""
 SHARED = frozenset({"image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels"})
 """Settings that define an image set, and so are the same for all runs."""
-RESERVED = frozenset({"data", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"})
+RESERVED = frozenset(
+    {"data", "data_root", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"}
+)
 """Settings that the axes, the command line or the machine define."""
 _UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates"})
 """Axes along which the labelled images differ, so that runs cannot be compared sampling by sampling."""

@@ -106,11 +106,11 @@ def plan_study(request: StudyRequest, progress: Progress | None = None, *, execu
     progress = progress or SilentProgress()
     recipe = read_recipe(request.recipe)
     cells = plan_cells(recipe, parse_only(request.only, recipe), request.profile)
-    paths = parse_data_paths(request.data, cells)
+    sources = parse_data_paths(request.data, cells)
     store = RunStore(request.runs)
     store.require(must_exist=False)
     executor = executor or _choose_executor(request.num_workers, checked_config(cells[0].settings).training)
-    runs, image_sets = plan_runs(cells, paths, progress, pixel_cache=request.pixel_cache)
+    runs, image_sets = plan_runs(cells, sources, progress, pixel_cache=request.pixel_cache)
     descriptions = {name: image_set.description for name, image_set in image_sets.items()}
     store.check_images(descriptions)
     study = Study(
