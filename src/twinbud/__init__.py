@@ -7,6 +7,7 @@ Whole jobs, one call each, as the command line does them:
 - ``predict``: classify images.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
 - ``study``: execute all runs of a recipe.
+- ``families``, ``widths``: list the networks that weights are selected from, and the widths of one of them.
 - ``datasets``: list the public image sets that have a name.
 
 Every error that a caller can correct is a ``TwinbudError`` of one line. The stages of a run are public one level down,
@@ -17,11 +18,12 @@ in the order in which a run takes them: ``twinbud.data``, ``models``, ``recovery
 from typing import TYPE_CHECKING
 
 from twinbud.core.errors import TwinbudError
-from twinbud.runs.api import datasets, evaluate, predict, select, train
+from twinbud.runs.api import evaluate, predict, select, train
+from twinbud.runs.catalog import datasets, families, widths
 
 if TYPE_CHECKING:
     from twinbud.study.api import study
 else:
     from twinbud import study
 
-__all__ = ["TwinbudError", "datasets", "evaluate", "predict", "select", "study", "train"]
+__all__ = ["TwinbudError", "datasets", "evaluate", "families", "predict", "select", "study", "train", "widths"]

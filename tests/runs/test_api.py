@@ -19,7 +19,7 @@ from twinbud.config.fields import hints_of
 from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
-from twinbud.runs import api
+from twinbud.runs import api, catalog
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
 
@@ -29,7 +29,9 @@ JOBS: tuple[Callable[..., Any], ...] = (
     api.predict,
     api.select,
     study_api.study,
-    api.datasets,
+    catalog.datasets,
+    catalog.families,
+    catalog.widths,
 )
 
 

@@ -13,7 +13,7 @@ from twinbud.config.loading import merge_settings, read_settings_file, run_confi
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
-from twinbud.runs import api
+from twinbud.runs import api, catalog
 
 
 def demo(chosen: Namespace) -> None:
@@ -109,6 +109,16 @@ def study(chosen: Namespace) -> None:
     require_success(done)
 
 
+def families(chosen: Namespace) -> None:
+    """Run ``twinbud families``."""
+    from twinbud.cli.family_display import show_families, show_widths
+
+    if chosen.network is None:
+        show_families(catalog.families(), as_json=chosen.json)
+    else:
+        show_widths(catalog.widths(chosen.network, family=vars(chosen).get("family", "described")), as_json=chosen.json)
+
+
 def tables(chosen: Namespace) -> None:
     """Run ``twinbud tables``."""
     from twinbud.cli.study_display import show_written
@@ -121,7 +131,7 @@ def datasets(chosen: Namespace) -> None:
     """Run ``twinbud datasets``."""
     from twinbud.cli.dataset_display import show_datasets
 
-    show_datasets(api.datasets(chosen.data_root), as_json=chosen.json)
+    show_datasets(catalog.datasets(chosen.data_root), as_json=chosen.json)
     require_written("the list", fix="Free some space, or print it elsewhere")
 
 
@@ -134,5 +144,6 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "select": select,
     "study": study,
     "datasets": datasets,
+    "families": families,
     "tables": tables,
 }

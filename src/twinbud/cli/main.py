@@ -28,6 +28,7 @@ COMMANDS = {
     "select": "Select the weights of student and auxiliary from a teacher, for training on another machine.",
     "study": "Execute all runs of a recipe, such as a table of the paper; can be stopped and continued.",
     "datasets": "List the public image sets that --data takes by name, and which are on this machine.",
+    "families": "List the network families that weights are selected from, or the widths of one network.",
     "tables": "Write tables and figures of a recipe's finished runs.",
 }
 """Each command with one sentence; its options are in ``options.py`` and what it calls in ``commands.py``."""

@@ -213,6 +213,15 @@ def _datasets() -> list[Option]:
     ]
 
 
+def _families() -> list[Option]:
+    name = "Network as --teacher spells it: show which tensors share each width, and prove it."
+    return [
+        Option("network", name, keywords={"metavar": "NAME", "nargs": "?"}),
+        _setting("family"),
+        _flag("--json", "Print all facts as JSON."),
+    ]
+
+
 def _study_folder(text: str) -> Option:
     return _path("--runs", f"{text} [{STUDY_FOLDER}].", "DIR", default=STUDY_FOLDER)
 
@@ -226,6 +235,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
     "study": ("RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]", _study),
     "datasets": ("[--json] [--data-root FOLDER]", _datasets),
+    "families": ("[NAME] [--family described|auto] [--json]", _families),
     "tables": ("RECIPE.yaml [--runs DIR] [--output DIR]", _tables),
 }
 """Of each command, how it is called, and its options."""

@@ -14,7 +14,6 @@ from twinbud.core.progress import Progress, SilentProgress, TerminalProgress
 if TYPE_CHECKING:
     from twinbud.config.keywords import Settings
     from twinbud.config.schema import Attention, Family, Rule
-    from twinbud.data.datasets.listing import DatasetStatus
     from twinbud.evaluation.predictions import Predictions
     from twinbud.models.selection_io import Selection
     from twinbud.runs.inference import Evaluation
@@ -267,30 +266,6 @@ def select(
     return select_to_folder(
         model, Path(output), seed=read_value("seed", seed, int), half_precision=half_precision, force=force
     )
-
-
-def datasets(data_root: str | Path | None = None) -> tuple[DatasetStatus, ...]:
-    """List the public sets that ``train`` knows by name, and which are on this machine; nothing is downloaded.
-
-    Sets of the Hugging Face hub (``"hf:OWNER/NAME"``) are not among them.
-
-    Args:
-        data_root: A folder with copies, as the setting ``data_root`` takes it; None for where sets are downloaded to.
-
-    Returns:
-        For each set its modality, task, classes, published counts, licence and origin, and where copies are.
-
-    Raises:
-        TwinbudError: There is no such folder.
-
-    Example:
-        >>> import twinbud
-        >>> len(twinbud.datasets())  # doctest: +SKIP
-        15
-    """
-    from twinbud.data.datasets.listing import list_datasets
-
-    return list_datasets(None if data_root is None else Path(data_root))
 
 
 def _progress(show: bool) -> Progress:

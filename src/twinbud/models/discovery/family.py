@@ -11,7 +11,7 @@ from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.discovery.found import find_widths, prove
-from twinbud.models.families.base import TimmModel
+from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.plain import PlainFamily
 from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline
@@ -93,19 +93,7 @@ class DiscoveredFamily(PlainFamily):
             TwinbudError: A width is not one; the error names the tensor that broke the proof.
         """
         del student
-        self.prove(teacher)
-
-    def prove(self, model: TimmModel) -> float:
-        """Permute all widths in a copy of ``model`` and return how far the output changes, at most 1e-9.
-
-        Raises:
-            TwinbudError: See ``check_compatible``.
-        """
-        size = PROOF_SIZE if _runs(self._whole, PROOF_SIZE) else input_size(self._whole)
-        copy = deepcopy(model)
-        if not copy.num_classes:  # the order of features matters to nobody but a classifier
-            copy.reset_classifier(NUM_CLASSES)
-        return prove(copy, self.specs(copy), size, self._where)
+        prove_widths(self, teacher, self._where)
 
     def _narrowable(
         self, model: TimmModel, specs: Mapping[str, TensorSpec], candidates: list[dict[str, int]]
@@ -136,6 +124,25 @@ class DiscoveredFamily(PlainFamily):
 
         keep(candidates)
         return kept
+
+
+def prove_widths(family: SelectionFamily, model: TimmModel, where: str) -> float:
+    """Permute all widths of a copy of ``model`` at once and return how far the output changes, at most 1e-9.
+
+    Args:
+        family: What says which widths there are.
+        model: A network with numbers; a classifier is added to the copy of one without.
+        where: The network, for the error.
+
+    Raises:
+        TwinbudError: A width is not one; the error names the tensor that broke the proof.
+    """
+    copy = deepcopy(model)
+    if not copy.num_classes:  # only a classifier does not mind the order of features
+        copy.reset_classifier(NUM_CLASSES)
+    template = deepcopy(copy).to("meta").eval()
+    size = PROOF_SIZE if _runs(template, PROOF_SIZE) else input_size(template)
+    return prove(copy, family.specs(copy), size, where)
 
 
 def discover(architecture: str, where: str, model_args: Mapping[str, Any]) -> DiscoveredFamily:

@@ -172,6 +172,7 @@ class SelectionFamily(ABC):
         drop_path: Default rate of stochastic depth (Xu et al., "Initializing Models with Larger Ones", ICLR 2024).
         memory_format: Memory layout of the weights during training.
         recovery: The family's residual stream, or None if it has none.
+        pairs: Examples of a teacher and a student, those of the paper first.
     """
 
     name: ClassVar[str]
@@ -180,6 +181,7 @@ class SelectionFamily(ABC):
     drop_path: ClassVar[float]
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
     recovery: ClassVar[RecoverySupport | None] = None
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @abstractmethod
     def owns(self, model: nn.Module) -> bool:

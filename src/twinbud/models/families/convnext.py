@@ -63,6 +63,10 @@ class ConvNeXtFamily(SelectionFamily):
     drop_path: ClassVar[float] = 0.1
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     recovery: ClassVar[RecoverySupport | None] = ConvNeXtRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("convnext_tiny.fb_in22k", "convnext_femto"),
+        ("convnextv2_tiny", "half"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's ConvNeXt (V1 or V2)."""

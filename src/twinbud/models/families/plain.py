@@ -86,5 +86,5 @@ def _no_selection(model: TimmModel) -> TwinbudError:
     return TwinbudError(
         f"weights of a {type(model).__name__} cannot be selected, only those of ViT and ConvNeXt",
         where="--teacher",
-        fix="Choose another teacher, or train it whole with --method finetune",
+        fix="Use --family auto, which finds its widths, or train it whole with --method finetune",
     )

@@ -100,6 +100,12 @@ class ViTFamily(SelectionFamily):
     temperature: ClassVar[float] = 4.0
     drop_path: ClassVar[float] = 0.0
     recovery: ClassVar[RecoverySupport | None] = ViTRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("vit_small_patch16_224.augreg_in21k", "vit_tiny_patch16_224"),
+        ("deit_small_patch16_224", "deit_tiny_patch16_224"),
+        ("vit_base_patch14_dinov2", "vit_small_patch14_dinov2"),
+        ("vit_small_patch14_dinov2", "half"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's VisionTransformer or a subclass (DeiT with distillation token)."""
