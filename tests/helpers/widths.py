@@ -16,7 +16,10 @@ def images(size: int) -> torch.Tensor:
 
 
 def check_widths(model: TimmModel, image_size: int) -> None:
-    """Permuting any width changes nothing: channels inside heads, and whole heads."""
+    """Permuting any width changes nothing: channels inside heads, and whole heads.
+
+    A tensor with one entry a head, such as a table of relative positions, follows whole heads alone.
+    """
     randomize(model)
     own = family_of(model).specs(model)
     assert set(own) == set(model.state_dict())

@@ -136,9 +136,10 @@ def plan_selection(
         with_auxiliary: Whether there is an auxiliary, which must then differ from the student.
 
     Raises:
-        TwinbudError: The student is wider or deeper than the teacher, one has a part that the other lacks, or every
-            width is the same in both, so that student and auxiliary would be equal.
+        TwinbudError: The student is wider or deeper than the teacher, one has a part that the other lacks, every
+            width is the same in both, so that student and auxiliary would be equal, or ``attention`` cannot be had.
     """
+    family.check_attention(teacher, attention)
     family.check_compatible(teacher, student)
     teacher_specs, student_specs = (index_attention(family.specs(model), attention) for model in (teacher, student))
     prepared, folded = family.fold_layer_scale(teacher.state_dict(), set(student_specs))
@@ -180,7 +181,7 @@ def extract_weights(
 ) -> State:
     """Return the tensors that student or auxiliary inherits.
 
-    The position grid keeps the teacher's size; ``student_pair`` resamples it when the image size is known.
+    What depends on the image size keeps the teacher's; ``student_pair`` resamples it when the image size is known.
 
     Returns:
         New float32 tensors by the student's names, without those that the plan calls fresh.
@@ -194,7 +195,7 @@ def extract_weights(
         if status.kind == "fresh":
             continue
         tensor = prepared[name].detach()
-        if status.kind == "resampled":  # patch kernels; positions wait for the image size
+        if status.kind == "resampled" and spec.role == "patch":  # positions wait for the image size
             tensor = resample_patch_embed(tensor, list(shapes[name][-2:]))
         for dimension in range(tensor.dim()):
             tensor = spec.select(tensor, dimension, plan.chosen(name, spec, dimension, pair_role))

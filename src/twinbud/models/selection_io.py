@@ -35,8 +35,8 @@ class Selection:
         student: "half", or the student's timm name.
         student_spec: The architecture of student and auxiliary.
         plan: The teacher's indices along each width.
-        student_weights: The student's tensors by timm's names, float32, without classifier; the position grid still
-            has the teacher's size.
+        student_weights: The student's tensors by timm's names, float32, without classifier; position grids
+            and tables of relative positions still have the teacher's size.
         auxiliary_weights: The same for the auxiliary, or None if there is none.
     """
 
@@ -84,6 +84,7 @@ def select(
         TwinbudError: The teacher cannot be opened, or the student does not fit into it.
     """
     student_spec = read_student_spec(teacher_info, student, family)
+    student_spec.family.check_attention(student_spec.template, attention)  # before weights are opened
     teacher = open_teacher(teacher_info).model
     plan = plan_selection(
         teacher,
@@ -224,7 +225,7 @@ def _read_state(path: Path, checksum: object, student_spec: StudentSpec) -> Stat
     wrong += [name for name in shapes if name not in state and specs[name].role not in ("classifier", "layer-scale")]
     for name in shapes.keys() & state.keys():
         expected, found = list(shapes[name]), list(state[name].shape)
-        if specs[name].role == "position" and len(expected) == len(found):  # the grid still has the teacher's size
+        if specs[name].depends_on_image_size and len(expected) == len(found):  # it still has the teacher's size
             selected = [dimension for dimension, axis in enumerate(specs[name].axes) if axis is not None]
             expected, found = [expected[d] for d in selected], [found[d] for d in selected]
         wrong += [name] if expected != found else []

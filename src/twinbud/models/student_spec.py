@@ -20,7 +20,8 @@ from twinbud.models.teacher import TeacherInfo
 from twinbud.models.widths import half_sizes
 
 _SET_ELSEWHERE = ("num_classes", "in_chans", "img_size")
-"""Arguments of a teacher that a student does not keep: classes and image size are the run's, channels are always 3."""
+"""Arguments of a teacher that a student does not keep: classes and image size are the run's, channels are always 3.
+A family whose weights fix the image size keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,10 @@ def read_student_spec(teacher_info: TeacherInfo, student: str, family: Family = 
         known = discover(teacher_info.architecture, teacher_info.name, teacher_info.model_args)
     shapes: Shapes | None = None
     if student == "half":
-        architecture = teacher_info.architecture
-        shapes = _half_shapes(teacher_info, known)
-        arguments = teacher_info.model_args | (known.half(architecture, teacher) if shapes is None else {})
+        architecture = known.half_name(teacher_info.architecture)
+        shapes = _half_shapes(teacher_info, known) if architecture == teacher_info.architecture else None
+        half = known.half(teacher_info.architecture, teacher) if shapes is None else {}
+        arguments = teacher_info.model_args | half
     elif student == "same":
         architecture, arguments = teacher_info.architecture, teacher_info.model_args | known.pooling_arguments(teacher)
         shapes = teacher_info.shapes
@@ -159,8 +161,12 @@ def make_student_spec(
     Raises:
         TwinbudError: The architecture is not of ``family``, or of no supported one.
     """
-    model_args = _shape_arguments(model_args)
-    template = outline_network(architecture, architecture, shapes, **model_args | {"num_classes": 1})
+    given, model_args = model_args, _shape_arguments(model_args)
+    template = outline(architecture, architecture, **model_args | {"num_classes": 1})
+    if family_of(template).has_fixed_image_size and "img_size" in given:
+        model_args["img_size"] = given["img_size"]
+    if shapes is not None or "img_size" in model_args:
+        template = outline_network(architecture, architecture, shapes, **model_args | {"num_classes": 1})
     if family is not None and not family.owns(template):
         raise TwinbudError(
             f"{architecture} is a {family_of(template).name}, but the teacher is a {family.name}",

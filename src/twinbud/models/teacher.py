@@ -132,27 +132,32 @@ def open_teacher(info: TeacherInfo) -> Teacher:
     Raises:
         TwinbudError: The weights cannot be read, or are not the architecture's.
     """
-    state = _without_prefix(info, info.weights())
-    arguments = arguments_from_weights(info, state)
-    _require_match(info, state, info.outline(**arguments).state_dict())
-    model = build_network(info.architecture, info.name, info.shapes, **info.model_args | arguments)
-    model.load_state_dict(state)
-    return Teacher(info=info, model=model.float().eval().requires_grad_(False))
+    return Teacher(info=info, model=_open(info))
 
 
 def open_teacher_at(info: TeacherInfo, family: SelectionFamily, image_size: int) -> TimmModel:
     """Open the teacher for images of ``image_size`` pixels a side: frozen, float32, in evaluation mode.
 
+    It is built for that size as a student is, and what depends on the size is resampled.
+
     Raises:
-        TwinbudError: See ``open_teacher`` and ``SelectionFamily.image_arguments``.
+        TwinbudError: See ``open_teacher``, ``SelectionFamily.image_arguments`` and ``SelectionFamily.fit_positions``.
     """
-    teacher = open_teacher(info).model
-    arguments = family.image_arguments(teacher, image_size, info.name)
-    if arguments:
-        state = teacher.state_dict()
-        teacher.set_input_size(**arguments)
-        teacher.load_state_dict(family.fit_positions(state, teacher))
-    return teacher.requires_grad_(False)
+    return _open(info, family, image_size)
+
+
+def _open(info: TeacherInfo, family: SelectionFamily | None = None, image_size: int = 0) -> TimmModel:
+    state = _without_prefix(info, info.weights())
+    arguments = arguments_from_weights(info, state)
+    template = info.outline(**arguments)
+    _require_match(info, state, template.state_dict())
+    if family is not None:
+        arguments |= family.image_arguments(template, image_size, info.name)
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        state = family.fit_positions(state, info.outline(**arguments))
+    model = build_network(info.architecture, info.name, info.shapes, **info.model_args | arguments)
+    model.load_state_dict(state)
+    return model.float().eval().requires_grad_(False)
 
 
 def arguments_from_weights(info: TeacherInfo, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:

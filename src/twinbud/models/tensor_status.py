@@ -81,6 +81,10 @@ def _same_form(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -
 def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -> TensorStatus:
     if spec.role == "position":
         return TensorStatus("selected", "resampled to the image size when training starts")
+    if spec.role == "relative-position":
+        if teacher.shape[0] != student.shape[0]:
+            return TensorStatus("resampled", "to the student's window when training starts")
+        return TensorStatus("selected", "resampled when training starts if the image size changes the window")
     if spec.role == "patch" and teacher.shape[-2:] != student.shape[-2:]:
         sizes = ["×".join(map(str, tensor.shape[-2:])) for tensor in (teacher, student)]
         return TensorStatus("resampled", f"{sizes[0]} → {sizes[1]}")

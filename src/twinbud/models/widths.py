@@ -15,10 +15,10 @@ import torch
 
 from twinbud.config.schema import Attention
 
-Role = Literal["weight", "position", "patch", "layer-scale", "prefix-token", "classifier"]
+Role = Literal["weight", "position", "relative-position", "patch", "layer-scale", "prefix-token", "classifier"]
 """How selection treats a tensor. ``weight`` is selected and nothing else; ``position`` is resampled to the student's
-grid, ``patch`` to its patch size; ``layer-scale`` may be absent on either side; ``prefix-token`` is a class, register
-or distillation token; ``classifier`` is always new."""
+grid, ``relative-position`` to its attention window, ``patch`` to its patch size; ``layer-scale`` may be absent on
+either side; ``prefix-token`` is a class, register or distillation token; ``classifier`` is always new."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,13 @@ class TensorSpec:
     def fixed_dimensions(self) -> tuple[int, ...]:
         """The dimensions in which teacher and student must agree: neither selected nor resampled."""
         whole = [dimension for dimension, axis in enumerate(self.axes) if axis is None]
-        resampled = {"position": whole, "patch": [2, 3]}.get(self.role, [])
+        resampled = whole if self.depends_on_image_size else [2, 3] if self.role == "patch" else []
         return tuple(dimension for dimension in whole if dimension not in resampled)
+
+    @property
+    def depends_on_image_size(self) -> bool:
+        """Whether the tensor is resampled when the image size is known."""
+        return self.role in ("position", "relative-position")
 
     def widths(self) -> Iterator[tuple[int, Axis]]:
         """Yield each dimension that runs along a width, with its axis; one with several widths, once for each."""

@@ -136,6 +136,7 @@ def _refit_layer(
     for stream in streams:
         with autocast:
             inputs = layer_inputs(branch.forward, layer, stream.student_stream)
+            inputs = linear.to_stream_order(inputs) if linear.to_stream_order else inputs
         targets = stream.targets.pop(linear.name)
         if linear.writes:
             targets, stream.inputs = targets - recovery.tokens(stream.student_stream), inputs
@@ -146,9 +147,10 @@ def _refit_layer(
 
 def _after(recovery: RecoverySupport, pair: BlockPair, branch: Branch, stream: _Streams) -> torch.Tensor:
     """Return the student's residual stream after a branch; what comes before its last layer is not computed again."""
-    linear, inputs, stream.inputs = branch.linears[-1], stream.inputs, None
+    inputs, stream.inputs = stream.inputs, None
     if inputs is None:
         return branch.forward(stream.student_stream)
+    linear = branch.linears[-1]
     layer = pair.student.get_submodule(linear.name)
     outputs = by_position(layer, layer(inputs))
     if linear.scale:
@@ -190,8 +192,9 @@ def _teacher_targets(
         if linear.writes:
             targets[linear.name] = channel_map.student_stream(pair.name, channel_map.recovery.tokens(end))
         else:
-            channels = channel_map.output_channels(f"{pair.name}.{linear.name}")
-            targets[linear.name] = at_channels(by_position(inner[linear.name], traffic[linear.name].outputs), channels)
+            channels, outputs = channel_map.output_channels(f"{pair.name}.{linear.name}"), traffic[linear.name].outputs
+            order = linear.to_stream_order or partial(by_position, inner[linear.name])
+            targets[linear.name] = at_channels(order(outputs), channels)
     return targets, end
 
 

@@ -118,7 +118,7 @@ def require_same_teacher(teacher: TimmModel, selection: Selection, name: str) ->
         same = all(
             torch.allclose(again[name], tensor, rtol=1e-3, atol=1e-4)
             for name, tensor in selection.student_weights.items()
-            if specs[name].role != "position"
+            if not specs[name].depends_on_image_size
         )
     except (KeyError, IndexError, RuntimeError):
         same = False

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.layers.mlp import GatedMlp, GluMlp
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 
-from helpers.widths import check_coverage, check_that_no_tensor_can_be_left_out, check_widths
+from helpers.widths import check_coverage, check_that_no_tensor_can_be_left_out, check_widths, images
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.invariance import TOLERANCE, randomize, relative_change
+from twinbud.models.widths import Axis, TensorSpec
 
-Network = tuple[str, dict[str, Any], int]
-"""timm's name, its arguments and the image size in pixels."""
+Network = tuple[str | Callable[..., TimmModel], dict[str, Any], int]
+"""timm's name, or its class where no name takes a width; the arguments; and the image size in pixels."""
 VIT = {"img_size": 32, "embed_dim": 32, "num_heads": 4, "depth": 2}
 CONVNEXT = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
+EVA = {**VIT, "init_values": 1.0}
+SWIN = {"img_size": 32, "embed_dim": 8, "depths": (1, 2, 1), "num_heads": (2, 2, 4), "window_size": 2}
+MIXER = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "num_blocks": 2}
 NETWORKS: dict[str, Network] = {
     "vit": ("vit_tiny_patch16_224", VIT, 32),
     "vit-without-class-token": ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"}, 32),
@@ -26,13 +35,28 @@ NETWORKS: dict[str, Network] = {
     "convnext": ("convnext_tiny", CONVNEXT, 64),
     "convnext-conv-mlp": ("convnext_femto", CONVNEXT, 64),
     "convnextv2": ("convnextv2_tiny", CONVNEXT, 64),
+    "vit-query-norms": ("vit_tiny_patch16_224", {**VIT, "qk_norm": True}, 32),
+    "dinov3": ("vit_small_patch16_dinov3", EVA, 32),
+    "dinov3-biases": ("vit_small_patch16_dinov3_qkvb", EVA, 32),
+    "dinov3-gated": ("vit_7b_patch16_dinov3", EVA, 32),
+    "eva": ("eva_giant_patch14_224", {**VIT, "img_size": 28}, 28),
+    "eva02": ("eva02_base_patch16_clip_224", VIT, 32),
+    "eva02-post-norm": ("eva02_enormous_patch14_clip_224", {**VIT, "img_size": 28}, 28),
+    "eva-shared-keys": ("vit_base_patch16_sapiens2", {**VIT, "num_heads": 8, "num_kv_heads": 4}, 32),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN, 32),
+    "swin-padded": ("swin_tiny_patch4_window7_224", {**SWIN, "window_size": 3, "always_partition": True}, 32),
+    "mixer": (MlpMixer, MIXER, 16),
+    "gmixer": (MlpMixer, {**MIXER, "mlp_ratio": (1.0, 4.0), "mlp_layer": GluMlp}, 16),
+    "resmlp": (MlpMixer, {**MIXER, "mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}, 16),
+    "gmlp": (MlpMixer, {**MIXER, "mlp_ratio": 6, "block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp}, 16),
 }
 
 
-def build(name: str) -> tuple[TimmModel, int]:
-    architecture, arguments, image_size = NETWORKS[name]
+def build(name: str, num_classes: int = 5, **changes: Any) -> tuple[TimmModel, int]:
+    network, arguments, image_size = NETWORKS[name]
     torch.manual_seed(0)
-    return timm.create_model(architecture, num_classes=5, **arguments), image_size
+    arguments = {**arguments, **changes, "num_classes": num_classes}
+    return timm.create_model(network, **arguments) if isinstance(network, str) else network(**arguments), image_size
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -49,6 +73,24 @@ def test_a_width_without_any_one_of_its_tensors_is_found_wrong(name: str) -> Non
 def test_whatever_differs_between_teacher_and_student_runs_along_a_width(name: str) -> None:
     model, _ = build(name)
     family = family_of(model)
-    architecture, arguments, _ = NETWORKS[name]
-    student = timm.create_model(architecture, num_classes=3, **{**arguments, **family.half(architecture, model)})
+    student, _ = build(name, num_classes=3, **family.half(str(NETWORKS[name][0]), model))
     check_coverage(model, student, family)
+
+
+@pytest.mark.parametrize("name", ["vit-query-norms", "dinov3"])
+def test_channels_inside_a_head_have_roles_where_heads_must_be_selected_whole(name: str) -> None:
+    """If they had none, permuting them alike in queries, keys and values would change nothing, as in a plain ViT."""
+    model, image_size = build(name)
+    randomize(model)
+    head_size = model.blocks[0].attn.head_dim
+
+    def inside_heads(axis: Axis | None) -> Axis | None:
+        if axis is None or axis.kind != "heads":
+            return axis
+        return replace(axis, width=axis.width.replace("heads", "attention"), unit=1, head_size=head_size)
+
+    specs: dict[str, TensorSpec] = {
+        tensor: replace(spec, axes=tuple(inside_heads(axis) for axis in spec.axes))
+        for tensor, spec in family_of(model).specs(model).items()
+    }
+    assert relative_change(model, specs, "attention/blocks.0", images(image_size)) > TOLERANCE

@@ -7,7 +7,7 @@ student's layers to the teacher. A family without it trains all methods of the p
 A new family is one file in this folder and one line in ``families.FAMILIES``. For timm's MLP-Mixer, the core is::
 
     class MixerFamily(SelectionFamily):
-        name, members, temperature, drop_path = "Mixer", "MLP-Mixer", 3.0, 0.0
+        name, members, temperature, drop_path = "Mixer", "MLP-Mixer", 4.0, 0.0
 
         def owns(self, model):
             return isinstance(model, MlpMixer)
@@ -17,16 +17,17 @@ A new family is one file in this folder and one line in ``families.FAMILIES``. F
 
         def specs(self, model):
             # e.g. fc1 of a channel MLP runs along its hidden width and the width that all blocks share
-            width, hidden = Axis("channels"), Axis("hidden/blocks.0")
+            width, hidden = Axis("residual"), Axis("mlp/blocks.0")
             return {"blocks.0.mlp_channels.fc1.weight": TensorSpec((hidden, width), layer="blocks.0"), ...}
 
         def half(self, architecture, model):
-            return {"embed_dim": model.num_features // 2}
+            return {"embed_dim": model.embed_dim // 2}
 
         def shape(self, model):
-            return NetworkShape(depths=(len(model.blocks),), widths=(model.num_features,))
+            return NetworkShape(depths=(len(model.blocks),), widths=(model.embed_dim,))
 
-``tests/models/test_families.py`` holds and runs the complete one.
+``families/mixer.py`` is the complete one. ``tests/models/families/test_proof.py`` proves a map of widths: add a small
+network of the family to ``NETWORKS``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.widths import TensorSpec
 
@@ -70,11 +72,14 @@ class LinearMap:
         name: Name of the layer inside its block.
         writes: Whether the layer's output is added to the residual stream.
         scale: Name inside the block of the LayerScale between the layer and the stream, or None.
+        to_stream_order: Maps what enters or leaves the layer to (B, L, channels), in the positions of the stream; None
+            if the layer computes it in that order.
     """
 
     name: str
     writes: bool = False
     scale: str | None = None
+    to_stream_order: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +88,12 @@ class Branch:
 
     Attributes:
         forward: The part as a function of the stream.
-        linears: Its layers that mix channels, in the order in which they are computed.
+        linears: Its layers that mix channels, in the order in which they are computed. A part that mixes positions
+            alone has none; it is never the last one of its block.
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
-    linears: tuple[LinearMap, ...]
+    linears: tuple[LinearMap, ...] = ()
 
 
 class RecoverySupport(ABC):
@@ -171,6 +177,7 @@ class SelectionFamily(ABC):
         temperature: Default τ of equations 1-3 (paper section 4.1).
         drop_path: Default rate of stochastic depth (Xu et al., "Initializing Models with Larger Ones", ICLR 2024).
         memory_format: Memory layout of the weights during training.
+        has_fixed_image_size: Whether the weights fix the image size, so that the students have the teacher's.
         recovery: The family's residual stream, or None if it has none.
         pairs: Examples of a teacher and a student, those of the paper first.
     """
@@ -180,6 +187,7 @@ class SelectionFamily(ABC):
     temperature: ClassVar[float]
     drop_path: ClassVar[float]
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+    has_fixed_image_size: ClassVar[bool] = False
     recovery: ClassVar[RecoverySupport | None] = None
     pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -207,9 +215,16 @@ class SelectionFamily(ABC):
             TwinbudError: The model has a tensor that this family does not know.
         """
 
+    def half_name(self, architecture: str) -> str:
+        """Return the timm name of half the teacher; by default, the teacher's own, which ``half`` makes narrower.
+
+        With another name, ``half_sizes`` is not used, and ``half`` gives the other arguments.
+        """
+        return architecture
+
     @abstractmethod
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Return the arguments of ``timm.create_model`` that halve every width of ``model``.
+        """Return the arguments of ``timm.create_model`` that halve every width of ``model``; see ``half_name``.
 
         The depth is that of the paper's pair (Table 1) if it has one for ``architecture``, and the model's otherwise.
 
@@ -271,6 +286,15 @@ class SelectionFamily(ABC):
         del state
         return {}
 
+    def check_attention(self, model: TimmModel, attention: Attention) -> None:
+        """Refuse a way to index attention that would change what the channels of a head mean.
+
+        Raises:
+            TwinbudError: ``attention`` is ``interleaved``, and the channels inside the heads of ``model`` have roles
+                that the heads share.
+        """
+        del model, attention
+
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
         """Refuse a student with a part that cannot be selected from this teacher.
 
@@ -289,7 +313,7 @@ class SelectionFamily(ABC):
         return state, {}
 
     def fit_positions(self, state: State, model: TimmModel) -> State:
-        """Resample the position embedding, if there is one, to the grid of ``model``."""
+        """Resample what depends on the image size, such as a position embedding, to the size of ``model``."""
         del model
         return state
 

@@ -14,13 +14,21 @@ from twinbud.models.widths import TensorSpec
 
 
 class PlainFamily(SelectionFamily):
-    """No widths and no blocks; layers for learning-rate decay are timm's own."""
+    """No widths and no blocks; layers for learning-rate decay are timm's own.
+
+    Args:
+        selectable: Names of the families whose weights can be selected, for errors.
+    """
 
     name: ClassVar[str] = "network without selection"
     members: ClassVar[str] = "any other timm network"
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.0
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    selectable: str = "families that are described"
+
+    def __init__(self, selectable: str) -> None:
+        self.selectable = selectable
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether timm built ``model``."""
@@ -49,16 +57,16 @@ class PlainFamily(SelectionFamily):
         Raises:
             TwinbudError: Always.
         """
-        raise _no_selection(model)
+        raise self._no_selection(model)
 
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
         """Refuse: see ``specs``."""
         del architecture
-        raise _no_selection(model)
+        raise self._no_selection(model)
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """Refuse: see ``specs``."""
-        raise _no_selection(model)
+        raise self._no_selection(model)
 
     def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
         """Accept any size that a forward pass of the shapes accepts; no timm argument depends on it.
@@ -81,10 +89,9 @@ class PlainFamily(SelectionFamily):
             model.train(was_training)
         return {}
 
-
-def _no_selection(model: TimmModel) -> TwinbudError:
-    return TwinbudError(
-        f"weights of a {type(model).__name__} cannot be selected, only those of ViT and ConvNeXt",
-        where="--teacher",
-        fix="Use --family auto, which finds its widths, or train it whole with --method finetune",
-    )
+    def _no_selection(self, model: TimmModel) -> TwinbudError:
+        return TwinbudError(
+            f"weights of a {type(model).__name__} cannot be selected, only those of {self.selectable}",
+            where="--teacher",
+            fix="Use --family auto, which finds its widths, or train it whole with --method finetune",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import (
     Branch,
@@ -172,6 +174,15 @@ class ViTFamily(SelectionFamily):
         side = math.isqrt(state["pos_embed"].shape[1])
         return {"img_size": side * state["patch_embed.proj.weight"].shape[-1]}
 
+    def check_attention(self, model: TimmModel, attention: Attention) -> None:
+        """Require whole heads where all heads share the norms of queries and keys.
+
+        Raises:
+            TwinbudError: ``attention`` is ``interleaved``, and there are such norms.
+        """
+        if attention == "interleaved" and any(_has_head_norms(block) for block in model.blocks):
+            raise whole_heads_only("norms of queries and keys that all heads share")
+
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
         """Require the teacher's head size, which selection keeps, and the teacher's number of prefix tokens.
 
@@ -198,22 +209,12 @@ class ViTFamily(SelectionFamily):
 
     def fold_layer_scale(self, state: State, student_tensors: set[str]) -> tuple[State, dict[str, str]]:
         """Fold ls1 into the attention's projection and ls2 into fc2: (Wx + b)·γ = (γW)x + γb."""
-        folded: dict[str, str] = {}
-        result = dict(state)
-        for name, gamma in state.items():
-            match = re.fullmatch(r"(blocks\.\d+)\.(ls[12])\.gamma", name)
-            if match is None or name in student_tensors:
-                continue
-            target = f"{match[1]}.{'attn.proj' if match[2] == 'ls1' else 'mlp.fc2'}"
-            result[f"{target}.weight"] = state[f"{target}.weight"] * gamma[:, None]
-            if f"{target}.bias" in state:
-                result[f"{target}.bias"] = state[f"{target}.bias"] * gamma
-            del result[name]
-            folded[name] = target
-        return result, folded
+        return fold_scales(state, student_tensors, {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"})
 
     def fit_positions(self, state: State, model: TimmModel) -> State:
-        """Resample the grid (bicubic, no antialiasing), as the teacher itself adapts to another image size."""
+        """Resample the grid, if any (bicubic, no antialiasing), as the teacher itself adapts to another image size."""
+        if "pos_embed" not in state:
+            return state
         grid = resample_abs_pos_embed(
             state["pos_embed"],
             new_size=list(model.patch_embed.grid_size),
@@ -221,6 +222,52 @@ class ViTFamily(SelectionFamily):
             antialias=False,
         )
         return {**state, "pos_embed": grid}
+
+
+def whole_heads_only(reason: str) -> TwinbudError:
+    """Return the error for a network whose channels inside heads have roles that all heads share."""
+    return TwinbudError(
+        f"heads cannot be made of parts of two teacher heads: the network has {reason}",
+        where="--attention interleaved",
+        fix="Use --attention heads",
+    )
+
+
+def fold_scales(state: State, student_tensors: set[str], targets: Mapping[str, str]) -> tuple[State, dict[str, str]]:
+    """Multiply LayerScale into the layers before it: (Wx + b)·γ = (γW)x + γb.
+
+    Args:
+        state: The teacher's tensors.
+        student_tensors: Names of the student's; a LayerScale among them stays.
+        targets: For each LayerScale inside a block, the layer before it.
+
+    Returns:
+        See ``SelectionFamily.fold_layer_scale``.
+    """
+    folded: dict[str, str] = {}
+    result = dict(state)
+    for name, gamma in state.items():
+        match = re.fullmatch(r"(blocks\.\d+)\.(.+)", name)
+        if match is None or match[2] not in targets or name in student_tensors:
+            continue
+        target = f"{match[1]}.{targets[match[2]]}"
+        result[f"{target}.weight"] = state[f"{target}.weight"] * gamma[:, None]
+        if f"{target}.bias" in state:
+            result[f"{target}.bias"] = state[f"{target}.bias"] * gamma
+        del result[name]
+        folded[name] = target
+    return result, folded
+
+
+def gates(mlp: TimmModel) -> int:
+    """Return the number of equal parts in fc1's outputs: a packed SwiGLU stacks its gate and its value."""
+    return mlp.fc1.out_features // mlp.fc2.in_features
+
+
+def _has_head_norms(block: TimmModel) -> bool:
+    """Return whether the block normalizes the queries and keys of each head with weights that all heads share."""
+    attention = getattr(block, "attn", None)
+    return attention is not None and not isinstance(getattr(attention, "q_norm", nn.Identity()), nn.Identity)
 
 
 def _num_prefix_positions(model: TimmModel) -> int:
@@ -260,21 +307,20 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
 def _block_axes(model: TimmModel, block: str, part: str) -> tuple[Axis | None, ...] | None:
     """Return the axes of a part's weight; its bias runs along the first of them."""
     layer = model.get_submodule(block)
-    head_size = layer.attn.head_dim
-    inner, hidden = Axis(f"attention/{block}", head_size=head_size), Axis(f"mlp/{block}")
-    # a packed SwiGLU stacks its gate and its value: fc1 has twice the outputs that fc2 has inputs
-    gates = layer.mlp.fc1.out_features // layer.mlp.fc2.in_features
+    inner, hidden = Axis(f"attention/{block}", head_size=layer.attn.head_dim), Axis(f"mlp/{block}")
+    if _has_head_norms(layer):
+        inner = inner.by_heads()
     return {
         "norm1": (RESIDUAL,),
         "norm2": (RESIDUAL,),
         "ls1": (RESIDUAL,),
         "ls2": (RESIDUAL,),
-        "attn.qkv": (Axis(inner.width, copies=3, head_size=head_size), RESIDUAL),
+        "attn.qkv": (replace(inner, copies=3), RESIDUAL),
         "attn.q_norm": (None,),
         "attn.k_norm": (None,),
         "attn.norm": (inner,),
         "attn.proj": (RESIDUAL, inner),
-        "mlp.fc1": (Axis(hidden.width, copies=gates), RESIDUAL),
+        "mlp.fc1": (replace(hidden, copies=gates(layer.mlp)), RESIDUAL),
         "mlp.norm": (hidden,),
         "mlp.fc2": (RESIDUAL, hidden),
     }.get(part)
