@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models import _registry
 
-from helpers.builders import save_images, save_vit_teacher
+from helpers.builders import SMALL_MIXERS, save_images, save_vit_teacher
 from helpers.command import trained, twinbud
 
 for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
@@ -32,6 +33,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["TWINBUD_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_mixers() -> Iterator[None]:
+    """Give timm names of Mixers that take their width as an argument."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, make in SMALL_MIXERS.items():
+            patch.setitem(_registry._model_entrypoints, name, make)
+        yield
 
 
 @pytest.fixture(autouse=True)

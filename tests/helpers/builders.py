@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,39 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.layers.mlp import GatedMlp
+from timm.models.mlp_mixer import Affine, ResBlock, SpatialGatingBlock, _create_mixer
 
 from twinbud.data.preprocessing import Preprocessing
 
 VIT: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 4}
 CONVNEXT: dict[str, Any] = {"dims": [8, 16, 24, 32], "depths": [2, 2, 3, 2]}
+DINOV3: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+SWIN: dict[str, Any] = {
+    "img_size": 32, "embed_dim": 8, "depths": [2, 2, 1], "num_heads": [2, 4, 8], "window_size": 2,
+}  # fmt: skip
+"""Maps of 8, 4 and 2 positions a side; the second block of each of the first two stages shifts its windows."""
+MIXER: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_blocks": 3}
+
+
+def small_mixer(pretrained: bool = False, **arguments: Any) -> Any:
+    """A Mixer whose width is an argument, which it is for none of timm's own names."""
+    return _create_mixer("mixer_s32_224", pretrained=pretrained, **{**MIXER, **arguments})
+
+
+def small_resmlp(pretrained: bool = False, **arguments: Any) -> Any:
+    """A ResMLP whose width is an argument."""
+    blocks = {"mlp_ratio": 4, "block_layer": partial(ResBlock, init_values=0.5), "norm_layer": Affine}
+    return small_mixer(pretrained, **blocks, **arguments)
+
+
+def small_gmlp(pretrained: bool = False, **arguments: Any) -> Any:
+    """A gMLP whose width is an argument."""
+    return small_mixer(pretrained, mlp_ratio=6, block_layer=SpatialGatingBlock, mlp_layer=GatedMlp, **arguments)
+
+
+SMALL_MIXERS = {make.__name__: make for make in (small_mixer, small_resmlp, small_gmlp)}
+"""By the names under which ``conftest.small_mixers`` registers them with timm."""
 
 
 def random_model(architecture: str, seed: int = 0, **arguments: Any) -> Any:

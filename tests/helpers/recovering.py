@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from helpers.builders import CONVNEXT, VIT, save_teacher
+from helpers.builders import CONVNEXT, SWIN, VIT, save_teacher
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
@@ -27,7 +27,14 @@ TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "response norms": ("convnextv2_atto", CONVNEXT),
     "convnext": ("convnext_tiny", {"depths": [2, 2, 3, 2], "dims": CONVNEXT["dims"]}),
     "convolutions": ("convnext_tiny", {**CONVNEXT, "conv_mlp": True}),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "swin with padding": ("swin_tiny_patch4_window7_224", {**SWIN, "window_size": 3, "always_partition": True}),
+    "mixer": ("small_mixer", {}),
+    "resmlp": ("small_resmlp", {}),
+    "gmlp": ("small_gmlp", {}),
 }
+WHOLE_HEADS = ("vit with query norms",)
+"""Teachers whose heads cannot be made of halves."""
 
 
 def batches(size: int, seed: int = 0, count: int = 2) -> list[torch.Tensor]:
@@ -43,6 +50,8 @@ def refit_batches(size: int) -> list[RefitBatch]:
 def beside(folder: Path, kind: str, pair_role: PairRole = "student", **settings: Any) -> ChannelMap:
     """A selected student and its teacher, as the stage puts them side by side."""
     architecture, arguments = TEACHERS[kind]
+    if kind in WHOLE_HEADS:
+        settings = {"attention": "heads", **settings}
     teacher_info = read_teacher_info(save_teacher(folder / kind, architecture, **arguments))
     selection = select(teacher_info, **settings)
     size = image_size(kind)
@@ -60,12 +69,13 @@ def beside(folder: Path, kind: str, pair_role: PairRole = "student", **settings:
 
 
 def image_size(kind: str) -> int:
-    return 28 if "vit" in kind else 64
+    """In pixels."""
+    return 28 if "vit" in kind else 64 if kind.startswith(("conv", "response")) else 32
 
 
-def whole(folder: Path) -> ChannelMap:
+def whole(folder: Path, kind: str = "plain vit") -> ChannelMap:
     """A teacher beside a student that is all of it."""
-    pair = beside(folder, "plain vit")
+    pair = beside(folder, kind)
     widths = {
         name: replace(width, student_size=width.teacher_size, student_indices=tuple(range(width.teacher_size)))
         for name, width in pair.plan.widths.items()

@@ -1,110 +1,33 @@
-"""A family without a residual stream: selection, baselines and layer decay work, and recovery is refused clearly."""
+"""Families without a residual stream or without selection: what they cannot do is refused clearly."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.models import _registry
-from timm.models.mlp_mixer import MlpMixer, _create_mixer
-from torch import nn
 
-from helpers.builders import save_teacher
+from helpers.builders import DINOV3, save_teacher
 from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError
 from twinbud.models import families
-from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
 from twinbud.models.initialization import open_initialization
 from twinbud.models.selection_io import select
-from twinbud.models.student_pair import build_student_pair
 from twinbud.models.student_spec import make_student_spec
 from twinbud.models.teacher import IMAGENET_MEAN, IMAGENET_STD, read_teacher_info
-from twinbud.models.widths import Axis, TensorSpec
 from twinbud.training.optimizer import lr_scales
 
 
-class MixerFamily(SelectionFamily):
-    """timm's MLP-Mixer: one channel width for all blocks, and two hidden widths in each."""
-
-    name: ClassVar[str] = "Mixer"
-    members: ClassVar[str] = "MLP-Mixer"
-    temperature: ClassVar[float] = 3.0
-    drop_path: ClassVar[float] = 0.0
-
-    def owns(self, model: nn.Module) -> bool:
-        return isinstance(model, MlpMixer)
-
-    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
-        return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
-
-    def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
-        return {name: self._spec(name, tensor.dim()) for name, tensor in model.state_dict().items()}
-
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        del architecture
-        return {"embed_dim": model.num_features // 2}
-
-    def shape(self, model: TimmModel) -> NetworkShape:
-        return NetworkShape(depths=(len(model.blocks),), widths=(model.num_features,))
-
-    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        del model, where
-        return {"img_size": image_size}
-
-    def _spec(self, name: str, dimensions: int) -> TensorSpec:
-        width = Axis("channels")
-        if name.startswith("head."):
-            return TensorSpec((None, width)[:dimensions], "classifier")
-        block, _, part = name.partition(".mlp_")
-        if not part:  # the stem, and every norm
-            return TensorSpec((width, None, None, None)[:dimensions], "patch" if dimensions == 4 else "weight")
-        kind, layer, _ = part.split(".")
-        hidden, ends = Axis(f"{kind}/{block}"), width if kind == "channels" else None  # positions are kept whole
-        axes = (hidden, ends) if layer == "fc1" else (ends, hidden)
-        return TensorSpec(axes[:dimensions], layer=block)
-
-
-def small_mixer(pretrained: bool = False, **arguments: Any) -> Any:
-    """A mixer whose width can be given, which timm's own names do not allow."""
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_blocks": 3}
-    return _create_mixer("mixer_s32_224", pretrained=pretrained, **{**small, **arguments})
-
-
-@pytest.fixture
-def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, MixerFamily()))
-    monkeypatch.setitem(_registry._model_entrypoints, "small_mixer", small_mixer)
-    return save_teacher(tmp_path / "mixer", "small_mixer")
-
-
-def test_its_weights_are_selected_and_its_students_run(teacher: str) -> None:
-    selection = select(read_teacher_info(teacher))
-    pair = build_student_pair(selection, image_size=32, num_classes=3)
-    assert pair.auxiliary is not None
-    assert pair.student(torch.randn(1, 3, 32, 32)).shape == (1, 3)
-    assert selection.plan.widths["channels"].student_indices == tuple(range(0, 16, 2))
-    assert not torch.equal(pair.student.norm.weight, pair.auxiliary.norm.weight)
-
-
-def test_layer_decay_counts_its_blocks(teacher: str) -> None:
-    pair = build_student_pair(select(read_teacher_info(teacher)), image_size=32, num_classes=3)
-    scales = lr_scales(pair.student, 0.5)
-    assert scales["head.weight"] == 1.0
-    assert scales["blocks.2.norm1.weight"] == 0.5
-    assert scales["stem.proj.bias"] == 0.5**4
-
-
-def test_recovery_is_refused_in_one_line_before_weights_are_opened(teacher: str, tmp_path: Path) -> None:
-    (tmp_path / "mixer" / "model.safetensors").unlink()
+def test_recovery_is_refused_in_one_line_before_weights_are_opened(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", "vit_small_patch16_dinov3", **DINOV3)
+    (tmp_path / "teacher" / "model.safetensors").unlink()
     baseline = {"teacher": teacher, "image_size": 32, "method": "timm"}
     assert open_initialization(run_config(baseline, output=Path("run"))).selection is None
     settings = {"teacher": teacher, "image_size": 32, "recover": "labelled"}
-    with pytest.raises(
-        TwinbudError, match=r"^--recover: recovery is not implemented for Mixer\. .*choose a ViT or ConvNeXt teacher"
-    ):
+    said = r"^--recover: recovery is not implemented for DINOv3/EVA\. .*choose a ViT, ConvNeXt, .* teacher"
+    with pytest.raises(TwinbudError, match=said):
         open_initialization(run_config(settings, output=Path("run")))
 
 
@@ -126,9 +49,10 @@ def test_a_network_of_no_known_family_has_the_layers_of_timm() -> None:
 
 
 def test_an_image_size_that_a_network_cannot_process_is_refused() -> None:
-    student_spec = make_student_spec("mixer_s32_224", {}, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    assert student_spec.timm_arguments(224) == {}
-    with pytest.raises(TwinbudError, match=r"^--image-size: mixer_s32_224 cannot process images of 64 pixels.* 224"):
+    student_spec = make_student_spec("swinv2_tiny_window8_256", {}, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert student_spec.timm_arguments(256) == {}
+    said = r"^--image-size: swinv2_tiny_window8_256 cannot process images of 64 pixels.* 256"
+    with pytest.raises(TwinbudError, match=said):
         student_spec.timm_arguments(64)
 
 

@@ -10,7 +10,7 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from helpers.builders import CONVNEXT, VIT, random_model
+from helpers.builders import CONVNEXT, SWIN, VIT, random_model
 from twinbud.config.schema import Rule
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families import family_of
@@ -37,7 +37,28 @@ def half_convnext(**changes: Any) -> Any:
     return convnext(1, **{"dims": [4, 8, 12, 16], "depths": [1, 2, 2, 1], **changes})
 
 
-PAIRS = {"vit": (vit, half_vit), "convnext": (convnext, half_convnext)}
+def swin(seed: int = 0, **changes: Any) -> Any:
+    return random_model("swin_tiny_patch4_window7_224", seed, **{**SWIN, **changes})
+
+
+def half_swin(**changes: Any) -> Any:
+    return swin(1, **{"embed_dim": 4, "num_heads": [1, 2, 4], "depths": [1, 2, 1], **changes})
+
+
+def mixer(seed: int = 0, **changes: Any) -> Any:
+    return random_model("small_mixer", seed, **changes)
+
+
+def half_mixer(**changes: Any) -> Any:
+    return mixer(1, **{"embed_dim": 8, **changes})
+
+
+PAIRS = {
+    "vit": (vit, half_vit),
+    "convnext": (convnext, half_convnext),
+    "swin": (swin, half_swin),
+    "mixer": (mixer, half_mixer),
+}
 
 
 def select(teacher: Any, student: Any, **settings: Any) -> tuple[SelectionPlan, dict[str, Any], dict[str, Any]]:
@@ -75,6 +96,7 @@ def test_uniform_halves_as_the_published_code_of_weight_selection(pair: str) -> 
 def test_every_inherited_number_is_the_teachers_and_no_two_networks_share_one(pair: str, rule: Rule) -> None:
     teacher, student = (make() for make in PAIRS[pair])
     _, student_weights, auxiliary = select(teacher, student, rule=rule, seed=3)
+    specs = family_of(student).specs(student)
     for name, tensor in student_weights.items():
         pool = set(teacher.state_dict()[name].flatten().tolist())
         student_numbers, auxiliary_numbers = (
@@ -83,18 +105,21 @@ def test_every_inherited_number_is_the_teachers_and_no_two_networks_share_one(pa
         assert tensor.shape[1:] == auxiliary[name].shape[1:]
         assert student_numbers <= pool
         assert auxiliary_numbers <= pool
-        assert not student_numbers & auxiliary_numbers, name
+        if any(specs[name].axes):  # a Mixer keeps its positions whole
+            assert not student_numbers & auxiliary_numbers, name
 
 
 @pytest.mark.parametrize("rule", ["uniform", "consecutive", "random"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_tensors_of_one_width_are_cut_at_the_same_indices(pair: str, rule: Rule) -> None:
     teacher, student = (make() for make in PAIRS[pair])
-    width = "residual" if pair == "vit" else "stage/0"
+    width = "residual" if pair in ("vit", "mixer") else "stage/0"
     # write each channel's number into every tensor of the width; what comes out must agree everywhere
     names = {
         "vit": ["norm.weight", "norm.bias", "blocks.0.norm1.weight", "blocks.1.mlp.fc2.bias", "patch_embed.proj.bias"],
         "convnext": ["stem.0.bias", "stem.1.weight", "stages.0.blocks.0.norm.bias", "stages.1.downsample.0.weight"],
+        "swin": ["patch_embed.proj.bias", "patch_embed.norm.weight", "layers.0.blocks.0.mlp.fc2.bias"],
+        "mixer": ["stem.proj.bias", "norm.weight", "blocks.1.norm1.bias", "blocks.2.mlp_channels.fc2.bias"],
     }[pair]
     state = teacher.state_dict()
     for name in names:
@@ -171,7 +196,7 @@ def test_every_tensor_of_both_sides_is_accounted_for(pair: str) -> None:
     }
     dropped = {name for name, status in plan.teacher_tensors.items() if status.kind == "dropped"}
     assert all(classifier(name) or ".blocks." in name for name in dropped)
-    assert (pair == "convnext") == any(".blocks." in name for name in dropped)
+    assert (pair in ("convnext", "swin")) == any(".blocks." in name for name in dropped)
 
 
 def test_a_folded_layer_scale_leaves_the_blocks_function_unchanged() -> None:
@@ -258,7 +283,15 @@ def test_register_tokens_without_a_home_are_refused() -> None:
 
 
 def test_query_norms_without_a_home_are_refused() -> None:
-    assert "q_norm" in refused(vit(qk_norm=True), half_vit())
+    assert "q_norm" in refused(vit(qk_norm=True), half_vit(), attention="heads")
+
+
+def test_heads_that_share_query_norms_are_selected_whole() -> None:
+    wide, narrow = vit(qk_norm=True), half_vit(qk_norm=True)
+    assert refused(wide, narrow).startswith("--attention interleaved: heads cannot be made of parts of two")
+    plan, student_weights, _ = select(wide, narrow, attention="heads")
+    assert plan.widths["heads/blocks.0"].student_indices == (0, 2)
+    assert torch.equal(student_weights["blocks.0.attn.q_norm.weight"], wide.blocks[0].attn.q_norm.weight)
 
 
 def test_a_distillation_token_without_a_home_is_refused() -> None:

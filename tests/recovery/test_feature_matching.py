@@ -25,10 +25,14 @@ def test_a_student_that_is_all_of_its_teacher_has_nothing_to_learn(
     assert matching(list(pair.student_streams(images)), targets).item() == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["vit", "distilled vit", "vit with registers", "pooled vit", "convnext"])
+@pytest.mark.parametrize(
+    "kind", ["vit", "distilled vit", "vit with registers", "pooled vit", "convnext", "swin", "mixer"]
+)
 def test_the_loss_is_smooth_l1_between_normalized_tokens(kind: str, tmp_path: Path) -> None:
     pair, images = beside(tmp_path, kind), batches(image_size(kind))[0]
     ours, theirs = pair.student.forward_features(images), pair.teacher.forward_features(images)
+    if kind == "swin":
+        ours, theirs = ours.flatten(1, 2), theirs.flatten(1, 2)
     if kind == "convnext":
         ours, theirs = (tokens.flatten(2).transpose(1, 2) for tokens in (ours, theirs))
     channels = pair.stream_channels(pair.blocks[-1].name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from functools import partial
 from typing import Any, ClassVar
 
@@ -215,7 +216,9 @@ def _resized_table(name: str, table: torch.Tensor, window: tuple[int, int]) -> t
             where="--image-size",
             fix="Use an image size that keeps the window, or a network whose windows are square",
         )
-    return resize_rel_pos_bias_table(table, new_window_size=window, new_bias_shape=(length, table.shape[1]))
+    with warnings.catch_warnings():  # torch's, about how timm indexes
+        warnings.simplefilter("ignore", UserWarning)
+        return resize_rel_pos_bias_table(table, new_window_size=window, new_bias_shape=(length, table.shape[1]))
 
 
 def _stage(number: str | int) -> Axis:
