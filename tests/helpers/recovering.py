@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from helpers.builders import CONVNEXT, SWIN, VIT, save_teacher
+from helpers.builders import CONVNEXT, DINOV3, SWIN, VIT, save_teacher
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
@@ -27,13 +27,17 @@ TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "response norms": ("convnextv2_atto", CONVNEXT),
     "convnext": ("convnext_tiny", {"depths": [2, 2, 3, 2], "dims": CONVNEXT["dims"]}),
     "convolutions": ("convnext_tiny", {**CONVNEXT, "conv_mlp": True}),
+    "dinov3": ("vit_small_patch16_dinov3", {"init_values": 0.5, **DINOV3}),
+    "gated dinov3": ("vit_small_plus_patch16_dinov3", {"init_values": 0.5, **DINOV3}),
+    "eva with three layers of queries, keys and values": ("eva02_base_patch14_224", DINOV3),
+    "eva with shared keys": ("vit_base_patch16_sapiens2", {**DINOV3, "num_kv_heads": 2}),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "swin with padding": ("swin_tiny_patch4_window7_224", {**SWIN, "window_size": 3, "always_partition": True}),
     "mixer": ("small_mixer", {}),
     "resmlp": ("small_resmlp", {}),
     "gmlp": ("small_gmlp", {}),
 }
-WHOLE_HEADS = ("vit with query norms",)
+WHOLE_HEADS = ("vit with query norms", *(kind for kind in TEACHERS if "dinov3" in kind or "eva" in kind))
 """Teachers whose heads cannot be made of halves."""
 
 

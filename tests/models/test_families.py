@@ -13,6 +13,7 @@ from helpers.builders import DINOV3, save_teacher
 from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError
 from twinbud.models import families
+from twinbud.models.families.eva import EvaFamily
 from twinbud.models.initialization import open_initialization
 from twinbud.models.selection_io import select
 from twinbud.models.student_spec import make_student_spec
@@ -20,13 +21,25 @@ from twinbud.models.teacher import IMAGENET_MEAN, IMAGENET_STD, read_teacher_inf
 from twinbud.training.optimizer import lr_scales
 
 
-def test_recovery_is_refused_in_one_line_before_weights_are_opened(tmp_path: Path) -> None:
+def test_recovery_is_refused_in_one_line_before_weights_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EvaFamily, "recovery", None)
     teacher = save_teacher(tmp_path / "teacher", "vit_small_patch16_dinov3", **DINOV3)
     (tmp_path / "teacher" / "model.safetensors").unlink()
     baseline = {"teacher": teacher, "image_size": 32, "method": "timm"}
     assert open_initialization(run_config(baseline, output=Path("run"))).selection is None
     settings = {"teacher": teacher, "image_size": 32, "recover": "labelled"}
     said = r"^--recover: recovery is not implemented for DINOv3/EVA\. .*choose a ViT, ConvNeXt, .* teacher"
+    with pytest.raises(TwinbudError, match=said):
+        open_initialization(run_config(settings, output=Path("run")))
+
+
+def test_blocks_that_recovery_does_not_support_are_refused_before_weights_are_opened(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", "eva02_tiny_patch14_224", **DINOV3)
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    settings = {"teacher": teacher, "image_size": 32, "recover": "labelled", "recover_stream": "channels"}
+    said = r"^--recover: recovery does not support biases of queries and values outside their layer"
     with pytest.raises(TwinbudError, match=said):
         open_initialization(run_config(settings, output=Path("run")))
 

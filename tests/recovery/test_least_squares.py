@@ -65,7 +65,16 @@ def test_the_branches_of_a_block_are_the_block(kind: str, tmp_path: Path) -> Non
             assert torch.equal(stream, expected)
 
 
-@pytest.mark.parametrize("kind", ["vit", "convnext", "convolutions", "swin", "mixer"])
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_the_stream_through_all_blocks_is_what_the_network_computes(kind: str, tmp_path: Path) -> None:
+    """Positions that a network gives its blocks beside the stream are part of it."""
+    pair, (images,) = beside(tmp_path, kind), batches(image_size(kind), count=1)
+    *_, final = pair.teacher_streams(images)
+    with torch.no_grad():
+        torch.testing.assert_close(final, pair.teacher.forward_features(images))
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext", "convolutions", "swin", "mixer", "gated dinov3"])
 def test_a_pass_that_ends_at_a_layer_finds_the_input_that_a_whole_pass_has(kind: str, tmp_path: Path) -> None:
     pair, found, reached = beside(tmp_path, kind), [], []
     with torch.no_grad():
@@ -126,7 +135,7 @@ def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: P
     assert mixer == [f"blocks.{number}.mlp_channels.{part}" for number in range(3) for part in ("fc1", "fc2")]
 
 
-@pytest.mark.parametrize("kind", ["plain vit", "swin", "swin with padding", "mixer", "resmlp", "gmlp"])
+@pytest.mark.parametrize("kind", ["plain vit", "dinov3", "swin", "swin with padding", "mixer", "resmlp", "gmlp"])
 def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(kind: str, tmp_path: Path) -> None:
     pair = whole(tmp_path, kind)
     start = {name: tensor.clone() for name, tensor in pair.student.state_dict().items()}

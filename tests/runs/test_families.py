@@ -44,7 +44,7 @@ def test_a_pair_is_trained_for_an_epoch_and_plain_timm_opens_the_student(
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     predicted = rows(run / "predictions.csv")
     with torch.inference_mode():
-        images = [transform(Image.open(shared_images / row["image_path"]).convert("RGB")) for row in predicted]
+        images = [transform(Image.open(shared_images / row["path"]).convert("RGB")) for row in predicted]
         found = model(torch.stack(images))
     names = [name for name in predicted[0] if name.startswith("logit")]
     expected = torch.tensor([[float(row[name]) for name in names] for row in predicted])
@@ -57,6 +57,7 @@ def test_a_pair_is_trained_for_an_epoch_and_plain_timm_opens_the_student(
     [
         ("swin", {"layers.0.blocks.1.attn.proj", "layers.1.downsample.reduction", "layers.2.blocks.0.mlp.fc2"}),
         ("mixer", {"blocks.0.mlp_channels.fc1", "blocks.2.mlp_channels.fc2"}),
+        ("dinov3", {"blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.1.mlp.fc2"}),
     ],
 )
 def test_a_pair_is_recovered_before_it_is_trained(
@@ -78,7 +79,7 @@ def test_a_pair_is_recovered_before_it_is_trained(
         ("swin", ("--image-size", 30), "takes images of at least 16 pixels, a multiple of its patch size 4; 30 is"),
         ("mixer", ("--image-size", 28), "takes images of 32 × 32 pixels alone"),
         ("dinov3", ("--attention", "interleaved"), "--attention interleaved: heads cannot be made of parts of two"),
-        ("dinov3", ("--recover", "labelled"), "--recover: recovery is not implemented for DINOv3/EVA"),
+        ("dinov3", ("--recover", "labelled", "--recover-stream", "subspace"), "networks like Eva"),
         ("swin", ("--recover", "labelled", "--recover-stream", "subspace"), "networks like SwinTransformer"),
         ("mixer", ("--recover", "labelled", "--recover-stream", "subspace"), "networks like MlpMixer"),
     ],

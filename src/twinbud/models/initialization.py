@@ -186,6 +186,8 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
         recovery = student_spec.family.recovery
         if recovery is None:
             raise without_recovery(student_spec.family)
+        for block in student_spec.family.blocks(student_spec.template).values():
+            recovery.linear_maps(block)  # refuses blocks that it does not support
         if config.recovery.needs_single_stream is not None:
             name, value = config.recovery.needs_single_stream
             recovery.stream_norms(student_spec.template, f"{option_of(name)} {value}")

@@ -6,12 +6,13 @@ import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from timm.models.eva import Eva
+import torch
+from timm.models.eva import Eva, EvaBlock
 from torch import nn
 
 from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import RecoverySupport, State, TimmModel
+from twinbud.models.families.base import Branch, LinearMap, RecoverySupport, State, TimmModel
 from twinbud.models.families.vit import (
     CLASSIFIERS,
     PREFIX_TOKENS,
@@ -25,6 +26,98 @@ from twinbud.models.widths import Axis, Role, TensorSpec
 
 _SCALES = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
 """LayerScale parameters of a block, and the layer before each."""
+_ATTENTION_READERS = ("attn.gate", "attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj")
+_MLP_READERS = ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x")
+"""Layers that read the stream, in the order in which they are computed; a block has some of them."""
+
+
+class RotaryBlock(nn.Module):
+    """A block of an Eva together with the rotary positions that its model gives it beside the stream.
+
+    Layers and parameters are the block's own, under the same names.
+
+    Args:
+        model: The network, built for one image size.
+        block: One of its blocks.
+    """
+
+    def __init__(self, model: TimmModel, block: TimmModel) -> None:
+        super().__init__()
+        for name, layer in block.named_children():
+            self.add_module(name, layer)
+        for name, parameter in block.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        self._parts = (model, block)  # in a tuple, so that they are no submodules
+
+    @property
+    def block(self) -> TimmModel:
+        """The block alone."""
+        return self._parts[1]
+
+    def positions(self) -> torch.Tensor | None:
+        """Return the rotary positions of the patches, or None for a network that has none."""
+        model, _ = self._parts
+        return None if model.rope is None else model.rope.get_embed(shape=model.patch_embed.grid_size)
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return the stream (B, L, D) after the block."""
+        return self.block(stream, rope=self.positions())
+
+
+class EvaRecovery(RecoverySupport):
+    """One residual stream (B, L, D), prefix tokens included."""
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return (B, L, D): patch embeddings, with learned positions if there are any, and prefix tokens."""
+        stream, _ = model._pos_embed(model.patch_embed(images_BCSS))
+        return model.norm_pre(stream)
+
+    def stream_width(self, block: str) -> str:
+        """Return the width that all blocks share."""
+        del block
+        return RESIDUAL.width
+
+    def branches(self, block: TimmModel) -> tuple[Branch, ...]:
+        """Return attention and MLP, whose gate may be a layer of its own.
+
+        Raises:
+            TwinbudError: The block does not normalize before attention, or adds biases outside its layers.
+        """
+        inner = block.block
+        outside = getattr(inner.attn, "q_bias", None) is not None
+        if not isinstance(inner, EvaBlock) or outside:
+            reason = "biases of queries and values outside their layer" if outside else type(inner).__name__
+            raise TwinbudError(
+                f"recovery does not support {reason}, only pre-norm transformer blocks of whole layers",
+                where="--recover",
+                fix="Choose another teacher, such as vit_small_patch16_dinov3, or --recover none",
+            )
+        scales = [name if getattr(inner, name) is not None else None for name in _SCALES]
+
+        def attend(stream: torch.Tensor) -> torch.Tensor:
+            added = inner.attn(inner.norm1(stream), rope=block.positions())
+            return stream + (added if inner.gamma_1 is None else inner.gamma_1 * added)
+
+        def transform(stream: torch.Tensor) -> torch.Tensor:
+            added = inner.mlp(inner.norm2(stream))
+            return stream + (added if inner.gamma_2 is None else inner.gamma_2 * added)
+
+        attention, mlp = (
+            tuple(LinearMap(name=name) for name in names if _has_layer(inner, name))
+            for names in (_ATTENTION_READERS, _MLP_READERS)
+        )
+        return (
+            Branch(forward=attend, linears=(*attention, LinearMap(name="attn.proj", writes=True, scale=scales[0]))),
+            Branch(forward=transform, linears=(*mlp, LinearMap(name="mlp.fc2", writes=True, scale=scales[1]))),
+        )
+
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return the stream unchanged."""
+        return stream
+
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """Return the stream after the final norm; unchanged if the model normalizes after pooling."""
+        return model.norm(stream)
 
 
 class EvaFamily(ViTFamily):
@@ -32,12 +125,15 @@ class EvaFamily(ViTFamily):
 
     name: ClassVar[str] = "DINOv3/EVA"
     members: ClassVar[str] = "DINOv3 (with EVA and EVA-02)"
-    # a block of Eva needs the rotary positions beside the stream, which RecoverySupport has no place for
-    recovery: ClassVar[RecoverySupport | None] = None
+    recovery: ClassVar[RecoverySupport | None] = EvaRecovery()
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's Eva."""
         return isinstance(model, Eva)
+
+    def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
+        """Return the transformer blocks, each with its rotary positions."""
+        return {f"blocks.{number}": RotaryBlock(model, block) for number, block in enumerate(model.blocks)}
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -80,6 +176,11 @@ class EvaFamily(ViTFamily):
     def fold_layer_scale(self, state: State, student_tensors: set[str]) -> tuple[State, dict[str, str]]:
         """Fold gamma_1 into the attention's projection and gamma_2 into fc2: (Wx + b)·γ = (γW)x + γb."""
         return fold_scales(state, student_tensors, _SCALES)
+
+
+def _has_layer(block: TimmModel, name: str) -> bool:
+    part, _, layer = name.partition(".")
+    return getattr(block.get_submodule(part), layer, None) is not None
 
 
 def num_key_heads(block: TimmModel) -> int:
