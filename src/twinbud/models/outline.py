@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from twinbud.core.errors import TwinbudError
@@ -74,3 +75,8 @@ def classifiers(architecture: str) -> tuple[str, ...]:
     config = timm.get_pretrained_cfg(architecture)
     names = config.classifier if config else "head"
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of elements in a network's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -327,8 +327,3 @@ def _unknown_architecture(spec: str, option: str) -> TwinbudError:
         where=option,
         fix=near or "See timm.list_pretrained() for names",
     )
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Return the number of elements in a network's parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())

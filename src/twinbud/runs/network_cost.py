@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from twinbud.models.families.base import TimmModel
-from twinbud.models.teacher import count_parameters
+from twinbud.models.outline import count_parameters
 from twinbud.training.amp import cpu_threads
 
 _NUM_WARMUP_CALLS, _NUM_TIMED_CALLS = 3, 15

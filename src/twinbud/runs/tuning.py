@@ -24,7 +24,8 @@ from twinbud.core.memory import PeakMemory, available_bytes
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.models.model_folder import save_model_folder
-from twinbud.models.teacher import TeacherInfo, count_parameters, read_teacher_info
+from twinbud.models.outline import count_parameters
+from twinbud.models.teacher import TeacherInfo, read_teacher_info
 from twinbud.runs.context import Job, labelled_images
 from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity

@@ -7,8 +7,9 @@ from typing import Any
 
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.outline import count_parameters
 from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import count_parameters, read_teacher_info
+from twinbud.models.teacher import read_teacher_info
 from twinbud.study.paper import paper_numbers
 from twinbud.study.recipe import Recipe
 

@@ -9,9 +9,6 @@ A new family is one file in this folder and one line in ``families.FAMILIES``. F
     class MixerFamily(SelectionFamily):
         name, members, temperature, drop_path = "Mixer", "MLP-Mixer", 4.0, 0.0
 
-        def owns(self, model):
-            return isinstance(model, MlpMixer)
-
         def blocks(self, model):
             return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
 
@@ -20,8 +17,8 @@ A new family is one file in this folder and one line in ``families.FAMILIES``. F
             width, hidden = Axis("residual"), Axis("mlp/blocks.0")
             return {"blocks.0.mlp_channels.fc1.weight": TensorSpec((hidden, width), layer="blocks.0"), ...}
 
-        def half(self, architecture, model):
-            return {"embed_dim": model.embed_dim // 2}
+        def half_sizes(self, model):
+            return half_sizes(self.specs(model), model.state_dict())
 
         def shape(self, model):
             return NetworkShape(depths=(len(model.blocks),), widths=(model.embed_dim,))
