@@ -55,7 +55,7 @@ def test_a_network_with_batch_norm_is_refused_by_name(tmp_path: Path) -> None:
     data = save_images(tmp_path / "data", {"dark": 4, "light": 4})
     teacher = save_teacher(tmp_path / "teacher", "resnet10t")
     line = refusal(train(data, teacher, tmp_path / "run", "--image-size", 32, "--batch-size", 1))
-    assert "weights of a ResNet cannot be selected, only those of ViT and ConvNeXt" in line
+    assert "weights of a ResNet cannot be selected, only those of ViT, DINOv3/EVA, ConvNeXt, Swin and Mixer" in line
     teacher = save_teacher(tmp_path / "other", "convnext_atto", conv_mlp=True, norm_layer="batchnorm2d", **CONVNEXT)
     line = refusal(train(data, teacher, tmp_path / "run", "--image-size", 64, "--batch-size", 1))
     assert "ConvNeXt has tensor 'stem.1.running_mean', for which no width is defined" in line

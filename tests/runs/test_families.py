@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from helpers.builders import DINOV3, MIXER, SWIN, save_teacher
 from helpers.command import refusal, train, trained
@@ -43,7 +44,7 @@ def test_a_pair_is_trained_for_an_epoch_and_plain_timm_opens_the_student(
     assert np.isfinite(float(epoch["loss"]))
     assert float(epoch["loss_skd"]) > 0
     model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
     predicted = rows(run / "predictions.csv")
     with torch.inference_mode():
         images = [transform(Image.open(shared_images / row["path"]).convert("RGB")) for row in predicted]

@@ -105,7 +105,7 @@ def test_what_is_selected_from_a_network_of_timms_own_opens_with_plain_timm(tmp_
     folder = tmp_path / "model"
     folder.mkdir()
     save_model_folder(folder, student, selection.student_spec, image_size=16, classes=("a", "b", "c"))
-    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    opened: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert type(opened.blocks[0]).__name__ == "SpatialGatingBlock"
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():

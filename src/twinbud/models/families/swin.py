@@ -177,10 +177,11 @@ class SwinFamily(SelectionFamily):
             TwinbudError: A window that is not square has another size in ``model``.
         """
         result = dict(state)
-        for block, module in self.blocks(model).items():
+        for block in self.blocks(model):
             name = f"{block}.{_TABLE}"
             if name in state:
-                result[name] = _resized_table(name, state[name], module.attn.window_size)
+                window = model.get_submodule(f"{block}.attn").window_size
+                result[name] = _resized_table(name, state[name], window)
         return result
 
 
