@@ -156,11 +156,9 @@ class TrainingConfig(Checked):
         gt=0,
         lt=1,
     )
-    temperature: _Temperature = setting("auto", "τ of eqs. 1-3; auto: 3 for ConvNeXt, 4 for transformers and Mixers.")
+    temperature: _Temperature = setting("auto", "τ of eqs. 1-3; auto: 4 for transformers and Mixers, else 3.")
     ce_temperature: CrossEntropyTemperature = setting("one", "Softmax temperature of eq. 4: 1, or τ as printed.")
-    drop_path: _DropPath = setting(
-        "auto", "Stochastic depth probability; auto: 0.1 for ConvNeXt and Swin, 0 for others."
-    )
+    drop_path: _DropPath = setting("auto", "Stochastic depth probability; auto: 0.1 for ConvNeXt and Swin, else 0.")
     crop_scale: float = setting(0.8, "Smallest area of the random resized crop.", gt=0, le=1)
     flip: float = setting(0.5, "Probability of a horizontal flip.", ge=0, le=1)
     rotate: float = setting(0.0, "Largest rotation in degrees, in either direction; 0: off.", ge=0, le=45)
