@@ -126,6 +126,11 @@ class EvaFamily(ViTFamily):
     name: ClassVar[str] = "DINOv3/EVA"
     members: ClassVar[str] = "DINOv3 (with EVA and EVA-02)"
     recovery: ClassVar[RecoverySupport | None] = EvaRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("vit_base_patch16_dinov3.lvd1689m", "vit_small_patch16_dinov3"),
+        ("vit_small_patch16_dinov3.lvd1689m", "half"),
+        ("eva02_small_patch14_224.mim_in22k", "eva02_tiny_patch14_224"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's Eva."""

@@ -95,6 +95,11 @@ class MixerFamily(SelectionFamily):
     drop_path: ClassVar[float] = 0.0
     has_fixed_image_size: ClassVar[bool] = True
     recovery: ClassVar[RecoverySupport | None] = MixerRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("mixer_l16_224.goog_in21k", "mixer_s16_224"),
+        ("resmlp_24_224.fb_in1k", "half"),
+        ("gmlp_s16_224.ra3_in1k", "half"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's MlpMixer."""

@@ -86,6 +86,10 @@ class SwinFamily(SelectionFamily):
     temperature: ClassVar[float] = 4.0
     drop_path: ClassVar[float] = 0.1
     recovery: ClassVar[RecoverySupport | None] = SwinRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("swin_large_patch4_window7_224.ms_in22k", "swin_tiny_patch4_window7_224"),
+        ("swin_base_patch4_window7_224.ms_in22k", "half"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's SwinTransformer (V1)."""
