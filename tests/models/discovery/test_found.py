@@ -17,9 +17,6 @@ from twinbud.models.families.base import TimmModel
 from twinbud.models.widths import Axis, Concatenation, TensorSpec, width_sizes
 
 Place = tuple[str, int]
-WITH_CONSTANT_BIASES = ("dinov3-biases", "eva", "eva02-post-norm")
-"""Networks that put a buffer of zeros between the biases of queries and values: a constant, whose values, and so the
-order of whose elements, the search does not know. It keeps what runs along it whole."""
 UNDESCRIBED: dict[str, tuple[dict[str, Any], int]] = {
     "regnety_002": ({}, 32),
     "edgenext_xx_small": ({}, 64),
@@ -53,13 +50,7 @@ def network(name: str) -> tuple[TimmModel, int]:
 def test_the_described_widths_are_found_exactly(name: str) -> None:
     model, image_size = build(name)
     described, found = family_of(model).specs(model), find_widths(model, image_size)
-    expected = by_place(described)
-    if name in WITH_CONSTANT_BIASES:
-        expected = {
-            place: axis for place, axis in expected.items() if not any("q_bias" in other for other, _ in axis[0])
-        }
-        assert 0 < len(expected) < len(by_place(described))
-    assert by_place(found) == expected
+    assert by_place(found) == by_place(described)
     classifiers = [{name for name, spec in specs.items() if spec.role == "classifier"} for specs in (described, found)]
     assert classifiers[0] == classifiers[1]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, ClassVar
 
+import timm
 import torch
 from torch import nn
 
@@ -30,7 +31,7 @@ class DiscoveredFamily(PlainFamily):
     are what timm says of them; recovery is not supported.
 
     Args:
-        model: The whole network, with a classifier, on any device; only its shapes are used.
+        model: The whole network, with a classifier; its weights are not used.
         where: The network, for errors.
 
     Raises:
@@ -43,7 +44,7 @@ class DiscoveredFamily(PlainFamily):
     def __init__(self, model: TimmModel, where: str) -> None:
         self._where = where
         self._whole = deepcopy(model).to("meta").eval()
-        self._specs = find_widths(self._whole, input_size(self._whole))
+        self._specs = find_widths(model, input_size(model))
         if not width_sizes(self._specs, self._whole.state_dict()):
             raise TwinbudError(
                 f"no width of a {type(model).__name__} can be permuted, so that none can be selected",
@@ -156,7 +157,12 @@ def discover(architecture: str, where: str, model_args: Mapping[str, Any]) -> Di
     Raises:
         TwinbudError: timm cannot build it, or no width is found.
     """
-    return DiscoveredFamily(outline(architecture, where, **{**model_args, "num_classes": NUM_CLASSES}), where)
+    arguments = {**model_args, "num_classes": NUM_CLASSES}
+    model = outline(architecture, where, **arguments)
+    saved = model.state_dict()
+    if any(buffer.is_floating_point() for name, buffer in model.named_buffers() if name not in saved):
+        model = timm.create_model(architecture, pretrained=False, **arguments)  # numbers that only timm knows
+    return DiscoveredFamily(model, where)
 
 
 def input_size(model: TimmModel) -> int:

@@ -67,13 +67,26 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def _tables(model: TimmModel) -> dict[str, Dimensions]:
+    """Return the dimensions of the buffers with numbers: along one where all are equal, their order does not matter."""
+    return {
+        name: tuple(
+            Unknown(size) if bool((buffer == buffer.narrow(dimension, 0, 1)).all()) else Fixed(size)
+            for dimension, size in enumerate(buffer.shape)
+        )
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and not buffer.is_meta and buffer.numel()
+    }
+
+
 def follow_dimensions(model: TimmModel, image_size: int) -> tuple[dict[str, Dimensions], set[str]]:
     """Run ``model`` on images without numbers and return what is known of its tensors' dimensions afterwards.
 
     The order of pixels, of images and of classes matters; everything else starts unknown.
 
     Args:
-        model: The network; unchanged, and copied without its numbers.
+        model: The network; unchanged, and copied without its numbers. On the meta device, nothing is known of the
+            numbers in its buffers, whose order then matters.
         image_size: Image side in pixels, one that the network can process.
 
     Returns:
@@ -87,7 +100,9 @@ def follow_dimensions(model: TimmModel, image_size: int) -> tuple[dict[str, Dime
         for name, tensor in tensors.items()
     }
     images_BCSS = torch.empty(BATCH_SIZE, 3, image_size, image_size, device="meta")
-    mode = _Follow(known, tensors)
+    buffers = dict(copy.named_buffers())
+    tables = {name: dimensions for name, dimensions in _tables(model).items() if name not in tensors}
+    mode = _Follow({**known, **tables}, {**tensors, **{name: buffers[name] for name in tables}})
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
