@@ -24,7 +24,6 @@ from twinbud.models.narrowing import narrowed_shapes
 from twinbud.models.outline import outline
 from twinbud.models.widths import width_sizes
 
-
 LARGEST = 60_000_000
 """Parameters of the largest network that is tried: a proof keeps several copies in float64."""
 
