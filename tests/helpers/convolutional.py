@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
@@ -17,16 +20,21 @@ from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes
 from twinbud.models.outline import outline
+from twinbud.models.untrusted import NARROWED
 from twinbud.models.widths import width_sizes
 
 
 def small_shapes(architecture: str, largest: int, **arguments: Any) -> Shapes:
-    """Shapes of timm's network of that name with at most ``largest`` to ``largest`` + 2 indices in each width."""
+    """Shapes of timm's network of that name with ``largest`` to ``largest`` + 4 indices in each width, an even number.
+
+    ``largest`` is even; a width that has fewer indices keeps them.
+    """
     whole = outline(architecture, "test", **{"num_classes": 1, **arguments})
     specs, state = family_of(whole).specs(whole), whole.state_dict()
     # neighboring widths differ, so that a wrong map cannot fit by chance
     sizes = {
-        width: min(size, largest + place % 3) for place, (width, size) in enumerate(width_sizes(specs, state).items())
+        width: min(size, largest + 2 * (place % 3))
+        for place, (width, size) in enumerate(width_sizes(specs, state).items())
     }
     return narrowed_shapes(specs, state, sizes)
 
@@ -35,6 +43,22 @@ def small_network(architecture: str, largest: int, *, num_classes: int = 5, **ar
     """timm's network of that name with narrow widths, see ``small_shapes``."""
     shapes = small_shapes(architecture, largest, **arguments)
     return build_network(architecture, "test", shapes, num_classes=num_classes, **arguments)
+
+
+def save_narrow_teacher(folder: Path, architecture: str, largest: int = 8, **arguments: Any) -> str:
+    """Save a random teacher that timm cannot build, as twinbud saves it; returns how ``--teacher`` spells it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = small_network(architecture, largest, **arguments)
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    config = {
+        "architecture": architecture + NARROWED,
+        "model_args": arguments,
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
 
 
 def inverted_residuals(cls: type[nn.Module], *blocks: str, **arguments: Any) -> TimmModel:

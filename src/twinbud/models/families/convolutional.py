@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from timm.layers.squeeze_excite import SEModule
+from timm.models import group_parameters
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
@@ -131,6 +132,13 @@ def is_described(family: SelectionFamily, model: nn.Module) -> bool:
     except TwinbudError:
         return False
     return True
+
+
+def timm_layer_numbers(model: TimmModel) -> dict[str, int]:
+    """Return the number of each parameter's layer as timm counts them; nothing if timm has none for this network."""
+    if not hasattr(model, "group_matcher"):
+        return {}
+    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
 
 def require_image_size(model: TimmModel, image_size: int, where: str) -> None:

@@ -17,7 +17,13 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import SpecCollector, is_depthwise, is_described, require_image_size
+from twinbud.models.families.convolutional import (
+    SpecCollector,
+    is_depthwise,
+    is_described,
+    require_image_size,
+    timm_layer_numbers,
+)
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 
@@ -46,6 +52,10 @@ class EfficientNetFamily(SelectionFamily):
         """Return the blocks of all stages."""
         stages = enumerate(model.blocks)
         return {f"blocks.{number}.{place}": block for number, stage in stages for place, block in enumerate(stage)}
+
+    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
+        """Return timm's own layers."""
+        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""

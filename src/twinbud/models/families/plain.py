@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import is_depthwise, require_image_size
+from twinbud.models.families.convolutional import is_depthwise, require_image_size, timm_layer_numbers
 from twinbud.models.widths import TensorSpec
 
 
@@ -46,9 +45,7 @@ class PlainFamily(SelectionFamily):
 
     def layer_numbers(self, model: TimmModel) -> dict[str, int]:
         """Return timm's own layers; nothing if timm has none for this network."""
-        if not hasattr(model, "group_matcher"):
-            return {}
-        return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """Refuse: the widths that the tensors share are unknown.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from timm.layers.blur_pool import BlurPool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import SpecCollector, is_described, require_image_size
+from twinbud.models.families.convolutional import SpecCollector, is_described, require_image_size, timm_layer_numbers
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -43,6 +45,10 @@ class ResNetFamily(SelectionFamily):
         stages = {stage: model.get_submodule(stage) for stage in STAGES}
         return {f"{name}.{place}": block for name, stage in stages.items() for place, block in enumerate(stage)}
 
+    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
+        """Return timm's own layers."""
+        return timm_layer_numbers(model)
+
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
         collector = SpecCollector(model, self.name)
@@ -65,12 +71,22 @@ class ResNetFamily(SelectionFamily):
         return arguments
 
     def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
-        """Return the sizes where the stem, which no argument of timm makes narrower, is a part of the first stage."""
+        """Return the sizes where the stem, which no argument of timm makes narrower, is a part of the first stage.
+
+        Raises:
+            TwinbudError: The network blurs its maps.
+        """
         first = model.layer1[0]
         # timm adds a convolution to the first shortcut if stem and stage differ, and only then
         timm_shares = _num_outputs(first) // 2 == first.conv1.in_channels
         if timm_shares == _shares_stem(model) or (_is_deep(model) and _shares_stem(model)):
             return None
+        if any(isinstance(module, BlurPool2d) for module in model.modules()):  # keeps its number of channels
+            raise TwinbudError(
+                "a ResNet that blurs and shares its stem with the first stage cannot be halved",
+                where="--student half",
+                fix="Choose a teacher without blur, such as resnet18",
+            )
         sizes = half_sizes(self.specs(model), model.state_dict())
         return {width: size for width, size in sizes.items() if width.partition("/")[0] != STEM}
 

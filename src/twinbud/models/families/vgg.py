@@ -10,7 +10,7 @@ from timm.models.vgg import VGG
 from torch import nn
 
 from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import SpecCollector, require_image_size
+from twinbud.models.families.convolutional import SpecCollector, require_image_size, timm_layer_numbers
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 HIDDEN = (Axis("hidden/fc1"), Axis("hidden/fc2"))
@@ -63,11 +63,8 @@ class VGGFamily(SelectionFamily):
         return {convolution.name: model.get_submodule(convolution.name) for convolution in _convolutions(model)}
 
     def layer_numbers(self, model: TimmModel) -> dict[str, int]:
-        """Count each convolution with its norm, each hidden layer, and the classifier."""
-        parts = [(each.name, each.norm or each.name) for each in _convolutions(model)]
-        parts += [(name, name) for name in ("pre_logits.fc1", "pre_logits.fc2", "head")]
-        numbers = {part: number for number, names in enumerate(parts) for part in names}
-        return {name: _number_of(name, numbers) for name, _ in model.named_parameters()}
+        """Return timm's own layers."""
+        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -125,10 +122,6 @@ class VGGFamily(SelectionFamily):
         """
         require_image_size(model, image_size, where)
         return {}
-
-
-def _number_of(name: str, numbers: dict[str, int]) -> int:
-    return next(number for part, number in numbers.items() if name.startswith(f"{part}."))
 
 
 def _convolutions(model: TimmModel) -> list[_Convolution]:
