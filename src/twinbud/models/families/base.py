@@ -86,6 +86,14 @@ class RecoverySupport(ABC):
     def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
         """Return the residual stream that enters the first block."""
 
+    has_largest_stream_first: ClassVar[bool] = True
+    """Whether no block's stream has more elements than that which enters the first block."""
+
+    def layer_name(self, model: TimmModel, block: str, linear: str) -> str:
+        """Return the full name of a layer of ``model``, given those of its block and inside the block."""
+        del model
+        return f"{block}.{linear}"
+
     @abstractmethod
     def stream_width(self, block: str) -> str:
         """Return the name of the width along which the stream's channels run after ``block``."""

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from timm.layers.squeeze_excite import SEModule
 from timm.models import group_parameters
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
+from torch.func import functional_call
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.families.base import RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.widths import Axis, TensorSpec
 
 _BATCH_NORM_VECTORS = ("weight", "bias", "running_mean", "running_var")
+
+
+class MapRecovery(RecoverySupport):
+    """A stream of maps (B, D, H, W) that has another width after almost every block."""
+
+    has_largest_stream_first: ClassVar[bool] = False
+
+    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
+        """Reshape (B, D, H, W) to (B, H·W, D)."""
+        return stream.flatten(2).transpose(1, 2)
+
+    def add(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Add (B, H·W, D) to (B, D, H, W)."""
+        return stream + tokens.transpose(1, 2).unflatten(2, stream.shape[2:])
+
+    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
+        """Return the last map, which nothing normalizes before it is pooled."""
+        del model
+        return stream
 
 
 class SpecCollector:
@@ -154,9 +176,11 @@ def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
     """
     was_training = model.training
     images_BCSS = torch.empty(2, 3, image_size, image_size, device="meta")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    outlines = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     try:
         with torch.no_grad():
-            model.eval()(images_BCSS)
+            functional_call(model.eval(), outlines, (images_BCSS,))
     except Exception as error:  # each architecture fails with another type
         raise TwinbudError(
             f"{where} cannot process images of {image_size} pixels ({error})",

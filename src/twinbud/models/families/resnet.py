@@ -10,13 +10,47 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import SpecCollector, is_described, require_image_size, timm_layer_numbers
+from twinbud.models.families.base import (
+    Branch,
+    LinearMap,
+    NetworkShape,
+    RecoverySupport,
+    SelectionFamily,
+    TimmModel,
+)
+from twinbud.models.families.convolutional import (
+    MapRecovery,
+    SpecCollector,
+    is_described,
+    require_image_size,
+    timm_layer_numbers,
+)
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEM = "stem"
 """Kind of the widths before the first stage, which are not halved."""
+
+
+class ResNetRecovery(MapRecovery):
+    """The map after the stem and after each block. Grouped convolutions keep their selected weights."""
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return (B, D, H, W), the stem's output."""
+        return model.maxpool(model.act1(model.bn1(model.conv1(images_BCSS))))
+
+    def stream_width(self, block: str) -> str:
+        """Return the width of the block's stage."""
+        return f"stage/{block.partition('.')[0].removeprefix('layer')}"
+
+    def branches(self, block: TimmModel) -> tuple[Branch, ...]:
+        """Return the block as one branch: its convolutions, before the batch norms, and that of its shortcut."""
+        layers = {
+            name: layer
+            for name, layer in block.named_modules()
+            if isinstance(layer, nn.Conv2d) and layer.groups == 1 and not name.startswith("se.")
+        }
+        return (Branch(forward=block, linears=tuple(LinearMap(name=name) for name in layers)),)
 
 
 class ResNetFamily(SelectionFamily):
@@ -32,6 +66,7 @@ class ResNetFamily(SelectionFamily):
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.0
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    recovery: ClassVar[RecoverySupport | None] = ResNetRecovery()
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's ResNet with layers whose widths are known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,8 +10,15 @@ import torch
 from timm.models.vgg import VGG
 from torch import nn
 
-from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import SpecCollector, require_image_size, timm_layer_numbers
+from twinbud.models.families.base import (
+    Branch,
+    LinearMap,
+    NetworkShape,
+    RecoverySupport,
+    SelectionFamily,
+    TimmModel,
+)
+from twinbud.models.families.convolutional import MapRecovery, SpecCollector, require_image_size, timm_layer_numbers
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 HIDDEN = (Axis("hidden/fc1"), Axis("hidden/fc2"))
@@ -41,6 +49,37 @@ class _Convolution:
         return f"{self.stage}.{self.place}"
 
 
+class VGGRecovery(MapRecovery):
+    """The map after each convolution with its norm, activation and pooling.
+
+    The first convolution reads the images and so loses nothing by selection; it makes the first stream. The hidden
+    layers of the classifier keep their selected weights: one of them has 25,088 inputs.
+    """
+
+    def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """Return (B, D, H, W), the map after the first convolution."""
+        return _block(model, _convolutions(model)[0])(images_BCSS)
+
+    def layer_name(self, model: TimmModel, block: str, linear: str) -> str:
+        """Return the name of the block's convolution in ``features``."""
+        del linear
+        return next(each.name for each in _convolutions(model) if each.layer == block)
+
+    def stream_width(self, block: str) -> str:
+        """Return the width of the convolution's outputs."""
+        return f"conv/{block}"
+
+    def branches(self, block: TimmModel) -> tuple[Branch, ...]:
+        """Return the block as one branch with its convolution."""
+
+        def forward(stream: torch.Tensor) -> torch.Tensor:
+            for name, layer in block.named_children():
+                stream = layer(stream.clone() if name == "act" else stream)  # it changes its input, the target
+            return stream
+
+        return (Branch(forward=forward, linears=(LinearMap(name="conv"),)),)
+
+
 class VGGFamily(SelectionFamily):
     """Widths: the channels of each convolution, and two hidden layers before the classifier.
 
@@ -53,14 +92,15 @@ class VGGFamily(SelectionFamily):
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.0
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    recovery: ClassVar[RecoverySupport | None] = VGGRecovery()
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's VGG."""
         return isinstance(model, VGG)
 
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
-        """Return the convolutions."""
-        return {convolution.name: model.get_submodule(convolution.name) for convolution in _convolutions(model)}
+        """Return the convolutions but the first, each with what follows it, by their place in the chain."""
+        return {each.layer: _block(model, each) for each in _convolutions(model)[1:]}
 
     def layer_numbers(self, model: TimmModel) -> dict[str, int]:
         """Return timm's own layers."""
@@ -122,6 +162,18 @@ class VGGFamily(SelectionFamily):
         """
         require_image_size(model, image_size, where)
         return {}
+
+
+def _block(model: TimmModel, convolution: _Convolution) -> nn.Sequential:
+    """Return a convolution, its norm, its activation and the pooling after it, whichever there are."""
+    start = int(convolution.name.rpartition(".")[2])
+    parts: dict[str, nn.Module] = {"conv": model.features[start]}
+    for layer in model.features[start + 1 :]:
+        if isinstance(layer, nn.Conv2d):
+            break
+        is_norm, is_pool = isinstance(layer, nn.BatchNorm2d), isinstance(layer, nn.MaxPool2d)
+        parts["norm" if is_norm else "pool" if is_pool else "act"] = layer
+    return nn.Sequential(OrderedDict(parts))
 
 
 def _convolutions(model: TimmModel) -> list[_Convolution]:
