@@ -70,7 +70,7 @@ def inverted_residuals(cls: type[nn.Module], *blocks: str, **arguments: Any) -> 
     )
 
 
-def residual(block: type[nn.Module], *channels: int, **arguments: Any) -> TimmModel:
+def residual(block: Any, *channels: int, **arguments: Any) -> TimmModel:
     """A ResNet of two blocks in the first stage and one in each of the others."""
     return ResNet(block, (2, 1, 1, 1), **{"num_classes": 5, "channels": channels} | arguments)
 

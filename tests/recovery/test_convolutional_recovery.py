@@ -164,7 +164,7 @@ def test_a_shallower_vggs_last_convolution_of_a_stage_answers_for_the_rest_of_th
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_a_convolution_is_a_matrix_on_its_patches(stride: int, padding: Any) -> None:
     torch.manual_seed(0)
-    layer = create_conv2d(3, 4, 3, stride=stride, padding=padding, bias=False)
+    layer: Any = create_conv2d(3, 4, 3, stride=stride, padding=padding, bias=False)
     images = torch.randn(2, 3, 9, 10)
     rows = input_rows(layer, images)
     expected = layer(images).flatten(2).transpose(1, 2).flatten(0, 1)

@@ -218,7 +218,7 @@ def _on_registration(call: Callable[[nn.Module], None]) -> Iterator[None]:
         if part is not None and threading.get_ident() == thread:
             call(part)
 
-    handle = register_module_module_registration_hook(hook)  # type: ignore[arg-type] (torch forgets None)
+    handle = register_module_module_registration_hook(hook)
     try:
         yield
     finally:

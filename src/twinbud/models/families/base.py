@@ -5,8 +5,7 @@
 student's layers to the teacher. A family without it trains all methods of the paper.
 
 A new family is one file in this folder and one line in ``families.FAMILIES``. ``families/mixer.py`` is a short one.
-``tests/models/families/test_proof.py`` proves a map of widths: add a small
-network of the family to ``NETWORKS``.
+``tests/models/families/test_proof.py`` proves a map of widths: add a small network of the family to ``NETWORKS``.
 """
 
 from __future__ import annotations

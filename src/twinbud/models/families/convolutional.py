@@ -89,7 +89,7 @@ class SpecCollector:
 
     def sequence(self, name: str, outputs: Axis, inputs: Axis, *, layer: str | None = None) -> None:
         """Add a sequence of one convolution and its norm, perhaps with layers that have no tensors."""
-        for place, module in enumerate(self.model.get_submodule(name)):  # type: ignore[arg-type] (a Sequential)
+        for place, module in enumerate(self.model.get_submodule(name)):
             if isinstance(module, nn.Conv2d):
                 self.convolution(f"{name}.{place}", outputs, inputs, layer=layer)
             elif isinstance(module, nn.BatchNorm2d):
