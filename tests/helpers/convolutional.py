@@ -61,18 +61,23 @@ def save_narrow_teacher(folder: Path, architecture: str, largest: int = 8, **arg
     return f"local-dir:{folder}"
 
 
+def named_as_by_timm(model: TimmModel, classifier: str) -> TimmModel:
+    """Add what ``timm.create_model`` adds to a network: its image size and the name of its classifier."""
+    model.pretrained_cfg = {"classifier": classifier, "input_size": (3, 32, 32)}
+    return model
+
+
 def inverted_residuals(cls: type[nn.Module], *blocks: str, **arguments: Any) -> TimmModel:
     """An EfficientNet or MobileNetV3 of blocks in timm's notation; each string is a stage."""
     block_args = decode_arch_def([[block] for block in blocks])
-    return cls(
-        block_args,
-        **{"stem_size": 6, "num_features": 10, "num_classes": 5, "round_chs_fn": round} | arguments,
-    )
+    arguments = {"stem_size": 6, "num_features": 10, "num_classes": 5, "round_chs_fn": round} | arguments
+    return named_as_by_timm(cls(block_args, **arguments), "classifier")
 
 
 def residual(block: Any, *channels: int, **arguments: Any) -> TimmModel:
     """A ResNet of two blocks in the first stage and one in each of the others."""
-    return ResNet(block, (2, 1, 1, 1), **{"num_classes": 5, "channels": channels} | arguments)
+    model = ResNet(block, (2, 1, 1, 1), **{"num_classes": 5, "channels": channels} | arguments)
+    return named_as_by_timm(model, "fc")
 
 
 CONVOLUTIONAL: dict[str, tuple[Callable[[], TimmModel], int]] = {

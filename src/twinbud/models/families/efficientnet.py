@@ -39,6 +39,12 @@ class EfficientNetFamily(SelectionFamily):
     temperature: ClassVar[float] = 3.0
     drop_path: ClassVar[float] = 0.0
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("tf_efficientnet_lite0.in1k", "half"),
+        ("efficientnet_b1.ft_in1k", "efficientnet_b0"),
+        ("tf_efficientnetv2_s.in21k", "half"),
+        ("mobilenetv3_large_100.miil_in21k", "mobilenetv3_large_075"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's EfficientNet or MobileNetV3 with layers whose widths are known."""

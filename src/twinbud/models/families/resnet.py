@@ -67,6 +67,13 @@ class ResNetFamily(SelectionFamily):
     drop_path: ClassVar[float] = 0.0
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     recovery: ClassVar[RecoverySupport | None] = ResNetRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("resnet50.a1_in1k", "half"),
+        ("resnet34.a1_in1k", "resnet18"),
+        ("resnet18.a1_in1k", "half"),
+        ("resnext50_32x4d.a1_in1k", "half"),
+        ("seresnet50.a1_in1k", "half"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's ResNet with layers whose widths are known.

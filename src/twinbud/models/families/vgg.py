@@ -93,6 +93,11 @@ class VGGFamily(SelectionFamily):
     drop_path: ClassVar[float] = 0.0
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     recovery: ClassVar[RecoverySupport | None] = VGGRecovery()
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("vgg19.tv_in1k", "vgg16"),
+        ("vgg16.tv_in1k", "half"),
+        ("vgg16_bn.tv_in1k", "half"),
+    )
 
     def owns(self, model: nn.Module) -> bool:
         """Return whether ``model`` is timm's VGG."""
