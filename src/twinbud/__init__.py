@@ -5,6 +5,7 @@ Whole jobs, one call each, as the command line does them:
 - ``train``: train, evaluate and save a student.
 - ``evaluate``: evaluate a finished run on its own test images, or on others.
 - ``predict``: classify images.
+- ``open_model``: open a trained network for inference.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
 - ``study``: execute all runs of a recipe.
 - ``families``, ``widths``: list the networks that weights are selected from, and the widths of one of them.
@@ -18,7 +19,7 @@ in the order in which a run takes them: ``twinbud.data``, ``models``, ``recovery
 from typing import TYPE_CHECKING
 
 from twinbud.core.errors import TwinbudError
-from twinbud.runs.api import evaluate, predict, select, train
+from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.catalog import datasets, families, widths
 
 if TYPE_CHECKING:
@@ -26,4 +27,15 @@ if TYPE_CHECKING:
 else:
     from twinbud import study
 
-__all__ = ["TwinbudError", "datasets", "evaluate", "families", "predict", "select", "study", "train", "widths"]
+__all__ = [
+    "TwinbudError",
+    "datasets",
+    "evaluate",
+    "families",
+    "open_model",
+    "predict",
+    "select",
+    "study",
+    "train",
+    "widths",
+]

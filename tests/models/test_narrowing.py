@@ -37,7 +37,8 @@ def built(name: str) -> tuple[TimmModel, TimmModel]:
     """timm's network of the smaller width, and the wider one."""
     architecture, wide, small = PAIRS[name]
     torch.manual_seed(0)
-    return tuple(timm.create_model(architecture, num_classes=5, **arguments) for arguments in (small, wide))
+    expected, model = (timm.create_model(architecture, num_classes=5, **arguments) for arguments in (small, wide))
+    return expected, model
 
 
 def images(name: str) -> torch.Tensor:
@@ -91,7 +92,7 @@ def test_narrowing_afterwards_keeps_the_deviation_of_the_wider_layers() -> None:
 def test_nothing_is_called_once_the_network_is_built() -> None:
     expected, _ = built("bottleneck")
     build_network("resnet26", "test", shapes_of(expected.state_dict()), num_classes=5, **WIDE)
-    again = timm.create_model("resnet26", num_classes=5, **WIDE)
+    again: TimmModel = timm.create_model("resnet26", num_classes=5, **WIDE)
     assert again.conv1.out_channels == 64
     assert again.layer1[0].conv1.out_channels == 24
 

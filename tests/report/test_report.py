@@ -99,6 +99,14 @@ def card_of(tmp_path, summary):
     return (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_card_of_a_network_that_timm_cannot_build_names_what_opens_it(tmp_path):
+    card = card_of(tmp_path, replace(make_summary(), opens_with_timm=False))
+    assert "library_name: twinbud\n" in card
+    assert 'import twinbud\nmodel = twinbud.open_model("PATH")' in card
+    assert "timm.create_model" not in card
+    assert "open_model" not in card_of(tmp_path, make_summary())
+
+
 def test_page_fetches_nothing_and_says_so_to_the_browser(tmp_path):
     page = page_of(tmp_path, make_summary())
     reader = Reader(page)

@@ -27,6 +27,7 @@ JOBS: tuple[Callable[..., Any], ...] = (
     api.train,
     api.evaluate,
     api.predict,
+    api.open_model,
     api.select,
     study_api.study,
     catalog.datasets,

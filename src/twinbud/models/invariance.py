@@ -22,19 +22,23 @@ def randomize(model: TimmModel, seed: int = 0) -> TimmModel:
     """Fill every parameter and floating buffer of ``model.state_dict()`` and convert the model to float64, in place.
 
     Values are N(0, 0.2), those of matrices and kernels at most N(0, 1/√fan-in), so that deep networks neither saturate
-    nor overflow; running variances are 0.5 + u² with u standard normal.
+    nor overflow; running variances are 0.5 + u² with u standard normal. Weights of batch norms are N(0, 1): a chain of
+    smaller ones would leave nothing of the first layers' output.
 
     Returns:
         The model, in evaluation mode.
     """
     model.double().eval()
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        state = model.state_dict()
+        for name, tensor in state.items():
             if not tensor.is_floating_point():
                 continue
             values = torch.from_numpy(numpy_stream("proof", seed, name).standard_normal(tuple(tensor.shape)))
             if name.endswith("running_var"):
                 tensor.copy_(0.5 + values**2)
+            elif f"{name.rpartition('.')[0]}.running_var" in state and name.endswith(".weight"):
+                tensor.copy_(values)
             else:
                 fan_in = tensor[0].numel() if tensor.dim() > 1 else 1
                 tensor.copy_(values * min(0.2, fan_in**-0.5))

@@ -40,6 +40,7 @@ def resize_module(path: str, module: TimmModel, changes: Changes) -> None:
     Raises:
         TwinbudError: The module's type is not known, or it cannot have these sizes.
     """
+    after, norm = next(iter(changes.values()))[1], module
     if isinstance(module, ScaledStdConv2d | ScaledStdConv2dSame):  # keeps a scale of its old fan-in
         raise _cannot_resize(path, module, changes)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -48,16 +49,15 @@ def resize_module(path: str, module: TimmModel, changes: Changes) -> None:
         if "weight" in changes:
             module.out_features, module.in_features = changes["weight"][1]
     elif isinstance(module, _BATCH_NORMS):
-        module.num_features = next(iter(changes.values()))[1][0]
+        norm.num_features = after[0]
     elif isinstance(module, _LAYER_NORMS):
-        module.normalized_shape = next(iter(changes.values()))[1]
+        module.normalized_shape = after
     elif isinstance(module, nn.GroupNorm):
-        module.num_channels = next(iter(changes.values()))[1][0]
+        module.num_channels = after[0]
         if module.num_channels % module.num_groups:
             raise _cannot_resize(path, module, changes)
     elif isinstance(module, Scale):
-        ((before, after),) = changes.values()
-        module.shape = tuple(after[0] if size == before[0] else size for size in module.shape)
+        module.shape = (after[0], 1, 1) if len(module.shape) == 3 else (after[0],)
     elif not isinstance(module, _SCALES) and _keeps_size(module, changes):
         raise _cannot_resize(path, module, changes)
 

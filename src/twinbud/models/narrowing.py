@@ -9,7 +9,7 @@ deviation often depends on the number of channels.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,13 +17,16 @@ import timm
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.models.families.base import TimmModel
 from twinbud.models.narrow_modules import follow_sizes, resize_module
-from twinbud.models.outline import classifiers, outline
+from twinbud.models.outline import INITIALIZERS, classifiers, outline
 from twinbud.models.widths import TensorSpec, width_sizes
 
+_LARGE = 2**22
+"""Elements of a tensor that only layers which can be reset have."""
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 """Shapes of tensors by their full names; a tensor that is not named keeps its shape."""
@@ -123,7 +126,7 @@ def build_network(architecture: str, where: str, shapes: Shapes | None, /, **arg
         if path is not None and _narrow_module(path, module, narrowed) and callable(reset):
             reset()
 
-    with _on_registration(make_narrow):
+    with _on_registration(make_narrow), _WithoutLargeTensors(narrowed):
         model = timm.create_model(architecture, pretrained=False, **arguments)
     _narrow_module("", model, narrowed)
     follow_sizes(model, old_sizes)
@@ -179,6 +182,33 @@ def _narrow_module(path: str, module: nn.Module, shapes: Shapes) -> bool:
     return True
 
 
+class _WithoutLargeTensors(TorchFunctionMode):
+    """Skips the initialization of large tensors that ``make_narrow`` replaces and initializes: VGG's 103 million.
+
+    Args:
+        shapes: Those of the network to be built; tensors of other shapes are not a part of it.
+    """
+
+    def __init__(self, shapes: Shapes) -> None:
+        super().__init__()
+        self.shapes = frozenset(shapes.values())
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func.__name__ in INITIALIZERS:
+            target = args[0] if args else kwargs["tensor"]
+            if target.numel() > _LARGE and tuple(target.shape) not in self.shapes:
+                return target
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _on_registration(call: Callable[[nn.Module], None]) -> Iterator[None]:
     """Call ``call`` with each module that this thread makes a part of another one, while the context is open."""
@@ -188,7 +218,7 @@ def _on_registration(call: Callable[[nn.Module], None]) -> Iterator[None]:
         if part is not None and threading.get_ident() == thread:
             call(part)
 
-    handle = register_module_module_registration_hook(hook)  # type: ignore[arg-type] (torch forgets None)
+    handle = register_module_module_registration_hook(hook)
     try:
         yield
     finally:

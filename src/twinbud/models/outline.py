@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import TimmModel
 
-_INITIALIZERS = frozenset(
+INITIALIZERS = frozenset(
     {"uniform_", "normal_", "constant_", "kaiming_uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 )
 """Operations that change nothing but numbers, of which tensors on the meta device have none."""
@@ -48,7 +48,7 @@ class _WithoutInitialization(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")
-        if isinstance(target, torch.Tensor) and target.is_meta and func.__name__ in _INITIALIZERS:
+        if isinstance(target, torch.Tensor) and target.is_meta and func.__name__ in INITIALIZERS:
             return target
         return func(*args, **kwargs)
 

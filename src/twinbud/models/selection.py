@@ -142,7 +142,7 @@ def plan_selection(
     family.check_attention(teacher, attention)
     family.check_compatible(teacher, student)
     teacher_specs, student_specs = (index_attention(family.specs(model), attention) for model in (teacher, student))
-    prepared, folded = family.fold_layer_scale(teacher.state_dict(), set(student_specs))
+    prepared, folded = _teacher_state(teacher, student, family, student_specs)
     student_tensors = student_tensor_status(student, student_specs, prepared)
     chosen = [name for name, status in student_tensors.items() if status.kind != "fresh"]
     sizes = _sizes(chosen, student_specs, prepared, student.state_dict())
@@ -172,7 +172,9 @@ def plan_selection(
         widths=widths,
         tensor_widths=tensor_widths,
         student_tensors=student_tensors,
-        teacher_tensors=teacher_tensor_status(teacher, teacher_specs, student_tensors, folded),
+        teacher_tensors=teacher_tensor_status(
+            teacher, teacher_specs, _by_teacher_name(student_tensors, teacher, student, family), student_specs, folded
+        ),
     )
 
 
@@ -187,7 +189,7 @@ def extract_weights(
         New float32 tensors by the student's names, without those that the plan calls fresh.
     """
     specs = index_attention(family.specs(student), plan.attention)
-    prepared, _ = family.fold_layer_scale(teacher.state_dict(), set(specs))
+    prepared, _ = _teacher_state(teacher, student, family, specs)
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     result: State = {}
     for name, spec in specs.items():
@@ -201,6 +203,21 @@ def extract_weights(
             tensor = spec.select(tensor, dimension, plan.chosen(name, spec, dimension, pair_role))
         result[name] = tensor.float().clone() if tensor.is_floating_point() else tensor.clone()
     return result
+
+
+def _teacher_state(
+    teacher: TimmModel, student: TimmModel, family: SelectionFamily, specs: dict[str, TensorSpec]
+) -> tuple[State, dict[str, str]]:
+    """Return the teacher's tensors by the student's names, and what was folded; see ``fold_layer_scale``."""
+    state, folded = family.fold_layer_scale(teacher.state_dict(), set(specs))
+    names = family.teacher_names(teacher, student).items()
+    return {name: state[source] for name, source in names if source in state}, folded
+
+
+def _by_teacher_name(
+    status: dict[str, TensorStatus], teacher: TimmModel, student: TimmModel, family: SelectionFamily
+) -> dict[str, TensorStatus]:
+    return {source: status[name] for name, source in family.teacher_names(teacher, student).items()}
 
 
 def _chooser(rule: Rule, seed: int, swap_roles: bool) -> Callable[[str, int, int], WidthPlan]:

@@ -92,14 +92,25 @@ def _inherited(spec: TensorSpec, teacher: torch.Tensor, student: torch.Tensor) -
 
 
 def teacher_tensor_status(
-    teacher: TimmModel, specs: dict[str, TensorSpec], student_status: dict[str, TensorStatus], folded: dict[str, str]
+    teacher: TimmModel,
+    specs: dict[str, TensorSpec],
+    student_status: dict[str, TensorStatus],
+    student_specs: dict[str, TensorSpec],
+    folded: dict[str, str],
 ) -> dict[str, TensorStatus]:
     """Return the status of each teacher tensor.
+
+    Args:
+        teacher: The teacher.
+        specs: Those of its tensors.
+        student_status: Status of each student tensor, by the name of the teacher's tensor that it is selected from.
+        student_specs: Those of the student's tensors, by the student's names.
+        folded: The layer that each folded tensor went into.
 
     Raises:
         TwinbudError: The student lacks one that is neither the classifier's nor a deeper layer's.
     """
-    layers = {specs[name].layer for name in student_status if name in specs}
+    layers = {spec.layer for spec in student_specs.values()}
     tensor_status: dict[str, TensorStatus] = {}
     for name in teacher.state_dict():
         spec = specs[name]

@@ -125,15 +125,14 @@ class ChannelMap:
             yield stream
         yield self.recovery.finish(self.teacher, stream)
 
-    def _spans(self, student_blocks: list[str], teacher_blocks: list[str]) -> dict[str, list[str]]:
-        """Map each student block to its teacher blocks: its own, and in the last block of a stage all later ones."""
-        width = self.recovery.stream_width
-        spans: dict[str, list[str]] = {}
-        for place, name in enumerate(student_blocks):
-            is_last = place + 1 == len(student_blocks) or width(student_blocks[place + 1]) != width(name)
-            later = teacher_blocks[teacher_blocks.index(name) :]
-            spans[name] = [other for other in later if width(other) == width(name)] if is_last else [name]
-        return spans
+    @staticmethod
+    def _spans(student_blocks: list[str], teacher_blocks: list[str]) -> dict[str, list[str]]:
+        """Map each student block to its teacher blocks: its own, and those before the student's next block."""
+        starts = [*map(teacher_blocks.index, student_blocks), len(teacher_blocks)]
+        return {
+            name: teacher_blocks[start:end]
+            for name, start, end in zip(student_blocks, starts, starts[1:], strict=False)
+        }
 
     def _index(self, indices: object) -> torch.Tensor:
         return torch.tensor(indices, dtype=torch.int64, device=self.device)

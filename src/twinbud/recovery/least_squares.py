@@ -34,7 +34,7 @@ from torch import nn
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, RecoverySupport
 from twinbud.recovery.channel_map import BlockPair, ChannelMap, at_channels, teacher_branches
-from twinbud.recovery.normal_equations import NormalEquations, by_position, fit_layer, input_rows
+from twinbud.recovery.normal_equations import NormalEquations, by_position, fit_layer
 
 
 class RefitBatch(NamedTuple):
@@ -110,7 +110,7 @@ def refit_layers(
                         channel_map, pair, teacher_branch, stream.teacher_stream
                     )
             for linear in branch.linears:
-                name = f"{pair.name}.{linear.name}"
+                name = recovery.layer_name(channel_map.student, pair.name, linear.name)
                 try:
                     fits.append(LayerFit(name, *_refit_layer(recovery, pair, branch, linear, streams, autocast)))
                 except TwinbudError as error:
@@ -140,7 +140,7 @@ def _refit_layer(
         targets = stream.targets.pop(linear.name)
         if linear.writes:
             targets, stream.inputs = targets - recovery.tokens(stream.student_stream), inputs
-        equations[stream.is_held_out].add(input_rows(layer, inputs), targets)
+        equations[stream.is_held_out].add_layer(layer, inputs, targets)
     scale = pair.student.get_parameter(linear.scale) if linear.scale else None
     return fit_layer(layer, equations[False], equations[True], scale)
 
@@ -192,9 +192,10 @@ def _teacher_targets(
         if linear.writes:
             targets[linear.name] = channel_map.student_stream(pair.name, channel_map.recovery.tokens(end))
         else:
-            channels, outputs = channel_map.output_channels(f"{pair.name}.{linear.name}"), traffic[linear.name].outputs
+            name = channel_map.recovery.layer_name(channel_map.student, pair.name, linear.name)
             order = linear.to_stream_order or partial(by_position, inner[linear.name])
-            targets[linear.name] = at_channels(order(outputs), channels)
+            outputs = order(traffic[linear.name].outputs)
+            targets[linear.name] = at_channels(outputs, channel_map.output_channels(name))
     return targets, end
 
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
@@ -25,6 +27,8 @@ RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(2, -9, -1))
 """Candidates for λ, relative to the mean diagonal element of XᵀX, the largest first."""
 _ROUNDING = 1e-7
 """Differences of explained variance below this are rounding of float32; the larger λ then wins."""
+_PATCH_ELEMENTS = 2**25
+"""Elements of the patches of a convolution, 128 MiB, that are in memory at once."""
 _PANEL = 256
 """Columns of XᵀX that are computed at once; what lies below them follows from symmetry."""
 
@@ -40,7 +44,7 @@ def fit_layer(
     """Refit one layer in place: choose the ridge on held-out rows, then fit all rows with it.
 
     Args:
-        layer: A linear layer, or a convolution whose patches do not overlap.
+        layer: A linear layer, or a convolution without groups.
         fitted: Normal equations of the rows to fit.
         held_out: Normal equations of the held-out rows.
         scale: (O,) LayerScale after the layer, which does not change; outputs with scale 0 keep their weights.
@@ -89,7 +93,7 @@ class NormalEquations:
     """Accumulated XᵀX and XᵀY of one layer; products per batch in float32, sums in float64.
 
     Args:
-        layer: A linear layer, or a convolution whose patches do not overlap.
+        layer: A linear layer, or a convolution without groups.
 
     Attributes:
         gram: (I, I) XᵀX.
@@ -123,6 +127,22 @@ class NormalEquations:
         self.power += targets.square().sum(dim=0)
         self.total += total
         self.count += len(rows)
+
+    def add_layer(self, layer: nn.Module, inputs: torch.Tensor, targets_BLO: torch.Tensor) -> None:
+        """Add what enters ``layer`` and its targets, in parts whose patches fit into ``_PATCH_ELEMENTS``.
+
+        Args:
+            layer: See ``input_rows``.
+            inputs: (B, ..., C) for a linear layer, (B, C, H, W) for a convolution.
+            targets_BLO: One row per position of the layer's output.
+        """
+        kernel = layer.kernel_size if isinstance(layer, nn.Conv2d) else (1, 1)
+        num_elements = targets_BLO.shape[1] * inputs[0].numel() * kernel[0] * kernel[1]
+        if isinstance(layer, nn.Conv2d):
+            num_elements //= inputs.shape[2] * inputs.shape[3]
+        size = max(1, _PATCH_ELEMENTS // num_elements) if max(kernel) > 1 else len(inputs)
+        for part, targets in zip(inputs.split(size), targets_BLO.split(size), strict=True):
+            self.add(input_rows(layer, part), targets)
 
     def with_rows_of(self, other: NormalEquations) -> NormalEquations:
         """Return the equations of the rows of both."""
@@ -226,6 +246,8 @@ def put_matrix(layer: TimmModel, weights_IO: torch.Tensor) -> None:
 def input_rows(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Return a layer's input as (R, I), one row per position."""
     if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, Conv2dSame):
+            inputs = pad_same(inputs, layer.kernel_size, layer.stride, layer.dilation)  # type: ignore[arg-type]
         patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
         return patches.transpose(1, 2).flatten(0, 1)
     return inputs.flatten(0, -2)

@@ -115,7 +115,11 @@ def refitted_layers(family: SelectionFamily, student: TimmModel) -> list[str]:
     """Return the full names of the layers that least squares refits, in order."""
     recovery = family.require_recovery()
     blocks = family.blocks(student).items()
-    return [f"{name}.{linear.name}" for name, block in blocks for linear in recovery.linear_maps(block)]
+    return [
+        recovery.layer_name(student, name, linear.name)
+        for name, block in blocks
+        for linear in recovery.linear_maps(block)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

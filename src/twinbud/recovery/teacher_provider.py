@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from twinbud.core.errors import TwinbudError
+from twinbud.models.families import family_of
 from twinbud.models.families.base import RecoverySupport, TimmModel
 from twinbud.models.selection import PairRole, extract_weights
 from twinbud.models.selection_io import Selection
@@ -132,15 +133,22 @@ def require_same_teacher(teacher: TimmModel, selection: Selection, name: str) ->
 
 def num_positions(network: TimmModel, recovery: RecoverySupport, image_size: int) -> int:
     """Return the number of positions in the residual stream that enters the first block."""
-    return _first_tokens(network, recovery, image_size).shape[1]
+    return recovery.tokens(_first_stream(network, recovery, image_size)).shape[1]
 
 
 def num_stream_elements(network: TimmModel, recovery: RecoverySupport, image_size: int) -> int:
-    """Return the number of elements, positions times channels, in the residual stream of one image."""
-    return _first_tokens(network, recovery, image_size).numel()
+    """Return the number of elements, positions times channels, in the largest residual stream of one image."""
+    stream = _first_stream(network, recovery, image_size)
+    largest = stream.numel()
+    if not recovery.has_largest_stream_first:
+        for block in family_of(network).blocks(network).values():
+            with torch.no_grad():
+                stream = block(stream)
+            largest = max(largest, stream.numel())
+    return largest
 
 
 @torch.no_grad()
-def _first_tokens(network: TimmModel, recovery: RecoverySupport, image_size: int) -> torch.Tensor:
+def _first_stream(network: TimmModel, recovery: RecoverySupport, image_size: int) -> torch.Tensor:
     blank = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
-    return recovery.tokens(recovery.embed(network, blank))
+    return recovery.embed(network, blank)

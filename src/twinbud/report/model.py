@@ -104,6 +104,8 @@ class RunSummary:
     """Plain JSON values."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Plain JSON values."""
+    opens_with_timm: bool = True
+    """Whether timm alone can open the model folder; otherwise twinbud is needed."""
 
     @property
     def classes(self) -> tuple[str, ...]:

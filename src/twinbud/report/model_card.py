@@ -29,7 +29,8 @@ def write_model_card(path: Path, summary: RunSummary) -> None:
     Raises:
         TwinbudError: The disk is full or the folder cannot be written.
     """
-    header = yaml.safe_dump(HEADER, sort_keys=False)
+    library = {} if summary.opens_with_timm else {"library_name": "twinbud"}
+    header = yaml.safe_dump(HEADER | library, sort_keys=False)
     filters = {"markdown": _markdown}
     write_text(path, render("model_card.md.jinja", summary, filters, autoescape=False, header=header))
 

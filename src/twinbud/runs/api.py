@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from twinbud.core.progress import Progress, SilentProgress, TerminalProgress
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from twinbud.config.keywords import Settings
     from twinbud.config.schema import Attention, Family, Rule
     from twinbud.evaluation.predictions import Predictions
@@ -210,6 +212,32 @@ def predict(
         counts = f"{counted(len(predictions.paths), 'image')} classified, {counted(len(ignored), 'file')} left out"
         progress.note(f"note: {counts}")
     return predictions
+
+
+def open_model(folder: str | Path) -> nn.Module:
+    """Open the trained network of a finished run or of its model folder, in evaluation mode.
+
+    It opens every model folder of twinbud, including those of networks that timm alone cannot build, such as half of a
+    VGG or an EfficientNet. ``predict`` does the same with the preprocessing that belongs to the network.
+
+    Args:
+        folder: A run folder, or the folder ``model`` in it.
+
+    Returns:
+        A module that maps normalized images (B, 3, S, S), float32, to logits (B, K). Its parameters need no gradient.
+
+    Raises:
+        TwinbudError: There is no model folder, or its files do not fit together.
+
+    Example:
+        >>> import twinbud
+        >>> model = twinbud.open_model("runs/first")  # doctest: +SKIP
+        >>> type(model).__name__  # doctest: +SKIP
+        'VisionTransformer'
+    """
+    from twinbud.runs.inference import open_model as open_folder
+
+    return open_folder(Path(folder)).model
 
 
 def select(

@@ -75,6 +75,7 @@ def summarize(
         notes=(*job.split.notes, *_ignored(image_index), *_best_epoch(metrics)),
         settings=settings_of(job.config),
         environment=environment,
+        opens_with_timm=job.initialization.student_spec.shapes is None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 
+from helpers.convolutional import CONVOLUTIONAL
 from models.families.test_proof import NETWORKS, build
 from twinbud.core.errors import TwinbudError
 from twinbud.models.discovery.family import DiscoveredFamily
@@ -53,6 +54,22 @@ def test_the_described_widths_are_found_exactly(name: str) -> None:
     assert by_place(found) == by_place(described)
     classifiers = [{name for name, spec in specs.items() if spec.role == "classifier"} for specs in (described, found)]
     assert classifiers[0] == classifiers[1]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_the_described_widths_of_convolutional_networks_are_found_exactly(name: str) -> None:
+    """Of grouped convolutions whole groups are found, while the family makes every group narrower."""
+    model, image_size = build(name)
+    described, found = (by_place(specs) for specs in (family_of(model).specs(model), find_widths(model, image_size)))
+    if name == "resnext-strided-stem":
+        grouped = {place for place, (_, copies, unit, _) in found.items() if copies * unit > 1}
+        beside = {place for group, *_ in (found[place] for place in grouped) for place in group}
+        beside |= {place for group, *_ in (described[place] for place in grouped) for place in group}
+        described, found = ({p: a for p, a in each.items() if p not in beside} for each in (described, found))
+        assert (
+            len(beside) == 5 * 12
+        )  # of five blocks, both norms and the dimensions of three convolutions that they share
+    assert found == described
 
 
 @pytest.mark.parametrize("name", UNDESCRIBED)

@@ -11,11 +11,14 @@ import torch
 from timm.layers.mlp import GluMlp
 from timm.models.mlp_mixer import MlpMixer
 
+from helpers.convolutional import CONVOLUTIONAL, convolutional
 from helpers.widths import check_coverage, check_that_no_tensor_can_be_left_out, check_widths, images
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
 from twinbud.models.invariance import TOLERANCE, randomize, relative_change
-from twinbud.models.widths import Axis, Concatenation, TensorSpec
+from twinbud.models.narrowing import narrow, narrowed_shapes
+from twinbud.models.outline import outline
+from twinbud.models.widths import Axis, Concatenation, TensorSpec, half_sizes, width_sizes
 
 Network = tuple[str, dict[str, Any], int]
 """timm's name, its arguments and the image size in pixels."""
@@ -52,17 +55,19 @@ NETWORKS: dict[str, Network] = {
 
 
 def build(name: str, num_classes: int = 5, **changes: Any) -> tuple[TimmModel, int]:
+    if name in CONVOLUTIONAL:
+        return convolutional(name)
     architecture, arguments, image_size = NETWORKS[name]
     torch.manual_seed(0)
     return timm.create_model(architecture, num_classes=num_classes, **{**arguments, **changes}), image_size
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVOLUTIONAL])
 def test_permuting_a_width_in_all_its_tensors_changes_nothing(name: str) -> None:
     check_widths(*build(name))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVOLUTIONAL])
 def test_a_width_without_any_one_of_its_tensors_is_found_wrong(name: str) -> None:
     check_that_no_tensor_can_be_left_out(*build(name))
 
@@ -93,3 +98,44 @@ def test_channels_inside_a_head_have_roles_where_heads_must_be_selected_whole(na
         for tensor, spec in family_of(model).specs(model).items()
     }
     assert relative_change(model, specs, ["attention/blocks.0"], images(image_size)) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "arguments"),
+    [
+        ("vgg19_bn", "vgg16_bn", {}),
+        ("resnet50", "resnet50", {"channels": (32, 64, 128, 256)}),
+        ("resnet34d", "resnet18d", {"channels": (32, 64, 128, 256), "stem_width": 16}),
+        ("resnext50_32x4d", "resnext50_32x4d", {"channels": (32, 64, 128, 256)}),
+        ("seresnet50", "seresnet50", {"channels": (32, 64, 128, 256)}),
+        ("wide_resnet50_2", "resnet50", {}),
+        ("efficientnet_b2", "efficientnet_b0", {}),
+        ("mobilenetv3_large_100", "mobilenetv3_large_075", {}),
+        ("mobilenetv2_140", "mobilenetv2_100", {}),
+    ],
+)
+def test_whatever_differs_between_two_networks_of_timm_runs_along_a_width(
+    teacher: str, student: str, arguments: dict[str, Any]
+) -> None:
+    larger, smaller = (
+        outline(name, "test", num_classes=2, **args) for name, args in ((teacher, {}), (student, arguments))
+    )
+    family = family_of(larger)
+    names = family.teacher_names(larger, smaller)
+    specs, state = family.specs(larger), larger.state_dict()
+    for name, tensor in smaller.state_dict().items():
+        source = names[name]
+        if specs[source].role != "classifier":
+            for dimension, (before, after) in enumerate(zip(state[source].shape, tensor.shape, strict=True)):
+                assert before == after or specs[source].axes[dimension] is not None, f"{name}[{dimension}]"
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_half_of_every_width_gives_a_network_that_runs(name: str) -> None:
+    model, image_size = build(name)
+    family = family_of(model)
+    specs, state = family.specs(model), model.state_dict()
+    shapes = narrowed_shapes(specs, state, half_sizes(specs, state))
+    model = narrow(model, shapes).eval()
+    assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, 5)
+    assert width_sizes(family.specs(model), model.state_dict()) == half_sizes(specs, state)

@@ -12,13 +12,25 @@ from torch import nn
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import SelectionFamily
 from twinbud.models.families.convnext import ConvNeXtFamily
+from twinbud.models.families.efficientnet import EfficientNetFamily
 from twinbud.models.families.eva import EvaFamily
 from twinbud.models.families.mixer import MixerFamily
 from twinbud.models.families.plain import PlainFamily
+from twinbud.models.families.resnet import ResNetFamily
 from twinbud.models.families.swin import SwinFamily
+from twinbud.models.families.vgg import VGGFamily
 from twinbud.models.families.vit import ViTFamily
 
-FAMILIES: tuple[SelectionFamily, ...] = (ViTFamily(), EvaFamily(), ConvNeXtFamily(), SwinFamily(), MixerFamily())
+FAMILIES: tuple[SelectionFamily, ...] = (
+    ViTFamily(),
+    EvaFamily(),
+    ConvNeXtFamily(),
+    SwinFamily(),
+    MixerFamily(),
+    VGGFamily(),
+    ResNetFamily(),
+    EfficientNetFamily(),
+)
 """The families whose weights can be selected."""
 
 

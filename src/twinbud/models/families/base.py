@@ -4,27 +4,8 @@
 ``RecoverySupport`` is the optional part, for families with a residual stream: with it, ``--recover`` can refit a
 student's layers to the teacher. A family without it trains all methods of the paper.
 
-A new family is one file in this folder and one line in ``families.FAMILIES``. For timm's MLP-Mixer, the core is::
-
-    class MixerFamily(SelectionFamily):
-        name, members, temperature, drop_path = "Mixer", "MLP-Mixer", 4.0, 0.0
-
-        def blocks(self, model):
-            return {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
-
-        def specs(self, model):
-            # e.g. fc1 of a channel MLP runs along its hidden width and the width that all blocks share
-            width, hidden = Axis("residual"), Axis("mlp/blocks.0")
-            return {"blocks.0.mlp_channels.fc1.weight": TensorSpec((hidden, width), layer="blocks.0"), ...}
-
-        def half_sizes(self, model):
-            return half_sizes(self.specs(model), model.state_dict())
-
-        def shape(self, model):
-            return NetworkShape(depths=(len(model.blocks),), widths=(model.embed_dim,))
-
-``families/mixer.py`` is the complete one. ``tests/models/families/test_proof.py`` proves a map of widths: add a small
-network of the family to ``NETWORKS``.
+A new family is one file in this folder and one line in ``families.FAMILIES``. ``families/mixer.py`` is a short one.
+``tests/models/families/test_proof.py`` proves a map of widths: add a small network of the family to ``NETWORKS``.
 """
 
 from __future__ import annotations
@@ -103,6 +84,14 @@ class RecoverySupport(ABC):
     @abstractmethod
     def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
         """Return the residual stream that enters the first block."""
+
+    has_largest_stream_first: ClassVar[bool] = True
+    """Whether no block's stream has more elements than that which enters the first block."""
+
+    def layer_name(self, model: TimmModel, block: str, linear: str) -> str:
+        """Return the full name of a layer of ``model``, given those of its block and inside the block."""
+        del model
+        return f"{block}.{linear}"
 
     @abstractmethod
     def stream_width(self, block: str) -> str:
@@ -228,6 +217,15 @@ class SelectionFamily(ABC):
         Raises:
             TwinbudError: A width cannot be halved.
         """
+
+    def teacher_names(self, teacher: TimmModel, student: TimmModel) -> dict[str, str]:
+        """Return, for each tensor of the student, the name of the teacher's tensor that it is selected from.
+
+        Only the families whose layers are numbered through the whole network need other names than the student's. A
+        tensor that is left out has no counterpart.
+        """
+        del teacher
+        return {name: name for name in student.state_dict()}
 
     def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
         """Return the size of each width of half of ``model``, or None if the arguments that ``half`` returns give it.

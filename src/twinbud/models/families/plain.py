@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
+from twinbud.models.families.convolutional import is_depthwise, require_image_size, timm_layer_numbers
 from twinbud.models.widths import TensorSpec
 
 
@@ -41,15 +41,11 @@ class PlainFamily(SelectionFamily):
 
     def gains_from_bf16(self, model: TimmModel, device: torch.device) -> bool:
         """Return false for depthwise convolutions on a CPU: they take 1.5 times as long in bf16 (EXPERIMENTS.md)."""
-        return device.type != "cpu" or not any(
-            module.groups == module.in_channels > 1 for module in model.modules() if isinstance(module, nn.Conv2d)
-        )
+        return device.type != "cpu" or not is_depthwise(model)
 
     def layer_numbers(self, model: TimmModel) -> dict[str, int]:
         """Return timm's own layers; nothing if timm has none for this network."""
-        if not hasattr(model, "group_matcher"):
-            return {}
-        return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """Refuse: the widths that the tensors share are unknown.
@@ -74,19 +70,7 @@ class PlainFamily(SelectionFamily):
         Raises:
             TwinbudError: The network cannot process images of that size.
         """
-        was_training = model.training
-        images_BCSS = torch.empty(2, 3, image_size, image_size, device="meta")
-        try:
-            with torch.no_grad():
-                model.eval()(images_BCSS)
-        except Exception as error:  # each architecture fails with another type
-            raise TwinbudError(
-                f"{where} cannot process images of {image_size} pixels ({error})",
-                where="--image-size",
-                fix=f"Use --image-size {model.pretrained_cfg['input_size'][-1]}, the size of its pretrained weights",
-            ) from error
-        finally:
-            model.train(was_training)
+        require_image_size(model, image_size, where)
         return {}
 
     def _no_selection(self, model: TimmModel) -> TwinbudError:
