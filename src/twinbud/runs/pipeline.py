@@ -28,7 +28,6 @@ from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import TeacherInfo, read_teacher_info
 from twinbud.models.teacher_classifier import open_teacher_classifier, require_classes
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
 from twinbud.recovery.teacher_provider import require_comparable
@@ -58,6 +57,7 @@ from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
 from twinbud.training.fit import fit
 from twinbud.training.two_phase import fit_in_two_phases
+from twinbud.training.unlabelled import UnlabelledImages
 
 
 def train(
