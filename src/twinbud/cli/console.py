@@ -45,7 +45,8 @@ def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
     """Print the metrics, which images they are of, and where they were written."""
     console = _console()
     console.print(_metrics_table(evaluation.metrics))
-    console.print(f"note: {evaluation.note}", markup=False)
+    for note in (evaluation.note, *([evaluation.warning] if evaluation.warning else [])):
+        console.print(f"note: {note}", markup=False)
     show_ignored(evaluation.ignored)
     if output is not None:
         console.print(f"written: {output}", markup=False)
