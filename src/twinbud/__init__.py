@@ -6,6 +6,7 @@ Whole jobs, one call each, as the command line does them:
 - ``evaluate``: evaluate a finished run on its own test images, or on others.
 - ``predict``: classify images.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
+- ``teach``: train a teacher of one's own, on images without labels.
 - ``study``: execute all runs of a recipe.
 - ``families``, ``widths``: list the networks that weights are selected from, and the widths of one of them.
 - ``datasets``: list the public image sets that have a name.
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING
 from twinbud.core.errors import TwinbudError
 from twinbud.runs.api import evaluate, predict, select, train
 from twinbud.runs.catalog import datasets, families, widths
+from twinbud.runs.teach_api import teach
 
 if TYPE_CHECKING:
     from twinbud.study.api import study
 else:
     from twinbud import study
 
-__all__ = ["TwinbudError", "datasets", "evaluate", "families", "predict", "select", "study", "train", "widths"]
+__all__ = ["TwinbudError", "datasets", "evaluate", "families", "predict", "select", "study", "teach", "train", "widths"]

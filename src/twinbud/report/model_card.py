@@ -30,11 +30,11 @@ def write_model_card(path: Path, summary: RunSummary) -> None:
         TwinbudError: The disk is full or the folder cannot be written.
     """
     header = yaml.safe_dump(HEADER, sort_keys=False)
-    filters = {"markdown": _markdown}
+    filters = {"markdown": markdown}
     write_text(path, render("model_card.md.jinja", summary, filters, autoescape=False, header=header))
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Escape a text for one line of Markdown: no markup, no HTML, no new table cell."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", line)

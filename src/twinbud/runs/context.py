@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
+from twinbud.config.teaching import TeachConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import blank_digests
@@ -65,7 +66,7 @@ def open_images(config: RunConfig, progress: Progress, resource_cache: ResourceC
 
 
 def decode_images(
-    image_index: ImageIndex, config: RunConfig, progress: Progress
+    image_index: ImageIndex, config: RunConfig | TeachConfig, progress: Progress
 ) -> tuple[ImageIndex, ImageStore]:
     """Decode every image once, under a bar, after a note of what is known of their source."""
     for note in image_index.notes:
