@@ -21,12 +21,12 @@ from twinbud.core.progress import SilentProgress
 from twinbud.data.augment import Normalization
 from twinbud.data.image_store import ImageSubset
 from twinbud.models.teacher import open_teacher_at
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.stage import recover
 from twinbud.runs.context import Job, class_indices
 from twinbud.runs.pipeline import prepare
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.training.amp import cpu_threads
+from twinbud.training.unlabelled import UnlabelledImages
 
 SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",

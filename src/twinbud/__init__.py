@@ -7,6 +7,7 @@ Whole jobs, one call each, as the command line does them:
 - ``predict``: classify images.
 - ``open_model``: open a trained network for inference.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
+- ``teach``: train a teacher of one's own, on images without labels.
 - ``study``: execute all runs of a recipe.
 - ``families``, ``widths``: list the networks that weights are selected from, and the widths of one of them.
 - ``datasets``: list the public image sets that have a name.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from twinbud.core.errors import TwinbudError
 from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.catalog import datasets, families, widths
+from twinbud.runs.teach_api import teach
 
 if TYPE_CHECKING:
     from twinbud.study.api import study
@@ -36,6 +38,7 @@ __all__ = [
     "predict",
     "select",
     "study",
+    "teach",
     "train",
     "widths",
 ]

@@ -17,9 +17,9 @@ from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import read_teacher_info
 from twinbud.recovery.feature_matching import RecoveryStep
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
+from twinbud.training.unlabelled import UnlabelledImages
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -18,8 +18,9 @@ from twinbud.models.student_pair import build_student_pair
 from twinbud.models.teacher import read_teacher_info
 from twinbud.recovery import least_squares
 from twinbud.recovery import refit_batches as module
-from twinbud.recovery.refit_batches import RefitBatchPlan, UnlabelledImages, plan_refit_batches, refit_batches
+from twinbud.recovery.refit_batches import RefitBatchPlan, plan_refit_batches, refit_batches
 from twinbud.recovery.stage import recover
+from twinbud.training.unlabelled import UnlabelledImages
 
 PACE = TrainingConfig(image_size=28, crop_scale=0.5)
 NUMBERS = 17 * 32

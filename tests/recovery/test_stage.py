@@ -23,12 +23,12 @@ from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import open_teacher_at, read_teacher_info
 from twinbud.recovery import normal_equations, stream_statistics, teacher_provider
 from twinbud.recovery.feature_matching import RecoveryStep
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import StudentRecovery
 from twinbud.recovery.stage import recover
 from twinbud.training.checkpoint import CheckpointFolder
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.phases import RECOVERY_PHASES
+from twinbud.training.unlabelled import UnlabelledImages
 
 SETTINGS = RecoveryConfig(recover="labelled", recover_epochs=2, recover_batch_size=4, recover_views=2)
 TRAINING = TrainingConfig(image_size=28, temperature=4.0, drop_path=0.0)

@@ -19,7 +19,7 @@ from twinbud.config.fields import hints_of
 from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
-from twinbud.runs import api, catalog
+from twinbud.runs import api, catalog, teach_api
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
 
@@ -29,6 +29,7 @@ JOBS: tuple[Callable[..., Any], ...] = (
     api.predict,
     api.open_model,
     api.select,
+    teach_api.teach,
     study_api.study,
     catalog.datasets,
     catalog.families,

@@ -18,7 +18,7 @@ from helpers.stopping import sigterm_at_step
 from twinbud.config.loading import run_config
 from twinbud.models.selection_io import select
 from twinbud.models.teacher import read_teacher_info
-from twinbud.runs import pipeline, tuning
+from twinbud.runs import memory, pipeline, tuning
 from twinbud.runs.result import RunResult
 from twinbud.training.train_step import TrainingStep
 
@@ -187,7 +187,7 @@ def test_weights_selected_before_cannot_come_from_a_tuned_teacher(
 def test_a_teacher_too_large_to_tune_is_refused(
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "available_bytes", lambda _: 2**10)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 2**10)
     line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *TUNE))
     assert line.startswith("--tune-teacher: fine-tuning ")
     assert "but 0 MiB are free" in line

@@ -24,9 +24,9 @@ from twinbud.config.schema import TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import read_teacher_info
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.stage import recover
 from twinbud.training.fit import LabelledImages, fit
+from twinbud.training.unlabelled import UnlabelledImages
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 CASES = [(architecture, method) for architecture in ("vit", "convnext") for method in ("dual", "selection")]

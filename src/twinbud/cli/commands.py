@@ -13,7 +13,7 @@ from twinbud.config.loading import merge_settings, read_settings_file, run_confi
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
-from twinbud.runs import api, catalog
+from twinbud.runs import api, catalog, teach_api
 
 
 def demo(chosen: Namespace) -> None:
@@ -82,6 +82,14 @@ def report(chosen: Namespace) -> None:
     show_written(rebuild_report(chosen.run, output=chosen.output, force=chosen.force))
 
 
+def teach(chosen: Namespace) -> None:
+    """Run ``twinbud teach``."""
+    taught = teach_api.teach(**vars(chosen))
+    from twinbud.cli.console import show_teaching
+
+    show_teaching(taught)
+
+
 def study(chosen: Namespace) -> None:
     """Run ``twinbud study``."""
     num_workers = read_value("workers", chosen.workers, int | None)
@@ -142,6 +150,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "predict": predict,
     "report": report,
     "select": select,
+    "teach": teach,
     "study": study,
     "datasets": datasets,
     "families": families,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from twinbud.runs.demo import Demo
     from twinbud.runs.inference import Evaluation
     from twinbud.runs.result import RunResult
+    from twinbud.runs.teach_result import TeachResult
 
 
 def _console() -> Console:
@@ -45,7 +46,8 @@ def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
     """Print the metrics, which images they are of, and where they were written."""
     console = _console()
     console.print(_metrics_table(evaluation.metrics))
-    console.print(f"note: {evaluation.note}", markup=False)
+    for note in (evaluation.note, *([evaluation.warning] if evaluation.warning else [])):
+        console.print(f"note: {note}", markup=False)
     show_ignored(evaluation.ignored)
     if output is not None:
         console.print(f"written: {output}", markup=False)
@@ -71,6 +73,23 @@ def show_demo(demo: Demo) -> None:
         )
     console.print(table)
     console.print(f"report: {demo.report.resolve()}", markup=False)
+
+
+def show_teaching(taught: TeachResult) -> None:
+    """Print how good the features were and are, which images were used, and how to use the teacher."""
+    from twinbud.runs.teach_result import measurements
+
+    console = _console()
+    metrics = taught.metrics
+    table = Table(title=f"Features, on {metrics.num_held_out:,} images not trained on", title_justify="left")
+    for name in ("measured", "random start", "taught", "source"):
+        table.add_column(name, justify="left" if name == "measured" else "right")
+    for name, *values in measurements(metrics):
+        table.add_row(name, *map(number, values))
+    console.print(table)
+    for note in taught.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"teacher: --teacher local-dir:{taught.folder}", markup=False)
 
 
 def show_selection(selection: Selection, output: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from twinbud.config.fields import option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
 from twinbud.config.settings import STAGES, all_settings
+from twinbud.config.teaching import TEACHING_DEFAULTS, TEACHING_HELP, TEACHING_SETTINGS
 from twinbud.core.errors import TwinbudError
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")
@@ -79,11 +80,13 @@ def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudE
     return TwinbudError(f"{option} is no option", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help")
 
 
-def _setting(name: str, default: str | None = None, *, group: str = "", profiles: bool = False) -> Option:
+def _setting(
+    name: str, default: str | None = None, *, group: str = "", profiles: bool = False, about: str | None = None
+) -> Option:
     """Return a setting's option; one that is not given stays absent, so that file, plan and profile decide."""
     setting = all_settings()[name]
     known = _default(name, profiles=profiles) if default is None else default
-    text = f"{setting.help}{f' [{known}]' if known else ''}"
+    text = f"{about or setting.help}{f' [{known}]' if known else ''}"
     if setting.hint is bool:
         return Option(option_of(name), text, group, {"action": BooleanOptionalAction, "default": SUPPRESS})
     metavar = _METAVARS.get(name, name.rpartition("_")[2].upper())
@@ -132,21 +135,48 @@ def _select() -> list[Option]:
     return [*settings, weights, *_output("Folder to make.", required=True)]
 
 
-def _train() -> list[Option]:
-    config = "YAML file of settings. Options override it; --teacher and --selected override all it says of weights."
+def _resume() -> list[Option]:
     seconds = "Seconds of training between two checkpoints, at the end of an epoch [60]."
     cache = "Decode the images again, and do not keep them in the cache folder."
     return [
-        _path("--config", config, "FILE.yaml"),
-        *_output("Run folder to make.", required=True),
         _flag("--resume", "Continue an unfinished run from its last checkpoint."),
         Option("--checkpoint-seconds", seconds, keywords={"default": 60.0, "metavar": "SECONDS"}),
         _flag("--no-pixel-cache", cache, dest="pixel_cache", action="store_false"),
+    ]
+
+
+def _train() -> list[Option]:
+    config = "YAML file of settings. Options override it; --teacher and --selected override all it says of weights."
+    return [
+        _path("--config", config, "FILE.yaml"),
+        *_output("Run folder to make.", required=True),
+        *_resume(),
         _logits(),
         *(
             _setting(name, "" if name == "data" else None, group=setting.stage, profiles=True)
             for name, setting in all_settings().items()
         ),
+    ]
+
+
+def _teach() -> list[Option]:
+    source = "The network whose features it learns, spelled as the --teacher of 'twinbud train'."
+    name = "timm name of the network, which starts at random, such as convnext_tiny."
+    options = [
+        _setting(
+            name,
+            "" if name == "data" else _text(TEACHING_DEFAULTS[name]) if name in TEACHING_DEFAULTS else None,
+            about=TEACHING_HELP.get(name),
+        )
+        for name in TEACHING_SETTINGS
+    ]
+    options[0].keywords["required"] = True  # the images
+    return [
+        Option("--architecture", name, keywords={"required": True, "metavar": "NAME"}),
+        Option("--from", source, keywords={"required": True, "metavar": "TEACHER", "dest": "source"}),
+        *_output("Teacher folder to make.", required=True),
+        *_resume(),
+        *options,
     ]
 
 
@@ -233,6 +263,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
+    "teach": ("--architecture NAME --from TEACHER --data PATH [--split FILE] [options] --output DIR", _teach),
     "study": ("RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]", _study),
     "datasets": ("[--json] [--data-root FOLDER]", _datasets),
     "families": ("[NAME] [--family described|auto] [--json]", _families),

@@ -1,4 +1,4 @@
-"""The settings of a run as typed keywords of ``twinbud.train``; a test keeps them equal to the schema."""
+"""The settings of a run as typed keywords of ``twinbud.train`` and ``teach``; tests keep them equal to the schema."""
 
 from __future__ import annotations
 
@@ -101,3 +101,36 @@ class Settings(TypedDict, total=False):
     recover_learning_rate: float
     recover_target: RecoverTarget
     recover_blocks: bool
+
+
+class TeachSettings(TypedDict, total=False):
+    """The settings of ``config.teaching`` but ``data``; ``twinbud teach --help`` explains each."""
+
+    data_root: str | Path | None
+    image_column: str
+    label_column: str
+    patient_column: str
+    split_column: str
+    split: str | Path | None
+    skip_broken: bool
+    max_megapixels: float
+    image_size: int
+    epochs: int
+    min_steps: int
+    batch_size: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip_norm: float | None
+    drop_path: float | Auto
+    crop_scale: float
+    flip: float
+    rotate: float
+    brightness: float
+    contrast: float
+    cutout: float
+    precision: Precision
+    seed: int
+    device: Device
+    threads: int | None

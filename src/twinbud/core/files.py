@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,13 @@ def _draft(path: Path) -> Path:
 
 
 @contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, force: bool = False, optional: Collection[str] = ()) -> Iterator[Path]:
     """Yield a draft folder, which replaces ``path`` when the context ends without an error.
 
     Args:
         path: The final folder.
         force: Replace an existing folder, provided that the new one has every name that it holds.
+        optional: Names that an existing folder may hold while the new one does not.
 
     Raises:
         TwinbudError: ``path`` exists and may not be replaced, the disk is full, or the place may not be written.
@@ -174,15 +175,16 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield draft
         with explained_writes(path):
             if path.exists():
-                _require_like(path, draft)
+                _require_like(path, draft, optional)
                 shutil.rmtree(path)
             draft.replace(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _require_like(old: Path, new: Path) -> None:
-    others = sorted({entry.name for entry in old.iterdir()} - {entry.name for entry in new.iterdir()})
+def _require_like(old: Path, new: Path, optional: Collection[str]) -> None:
+    written = {entry.name for entry in new.iterdir()} | {*optional}
+    others = sorted({entry.name for entry in old.iterdir()} - written)
     if others:
         raise TwinbudError(
             f"the folder holds files that this command does not write ({first_few(others, 3)})",

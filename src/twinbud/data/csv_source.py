@@ -13,17 +13,23 @@ from twinbud.data.identity import is_missing_patient, patient_key, same_path_key
 from twinbud.data.index import SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName
 
 
-def read_csv_source(path: Path, config: DataConfig) -> ImageIndex:
+def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True) -> ImageIndex:
     """Read one image from each row; every cell is text.
 
     An image without a patient id counts as a patient of its own. A row that repeats an earlier one is left out and
     listed.
 
+    Args:
+        path: The CSV.
+        config: Names of the columns.
+        with_labels: Require a label in each row; otherwise labels, and their column, may be missing.
+
     Raises:
         TwinbudError: A CSV that cannot be read, missing columns, blank or wrong cells, paths without a file, or rows
             that contradict each other.
     """
-    required = (config.image_column, config.label_column, *_renamed_columns(config))
+    labels = (config.label_column,) if with_labels else ()
+    required = (config.image_column, *labels, *_renamed_columns(config))
     rename = "Rename the columns, or name them with --image-column and --label-column"
     rows = []
     for number, cells in read_cells(path, required, rename=rename, exact=(config.image_column,)):
@@ -37,7 +43,7 @@ def read_csv_source(path: Path, config: DataConfig) -> ImageIndex:
             ImageRow(
                 path=name,
                 image=ImageRef(path.parent / name),
-                label=cells[config.label_column],
+                label=cells.get(config.label_column, ""),
                 patient_id=None if is_missing_patient(patient_id) else patient_id,
                 split=split_word(cells.get(config.split_column, ""), f"{where}, column '{config.split_column}'"),
                 row_number=number,
@@ -45,7 +51,7 @@ def read_csv_source(path: Path, config: DataConfig) -> ImageIndex:
         )
     _check_rows(path, rows, config)
     kept, ignored = _without_repetitions(path, rows)
-    classes = sort_classes(row.label for row in kept)
+    classes = sort_classes(row.label for row in kept if row.label)
     return ImageIndex(source=str(path), rows=tuple(kept), classes=classes, ignored=tuple(ignored))
 
 

@@ -50,6 +50,22 @@ def read_folder(root: Path) -> ImageIndex:
     return ImageIndex(source=str(root), rows=tuple(rows), classes=classes, ignored=tuple(ignored))
 
 
+def is_flat(root: Path) -> bool:
+    """Return whether a folder holds no folder but hidden ones, so that its images cannot have classes."""
+    return not _visible_folders(root)
+
+
+def read_flat_folder(root: Path) -> ImageIndex:
+    """Read ``FOLDER/image.png``: images without labels.
+
+    Raises:
+        TwinbudError: No file is an image.
+    """
+    files, ignored = find_images([root])
+    rows = (ImageRow(path=file.relative_to(root).as_posix(), image=ImageRef(file), label="") for file in files)
+    return ImageIndex(source=str(root), rows=tuple(rows), classes=(), ignored=ignored, to_train=False)
+
+
 def _split_folders(root: Path) -> dict[Path, SplitName]:
     """Return the folders at the top with their splits; empty where they are classes."""
     folders = _visible_folders(root)

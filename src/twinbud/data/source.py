@@ -15,10 +15,10 @@ from twinbud.core.errors import TwinbudError
 from twinbud.core.files import require_unicode
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.csv_source import read_csv_source
-from twinbud.data.folder import find_images, read_folder
+from twinbud.data.folder import find_images, is_flat, read_flat_folder, read_folder
 from twinbud.data.index import ImageIndex, check_classes, check_given_split
 
-__all__ = ["find_images", "read_index"]
+__all__ = ["find_images", "read_index", "read_unlabelled_index"]
 
 _FIX = "Give a folder of class folders, a CSV, or a set by name ('twinbud datasets' lists them)"
 
@@ -67,7 +67,7 @@ def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:
     path = _source(config.data)
     if path.is_dir():
         return read_folder(path), "move the images out of the split folders"
-    if path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}:
+    if _is_list(path):
         return read_csv_source(path, config), "remove the split column"
     kind = f"'{path.suffix}' files" if path.suffix else "files without a suffix"
     problem = f"{kind} are not supported as a list of images" if path.exists() else _NOTHING
@@ -75,7 +75,34 @@ def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:
     raise TwinbudError(problem, where=f"--data {path}", fix=f"Did you mean '{near[0]}'? {_FIX}" if near else _FIX)
 
 
+def read_unlabelled_index(config: DataConfig, progress: Progress | None = None) -> ImageIndex:
+    """List the images of ``config.data``, whose labels may be missing (""), without opening them.
+
+    Beside the sources of ``read_index``, a folder of nothing but images and a CSV without labels are taken.
+
+    Args:
+        config: See ``read_index``, and likewise ``progress``.
+        progress: See there.
+
+    Raises:
+        TwinbudError: See ``read_index``; labels are not checked.
+    """
+    path = _source(config.data) if parse_data(config.data).is_path and config.data_root is None else None
+    if path is not None and path.is_dir() and is_flat(path):
+        image_index = read_flat_folder(path)
+    elif path is not None and _is_list(path):
+        image_index = read_csv_source(path, config, with_labels=False)
+    else:
+        return read_index(config, to_train=False, progress=progress)
+    require_unicode([image_index.source, *(row.path for row in image_index.rows)])
+    return replace(image_index, to_train=False)
+
+
 _NOTHING = "there is no such file or folder"
+
+
+def _is_list(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in {".csv", ".tsv", ".txt"}
 
 
 def _source(data: str) -> Path:

@@ -81,7 +81,7 @@ def with_split_file(image_index: ImageIndex, path: Path) -> ImageIndex:
         TwinbudError: The file has a held-out part, or other paths than the index.
     """
     given: dict[str, SplitName] = {}
-    for row in read_split(path):
+    for row in matching_rows(image_index, path):
         if row.split == "held-out":
             raise TwinbudError(
                 f"{visible_text(row.image_path)} is in the part 'held-out': the split is that of a run with --develop",
@@ -89,8 +89,18 @@ def with_split_file(image_index: ImageIndex, path: Path) -> ImageIndex:
                 fix="Give the split.csv of a run without --develop; add --develop to this command to divide it again",
             )
         given[row.image_path] = row.split
-    known = {row.path for row in image_index.rows}
-    absent = [visible_text(name) for name in given if name not in known]
+    return replace(image_index, rows=tuple(replace(row, split=given[row.path]) for row in image_index.rows))
+
+
+def matching_rows(image_index: ImageIndex, path: Path) -> tuple[SplitRow, ...]:
+    """Read a split.csv that has exactly the paths of an index.
+
+    Raises:
+        TwinbudError: See ``read_split``; or it has other paths.
+    """
+    rows = read_split(path)
+    given, known = {row.image_path for row in rows}, {row.path for row in image_index.rows}
+    absent = [visible_text(row.image_path) for row in rows if row.image_path not in known]
     extra = [visible_text(row.path) for row in image_index.rows if row.path not in given]
     if absent or extra:
         problems = [f"the data lacks images of the split ({first_few(absent, 3)})"] if absent else []
@@ -100,4 +110,4 @@ def with_split_file(image_index: ImageIndex, path: Path) -> ImageIndex:
             where=f"--split {path} for {image_index.source}",
             fix="Give the split of the same data, or leave out --split",
         )
-    return replace(image_index, rows=tuple(replace(row, split=given[row.path]) for row in image_index.rows))
+    return rows

@@ -1,8 +1,11 @@
-"""Which images a finished run may be evaluated on: those that it did not learn from, according to its split.csv."""
+"""Which images a finished run may be evaluated on: those that it did not learn from, according to its split.csv.
+
+And which of them its teacher has seen before, without labels, according to the list beside the teacher's weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from twinbud.core.errors import TwinbudError, first_few
@@ -77,3 +80,17 @@ def never_learned_from(
             fix="Give images of other patients, or leave out --data to evaluate on the run's own test part",
         )
     return (image_index.without(seen), image_store.without(seen)) if seen else (image_index, image_store)
+
+
+def seen_before_note(digests: Sequence[str], seen: Collection[str]) -> str | None:
+    """Return a warning about test images that the network's teacher has learned from; None if there are none.
+
+    Args:
+        digests: SHA-256 of the pixels of each test image.
+        seen: Those of the images that the teacher has learned from without labels (``data.seen_images``).
+    """
+    count = sum(digest in seen for digest in digests)
+    if not count:
+        return None
+    which = f"{count:,} of the {len(digests):,} test images {'was' if count == 1 else 'were'} among the images"
+    return f"{which} that the teacher learned from, without labels: these figures may be optimistic"

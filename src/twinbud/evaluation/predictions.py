@@ -106,6 +106,12 @@ class Predictions:
         """(N,) float64 probability of the predicted class."""
         return self.probabilities.max(axis=1)
 
+    @property
+    def accuracy(self) -> float:
+        """The share of images classified correctly, in [0, 1], of predictions with labels."""
+        assert self.labels is not None, "the images have labels"
+        return float((self.predicted == self.labels).mean())
+
     def most_confident_mistakes(self, limit: int) -> np.ndarray:
         """Return the (M,) indices of at most ``limit`` wrongly classified images, the most confident first.
 

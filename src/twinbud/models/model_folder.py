@@ -48,13 +48,21 @@ class ModelFolder:
 def save_model_folder(
     folder: Path, model: TimmModel, student_spec: StudentSpec, *, image_size: int, classes: tuple[str, ...]
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into an existing folder."""
+    """Write ``config.json`` and ``model.safetensors`` into an existing folder.
+
+    Args:
+        folder: An existing folder.
+        model: The network.
+        student_spec: Its architecture and normalization.
+        image_size: Side of its images in pixels.
+        classes: Class names, in the order of its outputs; empty for a network without a classifier.
+    """
     preprocessing = student_spec.preprocessing(image_size)
     config = {
         "architecture": student_spec.architecture + (NARROWED if student_spec.shapes else ""),
         "num_classes": len(classes),
         "num_features": model.num_features,
-        "label_names": list(classes),
+        **({"label_names": list(classes)} if classes else {}),
         "model_args": student_spec.timm_arguments(image_size),
         "preprocessing": preprocessing.to_json(),
         "pretrained_cfg": _timm_config(model, student_spec, preprocessing, classes),

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from twinbud.config.schema import Attention, Family, ModelConfig, Rule
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import new_folder, read_json
+from twinbud.data.seen_images import SEEN_IMAGES, images_seen_by, write_seen_images
 from twinbud.models.discovery.family import discover
 from twinbud.models.families.base import State
 from twinbud.models.selection import PairRole, SelectionPlan, extract_weights, plan_selection
@@ -155,7 +156,7 @@ def select_to_folder(
     """
     if model.teacher is None:
         raise TwinbudError("selection needs a teacher", where="--teacher", fix="Give --teacher dinov2-small")
-    with new_folder(folder, force=force) as draft:
+    with new_folder(folder, force=force, optional=(SEEN_IMAGES,)) as draft:
         selection = select(
             read_teacher_info(model.teacher),
             model.student,
@@ -166,6 +167,8 @@ def select_to_folder(
             swap_roles=model.swap_roles,
         )
         save_selection(selection, draft, torch.float16 if half_precision else torch.float32)
+        if seen := images_seen_by(model.teacher):
+            write_seen_images(draft, seen)
     return selection
 
 

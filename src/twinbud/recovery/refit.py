@@ -27,7 +27,6 @@ from twinbud.recovery.importance import important_indices, with_indices
 from twinbud.recovery.least_squares import LayerFit, refit_layers
 from twinbud.recovery.refit_batches import (
     RefitBatchPlan,
-    UnlabelledImages,
     bytes_needed,
     plan_refit_batches,
     refit_batches,
@@ -35,6 +34,7 @@ from twinbud.recovery.refit_batches import (
 from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
 from twinbud.recovery.subspace import principal_subspace, project_weights
 from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
+from twinbud.training.unlabelled import UnlabelledImages
 
 _KEPT = "kept."
 

@@ -1,4 +1,4 @@
-"""The images of recovery, and the views of them that the least-squares refit uses.
+"""The views of the images that the least-squares refit uses.
 
 Shape legend: N samples, B batch, C channels, S image side.
 """
@@ -6,7 +6,6 @@ Shape legend: N samples, B batch, C channels, S image side.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,35 +14,16 @@ from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.rng import numpy_stream
 from twinbud.data.augment import apply_views
-from twinbud.data.image_store import ImageSubset
 from twinbud.data.mixing import mix_images
-from twinbud.data.preprocessing import Preprocessing
 from twinbud.recovery.least_squares import RefitBatch
 from twinbud.training.epoch_plan import draw_training_mixing, draw_training_views
+from twinbud.training.unlabelled import UnlabelledImages
 
 _BATCH, _FOLDS = 64, 5
 _BYTES_PER_ELEMENT = 20
 """Memory that is reserved per element of the teacher's first residual stream, in any precision."""
 _BYTES_HELD = {True: 12, False: 16}
 """Memory that least squares really needs per element, in bf16 or not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlabelledImages:
-    """Images for recovery.
-
-    Attributes:
-        images_NCSS: uint8 pixels, one or three channels; on ``device`` or, where they do not fit there, on the host.
-        preprocessing: From decoded images to the input of teacher and students.
-        device: Device of the students.
-    """
-
-    images_NCSS: torch.Tensor | ImageSubset
-    preprocessing: Preprocessing
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.images_NCSS)
 
 
 class RefitBatchPlan(NamedTuple):

@@ -1,11 +1,8 @@
-"""The recovery stage: open the teacher, refit student and auxiliary to it, and free it before training.
-
-Shape legend: N samples, B batch, C channels, S image side.
-"""
+"""The recovery stage: open the teacher, refit student and auxiliary to it, and free it before training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -17,7 +14,6 @@ from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.rng import stream_seed
-from twinbud.data.augment import Views
 from twinbud.models.families.base import TimmModel
 from twinbud.models.selection import PairRole
 from twinbud.models.selection_io import Selection
@@ -26,16 +22,15 @@ from twinbud.models.teacher import TeacherInfo
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
 from twinbud.recovery.refit import Refit, Refitter, refitted_layers
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery, StudentRecovery
 from twinbud.recovery.teacher_provider import TeacherProvider
 from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
-from twinbud.training.epoch_loop import EpochLoop, History, StepPlan, plan_steps, preserved_rng_state
+from twinbud.training.epoch_loop import History, StepPlan, plan_steps, preserved_rng_state
 from twinbud.training.optimizer import part
 from twinbud.training.phases import RECOVERY_PHASES
-from twinbud.training.running_means import RunningMeans
+from twinbud.training.unlabelled import UnlabelledImages, UnlabelledLoop
 
 _SEED_COUNTERS: dict[PairRole, str] = {"student": "main", "auxiliary": "auxiliary"}
 """Part of the seed of each student's recovery; changing a text changes the numbers."""
@@ -240,7 +235,7 @@ class _Stage:
 
     def _match(self, step: RecoveryStep, memory: PeakMemory) -> tuple[EpochRecord, ...]:
         with self.progress.bar(self.label, self.plan.num_steps, kind="steps") as advance:
-            epochs = _MatchingLoop(
+            epochs = UnlabelledLoop(
                 step,
                 self.images,
                 self.training_config,
@@ -255,28 +250,3 @@ class _Stage:
                 step.refit[_PEAK] = torch.tensor(max(step.refit[_PEAK].item(), memory.mib))
                 epochs.save_if_due()
         return tuple(epochs.records)
-
-
-class _MatchingLoop(EpochLoop[tuple[torch.Tensor, torch.Tensor]]):
-    """Epochs of feature matching."""
-
-    step: RecoveryStep
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The loss alone."""
-        return ("loss",)
-
-    def epoch_batches(
-        self, order: Sequence[torch.Tensor], views: Views, epoch: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield sample numbers and images."""
-        del epoch
-        yield from zip(order, self.augmented_batches(order, views), strict=True)
-
-    def train_batch(
-        self, batch: tuple[torch.Tensor, torch.Tensor], learning_rate: float, running_means: RunningMeans
-    ) -> None:
-        """See ``EpochLoop``."""
-        rows_B, images_BCSS = batch
-        running_means.add([self.step(images_BCSS, learning_rate).double() * len(rows_B)], len(rows_B))

@@ -31,11 +31,11 @@ def write_model_card(path: Path, summary: RunSummary) -> None:
     """
     library = {} if summary.opens_with_timm else {"library_name": "twinbud"}
     header = yaml.safe_dump(HEADER | library, sort_keys=False)
-    filters = {"markdown": _markdown}
+    filters = {"markdown": markdown}
     write_text(path, render("model_card.md.jinja", summary, filters, autoescape=False, header=header))
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Escape a text for one line of Markdown: no markup, no HTML, no new table cell."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", line)

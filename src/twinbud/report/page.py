@@ -37,9 +37,10 @@ def render(
     **values: Any,
 ) -> str:
     """Fill a template of this folder with the summary, sentences derived from it, and further values."""
-    environment = _environment(autoescape)
-    environment.filters.update(percent=percent, number=number, duration=duration, **filters)
-    return environment.get_template(template).render(
+    return render_template(
+        template,
+        filters,
+        autoescape=autoescape,
         summary=summary,
         metrics=summary.metrics,
         texts=METRIC_TEXTS,
@@ -48,6 +49,15 @@ def render(
         perspective=perspective(summary.metrics),
         **values,
     )
+
+
+def render_template(
+    template: str, filters: Mapping[str, Callable[..., Any]], *, autoescape: bool, **values: Any
+) -> str:
+    """Fill a template of this folder with values; ``percent``, ``number`` and ``duration`` are filters of all."""
+    environment = _environment(autoescape)
+    environment.filters.update(percent=percent, number=number, duration=duration, **filters)
+    return environment.get_template(template).render(**values)
 
 
 @cache

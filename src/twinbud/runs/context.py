@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from twinbud.config.schema import RunConfig
+from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
+from twinbud.config.teaching import TeachConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
+from twinbud.data.duplicates import blank_digests
 from twinbud.data.image_store import ImageStore, load_image_store
 from twinbud.data.index import ImageIndex
 from twinbud.data.pixel_cache import PixelCache
+from twinbud.data.seen_images import images_seen_by, read_seen_images, write_seen_images
 from twinbud.data.source import read_index
-from twinbud.data.split import Split
+from twinbud.data.split import Split, make_split
+from twinbud.evaluation.leakage import seen_before_note
 from twinbud.models.initialization import Initialization
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import TeacherInfo
@@ -60,7 +65,9 @@ def open_images(config: RunConfig, progress: Progress, resource_cache: ResourceC
     )
 
 
-def decode_images(image_index: ImageIndex, config: RunConfig, progress: Progress) -> tuple[ImageIndex, ImageStore]:
+def decode_images(
+    image_index: ImageIndex, config: RunConfig | TeachConfig, progress: Progress
+) -> tuple[ImageIndex, ImageStore]:
     """Decode every image once, under a bar, after a note of what is known of their source."""
     for note in image_index.notes:
         progress.note(f"note: {note}")
@@ -78,6 +85,58 @@ def decode_images(image_index: ImageIndex, config: RunConfig, progress: Progress
     if cache is not None and cache.trouble is not None:
         progress.note(cache.trouble)
     return decoded
+
+
+def images_seen_before(config: RunConfig) -> frozenset[str]:
+    """Return the checksums of the images that the networks which a run starts from have learned from without labels.
+
+    A teacher that only gives a random student its architecture does not count.
+
+    Raises:
+        TwinbudError: A list of such images cannot be read.
+    """
+    model = config.model
+    inherits = model.method in INHERITING_METHODS
+    names = {model.teacher} if config.teacher_use or (inherits and model.selected is None) else set[str | None]()
+    if model.method in WHOLE_METHODS:
+        names.add(model.pretrained)
+    seen = read_seen_images(model.selected) if inherits and model.selected is not None else frozenset[str]()
+    return seen.union(*(images_seen_by(name) for name in names if name is not None))
+
+
+def save_seen_images(folder: Path, config: RunConfig) -> None:
+    """Write the list of ``images_seen_before``, unless it is empty, for evaluations on other machines."""
+    if seen := images_seen_before(config):
+        write_seen_images(folder, seen)
+
+
+def split_images(
+    config: RunConfig, image_index: ImageIndex, image_store: ImageStore, *, progress: Progress | None = None
+) -> Split:
+    """Split the images of a run; warn, now and in the notes of the split, of test images that its teacher has seen.
+
+    Args:
+        config: The settings.
+        image_index: The images.
+        image_store: Their pixels.
+        progress: Receives the warning; None to leave it to the notes.
+
+    Raises:
+        TwinbudError: See ``make_split`` and ``images_seen_before``.
+    """
+    split = make_split(
+        image_index,
+        image_store.digests,
+        config.data,
+        seed=config.training.seed,
+        blank=blank_digests(image_store),
+    )
+    warning = seen_before_note([image_store.digests[row] for row in split.test], images_seen_before(config))
+    if warning is None:
+        return split
+    if progress is not None:
+        progress.note(f"warning: {warning}")
+    return replace(split, notes=(*split.notes, warning))
 
 
 def class_indices(image_index: ImageIndex, rows: tuple[int, ...]) -> torch.Tensor:

@@ -16,9 +16,16 @@ from twinbud.core.files import new_folder, require_free, require_new_file, write
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
 from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, unknown_labels, write_left_out
+from twinbud.data.seen_images import read_seen_images
 from twinbud.data.source import find_images, read_index
 from twinbud.data.split_file import SplitRow, read_split
-from twinbud.evaluation.leakage import changed_images, has_the_paths, never_learned_from, own_test_part
+from twinbud.evaluation.leakage import (
+    changed_images,
+    has_the_paths,
+    never_learned_from,
+    own_test_part,
+    seen_before_note,
+)
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions
@@ -39,6 +46,8 @@ class Evaluation:
     """Number of images among them: unreadable ones, and those that the run has seen in training."""
     note: str
     """A sentence that states which images were evaluated, and how many were left out."""
+    warning: str | None = None
+    """A sentence about images that the teacher of the run has learned from; None if there are none."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the content of ``metrics.json``."""
@@ -93,6 +102,7 @@ def evaluate_run(
         ignored=images.image_index.ignored,
         num_left_out=images.num_listed - len(rows),
         note=images.note,
+        warning=seen_before_note(images.image_store.digests, read_seen_images(folder)),
     )
     if output is not None:
         with new_folder(output, force=force) as draft:

@@ -17,9 +17,8 @@ from twinbud.core.errors import explained_writes
 from twinbud.core.files import write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress, SilentProgress
-from twinbud.data.duplicates import blank_digests
 from twinbud.data.index import write_left_out
-from twinbud.data.split import check_split_file, make_split
+from twinbud.data.split import check_split_file
 from twinbud.data.split_file import write_split
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predict import predict_logits
@@ -28,12 +27,19 @@ from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import TeacherInfo, read_teacher_info
 from twinbud.models.teacher_classifier import open_teacher_classifier, require_classes
-from twinbud.recovery.refit_batches import UnlabelledImages
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
 from twinbud.recovery.teacher_provider import require_comparable
 from twinbud.report.history import history_writer
-from twinbud.runs.context import Job, class_indices, labelled_images, list_images, open_images
+from twinbud.runs.context import (
+    Job,
+    class_indices,
+    labelled_images,
+    list_images,
+    open_images,
+    save_seen_images,
+    split_images,
+)
 from twinbud.runs.cost import cost_of
 from twinbud.runs.network_cost import measure_network
 from twinbud.runs.probe import probe, start_from_probe
@@ -58,6 +64,7 @@ from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
 from twinbud.training.fit import fit
 from twinbud.training.two_phase import fit_in_two_phases
+from twinbud.training.unlabelled import UnlabelledImages
 
 
 def train(
@@ -154,13 +161,7 @@ def prepare(
         require_classes(teacher, image_index.classes)
     if teacher is not None and config.recovery.recovers_classifier:
         require_classes(teacher, image_index.classes, off="--recover-classifier off")
-    split = make_split(
-        image_index,
-        image_store.digests,
-        config.data,
-        seed=config.training.seed,
-        blank=blank_digests(image_store),
-    )
+    split = split_images(config, image_index, image_store, progress=None if tuned_teacher else progress)
     gc.collect()  # reference cycles keep the networks of an earlier run, which would count as memory of this one
     family = initialization.student_spec.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
@@ -184,6 +185,7 @@ def save_inputs(job: Job, folder: Path) -> dict[str, Any]:
     write_split(folder / "split.csv", job.split.rows(job.image_index, job.image_store.digests))
     if job.image_index.ignored:
         write_left_out(folder / "left_out.csv", job.image_index.ignored)
+    save_seen_images(folder, job.config)
     if job.initialization.selection is not None:
         write_json(folder / "plan.json", job.initialization.selection.plan.to_json())
     environment = describe_environment(job.device) | {
@@ -269,7 +271,7 @@ def train_student(
                 progress=progress,
                 label=f"training {job.config.model.method}",
                 on_epoch=record,
-                test_accuracy=lambda: accuracy_of(predict_rows(job, job.split.test)),
+                test_accuracy=lambda: predict_rows(job, job.split.test).accuracy,
             ),
         )
     return history.after(start)
@@ -322,9 +324,3 @@ def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
         labels=class_indices(image_index, rows).numpy(),
         patient_ids=tuple(image_index.rows[row].patient_id for row in rows) if image_index.has_patients else None,
     )
-
-
-def accuracy_of(predictions: Predictions) -> float:
-    """Return the share of images classified correctly, in [0, 1]."""
-    assert predictions.labels is not None
-    return float((predictions.predicted == predictions.labels).mean())

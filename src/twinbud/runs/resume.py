@@ -6,6 +6,7 @@ from typing import Any
 
 from twinbud.config.loading import numeric_settings
 from twinbud.config.schema import RunConfig
+from twinbud.config.teaching import TeachConfig
 from twinbud.core.progress import Progress
 from twinbud.data.split import fingerprint
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
@@ -61,7 +62,10 @@ def open_checkpoint_manager(job: Job, progress: Progress) -> CheckpointManager:
 
 
 def newest_checkpoint(
-    checkpoints: CheckpointFolder, config: RunConfig, progress: Progress, phase: str = "training the student"
+    checkpoints: CheckpointFolder,
+    config: RunConfig | TeachConfig,
+    progress: Progress,
+    phase: str = "training the student",
 ) -> Checkpoint | None:
     """Return the newest intact checkpoint of a phase; None if there is none or the run is not resumed.
 
@@ -80,7 +84,7 @@ def newest_checkpoint(
     return found
 
 
-def previous_precision(config: RunConfig) -> str | None:
+def previous_precision(config: RunConfig | TeachConfig) -> str | None:
     """Return the precision of the run to resume; None if it has no checkpoint or the run is not resumed."""
     folder = config.output / CHECKPOINTS
     phases = (folder, *(folder / phase for phase in PHASES)) if config.resume else ()

@@ -7,8 +7,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import dump_yaml, read_bytes, read_yaml, require_free, write_text
+from twinbud.data.seen_images import SEEN_IMAGES
 from twinbud.training.phases import PHASES
 
 MARKER = "UNFINISHED"
@@ -35,21 +37,58 @@ TEACHER = "teacher"
 """The fine-tuned teacher, a model folder."""
 CHECKPOINTS = "checkpoints"
 """Exists in an unfinished run; ``--resume`` continues from its content."""
-_FILES = {
-    ".": (
-        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
-        "environment.json", "history.csv", RECOVERY_FILE, "events.out.tfevents.*", "predictions.csv", SUMMARY, REPORT,
-        ".*.draft",
-    ),
-    "model": ("config.json", "model.safetensors", "README.md", ".*.draft"),
-    TEACHER: ("config.json", "model.safetensors", "tuning.json"),
-    CHECKPOINTS: ("step-*", ".step-*.draft", *PHASES),
-    **{f"{CHECKPOINTS}/{phase}": ("step-*", ".step-*.draft") for phase in PHASES},
-}  # fmt: skip
-"""Names of all files of a run, by folder; no other file is ever replaced."""
+TEACHING_SETTINGS = "teach.yaml"
+"""The settings of ``twinbud teach``, in a teacher folder."""
 
 
-def require_run_output(folder: Path, *, force: bool, resume: bool = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FolderKind:
+    """What a folder may hold that a command makes.
+
+    Attributes:
+        noun: What the folder is, in errors.
+        files: Names of all files that the command writes, by folder; no other file is ever replaced.
+        required: Names that a finished one holds.
+    """
+
+    noun: str
+    files: Mapping[str, tuple[str, ...]]
+    required: frozenset[str]
+
+
+_EVENTS, _DRAFTS = "events.out.tfevents.*", ".*.draft"
+_SAVED = ("step-*", ".step-*.draft")
+RUN_FOLDER = FolderKind(
+    noun="run",
+    files={
+        ".": (
+            MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
+            "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
+            _DRAFTS,
+        ),
+        "model": ("config.json", "model.safetensors", "README.md", _DRAFTS),
+        TEACHER: ("config.json", "model.safetensors", "tuning.json"),
+        CHECKPOINTS: (*_SAVED, *PHASES),
+        **{f"{CHECKPOINTS}/{phase}": _SAVED for phase in PHASES},
+    },
+    required=frozenset({CONFIG, METRICS}),
+)  # fmt: skip
+"""Output of ``twinbud train``."""
+TEACHER_FOLDER = FolderKind(
+    noun="teacher",
+    files={
+        ".": (
+            MARKER, LOCK, TEACHING_SETTINGS, METRICS, CHECKPOINTS, "config.json", "model.safetensors", "README.md",
+            SEEN_IMAGES, "left_out.csv", "environment.json", "history.csv", _EVENTS, _DRAFTS,
+        ),
+        CHECKPOINTS: _SAVED,
+    },
+    required=frozenset({TEACHING_SETTINGS, METRICS}),
+)  # fmt: skip
+"""Output of ``twinbud teach``: timm's own layout, with what is known of the network beside it."""
+
+
+def require_run_output(folder: Path, *, force: bool, resume: bool = False, kind: FolderKind = RUN_FOLDER) -> None:
     """Refuse an output folder in use; even ``force`` replaces only the files of an earlier run.
 
     Raises:
@@ -61,10 +100,10 @@ def require_run_output(folder: Path, *, force: bool, resume: bool = False) -> No
     if is_locked:
         with _locked(folder):
             pass
-    _require_replaceable(folder, force=force, resume=resume)
+    _require_replaceable(folder, force=force, resume=resume, kind=kind)
 
 
-def _require_replaceable(folder: Path, *, force: bool, resume: bool) -> None:
+def _require_replaceable(folder: Path, *, force: bool, resume: bool, kind: FolderKind) -> None:
     with explained_writes(folder):
         unfinished, finished = ((folder / name).exists() for name in (MARKER, METRICS))
     if resume and finished and not unfinished:
@@ -76,10 +115,10 @@ def _require_replaceable(folder: Path, *, force: bool, resume: bool) -> None:
     held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
     if not unfinished and (held or not folder.is_dir()):
         require_free(folder, force=force)
-    foreign = _foreign(folder) if held else []
-    if foreign or (held and not unfinished and not held >= {CONFIG, METRICS}):
+    foreign = _foreign(folder, kind) if held else []
+    if foreign or (held and not unfinished and not held >= kind.required):
         raise TwinbudError(
-            f"the folder holds files that are not of a run{f' ({first_few(foreign, 3)})' if foreign else ''}",
+            f"the folder holds files that are not of a {kind.noun}{f' ({first_few(foreign, 3)})' if foreign else ''}",
             where=str(folder),
             fix="Choose another --output, or move these files",
         )
@@ -118,11 +157,11 @@ def _worker_of(folder: Path) -> str:
     return "another process"
 
 
-def _foreign(folder: Path) -> list[str]:
-    """Return the names in a run folder that no run writes; linked folders, which stay as they are, are not searched."""
+def _foreign(folder: Path, kind: FolderKind) -> list[str]:
+    """Return the names in a folder that its command never writes; linked folders, which stay, are not searched."""
     return sorted(
         path.relative_to(folder).as_posix()
-        for name, patterns in _FILES.items()
+        for name, patterns in kind.files.items()
         if not (folder / name).is_symlink() and (folder / name).is_dir()
         for path in (folder / name).iterdir()
         if not any(fnmatchcase(path.name, pattern) for pattern in patterns)
@@ -136,7 +175,7 @@ def _ways_on(folder: Path) -> str:
 
 
 @contextmanager
-def started_run(folder: Path, *, force: bool, resume: bool = False) -> Iterator[Path]:
+def started_run(folder: Path, *, force: bool, resume: bool = False, kind: FolderKind = RUN_FOLDER) -> Iterator[Path]:
     """Yield a run folder, locked and marked as unfinished; empty but for checkpoints to resume from.
 
     The mark goes when the context ends without an error.
@@ -144,11 +183,11 @@ def started_run(folder: Path, *, force: bool, resume: bool = False) -> Iterator[
     Raises:
         TwinbudError: See ``require_run_output``; the disk is full or the folder may not be written.
     """
-    require_run_output(folder, force=force, resume=resume)
+    require_run_output(folder, force=force, resume=resume, kind=kind)
     with explained_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        _require_replaceable(folder, force=force, resume=resume)  # what another process did meanwhile
+        _require_replaceable(folder, force=force, resume=resume, kind=kind)  # what another process did meanwhile
         try:
             with _marked(folder, keep={CHECKPOINTS} if resume else set()):
                 yield folder

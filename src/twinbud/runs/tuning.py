@@ -18,15 +18,15 @@ from filelock import FileLock, Timeout
 
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig, TuningConfig
-from twinbud.core.errors import Stopped, TwinbudError, explained_writes
+from twinbud.core.errors import Stopped, explained_writes
 from twinbud.core.files import new_folder, read_json, write_json
-from twinbud.core.memory import PeakMemory, available_bytes
+from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.models.model_folder import save_model_folder
-from twinbud.models.outline import count_parameters
 from twinbud.models.teacher import TeacherInfo, read_teacher_info
 from twinbud.runs.context import Job, labelled_images
+from twinbud.runs.memory import require_training_memory
 from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
@@ -35,8 +35,6 @@ from twinbud.training.execution import Execution
 from twinbud.training.fit import fit
 
 TUNING_FILE = "tuning.json"
-_BYTES_PER_PARAMETER = 16
-"""Weights, gradients and AdamW's two moments, in float32; activations come on top."""
 _UNUSED = ("profile", "distillation", "alpha", "beta", "temperature")
 """Training settings that the fine-tuning does not use: with other values of them, runs can share a tuned teacher."""
 _POLL_SECONDS = 1.0
@@ -120,25 +118,14 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
     return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=history)
 
 
-def require_tuning_memory(job: Job) -> None:
-    """Require memory for the teacher's weights, gradients and moments before the fine-tuning runs out of it.
-
-    Raises:
-        TwinbudError: Less is free.
-    """
-    num_parameters = count_parameters(job.student_pair.student)
-    needed, free = num_parameters * _BYTES_PER_PARAMETER, available_bytes(job.device)
-    if needed > free:
-        raise TwinbudError(
-            f"fine-tuning {num_parameters / 1e6:,.0f} million parameters needs more than {needed / 2**20:,.0f} MiB of"
-            f" memory, but {free / 2**20:,.0f} MiB are free",
-            where="--tune-teacher",
-            fix="Use a smaller teacher or another machine, or leave the teacher as it is with --no-tune-teacher",
-        )
-
-
 def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:
-    require_tuning_memory(job)
+    require_training_memory(
+        job.student_pair.student,
+        job.device,
+        what="fine-tuning",
+        where="--tune-teacher",
+        fix="Use a smaller teacher or another machine, or leave the teacher as it is with --no-tune-teacher",
+    )
     memory, student_pair, training = PeakMemory(job.device), job.student_pair, job.config.training
     start = start_from_probe(job, checkpoints, progress)
     history = fit(

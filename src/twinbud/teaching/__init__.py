@@ -1,0 +1,1 @@
+"""Teach a network the features of another one, on images without labels."""
