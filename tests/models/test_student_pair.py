@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from helpers.builders import VIT, save_teacher, save_vit_teacher
 from twinbud.config.schema import ModelConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.models.outline import classifiers
 from twinbud.models.selection import PairRole, extract_weights, plan_selection
 from twinbud.models.selection_io import Selection, load_selection, select, select_to_folder
 from twinbud.models.student_pair import build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import read_student_spec
-from twinbud.models.teacher import classifiers, open_teacher, read_teacher_info
+from twinbud.models.teacher import open_teacher, read_teacher_info
 
 
 @pytest.fixture

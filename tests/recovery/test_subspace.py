@@ -100,8 +100,8 @@ def test_the_student_is_the_same_however_the_teachers_channels_are_ordered(tmp_p
     found = {name: tensor.clone() for name, tensor in first.student.state_dict().items()}
     specs, state = pair.family.specs(pair.teacher), pair.teacher.state_dict()
     for name, spec in specs.items():
-        for dimension, axis in enumerate(spec.axes):
-            if axis is not None and axis.width == "residual":
+        for dimension, axis in spec.widths():
+            if axis.width == "residual":
                 state[name] = state[name].index_select(dimension, order)
     pair.teacher.load_state_dict(state)
     second = projected(pair)

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -104,7 +105,7 @@ def live_run(tmp_path: Path) -> Iterator[tuple[Path, SpawnProcess]]:
 
 @pytest.mark.parametrize("words", [{"force": True}, {"force": False}, {"force": False, "resume": True}], ids=str)
 def test_a_run_folder_with_a_process_at_work_is_refused_unchanged(
-    words: dict[str, bool], live_run: tuple[Path, SpawnProcess]
+    words: dict[str, Any], live_run: tuple[Path, SpawnProcess]
 ) -> None:
     run, process = live_run
     (run / "history.csv").write_text("epoch\n1\n")

@@ -26,6 +26,7 @@ from twinbud.config.keywords import TeachSettings
 from twinbud.config.schema import DataConfig, TrainingConfig
 from twinbud.config.teaching import TEACHING_SETTINGS
 from twinbud.data import image_store
+from twinbud.data.formats import decoding
 from twinbud.data.split_file import SplitRow, read_split, write_split
 from twinbud.runs import memory, teach
 from twinbud.teaching.step import TeachingStep
@@ -156,7 +157,7 @@ def test_a_student_starts_from_the_taught_teacher(method: str, images: Path, tea
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of all images that are opened, by whatever reads pixels."""
     names: list[str] = []
-    read = image_store.read_file
+    read = decoding.read_file
 
     def noted(path: Path, name: str) -> Any:
         names.append(name)

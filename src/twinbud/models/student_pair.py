@@ -17,9 +17,9 @@ from twinbud.config.schema import Auxiliary, LayerScale, Method
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.rng import Stream, stream_seed
 from twinbud.models.families.base import State, TimmModel
+from twinbud.models.outline import classifiers
 from twinbud.models.selection_io import Selection
 from twinbud.models.student_spec import StudentSpec
-from twinbud.models.teacher import classifiers
 from twinbud.models.widths import Role
 
 

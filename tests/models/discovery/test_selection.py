@@ -71,9 +71,8 @@ def test_every_rule_selects_every_tensor(teacher: str) -> None:
 
 
 def test_a_student_of_another_architecture_is_refused(teacher: str) -> None:
-    with pytest.raises(TwinbudError, match="regnety_002 is a network without selection") as caught:
+    with pytest.raises(TwinbudError, match="regnety_002 is a network without selection.* Use --student half"):
         read_student_spec(read_teacher_info(teacher), "regnety_002", "auto")
-    assert "--student half" in caught.value.fix
 
 
 def test_found_widths_of_a_vit_select_what_the_described_ones_do(tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ def matrix_product_with_bias(call: Call) -> Sequence[Dimensions]:
 
 
 def _multiply(left: Dimensions, right: Dimensions) -> Dimensions:
-    """(…, N, K) times (…, K, M); leading dimensions are equal."""
-    unify(left[-1], right[-2] if len(right) > 1 else right[-1])
+    """(…, N, K) times (…, K, M), or times (K,); leading dimensions are equal."""
+    rows, columns = (right[:-1], right[-1:]) if len(right) > 1 else (right, ())
+    unify(left[-1], rows[-1])
     for own, other in zip(left[:-2], right[:-2], strict=True):
         unify(own, other)
-    return (*left[:-1], *right[-1:]) if len(right) > 1 else left[:-1]
+    return (*left[:-1], *columns)
 
 
 def linear(call: Call) -> Sequence[Dimensions]:
