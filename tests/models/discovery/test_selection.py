@@ -71,7 +71,7 @@ def test_every_rule_selects_every_tensor(teacher: str) -> None:
 
 
 def test_a_student_of_another_architecture_is_refused(teacher: str) -> None:
-    with pytest.raises(TwinbudError, match="regnety_002 is a network without selection.* Use --student half"):
+    with pytest.raises(TwinbudError, match=r"regnety_002 is a network without selection.* Use --student half"):
         read_student_spec(read_teacher_info(teacher), "regnety_002", "auto")
 
 
