@@ -44,7 +44,7 @@ def families() -> tuple[FamilyInfo, ...]:
     Example:
         >>> import twinbud
         >>> [family.name for family in twinbud.families()][:2]  # doctest: +SKIP
-        ['ViT', 'ConvNeXt']
+        ['ViT', 'DINOv3/EVA']
     """
     from twinbud.models.family_listing import list_families
 
