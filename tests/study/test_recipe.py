@@ -12,6 +12,7 @@ import pytest
 from helpers.studies import recipe_content, save_recipe
 from twinbud.config.loading import read_setting
 from twinbud.config.profiles import PROFILES
+from twinbud.config.teacher_spec import WHEEL_NAMES
 from twinbud.core.errors import TwinbudError
 from twinbud.study.grid import parse_only, plan_cells
 from twinbud.study.recipe import Recipe, read_recipe
@@ -67,7 +68,7 @@ def test_the_method_best_equals_the_profile_best() -> None:
 @pytest.mark.parametrize("path", [*PAPER, *BEYOND], ids=lambda path: path.stem)
 def test_every_recipe_names_pretrained_weights(path: Path) -> None:
     for pair in read_recipe(path).pairs.values():
-        assert pair.teacher == "dinov2-small" or "." in pair.teacher, "a timm tag names the weights"
+        assert pair.teacher in WHEEL_NAMES or "." in pair.teacher, "a timm tag names the weights"
         assert "local-dir:" not in pair.teacher
 
 

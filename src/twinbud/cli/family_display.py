@@ -46,7 +46,8 @@ def _paragraph(family: FamilyInfo) -> Iterator[str]:
 def _lines(widths: NetworkWidths) -> Iterator[str]:
     origin = "found" if widths.choice == "auto" else f"described ({widths.family})"
     yield f"{widths.network}: {widths.num_parameters / 1e6:.1f} M parameters, {len(widths.widths)} widths, {origin}"
-    yield f"proved: permuting all widths changes the output by {widths.relative_change:.1e} of its largest value"
+    change = f"{widths.relative_change:.1e} of the difference between two images"
+    yield f"proved: permuting all widths changes the output by {change}"
     for width in widths.widths:
         rest = len(width.places) - _SHOWN
         more = f", … {rest} more" if rest > 0 else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import State, TimmModel
@@ -45,8 +46,24 @@ def randomize(model: TimmModel, seed: int = 0) -> TimmModel:
     return model
 
 
+@torch.no_grad()
+def calibrate(model: TimmModel, images_BCSS: torch.Tensor) -> None:
+    """Set the running statistics of all batch norms to those of ``images_BCSS``, in place.
+
+    Random statistics can attenuate the images until the output hardly depends on them, and a proof would see nothing.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images_BCSS)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def claims(specs: Mapping[str, TensorSpec]) -> Iterator[tuple[Mapping[str, TensorSpec], set[str]]]:
-    """Yield what a map of widths claims: specs, and the widths along which any order of the indices is as good.
+    """Yield the two permutation tests of a map of widths: the specs to permute by, and the widths to permute.
 
     First all widths, where channels stay inside their attention head; then the whole heads. A tensor with one entry for
     each head, such as a table of relative positions, follows whole heads alone.
@@ -104,12 +121,13 @@ def relative_change(
         model: The network, as ``randomize`` returns it; unchanged afterwards.
         specs: See ``permute``, as the other arguments.
         widths: The widths to permute, all at once.
-        images_BCSS: Input, float64.
+        images_BCSS: Input, float64, two images at least.
         seed: Seed of the permutations.
         leave_out: Name of a tensor that is not permuted.
 
     Returns:
-        The largest absolute change over the largest absolute output.
+        The largest absolute change over the largest difference between the outputs of two images: what does not
+        depend on the image, such as a bias, proves nothing.
     """
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = _output(model, images_BCSS)
@@ -118,7 +136,7 @@ def relative_change(
         found = _output(model, images_BCSS)
     finally:
         model.load_state_dict(state)
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected).abs().max() / (expected[1:] - expected[:1]).abs().max())
 
 
 @torch.no_grad()

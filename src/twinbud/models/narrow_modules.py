@@ -53,9 +53,7 @@ def resize_module(path: str, module: TimmModel, changes: Changes) -> None:
     elif isinstance(module, _LAYER_NORMS):
         module.normalized_shape = after
     elif isinstance(module, nn.GroupNorm):
-        module.num_channels = after[0]
-        if module.num_channels % module.num_groups:
-            raise _cannot_resize(path, module, changes)
+        _resize_group_norm(path, module, changes)
     elif isinstance(module, Scale):
         module.shape = (after[0], 1, 1) if len(module.shape) == 3 else (after[0],)
     elif not isinstance(module, _SCALES) and _keeps_size(module, changes):
@@ -78,6 +76,20 @@ def _resize_convolution(path: str, layer: TimmModel, changes: Changes) -> None:
     if outputs % layer.groups:
         raise _cannot_resize(path, layer, changes)
     layer.in_channels, layer.out_channels = inputs * layer.groups, outputs
+
+
+def _resize_group_norm(path: str, norm: TimmModel, changes: Changes) -> None:
+    """Set channels and groups: whole groups go, so that a group keeps its size; one group stays one.
+
+    Raises:
+        TwinbudError: The groups cannot have equal sizes.
+    """
+    (before, *_), (after, *_) = next(iter(changes.values()))
+    if norm.num_groups > 1:
+        if norm.num_groups * after % before:
+            raise _cannot_resize(path, norm, changes)
+        norm.num_groups = norm.num_groups * after // before
+    norm.num_channels = after
 
 
 def _keeps_size(module: nn.Module, changes: Changes) -> bool:

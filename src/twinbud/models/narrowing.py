@@ -141,10 +141,11 @@ def _for_classes(architecture: str, where: str, shapes: Shapes, arguments: Mappi
         model = narrow(outline(architecture, where, **{**arguments, "num_classes": 0}), shapes)
         model.reset_classifier(num_classes)
         return shapes_of(model.state_dict())
+    if not num_classes:
+        kept = outline(architecture, where, **arguments).state_dict()
+        return {name: tuple(shape) for name, shape in shapes.items() if name in kept}
     return {
-        name: (num_classes, *shape[1:]) if name.startswith(prefixes) else tuple(shape)
-        for name, shape in shapes.items()
-        if num_classes or not name.startswith(prefixes)
+        name: (num_classes, *shape[1:]) if name.startswith(prefixes) else tuple(shape) for name, shape in shapes.items()
     }
 
 

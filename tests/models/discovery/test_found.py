@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
+import torch
 
 from helpers.convolutional import CONVOLUTIONAL
 from models.families.test_proof import NETWORKS, build
@@ -15,14 +19,17 @@ from twinbud.models.discovery.family import DiscoveredFamily
 from twinbud.models.discovery.found import find_widths, prove
 from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.invariance import randomize
+from twinbud.models.narrowing import narrow
+from twinbud.models.outline import outline
 from twinbud.models.widths import Axis, Concatenation, TensorSpec, width_sizes
 
 Place = tuple[str, int]
 UNDESCRIBED: dict[str, tuple[dict[str, Any], int]] = {
-    "regnety_002": ({}, 32),
+    "regnety_002": ({}, 64),
     "edgenext_xx_small": ({}, 64),
-    "poolformer_s12": ({}, 32),
-    "mobileone_s0": ({}, 32),
+    "poolformer_s12": ({}, 64),
+    "mobileone_s0": ({}, 64),
     "efficientformer_l1": ({"embed_dims": (16, 32, 48, 64), "depths": (1, 1, 1, 2)}, 224),
     "densenet121": ({"growth_rate": 8, "block_config": (2, 2, 2, 2)}, 64),
 }
@@ -107,11 +114,86 @@ def test_a_tensor_that_does_not_run_along_a_width_is_named() -> None:
         prove(model, specs, image_size, "regnety_002")
 
 
-@pytest.mark.parametrize("name", UNDESCRIBED)
-def test_half_of_a_network_that_nobody_described_runs(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "num_whole"),
+    [
+        ("regnety_002", 0),
+        ("edgenext_xx_small", 9),  # stages that split their channels by a number that a layer keeps
+        ("poolformer_s12", 0),
+        ("mobileone_s0", 0),
+        ("efficientformer_l1", 1),  # an attention that keeps its number of heads under another name
+        ("densenet121", 0),
+    ],
+)
+def test_half_of_a_network_that_nobody_described_runs(name: str, num_whole: int) -> None:
     model, _ = network(name)
     family = DiscoveredFamily(model, name)
     whole = width_sizes(family.specs(model), model.state_dict())
     sizes = family.half_sizes(model)
     assert all(sizes[width] == whole[width] // 2 for width in sizes)
-    assert len(sizes) >= len(whole) / 2
+    assert len(whole) - len(sizes) == num_whole
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "mobileone_s0", "densenet121", "resnet50_gn"])
+@torch.no_grad()
+def test_a_narrower_network_computes_what_the_whole_one_does_without_the_other_channels(name: str) -> None:
+    """Channels that nothing reads make no difference to what is left, where no norm runs across channels."""
+    model = timm.create_model(name, num_classes=3, **UNDESCRIBED.get(name, ({}, 0))[0])
+    family = DiscoveredFamily(model, name)
+    specs, sizes = family.specs(model), family.half_sizes(model)
+    state = randomize(model).state_dict()
+    whole = width_sizes(specs, state)
+    kept = {
+        width: sorted(random.Random(width).sample(range(size), sizes.get(width, size))) for width, size in whole.items()
+    }
+
+    def chosen(axis: Axis) -> tuple[Sequence[int], int]:
+        return kept[axis.width], whole[axis.width]
+
+    small, silenced = dict(state), dict(state)
+    for tensor, spec in specs.items():
+        for dimension in {dimension for dimension, _ in spec.widths()}:
+            small[tensor] = spec.select(small[tensor], dimension, chosen)
+            if dimension == 1:  # what reads the channels
+                places = spec.select(torch.arange(state[tensor].shape[1])[None], 1, chosen)[0]
+                read = torch.zeros_like(state[tensor])
+                read[:, places] = state[tensor][:, places]
+                silenced[tensor] = read
+    narrowed = narrow(deepcopy(model), {tensor: tuple(value.shape) for tensor, value in small.items()})
+    narrowed.load_state_dict(small)
+    model.load_state_dict(silenced)
+    images_BCSS = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, found = model(images_BCSS), narrowed(images_BCSS)
+    assert float((found - expected).abs().max()) <= 1e-9 * float((expected[0] - expected[1]).abs().max())
+
+
+def test_heads_that_a_layer_counts_by_itself_stay_whole() -> None:
+    """twins_svt keeps its number of heads and divides whatever width it gets by it."""
+    model = outline("twins_svt_small", "test", num_classes=3)
+    family = DiscoveredFamily(model, "twins_svt_small")
+    sizes = family.half_sizes(model)
+    assert sizes
+    assert not [width for width in sizes if width.startswith(("attention/", "groups/"))]
+
+
+def test_images_that_hardly_reach_the_output_prove_nothing() -> None:
+    model, image_size = network("regnety_002")
+    specs = find_widths(model, image_size)
+    missing = "s1.b1.conv1.bn.weight"
+    specs[missing] = replace(specs[missing], axes=(None,))
+    with pytest.raises(TwinbudError, match="could not be proved"):
+        prove(model, specs, image_size, "regnety_002")
+
+
+def test_two_widths_of_two_indices_cannot_undo_each_other() -> None:
+    """They have one order besides their own, and so the same one."""
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2, mlp_ratio=0.125, num_classes=3
+    )
+    specs = find_widths(model, 32)
+    name = "blocks.0.mlp.fc2.weight"
+    hidden = specs[name].axes[1]
+    assert isinstance(hidden, Axis)
+    specs[name] = replace(specs[name], axes=(specs[name].axes[0], replace(hidden, width="other")))
+    with pytest.raises(TwinbudError, match="could not be proved"):
+        prove(model, specs, 32, "vit")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 
 from helpers.builders import save_teacher
@@ -66,6 +65,7 @@ def test_every_rule_selects_every_tensor(teacher: str) -> None:
     for rule in ("consecutive", "random", "random-inconsistent"):
         made = select(read_teacher_info(teacher), family="auto", rule=rule)
         shapes = {name: tensor.shape for name, tensor in made.student_spec.template.state_dict().items()}
+        assert set(made.student_weights) == {name for name in shapes if not name.startswith("classifier.")}
         for name, tensor in made.student_weights.items():
             assert tensor.shape == shapes[name], (rule, name)
 
@@ -78,7 +78,6 @@ def test_a_student_of_another_architecture_is_refused(teacher: str) -> None:
 def test_found_widths_of_a_vit_select_what_the_described_ones_do(tmp_path: Path) -> None:
     arguments = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 4}
     teacher = save_teacher(tmp_path / "vit", "vit_tiny_patch16_224", **arguments)
-    assert timm.is_model("vit_tiny_patch16_224")
     described, found = (select(read_teacher_info(teacher), family=family) for family in ("described", "auto"))
     assert set(found.student_weights) == set(described.student_weights)
     for name, tensor in described.student_weights.items():

@@ -19,11 +19,13 @@ class Call:
 
     Attributes:
         arguments: All arguments in the order of the operation's schema, defaults included.
+        names: Their names.
         outputs: What it returned, as a list of tensors.
         of: Returns the dimensions of a tensor among the arguments.
     """
 
     arguments: tuple[Any, ...]
+    names: tuple[str, ...]
     outputs: list[torch.Tensor]
     of: Callable[[torch.Tensor], Dimensions]
 
@@ -31,6 +33,10 @@ class Call:
         """Return the dimensions of the argument at ``place``; none for an argument that is left out."""
         tensor = self.arguments[place]
         return self.of(tensor) if isinstance(tensor, torch.Tensor) else ()
+
+    def argument(self, name: str) -> Any:
+        """Return the argument of that name; None if this form of the operation has none."""
+        return self.arguments[self.names.index(name)] if name in self.names else None
 
     def axis(self, place: int, rank: int) -> int:
         """Return the argument at ``place``, a dimension's number, counted from the front."""

@@ -100,17 +100,8 @@ def softmax(call: Call) -> Sequence[Dimensions]:
 
 
 def reduce(call: Call) -> Sequence[Dimensions]:
-    """A sum, mean or maximum does not depend on the order of what it runs over."""
-    return _reduced(call, call.arguments[1])
-
-
-def norm(call: Call) -> Sequence[Dimensions]:
-    """A vector norm, which does not depend on the order of what it runs over."""
-    return _reduced(call, call.arguments[2])
-
-
-def _reduced(call: Call, over: list[int] | int | None) -> Sequence[Dimensions]:
-    features = call.dimensions(0)
+    """A sum, mean, maximum or norm does not depend on the order of what it runs over."""
+    features, over = call.dimensions(0), call.argument("dim")
     if over is None or over == []:
         over = list(range(len(features)))
     places = {place % len(features) for place in ([over] if isinstance(over, int) else over)}

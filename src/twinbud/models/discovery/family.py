@@ -16,12 +16,13 @@ from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.plain import PlainFamily
 from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline
-from twinbud.models.widths import TensorSpec, width_sizes
+from twinbud.models.widths import Axis, TensorSpec, width_sizes
 
 NUM_CLASSES = 2
 """Of the network whose widths are found; any other number gives the same widths."""
-PROOF_SIZE = 64
-"""Image side in pixels at which widths are proved, for networks that can process it."""
+PROOF_SIZE = 128
+"""Image side in pixels at which widths are proved, for networks that can process it: the last of their feature maps,
+a 32nd of it, has several positions, without which attention or pooling can hide a tensor from the proof."""
 
 
 class DiscoveredFamily(PlainFamily):
@@ -71,7 +72,7 @@ class DiscoveredFamily(PlainFamily):
         return {name: self._specs[name] for name in model.state_dict()}
 
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Return no arguments: ``half_sizes`` says all."""
+        """Return no arguments: ``half_sizes`` gives the sizes."""
         del architecture, model
         return {}
 
@@ -117,18 +118,40 @@ class DiscoveredFamily(PlainFamily):
         def keep(these: list[dict[str, int]]) -> None:
             nonlocal kept
             sizes = {width: size for candidate in these for width, size in candidate.items()}
-            if runs(kept | sizes):
+            if sizes and runs(kept | sizes):
                 kept |= sizes
             elif len(these) > 1:
                 keep(these[: len(these) // 2])
                 keep(these[len(these) // 2 :])
 
         keep(candidates)
+        while changed := self._changed_axes(template, specs, kept):
+            candidates = [candidate for candidate in candidates if not changed & set(candidate)]
+            kept = {}
+            keep(candidates)
         return kept
+
+    def _changed_axes(self, template: TimmModel, specs: Mapping[str, TensorSpec], sizes: Mapping[str, int]) -> set[str]:
+        """Return the widths whose heads or groups have another size in the narrower network, though its shapes fit.
+
+        It computes something else than the selected weights did: a layer keeps the number of its heads or groups, say.
+        Where one head or group is left, its channels are all there is.
+        """
+        narrowed = narrow(deepcopy(template), narrowed_shapes(specs, template.state_dict(), sizes))
+        found = find_widths(narrowed, input_size(narrowed))
+        return {
+            own.width
+            for name, spec in specs.items()
+            for own, other in zip(spec.axes, found[name].axes, strict=True)
+            if isinstance(own, Axis)
+            and isinstance(other, Axis)
+            and sizes.get(own.width, 0) > (own.head_size or 1)
+            and (own.copies, own.unit, own.head_size) != (other.copies, other.unit, other.head_size)
+        }
 
 
 def prove_widths(family: SelectionFamily, model: TimmModel, where: str) -> float:
-    """Permute all widths of a copy of ``model`` at once and return how far the output changes, at most 1e-9.
+    """Permute the widths of a copy of ``model`` and return how far the output changes, at most 1e-9.
 
     Args:
         family: What says which widths there are.
@@ -136,10 +159,10 @@ def prove_widths(family: SelectionFamily, model: TimmModel, where: str) -> float
         where: The network, for the error.
 
     Raises:
-        TwinbudError: A width is not one; the error names the tensor that broke the proof.
+        TwinbudError: A permutation changes the output; the error names the tensor that broke the proof.
     """
     copy = deepcopy(model)
-    if not copy.num_classes:  # only a classifier does not mind the order of features
+    if not copy.num_classes:  # without one, the output itself has the order of the features
         copy.reset_classifier(NUM_CLASSES)
     template = deepcopy(copy).to("meta").eval()
     size = PROOF_SIZE if _runs(template, PROOF_SIZE) else input_size(template)

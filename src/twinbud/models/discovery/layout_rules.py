@@ -33,7 +33,7 @@ def pad(call: Call) -> Sequence[Dimensions]:
         if before < 0 or after < 0:
             fix(features[place])
             result[place] = Fixed(call.outputs[0].shape[place])
-        elif before or after:  # equal elements around it: they have any order
+        elif before or after:  # the padding is kept whole
             result[place] = Concatenation((Fixed(before), features[place], Fixed(after)))
     return [tuple(result)]
 
@@ -152,8 +152,16 @@ def move(call: Call) -> Sequence[Dimensions]:
     return [features]
 
 
+def same_strides(call: Call) -> Sequence[Dimensions]:
+    """The tensor itself; any other view of its memory is unknown."""
+    tensor = call.arguments[0]
+    if (list(tensor.shape), list(tensor.stride())) == (list(call.argument("size")), list(call.argument("stride"))):
+        return [call.dimensions(0)]
+    return unknown_operation(call)
+
+
 def restride(call: Call) -> Sequence[Dimensions]:
-    """Another memory layout of the same elements; any other view of the memory is unknown."""
+    """How torch lays out a new tensor in memory, before it is filled: its dimensions stay."""
     features = call.dimensions(0)
     if [dimension.size for dimension in features] == list(call.outputs[0].shape):
         return [features]
@@ -161,7 +169,7 @@ def restride(call: Call) -> Sequence[Dimensions]:
 
 
 def ordered(call: Call) -> Sequence[Dimensions]:
-    """Numbers that count: their order matters."""
+    """Consecutive numbers, whose order matters."""
     del call
     return []
 

@@ -24,8 +24,7 @@ _NAMES: dict[Rule, str] = {
     compute.layer_norm: "native_layer_norm",
     compute.group_norm: "native_group_norm",
     compute.softmax: "_softmax _log_softmax _safe_softmax",
-    compute.reduce: "mean sum amax amin var std var_mean logsumexp",
-    compute.norm: "linalg_vector_norm norm",
+    compute.reduce: "mean sum amax amin var std var_mean logsumexp linalg_vector_norm norm",
     compute.spatial: "adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d_with_indices"
     " upsample_bilinear2d upsample_bicubic2d upsample_nearest2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
     " reflection_pad2d replication_pad2d",
@@ -42,7 +41,8 @@ _NAMES: dict[Rule, str] = {
     layout.slices: "slice",
     layout.select: "select unbind",
     layout.move: "roll flip",
-    layout.restride: "as_strided",
+    layout.same_strides: "as_strided",
+    layout.restride: "as_strided_",
     layout.index: "index",
     layout.ordered: "arange linspace",
 }

@@ -45,7 +45,8 @@ class _Follow(TorchDispatchMode):
             args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
             for place, argument in enumerate(func._schema.arguments)
         )
-        call = Call(arguments, outputs, self.of)
+        names = tuple(argument.name for argument in func._schema.arguments)
+        call = Call(arguments, names, outputs, self.of)
         name = func._schema.name.partition("::")[2]
         rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
         if rule is None and torch.Tag.pointwise in func.tags:
@@ -53,12 +54,14 @@ class _Follow(TorchDispatchMode):
         if rule is None:
             rule = unknown_operation
             self.without_rule.add(name)
-        found = rule(call)
+        found = list(rule(call))[: len(outputs)]
+        sizes = [[dimension.size for dimension in dimensions] for dimensions in found]
+        if sizes != [list(output.shape) for output in outputs[: len(found)]]:
+            found = unknown_operation(call)  # the rule does not know this form of the operation
+            self.without_rule.add(name)
         for place, output in enumerate(outputs):
-            dimensions = found[place] if place < len(found) else ()
-            if len(dimensions) != output.dim() or [d.size for d in dimensions] != list(output.shape):
-                dimensions = tuple(Fixed(size) for size in output.shape)
-            self._known[id(output)] = dimensions
+            whole = tuple(Fixed(size) for size in output.shape)
+            self._known[id(output)] = found[place] if place < len(found) else whole
             self._kept.append(output)
         return result
 
@@ -68,7 +71,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tables(model: TimmModel) -> dict[str, Dimensions]:
-    """Return the dimensions of the buffers with numbers: along one where all are equal, their order does not matter."""
+    """Return the dimensions of floating-point buffers: along one where all values are equal, the order is free."""
     return {
         name: tuple(
             Unknown(size) if bool((buffer == buffer.narrow(dimension, 0, 1)).all()) else Fixed(size)
@@ -80,7 +83,7 @@ def _tables(model: TimmModel) -> dict[str, Dimensions]:
 
 
 def follow_dimensions(model: TimmModel, image_size: int) -> tuple[dict[str, Dimensions], set[str]]:
-    """Run ``model`` on images without numbers and return what is known of its tensors' dimensions afterwards.
+    """Run ``model`` on meta tensors and return what is known of its tensors' dimensions afterwards.
 
     The order of pixels, of images and of classes matters; everything else starts unknown.
 
