@@ -23,7 +23,8 @@ from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json, write_json
 from twinbud.models.checkpoint import FoundState, find_states
 from twinbud.models.families.base import State
-from twinbud.models.teacher import TeacherInfo, arguments_from_weights, classifiers, describe_teacher, first_convolution
+from twinbud.models.outline import classifiers
+from twinbud.models.teacher import TeacherInfo, arguments_from_weights, describe_teacher, first_convolution
 from twinbud.models.weights_file import read_safetensors
 
 USER_ERROR = 2

@@ -29,7 +29,7 @@ def matrix_product_with_bias(call: Call) -> Sequence[Dimensions]:
 
 def _multiply(left: Dimensions, right: Dimensions) -> Dimensions:
     """(…, N, K) times (…, K, M), or times (K,); leading dimensions are equal."""
-    rows, columns = (right[:-1], right[-1:]) if len(right) > 1 else (right, ())
+    rows, columns = (list(right[:-1]), list(right[-1:])) if len(right) > 1 else (list(right), [])
     unify(left[-1], rows[-1])
     for own, other in zip(left[:-2], right[:-2], strict=True):
         unify(own, other)
