@@ -270,6 +270,8 @@ def setting_notes(config: RunConfig) -> tuple[str, ...]:
     if model.selected is not None and model.attention != usual:
         other = f"--profile {profile} has '{usual}': select with --attention {usual} to get it"
         notes += (f"{model.selected} was selected with --attention {model.attention}; {other}",)
+    if profile == "best" and model.family == "auto":
+        notes += ("--family auto: the teacher is not fine-tuned and nothing is recovered; settings of --profile quick",)
     return notes
 
 

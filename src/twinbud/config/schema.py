@@ -105,7 +105,7 @@ class ModelConfig(Checked):
         " network: finetune, probe.",
     )
     family: Family = setting(
-        "described", "Widths of the network: those described for its family, or auto: found in any network and proved."
+        "described", "Widths of the network: described, or auto: found in any network and proved (no recovery)."
     )
     rule: Rule = setting("uniform", "Which elements of each width student and auxiliary take.")
     attention: Attention = setting("interleaved", "Select attention channels along one axis, or whole heads.")

@@ -20,7 +20,7 @@ from twinbud.models.families.base import TimmModel
 from twinbud.models.narrowing import build_network, outline_network, shapes_of
 from twinbud.models.student_spec import StudentSpec
 from twinbud.models.untrusted import NARROWED, read_architecture, read_architecture_of, read_model_args
-from twinbud.models.weights_file import read_safetensors
+from twinbud.models.weights_file import read_safetensors, without_aliases
 
 OPENED_BY_TWINBUD = ("import twinbud", 'model = twinbud.open_model("PATH")  # PATH: this folder')
 """The two lines that open a model folder that timm alone cannot open."""
@@ -70,7 +70,7 @@ def save_model_folder(
     if student_spec.shapes:
         config |= {"note": _NARROWED_NOTE.format(student_spec.architecture), "open_with": list(OPENED_BY_TWINBUD)}
     with explained_writes(folder):
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = without_aliases(model.state_dict())
         # not by safetensors itself, whose error hides a full disk
         (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -80,3 +80,10 @@ def classifiers(architecture: str) -> tuple[str, ...]:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of elements in a network's parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def input_size(model: TimmModel) -> int:
+    """Return the side of the images that ``model`` was built for, in pixels."""
+    embedding = getattr(model, "patch_embed", None)
+    size = getattr(embedding, "img_size", None)
+    return size[-1] if isinstance(size, tuple) else model.pretrained_cfg["input_size"][-1]

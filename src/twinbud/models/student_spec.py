@@ -131,12 +131,10 @@ def _half_shapes(teacher_info: TeacherInfo, family: SelectionFamily) -> Shapes |
     """Return the shapes of half the teacher, or None if timm's arguments give them."""
     teacher = teacher_info.outline(num_classes=1)
     sizes = family.half_sizes(teacher)
-    specs, state = family.specs(teacher) if sizes or teacher_info.shapes else {}, teacher.state_dict()
-    if sizes is None:
-        if teacher_info.shapes is None:
-            return None
-        sizes = half_sizes(specs, state)
-    return narrowed_shapes(specs, state, sizes)
+    if sizes is None and teacher_info.shapes is None:
+        return None
+    specs, state = family.specs(teacher), teacher.state_dict()
+    return narrowed_shapes(specs, state, half_sizes(specs, state) if sizes is None else sizes)
 
 
 def make_student_spec(
@@ -163,11 +161,13 @@ def make_student_spec(
     """
     given, model_args = model_args, _shape_arguments(model_args)
     template = outline(architecture, architecture, **model_args | {"num_classes": 1})
-    if family_of(template).has_fixed_image_size and "img_size" in given:
+    if (family or family_of(template)).has_fixed_image_size and "img_size" in given:
         model_args["img_size"] = given["img_size"]
     if shapes is not None or "img_size" in model_args:
         template = outline_network(architecture, architecture, shapes, **model_args | {"num_classes": 1})
-    if family is not None and not family.owns(template):
+    if isinstance(family, DiscoveredFamily):
+        family.specs(template)  # refuses another architecture
+    elif family is not None and not family.owns(template):
         raise TwinbudError(
             f"{architecture} is a {family_of(template).name}, but the teacher is a {family.name}",
             where="--student",

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import State
+
+
+def without_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return contiguous tensors on the CPU, of which no two share memory: safetensors refuses to write such.
+
+    Some networks hold one tensor under several names.
+    """
+    result: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        place = stored.untyped_storage().data_ptr()
+        result[name] = stored.clone() if place in taken else stored
+        taken.add(place)
+    return result
 
 
 def read_safetensors(path: Path, spec: str | None = None) -> State:

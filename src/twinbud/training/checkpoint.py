@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import MAX_TEXT_BYTES, read_bytes
+from twinbud.models.weights_file import without_aliases
 
 _KEPT = 2
 _MAX_SHOWN = 40
@@ -111,7 +112,7 @@ class CheckpointFolder:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
             try:
-                tensors = save({key: value.contiguous().cpu() for key, value in checkpoint.tensors.items()})
+                tensors = save(without_aliases(checkpoint.tensors))
                 content = {
                     "identity": self.identity,
                     "sha256": hashlib.sha256(tensors).hexdigest(),

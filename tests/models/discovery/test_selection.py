@@ -10,6 +10,7 @@ import torch
 from helpers.builders import save_teacher
 from twinbud.config.schema import ModelConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.models.discovery.family import discover
 from twinbud.models.selection_io import Selection, load_selection, select, select_to_folder
 from twinbud.models.student_pair import build_student_pair
 from twinbud.models.student_spec import read_student_spec
@@ -71,8 +72,22 @@ def test_every_rule_selects_every_tensor(teacher: str) -> None:
 
 
 def test_a_student_of_another_architecture_is_refused(teacher: str) -> None:
-    with pytest.raises(TwinbudError, match=r"regnety_002 is a network without selection.* Use --student half"):
+    with pytest.raises(TwinbudError, match=r"a RegNet with other layers cannot be selected.* Use --student half"):
         read_student_spec(read_teacher_info(teacher), "regnety_002", "auto")
+
+
+def test_a_network_with_one_tensor_under_two_names_is_refused_by_both() -> None:
+    with pytest.raises(TwinbudError, match=r"'cpe1.proj.weight' and '\S+' are one tensor"):
+        discover("coat_lite_tiny", "coat_lite_tiny", {})
+
+
+def test_a_teacher_of_another_image_size_is_selected_at_its_own(tmp_path: Path) -> None:
+    arguments = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 1, "num_heads": 4}
+    info = read_teacher_info(save_teacher(tmp_path / "vit", "vit_tiny_patch16_224", num_classes=0, **arguments))
+    spec = read_student_spec(info, "half", "auto")
+    assert spec.build(image_size=28, num_classes=3)(torch.rand(2, 3, 28, 28)).shape == (2, 3)
+    with pytest.raises(TwinbudError, match=r"cannot process images of 224 pixels.* Use --image-size 28, "):
+        spec.timm_arguments(224)
 
 
 def test_found_widths_of_a_vit_select_what_the_described_ones_do(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from twinbud.models.discovery.found import find_widths, prove
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.plain import PlainFamily
 from twinbud.models.narrowing import narrow, narrowed_shapes
-from twinbud.models.outline import outline
+from twinbud.models.outline import input_size, outline
 from twinbud.models.widths import Axis, TensorSpec, width_sizes
 
 NUM_CLASSES = 2
@@ -41,9 +41,11 @@ class DiscoveredFamily(PlainFamily):
 
     name: ClassVar[str] = "network with found widths"
     members: ClassVar[str] = "any timm network with --family auto"
+    has_fixed_image_size: ClassVar[bool] = True  # nothing that depends on it can be resampled
 
     def __init__(self, model: TimmModel, where: str) -> None:
         self._where = where
+        _require_own_tensors(model, where)
         self._whole = deepcopy(model).to("meta").eval()
         self._specs = find_widths(model, input_size(model))
         if not width_sizes(self._specs, self._whole.state_dict()):
@@ -77,7 +79,11 @@ class DiscoveredFamily(PlainFamily):
         return {}
 
     def half_sizes(self, model: TimmModel) -> dict[str, int]:
-        """Return half of each width, in whole heads; widths that timm's layers cannot have narrower stay whole."""
+        """Return half of each width, in whole heads; widths that timm's layers cannot have narrower stay whole.
+
+        Raises:
+            TwinbudError: All of them must stay whole.
+        """
         specs, state = self.specs(model), model.state_dict()
         axes = {axis.width: axis for spec in specs.values() for _, axis in spec.widths()}
         together: dict[str, dict[str, int]] = {}
@@ -86,7 +92,14 @@ class DiscoveredFamily(PlainFamily):
             half = max(1, size // head_size // 2) * head_size
             # a table with one entry for each head shrinks with the heads
             together.setdefault(axes[width].by_heads().width, {})[width] = half
-        return self._narrowable(model, specs, list(together.values()))
+        sizes = self._narrowable(model, specs, list(together.values()))
+        if not sizes:
+            raise TwinbudError(
+                "none of its widths can be made narrower in timm's layers",
+                where=self._where,
+                fix="Choose another teacher, or train it whole with --method finetune",
+            )
+        return sizes
 
     def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
         """Prove the widths on the teacher's architecture.
@@ -150,6 +163,22 @@ class DiscoveredFamily(PlainFamily):
         }
 
 
+def _require_own_tensors(model: TimmModel, where: str) -> None:
+    """Require that no tensor has two names: they would be selected, and proved, each by itself.
+
+    Raises:
+        TwinbudError: One has.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if first.setdefault(id(tensor), name) != name:
+            raise TwinbudError(
+                f"'{first[id(tensor)]}' and '{name}' are one tensor, and shared tensors cannot be selected",
+                where=where,
+                fix="Choose another teacher, or train it whole with --method finetune",
+            )
+
+
 def prove_widths(family: SelectionFamily, model: TimmModel, where: str) -> float:
     """Permute the widths of a copy of ``model`` and return how far the output changes, at most 1e-9.
 
@@ -186,13 +215,6 @@ def discover(architecture: str, where: str, model_args: Mapping[str, Any]) -> Di
     if any(buffer.is_floating_point() for name, buffer in model.named_buffers() if name not in saved):
         model = timm.create_model(architecture, pretrained=False, **arguments)  # numbers that only timm knows
     return DiscoveredFamily(model, where)
-
-
-def input_size(model: TimmModel) -> int:
-    """Return the side of the images that ``model`` was built for, in pixels."""
-    embedding = getattr(model, "patch_embed", None)
-    size = getattr(embedding, "img_size", None)
-    return size[-1] if isinstance(size, tuple) else model.pretrained_cfg["input_size"][-1]
 
 
 def _runs(model: TimmModel, image_size: int) -> bool:

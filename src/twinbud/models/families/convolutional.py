@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import RecoverySupport, SelectionFamily, TimmModel
+from twinbud.models.outline import input_size
 from twinbud.models.widths import Axis, TensorSpec
 
 _BATCH_NORM_VECTORS = ("weight", "bias", "running_mean", "running_var")
@@ -185,7 +186,7 @@ def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
         raise TwinbudError(
             f"{where} cannot process images of {image_size} pixels ({error})",
             where="--image-size",
-            fix=f"Use --image-size {model.pretrained_cfg['input_size'][-1]}, the size of its pretrained weights",
+            fix=f"Use --image-size {input_size(model)}, the size that it was built for",
         ) from error
     finally:
         model.train(was_training)
