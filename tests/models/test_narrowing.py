@@ -161,6 +161,13 @@ def resnet_with(part: nn.Module) -> TimmModel:
     return model
 
 
+@pytest.mark.parametrize(("groups", "channels", "kept"), [(32, 48, 24), (1, 48, 1), (64, 16, 16)])
+def test_groups_of_a_norm_keep_their_size(groups: int, channels: int, kept: int) -> None:
+    shapes = {"act1.weight": (channels,), "act1.bias": (channels,)}
+    norm = narrow(resnet_with(nn.GroupNorm(groups, 64)), shapes).act1
+    assert (norm.num_groups, norm.num_channels) == (kept, channels)
+
+
 @pytest.mark.parametrize(
     ("build", "shapes", "problem"),
     [
@@ -169,7 +176,7 @@ def resnet_with(part: nn.Module) -> TimmModel:
             {"act1.gamma": (32,)},
             r"a Remembers cannot .* \('act1.gamma' from ",
         ),
-        (lambda: resnet_with(nn.GroupNorm(32, 64)), {"act1.weight": (48,), "act1.bias": (48,)}, "a GroupNorm cannot"),
+        (lambda: resnet_with(nn.GroupNorm(32, 64)), {"act1.weight": (47,), "act1.bias": (47,)}, "a GroupNorm cannot"),
         (
             lambda: timm.create_model("nf_regnet_b0", num_classes=5),
             {"stem.conv.weight": (16, 3, 3, 3), "stem.conv.gain": (16, 1, 1, 1), "stem.conv.bias": (16,)},
