@@ -7,26 +7,33 @@ import json
 import pytest
 
 from helpers.command import refusal, twinbud
+from twinbud.cli.family_display import show_families
 from twinbud.models.families import FAMILIES
+from twinbud.models.family_listing import FamilyInfo, PairInfo
 from twinbud.models.teacher import read_teacher_info
 
 
-def test_every_family_is_listed_with_examples_that_open() -> None:
-    answer = twinbud("families")
-    assert answer.code == 0
-    for family in FAMILIES:
-        assert family.members in answer.out
-        assert family.pairs
-        for teacher, student in family.pairs:
-            assert f"{teacher} → {student}: " in answer.out
-
-
-def test_the_paper_s_first_pair_has_its_published_sizes() -> None:
+def test_every_family_is_listed_with_examples_that_open(capsys: pytest.CaptureFixture[str]) -> None:
     families = {family["name"]: family for family in json.loads(twinbud("families", "--json").out)}
-    pair = families["ViT"]["pairs"][0]
-    assert (pair["teacher"], pair["student"]) == ("vit_small_patch16_224.augreg_in21k", "vit_tiny_patch16_224")
-    assert [round(pair[f"{role}_parameters"] / 1e6) for role in ("teacher", "student")] == [22, 6]  # Table 1: 22 M, 5 M
-    assert pair["num_disjoint"] == pair["num_widths"] == 25  # the residual stream, and two widths in each of 12 blocks
+    assert list(families) == [family.name for family in FAMILIES]
+    for family in FAMILIES:
+        assert [(pair["teacher"], pair["student"]) for pair in families[family.name]["pairs"]] == list(family.pairs)
+        assert family.pairs
+    first = families["ViT"]["pairs"][0]
+    assert (first["teacher"], first["student"]) == ("vit_small_patch16_224.augreg_in21k", "vit_tiny_patch16_224")
+    assert [round(first[f"{role}_parameters"] / 1e6) for role in ("teacher", "student")] == [
+        22,
+        6,
+    ]  # Table 1: 22 M, 5 M
+    assert first["num_disjoint"] == first["num_widths"] == 25  # the residual stream, and two in each of 12 blocks
+    pair = PairInfo(**first)
+    show_families([FamilyInfo(name="ViT", members="ViT and others", recovery=True, pairs=(pair,))], as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "ViT and others; recovery: yes\n  vit_small_patch16_224.augreg_in21k → vit_tiny_patch16_224: "
+    )
+    assert "\n    25 of 25 widths have room for two disjoint subsets\n" in shown
+    assert "--family auto" in shown
 
 
 def test_the_widths_of_a_network_are_shown_with_their_tensors_and_proved() -> None:

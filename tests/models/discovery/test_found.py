@@ -169,7 +169,7 @@ def test_a_narrower_network_computes_what_the_whole_one_does_without_the_other_c
 
 def test_heads_that_a_layer_counts_by_itself_stay_whole() -> None:
     """twins_svt keeps its number of heads and divides whatever width it gets by it."""
-    model = outline("twins_svt_small", "test", num_classes=3)
+    model = outline("twins_svt_small", "test", num_classes=3, depths=(1, 1, 1, 1))
     family = DiscoveredFamily(model, "twins_svt_small")
     sizes = family.half_sizes(model)
     assert sizes
