@@ -15,6 +15,7 @@ from torch import nn
 from twinbud.config.recovery import RecoverTarget
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.training.optimizer import Optimizer
+from twinbud.training.unlabelled import UnlabelledStep
 
 
 class FeatureMatchingLoss(nn.Module):
@@ -69,7 +70,7 @@ def normalized(tokens: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
-class RecoveryStep:
+class RecoveryStep(UnlabelledStep):
     """One optimizer step of feature matching.
 
     Args:
@@ -96,11 +97,11 @@ class RecoveryStep:
         steps_per_epoch: int,
     ) -> None:
         self.channel_map, self.feature_matching = channel_map, feature_matching
-        self.refit, self.bf16 = dict(refit), bf16
+        self.bf16 = bf16
         networks: dict[str, nn.Module] = {"student": channel_map.student}
         if feature_matching.map is not None:
             networks["map"] = feature_matching.map
-        self.optimizer = Optimizer(
+        optimizer = Optimizer(
             networks,
             weight_decay=weight_decay,
             layer_decay=layer_decay,
@@ -108,44 +109,12 @@ class RecoveryStep:
             steps_per_epoch=steps_per_epoch,
             advice="lower --recover-learning-rate",
         )
+        super().__init__(optimizer, refit)
 
-    def __call__(self, images_BCSS: torch.Tensor, learning_rate: float) -> torch.Tensor:
-        """Take one step.
-
-        Args:
-            images_BCSS: Normalized float32 images; student and teacher get the same view.
-            learning_rate: Learning rate of this step.
-
-        Returns:
-            The loss before the update, on the device.
-
-        Raises:
-            TwinbudError: See ``Optimizer.step``.
-        """
-        optimizer, channel_map = self.optimizer, self.channel_map
-        optimizer.set_rate(learning_rate)
-        with torch.autocast(optimizer.device.type, torch.bfloat16, enabled=self.bf16):
+    def loss(self, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """See ``UnlabelledStep``."""
+        channel_map = self.channel_map
+        with torch.autocast(self.optimizer.device.type, torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
                 targets = self.feature_matching.targets(channel_map.teacher_streams(images_BCSS))
-            loss = self.feature_matching(channel_map.student_streams(images_BCSS), targets)
-        optimizer.step(loss)
-        optimizer.num_steps += 1
-        return loss.detach()
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps so far."""
-        return self.optimizer.num_steps
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """See ``Optimizer.tensors``."""
-        return {**self.optimizer.tensors(), **self.refit}
-
-    def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        """See ``Optimizer.restore``."""
-        self.refit = {name: tensors[name] for name in self.refit}
-        self.optimizer.restore(tensors, num_steps)
-
-    def check(self) -> None:
-        """See ``Optimizer.check``."""
-        self.optimizer.check()
+            return self.feature_matching(channel_map.student_streams(images_BCSS), targets)

@@ -246,7 +246,7 @@ class _Stage:
             )
             for _ in epochs.epochs():
                 if epochs.position.epoch > self.plan.epochs:  # the features do not change any more
-                    step.refit |= self._fit_classifier(step.channel_map, self._read_refit(step.refit)).tensors()
-                step.refit[_PEAK] = torch.tensor(max(step.refit[_PEAK].item(), memory.mib))
+                    step.kept |= self._fit_classifier(step.channel_map, self._read_refit(step.kept)).tensors()
+                step.kept[_PEAK] = torch.tensor(max(step.kept[_PEAK].item(), memory.mib))
                 epochs.save_if_due()
         return tuple(epochs.records)

@@ -20,6 +20,7 @@ from twinbud.teaching.features import Features, FeatureShape, extract_features
 from twinbud.teaching.source import Source, Whitening
 from twinbud.training.batch_norm import running_statistics
 from twinbud.training.optimizer import Optimizer
+from twinbud.training.unlabelled import UnlabelledStep
 
 
 class FeatureMaps(nn.Module):
@@ -53,7 +54,7 @@ def feature_loss(found: Features, targets: Features) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-class TeachingStep:
+class TeachingStep(UnlabelledStep):
     """One optimizer step on images without labels.
 
     Args:
@@ -80,53 +81,20 @@ class TeachingStep:
         steps_per_epoch: int,
     ) -> None:
         self.learner, self.maps, self.source, self.whitening = learner, maps, source, whitening
-        self.bf16, self.kept = bf16, dict(kept)
-        self.optimizer = Optimizer(
+        self.bf16 = bf16
+        optimizer = Optimizer(
             {"learner": learner, "maps": maps},
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
             steps_per_epoch=steps_per_epoch,
         )
+        super().__init__(optimizer, kept)
 
-    def __call__(self, images_BCSS: torch.Tensor, learning_rate: float) -> torch.Tensor:
-        """Take one step.
-
-        Args:
-            images_BCSS: Normalized float32 images; both networks get the same view.
-            learning_rate: Learning rate of this step.
-
-        Returns:
-            The loss before the update, on the device.
-
-        Raises:
-            TwinbudError: See ``Optimizer.step``.
-        """
-        optimizer = self.optimizer
-        optimizer.set_rate(learning_rate)
+    def loss(self, images_BCSS: torch.Tensor) -> torch.Tensor:
+        """See ``UnlabelledStep``."""
         targets = self.whitening(self.source.features(images_BCSS))
         # the variance of one image would be that of its pixels alone; of one value, it does not exist
         norms = running_statistics(self.learner) if len(images_BCSS) == 1 else nullcontext()
-        with torch.autocast(optimizer.device.type, torch.bfloat16, enabled=self.bf16), norms:
+        with torch.autocast(self.optimizer.device.type, torch.bfloat16, enabled=self.bf16), norms:
             found = self.maps(extract_features(self.learner, images_BCSS))
-        loss = feature_loss(found, targets)
-        optimizer.step(loss)
-        optimizer.num_steps += 1
-        return loss.detach()
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps so far."""
-        return self.optimizer.num_steps
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """See ``Optimizer.tensors``."""
-        return {**self.optimizer.tensors(), **self.kept}
-
-    def restore(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        """See ``Optimizer.restore``."""
-        self.kept = {name: tensors[name] for name in self.kept}
-        self.optimizer.restore(tensors, num_steps)
-
-    def check(self) -> None:
-        """See ``Optimizer.check``."""
-        self.optimizer.check()
+        return feature_loss(found, targets)

@@ -8,7 +8,7 @@ unknown at the end can be permuted, together in all tensors where it occurs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -153,47 +153,38 @@ def unify(first: Dimension, second: Dimension) -> None:
 
 
 Pairs = list[tuple[Dimension, Dimension]]
+Split = Callable[[Dimension, int], tuple[Dimension, Dimension] | None]
+"""Divides a dimension: what remains, and a piece of the given size; None if that is impossible."""
 
 
 def _aligned_factors(first: Product, second: Product) -> Pairs | None:
     """Return the factors of both in pairs of one size, from the inside; None if they do not align."""
-    remaining = list(first.factors), list(second.factors)
-    pairs: Pairs = []
-    while remaining[0] and remaining[1]:
-        own, other = (resolve(factors.pop()) for factors in remaining)
-        size = min(own.size, other.size)
-        inner: list[Dimension] = []
-        for dimension, factors in zip((own, other), remaining, strict=True):
-            if dimension.size == size:
-                inner.append(dimension)
-                continue
-            split = split_factor(dimension, size)
-            if split is None:
-                return None
-            factors.append(split[0])
-            inner.append(split[1])
-        pairs.append((inner[0], inner[1]))
-    return pairs
+    return _aligned(list(first.factors), list(second.factors), split_factor)
 
 
 def _aligned_parts(first: Dimension, second: Dimension) -> Pairs | None:
     """Return the parts of both in pairs of one size, from the start; None if they do not align."""
-    remaining = _parts(first)[::-1], _parts(second)[::-1]
+
+    def split(dimension: Dimension, size: int) -> tuple[Dimension, Dimension] | None:
+        found = split_part(dimension, size)
+        return found and (found[1], found[0])
+
+    return _aligned(_parts(first)[::-1], _parts(second)[::-1], split)
+
+
+def _aligned(first: list[Dimension], second: list[Dimension], split: Split) -> Pairs | None:
+    """Take pairs of one size from the ends of both lists; ``split`` divides the larger one of two."""
     pairs: Pairs = []
-    while remaining[0] and remaining[1]:
-        own, other = (resolve(parts.pop()) for parts in remaining)
-        size = min(own.size, other.size)
-        start: list[Dimension] = []
-        for dimension, parts in zip((own, other), remaining, strict=True):
-            if dimension.size == size:
-                start.append(dimension)
-                continue
-            split = split_part(dimension, size)
-            if split is None:
+    while first and second:
+        own, other = resolve(first.pop()), resolve(second.pop())
+        larger, rest = (own, first) if own.size > other.size else (other, second)
+        if own.size != other.size:
+            divided = split(larger, min(own.size, other.size))
+            if divided is None:
                 return None
-            parts.extend(reversed(_parts(split[1])))
-            start.append(split[0])
-        pairs.append((start[0], start[1]))
+            rest.append(divided[0])
+            own, other = (divided[1], other) if larger is own else (own, divided[1])
+        pairs.append((own, other))
     return pairs
 
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
+from twinbud.models.families.convolutional import MapRecovery
+from twinbud.models.families.stages import half_depths, stage_blocks
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"convnext_tiny": (2, 2, 6, 2)}
@@ -19,8 +21,10 @@ MIN_IMAGE_SIZE = 32
 """In pixels: one position remains after the stem and three downsampling layers."""
 
 
-class ConvNeXtRecovery(RecoverySupport):
+class ConvNeXtRecovery(MapRecovery):
     """One residual stream (B, D, H, W) per stage."""
+
+    has_largest_stream_first: ClassVar[bool] = True
 
     def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
         """Return (B, D, H, W), the stem's output."""
@@ -40,14 +44,6 @@ class ConvNeXtRecovery(RecoverySupport):
         scale = "gamma" if block.gamma is not None else None
         linears = (LinearMap(name="mlp.fc1"), LinearMap(name="mlp.fc2", writes=True, scale=scale))
         return (Branch(forward=block, linears=linears),)
-
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """Reshape (B, D, H, W) to (B, H·W, D)."""
-        return stream.flatten(2).transpose(1, 2)
-
-    def add(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Add (B, H·W, D) to (B, D, H, W)."""
-        return stream + tokens.transpose(1, 2).unflatten(2, stream.shape[2:])
 
     def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
         """Return the last stage's map; its norm comes after pooling unless the model has ``norm_pre``."""
@@ -74,12 +70,7 @@ class ConvNeXtFamily(SelectionFamily):
 
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
         """Return the downsampling layer, if any, and the blocks of each stage."""
-        found: dict[str, nn.Module] = {}
-        for number, stage in enumerate(model.stages):
-            if not isinstance(stage.downsample, nn.Identity):
-                found[f"stages.{number}.downsample"] = stage.downsample
-            found |= {f"stages.{number}.blocks.{place}": block for place, block in enumerate(stage.blocks)}
-        return found
+        return stage_blocks("stages", model.stages)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -88,9 +79,7 @@ class ConvNeXtFamily(SelectionFamily):
     def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
         """Halve the width of every stage."""
         shape = self.shape(model)
-        pair_depths = PAIR_DEPTHS.get(architecture.partition(".")[0], shape.depths)
-        # a teacher saved with fewer blocks than its name says has no more to give
-        depths = [min(pair) for pair in zip(pair_depths, shape.depths, strict=True)]
+        depths = half_depths(architecture, shape.depths, PAIR_DEPTHS)
         return {"dims": [width // 2 for width in shape.widths], "depths": depths} | self.form_arguments(model)
 
     def shape(self, model: TimmModel) -> NetworkShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from timm.layers.squeeze_excite import SEModule
@@ -36,6 +36,35 @@ class MapRecovery(RecoverySupport):
         """Return the last map, which nothing normalizes before it is pooled."""
         del model
         return stream
+
+
+class ConvolutionalFamily(SelectionFamily):
+    """What timm itself says of a convolutional network: its layers, and the sizes of images that it can process."""
+
+    temperature: ClassVar[float] = 3.0
+    drop_path: ClassVar[float] = 0.0
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+
+    def gains_from_bf16(self, model: TimmModel, device: torch.device) -> bool:
+        """Return false for depthwise convolutions on a CPU: they take 1.5 times as long in bf16 (EXPERIMENTS.md)."""
+        return device.type != "cpu" or not any(
+            module.groups == module.in_channels > 1 for module in model.modules() if isinstance(module, nn.Conv2d)
+        )
+
+    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
+        """Return the number of each parameter's layer as timm counts them; nothing if timm has none for the network."""
+        if not hasattr(model, "group_matcher"):
+            return {}
+        return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+
+    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
+        """Accept any size that a forward pass accepts; no timm argument depends on it.
+
+        Raises:
+            TwinbudError: The network cannot process images of that size.
+        """
+        require_image_size(model, image_size, where)
+        return {}
 
 
 class SpecCollector:
@@ -157,13 +186,6 @@ def is_described(family: SelectionFamily, model: nn.Module) -> bool:
     return True
 
 
-def timm_layer_numbers(model: TimmModel) -> dict[str, int]:
-    """Return the number of each parameter's layer as timm counts them; nothing if timm has none for this network."""
-    if not hasattr(model, "group_matcher"):
-        return {}
-    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-
-
 def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
     """Accept any size that a forward pass of the shapes accepts.
 
@@ -190,8 +212,3 @@ def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
         ) from error
     finally:
         model.train(was_training)
-
-
-def is_depthwise(model: nn.Module) -> bool:
-    """Return whether the network has depthwise convolutions, which take 1.5 times as long in bf16 on a CPU."""
-    return any(module.groups == module.in_channels > 1 for module in model.modules() if isinstance(module, nn.Conv2d))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from timm.models._efficientnet_blocks import (
     ConvBnAct,
     DepthwiseSeparableConv,
@@ -16,18 +15,12 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
-from twinbud.models.families.base import NetworkShape, SelectionFamily, TimmModel
-from twinbud.models.families.convolutional import (
-    SpecCollector,
-    is_depthwise,
-    is_described,
-    require_image_size,
-    timm_layer_numbers,
-)
+from twinbud.models.families.base import NetworkShape, TimmModel
+from twinbud.models.families.convolutional import ConvolutionalFamily, SpecCollector, is_described
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 
-class EfficientNetFamily(SelectionFamily):
+class EfficientNetFamily(ConvolutionalFamily):
     """Widths: one per run of blocks that shortcuts join, expansion and squeeze width per block, and the head's.
 
     A depthwise convolution and its norm run along the width that they filter: the expansion, or the run before a
@@ -36,9 +29,6 @@ class EfficientNetFamily(SelectionFamily):
 
     name: ClassVar[str] = "EfficientNet"
     members: ClassVar[str] = "EfficientNet (with EfficientNetV2, MobileNetV2 to V4, MNASNet and their relatives)"
-    temperature: ClassVar[float] = 3.0
-    drop_path: ClassVar[float] = 0.0
-    memory_format: ClassVar[torch.memory_format] = torch.channels_last
     pairs: ClassVar[tuple[tuple[str, str], ...]] = (
         ("tf_efficientnet_lite0.in1k", "half"),
         ("efficientnet_b1.ft_in1k", "efficientnet_b0"),
@@ -50,18 +40,10 @@ class EfficientNetFamily(SelectionFamily):
         """Return whether ``model`` is timm's EfficientNet or MobileNetV3 with layers whose widths are known."""
         return isinstance(model, EfficientNet | MobileNetV3) and is_described(self, model)
 
-    def gains_from_bf16(self, model: TimmModel, device: torch.device) -> bool:
-        """Return false for depthwise convolutions on a CPU."""
-        return device.type != "cpu" or not is_depthwise(model)
-
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
         """Return the blocks of all stages."""
         stages = enumerate(model.blocks)
         return {f"blocks.{number}.{place}": block for number, stage in stages for place, block in enumerate(stage)}
-
-    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
-        """Return timm's own layers."""
-        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -97,15 +79,6 @@ class EfficientNetFamily(SelectionFamily):
         return NetworkShape(
             depths=tuple(map(len, model.blocks)), widths=tuple(_num_outputs(stage[-1]) for stage in model.blocks)
         )
-
-    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """Accept any size that a forward pass accepts; no timm argument depends on it.
-
-        Raises:
-            TwinbudError: The network cannot process images of that size.
-        """
-        require_image_size(model, image_size, where)
-        return {}
 
 
 def _num_outputs(block: TimmModel) -> int:

@@ -13,10 +13,10 @@ from torch import nn
 from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, RecoverySupport, State, TimmModel
+from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
 from twinbud.models.families.vit import (
     CLASSIFIERS,
     PREFIX_TOKENS,
-    RESIDUAL,
     ViTFamily,
     fold_scales,
     gates,
@@ -64,18 +64,13 @@ class RotaryBlock(nn.Module):
         return self.block(stream, rope=self.positions())
 
 
-class EvaRecovery(RecoverySupport):
+class EvaRecovery(IsotropicRecovery):
     """One residual stream (B, L, D), prefix tokens included."""
 
     def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
         """Return (B, L, D): patch embeddings, with learned positions if there are any, and prefix tokens."""
         stream, _ = model._pos_embed(model.patch_embed(images_BCSS))
         return model.norm_pre(stream)
-
-    def stream_width(self, block: str) -> str:
-        """Return the width that all blocks share."""
-        del block
-        return RESIDUAL.width
 
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return attention and MLP, whose gate may be a layer of its own.
@@ -110,14 +105,6 @@ class EvaRecovery(RecoverySupport):
             Branch(forward=attend, linears=(*attention, LinearMap(name="attn.proj", writes=True, scale=scales[0]))),
             Branch(forward=transform, linears=(*mlp, LinearMap(name="mlp.fc2", writes=True, scale=scales[1]))),
         )
-
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream unchanged."""
-        return stream
-
-    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream after the final norm; unchanged if the model normalizes after pooling."""
-        return model.norm(stream)
 
 
 class EvaFamily(ViTFamily):

@@ -11,9 +11,9 @@ from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
+from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
 from twinbud.models.widths import Axis, Role, TensorSpec, half_sizes
 
-RESIDUAL = Axis("residual")
 HALVES = {
     "mixer_l16_224": "mixer_s16_224",
     "mixer_l32_224": "mixer_s32_224",
@@ -23,17 +23,12 @@ HALVES = {
 """timm's network of half the width, for each network that has one: timm's names take no width as an argument."""
 
 
-class MixerRecovery(RecoverySupport):
+class MixerRecovery(IsotropicRecovery):
     """One residual stream (B, L, D)."""
 
     def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
         """Return (B, L, D), the patch embeddings."""
         return model.stem(images_BCSS)
-
-    def stream_width(self, block: str) -> str:
-        """Return the width that all blocks share."""
-        del block
-        return RESIDUAL.width
 
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return the mixing of positions, in which no layer mixes channels, and the MLP over channels (both layers).
@@ -76,14 +71,6 @@ class MixerRecovery(RecoverySupport):
             where="--recover",
             fix="Choose another teacher, or --recover none",
         )
-
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream unchanged."""
-        return stream
-
-    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream after the final norm."""
-        return model.norm(stream)
 
 
 class MixerFamily(SelectionFamily):

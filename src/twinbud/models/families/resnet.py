@@ -15,16 +15,9 @@ from twinbud.models.families.base import (
     LinearMap,
     NetworkShape,
     RecoverySupport,
-    SelectionFamily,
     TimmModel,
 )
-from twinbud.models.families.convolutional import (
-    MapRecovery,
-    SpecCollector,
-    is_described,
-    require_image_size,
-    timm_layer_numbers,
-)
+from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector, is_described
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -53,7 +46,7 @@ class ResNetRecovery(MapRecovery):
         return (Branch(forward=block, linears=tuple(LinearMap(name=name) for name in layers)),)
 
 
-class ResNetFamily(SelectionFamily):
+class ResNetFamily(ConvolutionalFamily):
     """Widths: one per stage with its shortcuts, and the inner widths of each block.
 
     Where the first block has no convolution in its shortcut, the stem's output is a part of the first stage's width.
@@ -63,9 +56,6 @@ class ResNetFamily(SelectionFamily):
 
     name: ClassVar[str] = "ResNet"
     members: ClassVar[str] = "ResNet (with ResNeXt, wide and squeeze-excite variants)"
-    temperature: ClassVar[float] = 3.0
-    drop_path: ClassVar[float] = 0.0
-    memory_format: ClassVar[torch.memory_format] = torch.channels_last
     recovery: ClassVar[RecoverySupport | None] = ResNetRecovery()
     pairs: ClassVar[tuple[tuple[str, str], ...]] = (
         ("resnet50.a1_in1k", "half"),
@@ -86,10 +76,6 @@ class ResNetFamily(SelectionFamily):
         """Return the residual blocks."""
         stages = {stage: model.get_submodule(stage) for stage in STAGES}
         return {f"{name}.{place}": block for name, stage in stages.items() for place, block in enumerate(stage)}
-
-    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
-        """Return timm's own layers."""
-        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -136,15 +122,6 @@ class ResNetFamily(SelectionFamily):
         """See ``SelectionFamily.shape``."""
         stages = [model.get_submodule(stage) for stage in STAGES]
         return NetworkShape(depths=tuple(map(len, stages)), widths=tuple(_num_outputs(stage[-1]) for stage in stages))
-
-    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """Accept any size that a forward pass accepts; no timm argument depends on it.
-
-        Raises:
-            TwinbudError: The network cannot process images of that size.
-        """
-        require_image_size(model, image_size, where)
-        return {}
 
 
 def _is_deep(model: TimmModel) -> bool:

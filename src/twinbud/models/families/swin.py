@@ -23,6 +23,7 @@ from twinbud.models.families.base import (
     State,
     TimmModel,
 )
+from twinbud.models.families.stages import half_depths, stage_blocks
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"swin_large_patch4_window7_224": (2, 2, 6, 2)}
@@ -97,12 +98,7 @@ class SwinFamily(SelectionFamily):
 
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
         """Return the patch merging, if any, and the blocks of each stage."""
-        found: dict[str, nn.Module] = {}
-        for number, stage in enumerate(model.layers):
-            if not isinstance(stage.downsample, nn.Identity):
-                found[f"layers.{number}.downsample"] = stage.downsample
-            found |= {f"layers.{number}.blocks.{place}": block for place, block in enumerate(stage.blocks)}
-        return found
+        return stage_blocks("layers", model.layers)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -123,9 +119,7 @@ class SwinFamily(SelectionFamily):
                 fix="Choose a teacher with even numbers of heads, such as swin_base_patch4_window7_224 or"
                 " swin_large_patch4_window7_224",
             )
-        pair_depths = PAIR_DEPTHS.get(architecture.partition(".")[0], shape.depths)
-        # a teacher saved with fewer blocks than its name says has no more to give
-        depths = [min(pair) for pair in zip(pair_depths, shape.depths, strict=True)]
+        depths = half_depths(architecture, shape.depths, PAIR_DEPTHS)
         heads = [heads // 2 for heads in shape.heads]
         return {"embed_dim": shape.widths[0] // 2, "depths": depths, "num_heads": heads}
 

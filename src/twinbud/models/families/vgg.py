@@ -15,10 +15,9 @@ from twinbud.models.families.base import (
     LinearMap,
     NetworkShape,
     RecoverySupport,
-    SelectionFamily,
     TimmModel,
 )
-from twinbud.models.families.convolutional import MapRecovery, SpecCollector, require_image_size, timm_layer_numbers
+from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 HIDDEN = (Axis("hidden/fc1"), Axis("hidden/fc2"))
@@ -80,7 +79,7 @@ class VGGRecovery(MapRecovery):
         return (Branch(forward=forward, linears=(LinearMap(name="conv"),)),)
 
 
-class VGGFamily(SelectionFamily):
+class VGGFamily(ConvolutionalFamily):
     """Widths: the channels of each convolution, and two hidden layers before the classifier.
 
     A convolution corresponds to that at the same place of the same stage: VGG-16 takes the first convolutions of each
@@ -89,9 +88,6 @@ class VGGFamily(SelectionFamily):
 
     name: ClassVar[str] = "VGG"
     members: ClassVar[str] = "VGG (with and without batch norm)"
-    temperature: ClassVar[float] = 3.0
-    drop_path: ClassVar[float] = 0.0
-    memory_format: ClassVar[torch.memory_format] = torch.channels_last
     recovery: ClassVar[RecoverySupport | None] = VGGRecovery()
     pairs: ClassVar[tuple[tuple[str, str], ...]] = (
         ("vgg19.tv_in1k", "vgg16"),
@@ -106,10 +102,6 @@ class VGGFamily(SelectionFamily):
     def blocks(self, model: TimmModel) -> dict[str, nn.Module]:
         """Return the convolutions but the first, each with what follows it, by their place in the chain."""
         return {each.layer: _block(model, each) for each in _convolutions(model)[1:]}
-
-    def layer_numbers(self, model: TimmModel) -> dict[str, int]:
-        """Return timm's own layers."""
-        return timm_layer_numbers(model)
 
     def specs(self, model: TimmModel) -> dict[str, TensorSpec]:
         """See ``SelectionFamily.specs``."""
@@ -158,15 +150,6 @@ class VGGFamily(SelectionFamily):
         stages = sorted({each.stage for each in convolutions})
         channels = [[each.channels for each in convolutions if each.stage == stage] for stage in stages]
         return NetworkShape(depths=tuple(map(len, channels)), widths=tuple(widths[-1] for widths in channels))
-
-    def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
-        """Accept any size that is left after five poolings; no timm argument depends on it.
-
-        Raises:
-            TwinbudError: The size is smaller.
-        """
-        require_image_size(model, image_size, where)
-        return {}
 
 
 def _block(model: TimmModel, convolution: _Convolution) -> nn.Sequential:

@@ -25,24 +25,19 @@ from twinbud.models.families.base import (
     TimmModel,
     no_single_stream,
 )
+from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
 from twinbud.models.widths import Axis, Role, TensorSpec
 
-RESIDUAL = Axis("residual")
 PREFIX_TOKENS = ("cls_token", "reg_token", "dist_token")
 CLASSIFIERS = ("head", "head_dist")
 
 
-class ViTRecovery(RecoverySupport):
+class ViTRecovery(IsotropicRecovery):
     """One residual stream (B, L, D), prefix tokens included."""
 
     def embed(self, model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
         """Return (B, L, D): patch embeddings and prefix tokens with their positions."""
         return model.norm_pre(model._pos_embed(model.patch_embed(images_BCSS)))
-
-    def stream_width(self, block: str) -> str:
-        """Return the width that all blocks share."""
-        del block
-        return RESIDUAL.width
 
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return attention (queries, keys and values; projection) and MLP (both layers).
@@ -84,14 +79,6 @@ class ViTRecovery(RecoverySupport):
         if not isinstance(model.norm_pre, nn.Identity):
             raise no_single_stream("ViTs with a norm before the first block", option)
         return norms
-
-    def tokens(self, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream unchanged."""
-        return stream
-
-    def finish(self, model: TimmModel, stream: torch.Tensor) -> torch.Tensor:
-        """Return the stream after the final norm; unchanged if the model normalizes after pooling."""
-        return model.norm(stream)
 
 
 class ViTFamily(SelectionFamily):
