@@ -8,7 +8,7 @@ import pytest
 
 from helpers.command import refusal, twinbud
 from twinbud.cli.family_display import show_families
-from twinbud.models.families import FAMILIES
+from twinbud.models.families.registry import FAMILIES
 from twinbud.models.family_listing import FamilyInfo, PairInfo
 from twinbud.models.teacher import read_teacher_info
 

@@ -16,8 +16,8 @@ from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes
 from twinbud.models.outline import outline
 from twinbud.models.untrusted import NARROWED

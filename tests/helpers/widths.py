@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.invariance import TOLERANCE, claims, randomize, relative_change
 from twinbud.models.widths import TensorSpec, width_sizes
 

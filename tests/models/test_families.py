@@ -12,7 +12,7 @@ import torch
 from helpers.builders import DINOV3, save_teacher
 from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError
-from twinbud.models import families
+from twinbud.models.families import registry
 from twinbud.models.families.eva import EvaFamily
 from twinbud.models.initialization import open_initialization
 from twinbud.models.selection_io import select
@@ -83,6 +83,6 @@ def test_stochastic_depth_is_refused_where_timm_has_none() -> None:
 def test_depthwise_convolutions_of_a_plain_network_stay_in_float32_on_a_cpu(architecture: str, on_cpu: bool) -> None:
     with torch.device("meta"):
         model = timm.create_model(architecture)
-    family = families.family_of(model)
+    family = registry.family_of(model)
     assert family.gains_from_bf16(model, torch.device("cpu")) == on_cpu
     assert family.gains_from_bf16(model, torch.device("cuda"))

@@ -12,8 +12,8 @@ from torch import nn
 
 from helpers.builders import VIT
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import build_network, narrow, narrowed_shapes, outline_network, shapes_of
 from twinbud.models.outline import outline
 from twinbud.models.widths import half_sizes

@@ -13,7 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from helpers.builders import CONVNEXT, SWIN, VIT, random_model
 from twinbud.config.schema import Rule
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 from twinbud.models.rules import uniform
 from twinbud.models.selection import SelectionPlan, extract_weights, plan_selection
 from twinbud.models.tensor_status import TensorStatus

@@ -16,7 +16,7 @@ from helpers.command import trained
 from helpers.convolutional import save_narrow_teacher
 from helpers.recovering import batches, refit_batches
 from helpers.runs import read_json
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 from twinbud.models.outline import outline
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers.builders import CONVNEXT, VIT, random_model
 from helpers.recovering import batches, beside, refit_batches
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.feature_matching import FeatureMatchingLoss
 from twinbud.recovery.importance import with_indices

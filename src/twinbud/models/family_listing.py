@@ -7,7 +7,7 @@ from typing import Any
 
 from twinbud.config.schema import Family
 from twinbud.models.discovery.family import NUM_CLASSES, discover, prove_widths
-from twinbud.models.families import FAMILIES, family_of
+from twinbud.models.families.registry import FAMILIES, family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.narrowing import build_network
 from twinbud.models.student_spec import read_student_spec

@@ -14,8 +14,8 @@ from twinbud.config.fields import option_of
 from twinbud.config.loading import contradicts_plan
 from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import without_recovery
 from twinbud.models.families.base import State
+from twinbud.models.families.registry import without_recovery
 from twinbud.models.selection_io import Selection, load_selection, select
 from twinbud.models.student_pair import StudentPair, build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec

@@ -12,8 +12,8 @@ from twinbud.config.schema import Family
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.discovery.family import DiscoveredFamily, discover
-from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes, outline_network, shapes_of
 from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherInfo

@@ -25,8 +25,8 @@ from twinbud.core.files import read_json
 from twinbud.models.checkpoint import common_prefix
 from twinbud.models.dinov2 import DINOV2_SMALL
 from twinbud.models.efficientnet_lite0 import EFFICIENTNET_LITE0
-from twinbud.models.families import family_of
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import Shapes, build_network, outline_network
 from twinbud.models.outline import classifiers
 from twinbud.models.untrusted import read_architecture, read_architecture_of, read_model_args, read_normalization

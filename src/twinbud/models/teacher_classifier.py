@@ -10,8 +10,8 @@ from torch import nn
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.preprocessing import Preprocessing
-from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.teacher import TeacherInfo, arguments_from_weights, open_teacher_at
 
 _MAX_SHOWN = 20

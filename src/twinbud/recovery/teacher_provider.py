@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
 from twinbud.models.families.base import RecoverySupport, TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.selection import PairRole, extract_weights
 from twinbud.models.selection_io import Selection
 from twinbud.models.student_spec import StudentSpec, make_student_spec

@@ -13,8 +13,8 @@ from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.progress import Progress
 from twinbud.core.rng import stream_seed
 from twinbud.data.preprocessing import Preprocessing
-from twinbud.models.families import FAMILIES, family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import FAMILIES, family_of
 from twinbud.models.student_pair import build_baseline
 from twinbud.models.student_spec import StudentSpec, make_student_spec
 from twinbud.models.teacher import TeacherInfo, open_teacher_at, read_teacher_info

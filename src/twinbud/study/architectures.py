@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.outline import count_parameters
 from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_info

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

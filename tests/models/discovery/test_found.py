@@ -17,7 +17,7 @@ from models.families.test_proof import NETWORKS, build
 from twinbud.core.errors import TwinbudError
 from twinbud.models.discovery.family import DiscoveredFamily
 from twinbud.models.discovery.found import find_widths, prove
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 from twinbud.models.families.base import TimmModel
 from twinbud.models.invariance import randomize
 from twinbud.models.narrowing import narrow

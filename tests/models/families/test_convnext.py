@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helpers.builders import CONVNEXT, random_model
 from twinbud.config.schema import TrainingConfig, resolve
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 
 
 def test_a_convnext_trains_at_the_papers_temperature_and_the_recipes_drop_path() -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from helpers.builders import random_model, save_teacher
 from helpers.convolutional import convolutional, save_narrow_teacher
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.invariance import randomize
 from twinbud.models.model_folder import open_model_folder, save_model_folder
 from twinbud.models.outline import outline

@@ -11,7 +11,7 @@ import torch
 
 from helpers.builders import DINOV3, random_model, save_teacher
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 from twinbud.models.outline import outline
 from twinbud.models.rules import uniform
 from twinbud.models.selection import extract_weights, plan_selection

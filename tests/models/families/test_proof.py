@@ -13,8 +13,8 @@ from timm.models.mlp_mixer import MlpMixer
 
 from helpers.convolutional import CONVOLUTIONAL, convolutional
 from helpers.widths import check_coverage, check_that_no_tensor_can_be_left_out, check_widths, images
-from twinbud.models.families import family_of
 from twinbud.models.families.base import TimmModel
+from twinbud.models.families.registry import family_of
 from twinbud.models.invariance import TOLERANCE, randomize, relative_change
 from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline

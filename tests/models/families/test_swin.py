@@ -12,7 +12,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from helpers.builders import SWIN, random_model, save_teacher
 from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families import family_of
+from twinbud.models.families.registry import family_of
 from twinbud.models.outline import outline
 from twinbud.models.selection import extract_weights, plan_selection
 from twinbud.models.selection_io import select
