@@ -13,7 +13,7 @@ import pytest
 import torch
 from timm.models import _registry
 
-from helpers.builders import SMALL_MIXERS, save_images, save_vit_teacher
+from helpers.builders import SMALL_NETWORKS, save_images, save_vit_teacher
 from helpers.command import trained, twinbud
 
 for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
@@ -36,10 +36,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def small_mixers() -> Iterator[None]:
-    """Give timm names of Mixers that take their width as an argument."""
+def small_networks() -> Iterator[None]:
+    """Make timm build the small networks of ``helpers.builders`` by their names."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, make in SMALL_MIXERS.items():
+        for name, make in SMALL_NETWORKS.items():
             patch.setitem(_registry._model_entrypoints, name, make)
         yield
 

@@ -37,28 +37,29 @@ def test_every_family_is_listed_with_examples_that_open(capsys: pytest.CaptureFi
 
 
 def test_the_widths_of_a_network_are_shown_with_their_tensors_and_proved() -> None:
-    found = json.loads(twinbud("families", "regnety_002", "--family", "auto", "--json").out)
+    found = json.loads(twinbud("families", "small_regnety", "--family", "auto", "--json").out)
     assert found["choice"] == "auto"
     assert found["relative_change"] <= 1e-9
     widths = {width["name"]: width for width in found["widths"]}
-    squeeze = widths["channels/s1.b1.se.fc1"]
-    assert squeeze["size"] == 8
-    assert squeeze["places"] == ["s1.b1.se.fc1.weight[0]", "s1.b1.se.fc1.bias[0]", "s1.b1.se.fc2.weight[1]"]
-    assert "s1.b1.conv2.conv.weight[0]·8" in widths["groups/s1.b1.conv1.conv"]["places"]
+    squeeze = widths["channels/s2.b1.se.fc1"]
+    assert squeeze["size"] == 2
+    assert squeeze["places"] == ["s2.b1.se.fc1.weight[0]", "s2.b1.se.fc1.bias[0]", "s2.b1.se.fc2.weight[1]"]
+    assert "s1.b1.conv2.conv.weight[0]·4" in widths["groups/s1.b1.conv1.conv"]["places"]
 
 
 def test_a_width_is_one_line_for_people() -> None:
-    lines = twinbud("families", "vit_tiny_patch16_224").out.splitlines()
-    assert lines[0] == "vit_tiny_patch16_224: 5.5 M parameters, 25 widths, described (ViT)"
+    lines = twinbud("families", "test_vit").out.splitlines()
+    assert lines[0] == "test_vit: 0.3 M parameters, 13 widths, described (ViT)"
     assert lines[1].startswith("proved: permuting all widths changes the output by ")
-    assert lines[2].startswith("  residual (192): cls_token[2], pos_embed[2], ")
-    assert len(lines) == 27
+    assert lines[2].startswith("  residual (64): cls_token[2], pos_embed[2], ")
+    assert len(lines) == 2 + 13
 
 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("regnety_002",), "weights of a RegNet cannot be selected"),
+        (("regnety_002",), "selection from a RegNet: its widths are not described (described: ViT, "),
+        (("nonsense",), "NAME: 'nonsense' is not "),
         (("regnety_02", "--family", "auto"), "Did you mean 'regnety_"),
         (("regnety_002", "--family", "find"), "--family"),
     ],

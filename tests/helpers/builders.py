@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.layers.mlp import GatedMlp
+from timm.models._builder import build_model_with_cfg
+from timm.models.coat import _create_coat
 from timm.models.mlp_mixer import Affine, ResBlock, SpatialGatingBlock, _create_mixer
+from timm.models.regnet import RegNet, RegNetCfg
 
 from twinbud.data.preprocessing import Preprocessing
 
@@ -48,7 +51,22 @@ def small_gmlp(pretrained: bool = False, **arguments: Any) -> Any:
     return small_mixer(pretrained, mlp_ratio=6, block_layer=SpatialGatingBlock, mlp_layer=GatedMlp, **arguments)
 
 
-SMALL_MIXERS = {make.__name__: make for make in (small_mixer, small_half_mixer, small_resmlp, small_gmlp)}
+def small_regnety(pretrained: bool = False, **arguments: Any) -> Any:
+    """A RegNet of 92 thousand parameters, with groups of 4 channels."""
+    config = RegNetCfg(w0=8, wa=8.0, wm=2.0, group_size=4, depth=6, se_ratio=0.25)
+    return build_model_with_cfg(RegNet, "regnety_002", pretrained, model_cfg=config, **arguments)
+
+
+def small_coat(pretrained: bool = False, **arguments: Any) -> Any:
+    """A CoaT, whose position encodings have one tensor under several names."""
+    sizes = {"embed_dims": [16, 16, 32, 32], "serial_depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2], "img_size": 32}
+    return _create_coat("coat_lite_tiny", pretrained, patch_size=4, **{**sizes, **arguments})
+
+
+SMALL_NETWORKS = {
+    make.__name__: make for make in (small_mixer, small_half_mixer, small_resmlp, small_gmlp, small_regnety, small_coat)
+}
+"""Networks by the names that the fixture ``small_networks`` gives them in timm."""
 """By the names under which ``conftest.small_mixers`` registers them with timm."""
 
 

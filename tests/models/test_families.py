@@ -47,7 +47,7 @@ def test_blocks_that_recovery_does_not_support_are_refused_before_weights_are_op
 def test_selecting_from_a_network_of_no_known_family_is_refused(tmp_path: Path) -> None:
     teacher_info = read_teacher_info(save_teacher(tmp_path / "resnet", "test_byobnet"))
     for student in ("half", "resnet18"):
-        with pytest.raises(TwinbudError, match=r"^--teacher: weights of a ByobNet cannot be selected.*finetune"):
+        with pytest.raises(TwinbudError, match=r"^selection from a ByobNet: its widths are not described.*finetune"):
             select(teacher_info, student)
 
 

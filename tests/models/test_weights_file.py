@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import load, save, save_file
 
-from helpers.builders import save_images
+from helpers.builders import save_images, small_coat
 from helpers.command import trained
 from twinbud.models.weights_file import without_aliases
 
@@ -23,10 +22,10 @@ def test_a_tensor_of_several_names_is_written_under_each() -> None:
 
 
 def test_a_network_with_shared_tensors_is_trained_whole_and_saved(tmp_path: Path) -> None:
-    state = timm.create_model("coat_lite_tiny", num_classes=0).state_dict()
+    state = small_coat(num_classes=0).state_dict()
     save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "coat.safetensors")
     images = save_images(tmp_path / "images", {"one": 6, "two": 6})
-    network = f"coat_lite_tiny@{tmp_path / 'coat.safetensors'}"
-    words = ("--method", "finetune", "--image-size", 224, "--epochs", 1, "--min-steps", 0)
+    network = f"small_coat@{tmp_path / 'coat.safetensors'}"
+    words = ("--method", "finetune", "--image-size", 32, "--epochs", 1, "--min-steps", 0)
     run = trained(images, network, tmp_path / "run", *words)
     assert (run / "model" / "model.safetensors").is_file()

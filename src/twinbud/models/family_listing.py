@@ -7,8 +7,8 @@ from typing import Any
 
 from twinbud.config.schema import Family
 from twinbud.models.discovery.family import NUM_CLASSES, discover, prove_widths
-from twinbud.models.families.registry import FAMILIES, family_of
 from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.families.registry import FAMILIES, family_of
 from twinbud.models.narrowing import build_network
 from twinbud.models.student_spec import read_student_spec
 from twinbud.models.teacher import read_teacher_info
@@ -120,7 +120,7 @@ def list_widths(network: str, choice: Family = "described") -> NetworkWidths:
     Raises:
         TwinbudError: The network is unknown or of no described family, or a width cannot be proved.
     """
-    info = read_teacher_info(network)
+    info = read_teacher_info(network, "NAME")
     template = info.outline(num_classes=NUM_CLASSES)
     family = discover(info.architecture, info.name, info.model_args) if choice == "auto" else family_of(template)
     specs, state = family.specs(template), template.state_dict()

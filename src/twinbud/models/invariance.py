@@ -11,12 +11,83 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from twinbud.core.errors import TwinbudError
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import State, TimmModel
 from twinbud.models.widths import Axis, TensorSpec, index_attention, width_sizes
 
 TOLERANCE = 1e-9
 """Largest relative change of a float64 output that counts as rounding."""
+_FEW = 4
+"""Indices of a width that is permuted alone too."""
+_AMPLITUDES = (1.0, 1e3, 1e6)
+"""Standard deviations of the images of a proof, the first that suffices."""
+_CONTRAST = 1e-5
+"""Smallest difference between the outputs of two images, relative to the largest output, that suffices."""
+
+
+def prove(model: TimmModel, specs: Mapping[str, TensorSpec], image_size: int, where: str) -> float:
+    """Check that a permutation of any width leaves the output unchanged (float64, relative error ≤ 1e-9).
+
+    Args:
+        model: The network, with any weights; they are overwritten.
+        specs: The widths along which its tensors run.
+        image_size: Image side in pixels.
+        where: The network, for the error.
+
+    Returns:
+        The largest relative error.
+
+    Raises:
+        TwinbudError: The output changes; the error names the tensor that broke the proof.
+    """
+    images_BCSS = _contrasting_images(randomize(model), image_size)
+    sizes, largest = width_sizes(specs, model.state_dict()), 0.0
+    for own, widths in claims(specs):
+        # all at once, and alone those with so few orders that two of them could undo each other
+        for together in (widths, *([width] for width in sorted(widths) if sizes.get(width, 0) <= _FEW)):
+            change = relative_change(model, own, together, images_BCSS)
+            if not change <= TOLERANCE:  # not a number is no proof
+                raise _not_proved(model, own, widths, images_BCSS, where)
+            largest = max(largest, change)
+    return largest
+
+
+def _contrasting_images(model: TimmModel, image_size: int) -> torch.Tensor:
+    """Return two images on which the output depends, (2, 3, S, S) float64, and calibrate the model to them.
+
+    Networks without norms attenuate the images; stronger ones reach the output.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise_BCSS = torch.randn(2, 3, image_size, image_size, generator=generator, dtype=torch.float64)
+    images_BCSS = noise_BCSS
+    for amplitude in _AMPLITUDES:
+        images_BCSS = amplitude * noise_BCSS
+        calibrate(model, images_BCSS)
+        output_BK = _output(model, images_BCSS)
+        if (output_BK[1] - output_BK[0]).abs().max() >= _CONTRAST * output_BK.abs().max():
+            break
+    return images_BCSS
+
+
+def _not_proved(
+    model: TimmModel, specs: Mapping[str, TensorSpec], widths: set[str], images_BCSS: torch.Tensor, where: str
+) -> TwinbudError:
+    """Name the first width that changes the output by itself, and the tensor whose omission reduces the change most."""
+
+    def change(width: str, leave_out: str | None = None) -> float:
+        return relative_change(model, specs, [width], images_BCSS, leave_out=leave_out)
+
+    width = next((width for width in sorted(widths) if not change(width) <= TOLERANCE), min(widths))
+    tensors = [name for name, spec in specs.items() if any(axis.width == width for _, axis in spec.widths())]
+    changes = {name: change(width, leave_out=name) for name in tensors}
+    worst = min(changes, key=lambda name: changes[name])
+    return TwinbudError(
+        f"the width {width} could not be proved: permuting it in {len(tensors)} tensors changes the output; '{worst}'"
+        " most likely does not run along it",
+        where=where,
+        fix="Choose another teacher, or train this one whole with --method finetune",
+    )
 
 
 def randomize(model: TimmModel, seed: int = 0) -> TimmModel:

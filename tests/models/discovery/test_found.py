@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models._builder import build_model_with_cfg
+from timm.models.byobnet import ByobNet, ByoModelCfg, _mobileone_bcfg
 
+from helpers.builders import small_regnety
 from helpers.convolutional import CONVOLUTIONAL
 from models.families.test_proof import NETWORKS, build
 from twinbud.core.errors import TwinbudError
 from twinbud.models.discovery.family import DiscoveredFamily
-from twinbud.models.discovery.found import find_widths, prove
-from twinbud.models.families.registry import family_of
+from twinbud.models.discovery.found import find_widths
 from twinbud.models.families.base import TimmModel
-from twinbud.models.invariance import randomize
+from twinbud.models.families.registry import family_of
+from twinbud.models.invariance import prove, randomize
 from twinbud.models.narrowing import narrow
 from twinbud.models.outline import outline
 from twinbud.models.widths import Axis, Concatenation, TensorSpec, width_sizes
 
 Place = tuple[str, int]
-UNDESCRIBED: dict[str, tuple[dict[str, Any], int]] = {
-    "regnety_002": ({}, 64),
-    "edgenext_xx_small": ({}, 64),
-    "poolformer_s12": ({}, 64),
-    "mobileone_s0": ({}, 64),
-    "efficientformer_l1": ({"embed_dims": (16, 32, 48, 64), "depths": (1, 1, 1, 2)}, 224),
-    "densenet121": ({"growth_rate": 8, "block_config": (2, 2, 2, 2)}, 64),
+UNDESCRIBED: dict[str, Callable[[], TimmModel]] = {
+    "regnety": lambda: small_regnety(num_classes=3),
+    "edgenext": lambda: timm.create_model("edgenext_xx_small", num_classes=3, depths=(2, 2, 2, 2)),
+    "poolformer": lambda: timm.create_model("poolformer_s12", num_classes=3),
+    "mobileone": lambda: build_model_with_cfg(
+        ByobNet,
+        "mobileone_s0",
+        pretrained=False,
+        model_cfg=ByoModelCfg(
+            _mobileone_bcfg((1, 2, 1, 1), (0.25,) * 4, num_conv_branches=3), stem_type="one", stem_chs=16
+        ),
+        num_classes=3,
+    ),
+    "efficientformer": lambda: timm.create_model(
+        "efficientformer_l1", num_classes=3, embed_dims=(16, 32, 48, 64), depths=(1, 1, 1, 2)
+    ),
+    "densenet": lambda: timm.create_model("densenet121", num_classes=3, growth_rate=8, block_config=(2, 2, 2, 2)),
 }
-"""timm's arguments and an image size in pixels, of networks without a family of their own."""
+"""Small networks of architectures without a family of their own."""
 
 
 def by_place(specs: dict[str, TensorSpec]) -> dict[Place, tuple[frozenset[Place], int, int, int | None]]:
@@ -50,8 +62,8 @@ def by_place(specs: dict[str, TensorSpec]) -> dict[Place, tuple[frozenset[Place]
 
 
 def network(name: str) -> tuple[TimmModel, int]:
-    arguments, image_size = UNDESCRIBED[name]
-    return timm.create_model(name, num_classes=3, **arguments), image_size
+    """Build a network of ``UNDESCRIBED``; return it with an image size in pixels that it can process."""
+    return UNDESCRIBED[name](), 224 if name == "efficientformer" else 64
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -73,9 +85,8 @@ def test_the_described_widths_of_convolutional_networks_are_found_exactly(name: 
         beside = {place for group, *_ in (found[place] for place in grouped) for place in group}
         beside |= {place for group, *_ in (described[place] for place in grouped) for place in group}
         described, found = ({p: a for p, a in each.items() if p not in beside} for each in (described, found))
-        assert (
-            len(beside) == 5 * 12
-        )  # of five blocks, both norms and the dimensions of three convolutions that they share
+        # of five blocks, both norms and the dimensions of three convolutions that they share
+        assert len(beside) == 5 * 12
     assert found == described
 
 
@@ -90,19 +101,28 @@ def test_widths_of_a_network_that_nobody_described_are_found_and_proved(name: st
     assert prove(model, specs, image_size, name) <= 1e-9
 
 
+def test_a_network_without_norms_is_proved_on_images_that_reach_its_output() -> None:
+    model = timm.create_model("test_nfnet", num_classes=3)
+    specs = find_widths(model, 64)
+    assert prove(model, specs, 64, "test_nfnet") <= 1e-9
+    specs["final_conv.gain"] = replace(specs["final_conv.gain"], axes=(None, None, None, None))
+    with pytest.raises(TwinbudError, match="could not be proved"):
+        prove(model, specs, 64, "test_nfnet")
+
+
 def test_a_width_without_one_of_its_tensors_is_refused_by_that_tensor() -> None:
-    model, image_size = network("regnety_002")
+    model, image_size = network("regnety")
     specs = find_widths(model, image_size)
     missing = "s2.b1.conv3.bn.weight"
     specs[missing] = replace(specs[missing], axes=(None,))
     width = next(axis.width for _, axis in specs["s2.b1.conv3.bn.bias"].widths())
     with pytest.raises(TwinbudError, match=f"the width {width} could not be proved: permuting it in") as caught:
-        prove(model, specs, image_size, "regnety_002")
-    assert caught.value.where == "regnety_002"
+        prove(model, specs, image_size, "regnety")
+    assert caught.value.where == "regnety"
 
 
 def test_a_tensor_that_does_not_run_along_a_width_is_named() -> None:
-    model, image_size = network("regnety_002")
+    model, image_size = network("regnety")
     specs = find_widths(model, image_size)
     axis = specs["s2.b1.conv3.bn.weight"].axes[0]
     assert isinstance(axis, Axis)
@@ -111,18 +131,18 @@ def test_a_tensor_that_does_not_run_along_a_width_is_named() -> None:
     assert model.state_dict()[wrong].shape[0] > size
     specs[wrong] = TensorSpec((Concatenation((axis, model.state_dict()[wrong].shape[0] - size)),))
     with pytest.raises(TwinbudError, match=f"'{wrong}' most likely does not run along it"):
-        prove(model, specs, image_size, "regnety_002")
+        prove(model, specs, image_size, "regnety")
 
 
 @pytest.mark.parametrize(
     ("name", "num_whole"),
     [
-        ("regnety_002", 0),
-        ("edgenext_xx_small", 9),  # stages that split their channels by a number that a layer keeps
-        ("poolformer_s12", 0),
-        ("mobileone_s0", 0),
-        ("efficientformer_l1", 1),  # an attention that keeps its number of heads under another name
-        ("densenet121", 0),
+        ("regnety", 0),
+        ("edgenext", 9),  # stages that split their channels by a number that a layer keeps
+        ("poolformer", 0),
+        ("mobileone", 0),
+        ("efficientformer", 1),  # an attention that keeps its number of heads under another name
+        ("densenet", 0),
     ],
 )
 def test_half_of_a_network_that_nobody_described_runs(name: str, num_whole: int) -> None:
@@ -134,11 +154,14 @@ def test_half_of_a_network_that_nobody_described_runs(name: str, num_whole: int)
     assert len(whole) - len(sizes) == num_whole
 
 
-@pytest.mark.parametrize("name", ["regnety_002", "mobileone_s0", "densenet121", "resnet50_gn"])
+@pytest.mark.parametrize("name", ["regnety", "mobileone", "densenet", "resnet-group-norm"])
 @torch.no_grad()
 def test_a_narrower_network_computes_what_the_whole_one_does_without_the_other_channels(name: str) -> None:
     """Channels that nothing reads make no difference to what is left, where no norm runs across channels."""
-    model = timm.create_model(name, num_classes=3, **UNDESCRIBED.get(name, ({}, 0))[0])
+    if name == "resnet-group-norm":
+        model = timm.create_model("resnet50_gn", num_classes=3, layers=(1, 1, 1, 1))
+    else:
+        model, _ = network(name)
     family = DiscoveredFamily(model, name)
     specs, sizes = family.specs(model), family.half_sizes(model)
     state = randomize(model).state_dict()
@@ -177,12 +200,12 @@ def test_heads_that_a_layer_counts_by_itself_stay_whole() -> None:
 
 
 def test_images_that_hardly_reach_the_output_prove_nothing() -> None:
-    model, image_size = network("regnety_002")
+    model, image_size = network("regnety")
     specs = find_widths(model, image_size)
     missing = "s1.b1.conv1.bn.weight"
     specs[missing] = replace(specs[missing], axes=(None,))
     with pytest.raises(TwinbudError, match="could not be proved"):
-        prove(model, specs, image_size, "regnety_002")
+        prove(model, specs, image_size, "regnety")
 
 
 def test_two_widths_of_two_indices_cannot_undo_each_other() -> None:

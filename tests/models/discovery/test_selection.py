@@ -20,26 +20,31 @@ DENSENET = {"growth_rate": 4, "block_config": (2, 2, 2, 2), "num_classes": 0}
 IMAGE_SIZE = 32
 
 
-@pytest.fixture
-def teacher(tmp_path: Path) -> str:
-    return save_teacher(tmp_path / "teacher", "densenet121", **DENSENET)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small DenseNet; to be read only."""
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "densenet", "densenet121", **DENSENET)
 
 
+@pytest.fixture(scope="module")
 def selection(teacher: str) -> Selection:
+    """What is selected from ``teacher``; to be read only."""
     return select(read_teacher_info(teacher), family="auto")
 
 
-def test_student_and_auxiliary_take_disjoint_halves_of_every_width(teacher: str) -> None:
-    plan = selection(teacher).plan
+def test_student_and_auxiliary_take_disjoint_halves_of_every_width(selection: Selection) -> None:
+    plan = selection.plan
     assert plan.widths
     for name, width in plan.widths.items():
         assert width.student_size == width.teacher_size // 2, name
         assert width.overlap == 0, name
 
 
-def test_features_that_follow_one_another_are_selected_each_by_its_own_indices(teacher: str) -> None:
+def test_features_that_follow_one_another_are_selected_each_by_its_own_indices(
+    teacher: str, selection: Selection
+) -> None:
     """The first transition reads the stem's 8 channels and the 4 of each of two dense layers."""
-    student, auxiliary = selection(teacher).student_weights, selection(teacher).auxiliary_weights
+    student, auxiliary = selection.student_weights, selection.auxiliary_weights
     whole = open_teacher(read_teacher_info(teacher)).model.state_dict()["features.transition1.norm.weight"]
     stem, first, second = whole.split([8, 4, 4])
     name = "features.transition1.norm.weight"
@@ -78,7 +83,7 @@ def test_a_student_of_another_architecture_is_refused(teacher: str) -> None:
 
 def test_a_network_with_one_tensor_under_two_names_is_refused_by_both() -> None:
     with pytest.raises(TwinbudError, match=r"'cpe1.proj.weight' and '\S+' are one tensor"):
-        discover("coat_lite_tiny", "coat_lite_tiny", {})
+        discover("small_coat", "small_coat", {})
 
 
 def test_a_teacher_of_another_image_size_is_selected_at_its_own(tmp_path: Path) -> None:

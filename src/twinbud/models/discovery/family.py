@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.discovery.found import find_widths, prove
+from twinbud.models.discovery.found import find_widths
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.plain import PlainFamily
+from twinbud.models.invariance import prove
 from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import input_size, outline
 from twinbud.models.widths import Axis, TensorSpec, width_sizes

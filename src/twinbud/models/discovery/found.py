@@ -1,4 +1,4 @@
-"""From dimensions to widths: the specs of a network that nobody described, and the proof of each."""
+"""From dimensions to widths: the specs of a network that nobody described, not yet proved."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-import torch
-
-from twinbud.core.errors import TwinbudError
 from twinbud.models.discovery.calls import Dimensions
 from twinbud.models.discovery.dimensions import Concatenation as Parts
 from twinbud.models.discovery.dimensions import Dimension, Fixed, Product, Unknown, fix, resolve, unknowns
 from twinbud.models.discovery.trace import follow_dimensions
 from twinbud.models.families.base import TimmModel
-from twinbud.models.invariance import TOLERANCE, calibrate, claims, randomize, relative_change
-from twinbud.models.widths import Axis, Concatenation, TensorSpec, width_sizes
-
-_FEW = 4
-"""Indices of a width that is permuted alone too."""
+from twinbud.models.widths import Axis, Concatenation, TensorSpec
 
 
 def find_widths(model: TimmModel, image_size: int) -> dict[str, TensorSpec]:
@@ -43,56 +36,6 @@ def find_widths(model: TimmModel, image_size: int) -> dict[str, TensorSpec]:
         is_classifier = name.rpartition(".")[0] in classifier
         specs[name] = TensorSpec(axes, "classifier" if is_classifier else "weight")
     return specs
-
-
-def prove(model: TimmModel, specs: Mapping[str, TensorSpec], image_size: int, where: str) -> float:
-    """Check that a permutation of any width leaves the output unchanged (float64, relative error ≤ 1e-9).
-
-    Args:
-        model: The network, with any weights; they are overwritten.
-        specs: The widths along which its tensors run.
-        image_size: Image side in pixels.
-        where: The network, for the error.
-
-    Returns:
-        The largest relative error.
-
-    Raises:
-        TwinbudError: The output changes; the error names the tensor that broke the proof.
-    """
-    randomize(model)
-    generator = torch.Generator().manual_seed(0)
-    images_BCSS = torch.randn(2, 3, image_size, image_size, generator=generator, dtype=torch.float64)
-    calibrate(model, images_BCSS)
-    sizes, largest = width_sizes(specs, model.state_dict()), 0.0
-    for own, widths in claims(specs):
-        # all at once, and alone those with so few orders that two of them could undo each other
-        for together in (widths, *([width] for width in sorted(widths) if sizes.get(width, 0) <= _FEW)):
-            change = relative_change(model, own, together, images_BCSS)
-            if not change <= TOLERANCE:  # not a number is no proof
-                raise _not_proved(model, own, widths, images_BCSS, where)
-            largest = max(largest, change)
-    return largest
-
-
-def _not_proved(
-    model: TimmModel, specs: Mapping[str, TensorSpec], widths: set[str], images_BCSS: torch.Tensor, where: str
-) -> TwinbudError:
-    """Name the first width that changes the output by itself, and the tensor whose omission reduces the change most."""
-
-    def change(width: str, leave_out: str | None = None) -> float:
-        return relative_change(model, specs, [width], images_BCSS, leave_out=leave_out)
-
-    width = next((width for width in sorted(widths) if not change(width) <= TOLERANCE), min(widths))
-    tensors = [name for name, spec in specs.items() if any(axis.width == width for _, axis in spec.widths())]
-    changes = {name: change(width, leave_out=name) for name in tensors}
-    worst = min(changes, key=lambda name: changes[name])
-    return TwinbudError(
-        f"the width {width} could not be proved: permuting it in {len(tensors)} tensors changes the output; '{worst}'"
-        " most likely does not run along it",
-        where=where,
-        fix="Choose another teacher, or train this one whole with --method finetune",
-    )
 
 
 def _all(known: Mapping[str, Dimensions]) -> Iterator[Dimension]:

@@ -54,7 +54,7 @@ class PlainFamily(ConvolutionalFamily):
 
     def _no_selection(self, model: TimmModel) -> TwinbudError:
         return TwinbudError(
-            f"weights of a {type(model).__name__} cannot be selected, only those of {self.selectable}",
-            where="--teacher",
+            f"its widths are not described (described: {self.selectable})",
+            where=f"selection from a {type(model).__name__}",
             fix="Use --family auto, which finds its widths, or train it whole with --method finetune",
         )
