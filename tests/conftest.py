@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from markupsafe import Markup
 from timm.models import _registry
 
 from helpers.builders import SMALL_NETWORKS, save_images, save_vit_teacher
 from helpers.command import trained, twinbud
+from twinbud.report import page
 
 for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # inherited from nohup or a background shell
@@ -42,6 +44,23 @@ def small_networks() -> Iterator[None]:
         for name, make in SMALL_NETWORKS.items():
             patch.setitem(_registry._model_entrypoints, name, make)
         yield
+
+
+_FIGURE = page._figure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def omitted_figures() -> Iterator[None]:
+    """Leave out the figures of the pages of runs: drawing them takes half of the time of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_figure", lambda _, name: Markup('<svg aria-label="{}"></svg>').format(name))
+        yield
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the figures of pages, as outside of the tests."""
+    monkeypatch.setattr(page, "_figure", _FIGURE)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import torch
 
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.registry import family_of
-from twinbud.models.invariance import TOLERANCE, claims, randomize, relative_change
+from twinbud.models.invariance import TOLERANCE, PermutationTest, claims, randomize
 from twinbud.models.widths import TensorSpec, width_sizes
 
 
@@ -20,14 +20,14 @@ def check_widths(model: TimmModel, image_size: int) -> None:
 
     A tensor with one entry a head, such as a table of relative positions, follows whole heads alone.
     """
-    randomize(model)
+    test = PermutationTest(randomize(model), images(image_size))
     own = family_of(model).specs(model)
     assert set(own) == set(model.state_dict())
     for specs, widths in claims(own):
         sizes = width_sizes(specs, model.state_dict())
         for width in widths:
             assert sizes[width] > 1, f"{width} has one index: permuting it proves nothing"
-            change = relative_change(model, specs, [width], images(image_size))
+            change = test.relative_change(specs, [width])
             assert change <= TOLERANCE, f"{width}: {change}"
 
 
@@ -36,14 +36,14 @@ def check_that_no_tensor_can_be_left_out(model: TimmModel, image_size: int) -> N
 
     Axes of attention heads are permuted both ways, and one of the two must notice.
     """
-    randomize(model)
+    test = PermutationTest(randomize(model), images(image_size))
     own = family_of(model).specs(model)
     largest: dict[tuple[str, int], float] = {}
     for specs, widths in claims(own):
         for name, spec in specs.items():
             for dimension, axis in spec.widths():
                 if axis.width in widths:
-                    change = relative_change(model, specs, [axis.width], images(image_size), leave_out=name)
+                    change = test.relative_change(specs, [axis.width], leave_out=name)
                     place = name, dimension
                     largest[place] = max(change, largest.get(place, 0.0))
     assert set(largest) == {(name, dimension) for name, spec in own.items() for dimension, _ in spec.widths()}

@@ -19,6 +19,8 @@ from twinbud.report.model_card import write_model_card
 from twinbud.report.page import certainty, write_report
 from twinbud.training.checkpoint import EpochRecord
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 EVIL = "<script>alert('x')</script> $\\frac{ | & 腫"
 
 

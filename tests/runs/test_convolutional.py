@@ -59,7 +59,8 @@ def test_a_run_delivers_a_folder_that_twinbud_opens_and_timm_refuses(
     assert evaluation.code == 0, evaluation.err
     files = [folder / "predictions.csv" for folder in (run, tmp_path / "evaluation")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert command("predict", run / "model", shared_images / "dark").code == 0
+    if architecture == NARROW[0]:  # the command knows nothing of the network
+        assert command("predict", run / "model", shared_images / "dark").code == 0
 
 
 def test_half_a_bottleneck_network_opens_with_timm_alone(

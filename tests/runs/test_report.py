@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from helpers.command import refusal, train, twinbud
+from helpers.command import refusal, train, trained, twinbud
 from twinbud.runs import report
 
 REPORT_FILES = ("summary.json", "report.html", "model/README.md")
@@ -24,9 +24,14 @@ def contents(run: Path) -> dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_the_report_is_rebuilt_byte_for_byte_from_the_summary_alone(run: Path) -> None:
-    """Neither images, teacher nor weights are there any more."""
+@pytest.mark.usefixtures("drawn_figures")
+def test_the_report_is_rebuilt_byte_for_byte_from_the_summary_alone(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    """Neither images, teacher nor weights are there any more; the figures are drawn again."""
+    run = trained(shared_images, shared_teacher, tmp_path / "run")
     before = contents(run)
+    assert b"<path" in before["report.html"]
     for name in ("report.html", "model/README.md", "model/model.safetensors", "split.csv", "metrics.json"):
         (run / name).unlink()
     answer = twinbud("report", run)

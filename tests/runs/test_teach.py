@@ -31,7 +31,7 @@ from twinbud.data.split_file import SplitRow, read_split, write_split
 from twinbud.runs import memory, teach
 from twinbud.teaching.step import TeachingStep
 
-LEARNER = "convnext_atto"
+LEARNER = "test_convnext"
 SETTINGS = ("--image-size", 64, "--epochs", 2, "--batch-size", 16, "--precision", "float32", "--threads", 1)
 
 
@@ -115,7 +115,7 @@ def save_discs(folder: Path, count: int) -> Path:
 
 
 def test_learning_lowers_the_loss_and_the_error_on_images_not_trained_on(source: str, tmp_path: Path) -> None:
-    words = ("--architecture", "resnet10t", "--image-size", 56, "--epochs", 6, "--learning-rate", 2e-3)
+    words = ("--architecture", "test_resnet", "--image-size", 56, "--epochs", 9, "--learning-rate", 4e-3)
     folder = taught(save_discs(tmp_path / "discs", 100), source, tmp_path / "teacher", *words)
     metrics = read_json(folder / "metrics.json")
     losses = [float(row["loss"]) for row in rows(folder / "history.csv")]
@@ -428,7 +428,7 @@ def test_a_network_too_large_to_train_is_refused(
     images: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda _: 2**10)
-    line = refusal_of(run_teach(images, source, tmp_path / "teacher"))
+    line = refusal_of(run_teach(images, source, tmp_path / "teacher", "--architecture", "convnext_atto"))
     assert line.startswith("--architecture: training 3 million parameters needs more than ")
 
 

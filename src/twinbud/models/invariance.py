@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.rng import numpy_stream
@@ -41,14 +42,14 @@ def prove(model: TimmModel, specs: Mapping[str, TensorSpec], image_size: int, wh
     Raises:
         TwinbudError: The output changes; the error names the tensor that broke the proof.
     """
-    images_BCSS = _contrasting_images(randomize(model), image_size)
+    test = PermutationTest(model, _contrasting_images(randomize(model), image_size))
     sizes, largest = width_sizes(specs, model.state_dict()), 0.0
     for own, widths in claims(specs):
         # all at once, and alone those with so few orders that two of them could undo each other
         for together in (widths, *([width] for width in sorted(widths) if sizes.get(width, 0) <= _FEW)):
-            change = relative_change(model, own, together, images_BCSS)
+            change = test.relative_change(own, together)
             if not change <= TOLERANCE:  # not a number is no proof
-                raise _not_proved(model, own, widths, images_BCSS, where)
+                raise _not_proved(test, own, widths, where)
             largest = max(largest, change)
     return largest
 
@@ -70,13 +71,11 @@ def _contrasting_images(model: TimmModel, image_size: int) -> torch.Tensor:
     return images_BCSS
 
 
-def _not_proved(
-    model: TimmModel, specs: Mapping[str, TensorSpec], widths: set[str], images_BCSS: torch.Tensor, where: str
-) -> TwinbudError:
+def _not_proved(test: PermutationTest, specs: Mapping[str, TensorSpec], widths: set[str], where: str) -> TwinbudError:
     """Name the first width that changes the output by itself, and the tensor whose omission reduces the change most."""
 
     def change(width: str, leave_out: str | None = None) -> float:
-        return relative_change(model, specs, [width], images_BCSS, leave_out=leave_out)
+        return test.relative_change(specs, [width], leave_out=leave_out)
 
     width = next((width for width in sorted(widths) if not change(width) <= TOLERANCE), min(widths))
     tensors = [name for name, spec in specs.items() if any(axis.width == width for _, axis in spec.widths())]
@@ -177,43 +176,45 @@ def permute(
     return result
 
 
-def relative_change(
-    model: TimmModel,
-    specs: Mapping[str, TensorSpec],
-    widths: Iterable[str],
-    images_BCSS: torch.Tensor,
-    *,
-    seed: int = 0,
-    leave_out: str | None = None,
-) -> float:
-    """Return how far a permutation changes the output of a randomized model.
+class PermutationTest:
+    """Measures how far a permutation of widths changes the output of a randomized network, which stays as it is.
 
     Args:
-        model: The network, as ``randomize`` returns it; unchanged afterwards.
-        specs: See ``permute``, as the other arguments.
-        widths: The widths to permute, all at once.
+        model: The network, as ``randomize`` returns it.
         images_BCSS: Input, float64, two images at least.
-        seed: Seed of the permutations.
-        leave_out: Name of a tensor that is not permuted.
-
-    Returns:
-        The largest absolute change over the largest difference between the outputs of two images: what does not
-        depend on the image, such as a bias, proves nothing.
     """
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    expected = _output(model, images_BCSS)
-    model.load_state_dict(permute(state, specs, widths, seed=seed, leave_out=leave_out))
-    try:
-        found = _output(model, images_BCSS)
-    finally:
-        model.load_state_dict(state)
-    return float((found - expected).abs().max() / (expected[1:] - expected[:1]).abs().max())
+
+    def __init__(self, model: TimmModel, images_BCSS: torch.Tensor) -> None:
+        self._model, self._images_BCSS = model, images_BCSS
+        self._state = model.state_dict()
+        self._output_BK = _output(model, images_BCSS)
+        self._contrast = (self._output_BK[1:] - self._output_BK[:1]).abs().max()
+
+    def relative_change(
+        self,
+        specs: Mapping[str, TensorSpec],
+        widths: Iterable[str],
+        *,
+        seed: int = 0,
+        leave_out: str | None = None,
+    ) -> float:
+        """Permute some widths, all at once; see ``permute`` for the arguments.
+
+        Returns:
+            The largest absolute change over the largest difference between the outputs of two images: what does not
+            depend on the image, such as a bias, proves nothing.
+        """
+        permuted = permute(self._state, specs, widths, seed=seed, leave_out=leave_out)
+        found_BK = _output(self._model, self._images_BCSS, permuted)
+        return float((found_BK - self._output_BK).abs().max() / self._contrast)
 
 
 @torch.no_grad()
-def _output(model: TimmModel, images_BCSS: torch.Tensor) -> torch.Tensor:
+def _output(model: TimmModel, images_BCSS: torch.Tensor, state: State | None = None) -> torch.Tensor:
+    """Return the logits (B, K) of the network, with the tensors of ``state`` if it is given."""
     # some attentions keep their table of positions between two evaluations, until they are trained
-    return model.train().eval()(images_BCSS)
+    model.train().eval()
+    return functional_call(model, state or {}, (images_BCSS,))
 
 
 def _derangement(width: str, size: int, seed: int) -> list[int]:

@@ -15,7 +15,7 @@ from helpers.convolutional import CONVOLUTIONAL, convolutional
 from helpers.widths import check_coverage, check_that_no_tensor_can_be_left_out, check_widths, images
 from twinbud.models.families.base import TimmModel
 from twinbud.models.families.registry import family_of
-from twinbud.models.invariance import TOLERANCE, randomize, relative_change
+from twinbud.models.invariance import TOLERANCE, PermutationTest, randomize
 from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline
 from twinbud.models.widths import Axis, Concatenation, TensorSpec, half_sizes, width_sizes
@@ -97,7 +97,7 @@ def test_channels_inside_a_head_have_roles_where_heads_must_be_selected_whole(na
         tensor: replace(spec, axes=tuple(inside_heads(axis) for axis in spec.axes))
         for tensor, spec in family_of(model).specs(model).items()
     }
-    assert relative_change(model, specs, ["attention/blocks.0"], images(image_size)) > TOLERANCE
+    assert PermutationTest(model, images(image_size)).relative_change(specs, ["attention/blocks.0"]) > TOLERANCE
 
 
 @pytest.mark.parametrize(
