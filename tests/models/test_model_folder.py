@@ -20,6 +20,7 @@ from timm.models import save_for_hf
 
 import twinbud
 from helpers.builders import CONVNEXT, DINOV3, SWIN, VIT, random_model, save_teacher
+from twinbud.config.reading import Reading
 from twinbud.config.schema import Method
 from twinbud.core.errors import TwinbudError
 from twinbud.models.model_folder import open_model_folder, save_model_folder
@@ -316,3 +317,19 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, damage: Callabl
         open_model_folder(folder)
     assert str(folder) in str(caught.value)
     assert caught.value.fix
+
+
+def test_the_folder_keeps_how_files_were_read_and_older_folders_have_the_default(tmp_path: Path) -> None:
+    folder, student_spec, model = model_folder(tmp_path, "vit")
+    reading = Reading(window="lung", frames="middle")
+    save_model_folder(folder, model, student_spec, image_size=TEACHERS["vit"][2], classes=CLASSES, reading=reading)
+    config = folder / "config.json"
+    content = json.loads(config.read_text())
+    assert content["reading"] == {"window": "lung", "frames": "middle"}
+    assert open_model_folder(folder).reading == reading
+    del content["reading"]
+    config.write_text(json.dumps(content))
+    assert open_model_folder(folder).reading == Reading()
+    config.write_text(json.dumps(content | {"reading": {"window": "heart"}}))
+    with pytest.raises(TwinbudError, match=r"config\.json is not usable: reading is not usable: --window: 'heart'"):
+        open_model_folder(folder)

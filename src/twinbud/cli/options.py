@@ -20,8 +20,14 @@ HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "l
 """Options of a run that are not settings: they change no result."""
 WEIGHTS = ("float32", "float16")
 STUDY_FOLDER = Path("runs/study")
-_METAVARS = {"data": "PATH|NAME", "data_root": "FOLDER|FILE", "drop_path": "PROBABILITY"}
-_IMAGES = ("data", "data_root", "image_column", "label_column", "patient_column", "split_column")
+_METAVARS = {
+    "data": "PATH|NAME",
+    "data_root": "FOLDER|FILE",
+    "drop_path": "PROBABILITY",
+    "frames": "all|middle|N",
+    "patient_salt": "FILE",
+}
+_IMAGES = ("data", "data_root", "image_column", "label_column", "patient_column", "split_column", "patient_salt")
 _READING = ("skip_broken", "max_megapixels")
 
 

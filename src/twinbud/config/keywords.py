@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
+from twinbud.config.data_config import Subset
 from twinbud.config.recovery import Recover, RecoverMethod, RecoverStream, RecoverTarget, Switch
 from twinbud.config.schema import (
     Attention,
@@ -21,7 +22,6 @@ from twinbud.config.schema import (
     Precision,
     Profile,
     Rule,
-    Subset,
 )
 
 
@@ -39,6 +39,9 @@ class Settings(TypedDict, total=False):
     split_duplicates: bool
     fraction: float
     subset: Subset
+    window: str
+    frames: str
+    patient_salt: str | Path | None
     skip_broken: bool
     max_megapixels: float
     selected: str | Path | None
@@ -112,6 +115,9 @@ class TeachSettings(TypedDict, total=False):
     patient_column: str
     split_column: str
     split: str | Path | None
+    window: str
+    frames: str
+    patient_salt: str | Path | None
     skip_broken: bool
     max_megapixels: float
     image_size: int

@@ -38,6 +38,7 @@ _NOT_NUMERIC = frozenset(
         "evaluate_every",
         "skip_broken",
         "max_megapixels",
+        "patient_salt",
     }
 )
 
@@ -299,7 +300,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     root = data.data_root.expanduser().absolute() if data.data_root else None
     return replace(
         config,
-        data=replace(data, data=place, data_root=root, split=data.split.absolute() if data.split else None),
+        data=replace(
+            data,
+            data=place,
+            data_root=root,
+            split=data.split.absolute() if data.split else None,
+            patient_salt=data.patient_salt.expanduser().absolute() if data.patient_salt else None,
+        ),
         model=replace(
             model,
             teacher=str(parse_teacher(model.teacher or "").absolute()) if is_opened else model.teacher,

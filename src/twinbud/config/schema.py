@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from twinbud.config.combinations import require, require_importance, require_student, require_tunable, unopened_teacher
-from twinbud.config.data_spec import parse_data
+from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
 from twinbud.core.errors import TwinbudError
@@ -26,7 +26,6 @@ Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
 Attention = Literal["interleaved", "heads"]
 Family = Literal["described", "auto"]
-Subset = Literal["stratified", "plain"]
 Precision = Literal["auto", "float32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 CrossEntropyTemperature = Literal["one", "tau"]
@@ -52,35 +51,6 @@ _WITHOUT_AUXILIARY: tuple[Distillation, ...] = ("skd", "teacher")
 """Variants that a method without auxiliary may have; ``skd`` then has no soft targets."""
 _Temperature = Annotated[float, Field(gt=0)] | Auto
 _DropPath = Annotated[float, Field(ge=0, lt=1)] | Auto
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Checked):
-    """Which images to use, and how to divide them."""
-
-    data: str = setting(
-        "phantom", "Folder of class folders, CSV file, 'phantom' (generated), or a set by name.", min_length=1
-    )
-    data_root: Path | None = setting(None, "Local copy of the set that --data names: its folder, or its .npz file.")
-    image_column: str = setting("image_path", "CSV column of the image path, relative to the CSV file.")
-    label_column: str = setting("label", "CSV column of the class name.")
-    patient_column: str = setting("patient_id", "CSV column of the patient; no patient is in two parts of the split.")
-    split_column: str = setting("split", "CSV column with train, val or test.")
-    split: Path | None = setting(None, "split.csv of an earlier run, to reuse its split.")
-    split_seed: int = setting(0, "Seed of the 80/20 split into training and test part.")
-    develop: bool = setting(
-        False, "Hold the test part out: split the training part again, 80/20, and test on that fifth."
-    )
-    split_duplicates: bool = setting(False, "Allow identical images in both parts (plain random split).")
-    fraction: float = setting(1.0, "Share of the training part whose labels are used.", gt=0, le=1)
-    subset: Subset = setting("stratified", "How to draw that share: at least one image per class, or at random.")
-    skip_broken: bool = setting(False, "Leave out images that cannot be read, and list them.")
-    max_megapixels: float = setting(36.0, "Refuse images with more pixels than this, before decoding.", gt=0)
-
-    @model_validator(mode="after")
-    def _check_name(self) -> Self:
-        parse_data(self.data)
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,13 +37,13 @@ TEACHING_HELP = {
 }
 """Help of settings that mean something else here than in ``twinbud train``, or are described in its terms there."""
 TEACHING_SETTINGS = (
-    "data", "data_root", "image_column", "label_column", "patient_column", "split_column", "split", "skip_broken",
-    "max_megapixels", "image_size", "epochs", "min_steps", "batch_size", "learning_rate", "final_learning_rate",
-    "warmup", "weight_decay", "clip_norm", "drop_path", "crop_scale", "flip", "rotate", "brightness", "contrast",
-    "cutout", "precision", "seed", "device", "threads",
+    "data", "data_root", "image_column", "label_column", "patient_column", "split_column", "split", "window",
+    "frames", "patient_salt", "skip_broken", "max_megapixels", "image_size", "epochs", "min_steps", "batch_size",
+    "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm", "drop_path", "crop_scale",
+    "flip", "rotate", "brightness", "contrast", "cutout", "precision", "seed", "device", "threads",
 )  # fmt: skip
 """Names of the settings, in the order of the command line."""
-_NOT_NUMERIC = {"data", "data_root", "split", "device", "threads", "skip_broken", "max_megapixels"}
+_NOT_NUMERIC = {"data", "data_root", "split", "device", "threads", "skip_broken", "max_megapixels", "patient_salt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def teaching_settings(config: TeachConfig) -> dict[str, Any]:
     values = {name: getattr(getattr(config, all_settings()[name].stage), name) for name in TEACHING_SETTINGS}
     if parse_data(config.data.data).is_path:
         values["data"] = Path(config.data.data).expanduser().absolute()
-    for name in ("data_root", "split"):
+    for name in ("data_root", "split", "patient_salt"):
         values[name] = values[name] and values[name].expanduser().absolute()
     source = str(parse_teacher(config.source, "--from").absolute())
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

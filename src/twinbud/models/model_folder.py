@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from twinbud.config.reading import Reading
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json
 from twinbud.data.preprocessing import Preprocessing
@@ -38,15 +39,23 @@ class ModelFolder:
         model: The network.
         classes: Class names, in the order of the network's outputs.
         preprocessing: From decoded images to the network's input.
+        reading: From files to decoded images.
     """
 
     model: TimmModel
     classes: tuple[str, ...]
     preprocessing: Preprocessing
+    reading: Reading = Reading()
 
 
 def save_model_folder(
-    folder: Path, model: TimmModel, student_spec: StudentSpec, *, image_size: int, classes: tuple[str, ...]
+    folder: Path,
+    model: TimmModel,
+    student_spec: StudentSpec,
+    *,
+    image_size: int,
+    classes: tuple[str, ...],
+    reading: Reading | None = None,
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` into an existing folder.
 
@@ -56,6 +65,7 @@ def save_model_folder(
         student_spec: Its architecture and normalization.
         image_size: Side of its images in pixels.
         classes: Class names, in the order of its outputs; empty for a network without a classifier.
+        reading: How the files of its images were read; the default reading by default.
     """
     preprocessing = student_spec.preprocessing(image_size)
     config = {
@@ -65,6 +75,7 @@ def save_model_folder(
         **({"label_names": list(classes)} if classes else {}),
         "model_args": student_spec.timm_arguments(image_size),
         "preprocessing": preprocessing.to_json(),
+        "reading": (reading or Reading()).to_json(),
         "pretrained_cfg": _timm_config(model, student_spec, preprocessing, classes),
     }
     if student_spec.shapes:
@@ -97,7 +108,7 @@ def open_model_folder(folder: Path) -> ModelFolder:
     Raises:
         TwinbudError: It is not a model folder, or its files do not fit together.
     """
-    config, preprocessing = _read_config(folder)
+    config, preprocessing, reading = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
     classes = tuple(config["label_names"])
     name, is_narrowed = read_architecture_of(config)
@@ -122,10 +133,11 @@ def open_model_folder(folder: Path) -> ModelFolder:
         model=model.eval().requires_grad_(False),
         classes=classes,
         preprocessing=preprocessing,
+        reading=reading,
     )
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing]:
+def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing, Reading]:
     """Read and check ``config.json``."""
     path = folder / "config.json"
     fix = "Give RUN, or RUN/model, of a finished 'twinbud train'"
@@ -135,6 +147,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing]:
     try:
         config = read_json(path)
         preprocessing = _read_preprocessing(config)
+        reading = Reading.from_json(config.get("reading", {}))  # folders of earlier versions have none
         names, _ = config["label_names"], config["architecture"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("label_names is not a list of names")
@@ -145,7 +158,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing]:
         raise TwinbudError(f"config.json lacks {error}", where=str(folder), fix=fix) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TwinbudError(f"config.json is not usable: {error}", where=str(folder), fix=fix) from error
-    return config, preprocessing
+    return config, preprocessing, reading
 
 
 def _read_preprocessing(config: dict[str, Any]) -> Preprocessing:

@@ -305,6 +305,7 @@ def save_outputs(job: Job, folder: Path, predictions: Predictions, metrics: RunM
         job.initialization.student_spec,
         image_size=job.config.training.image_size,
         classes=job.image_index.classes,
+        reading=job.config.data.reading,
     )
     write_json(folder / METRICS, metrics.to_json())
 

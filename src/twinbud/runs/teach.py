@@ -169,7 +169,14 @@ def training_images(job: TeachJob) -> UnlabelledImages:
 
 def save_outputs(job: TeachJob, folder: Path, metrics: TeachMetrics) -> None:
     """Write the network in timm's layout, its card and the metrics; without any of these, the teaching has failed."""
-    save_model_folder(folder, job.learner, job.learner_spec, image_size=job.config.training.image_size, classes=())
+    save_model_folder(
+        folder,
+        job.learner,
+        job.learner_spec,
+        image_size=job.config.training.image_size,
+        classes=(),
+        reading=job.config.data.reading,
+    )
     card = TeacherCard(
         architecture=job.learner_spec.architecture,
         source=job.config.source,

@@ -19,7 +19,10 @@ from twinbud.study.paper import paper_pairs, paper_tables
 
 AXES = ("data", "pair", "method", "fraction", "sampling")
 """The axes of every grid; any setting can be a further axis."""
-SHARED = frozenset({"image_column", "label_column", "patient_column", "split_column", "skip_broken", "max_megapixels"})
+SHARED = frozenset({
+    "image_column", "label_column", "patient_column", "split_column", "window", "frames", "patient_salt", "skip_broken",
+    "max_megapixels",
+})  # fmt: skip
 """Settings that define an image set, and so are the same for all runs."""
 RESERVED = frozenset(
     {"data", "data_root", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"}
