@@ -5,6 +5,7 @@ Whole jobs, one call each, as the command line does them:
 - ``train``: train, evaluate and save a student.
 - ``evaluate``: evaluate a finished run on its own test images, or on others.
 - ``predict``: classify images.
+- ``read_image``: read the pixels of one image as the network sees them before resizing.
 - ``open_model``: open a trained network for inference.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
 - ``teach``: train a teacher of one's own, on images without labels.
@@ -20,6 +21,7 @@ in the order in which a run takes them: ``twinbud.data``, ``models``, ``recovery
 from typing import TYPE_CHECKING
 
 from twinbud.core.errors import TwinbudError
+from twinbud.data.read_image import read_image
 from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.catalog import datasets, families, widths
 from twinbud.runs.teach_api import teach
@@ -36,6 +38,7 @@ __all__ = [
     "families",
     "open_model",
     "predict",
+    "read_image",
     "select",
     "study",
     "teach",

@@ -19,6 +19,7 @@ from twinbud.config.fields import hints_of
 from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
+from twinbud.data.read_image import read_image
 from twinbud.runs import api, catalog, teach_api
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
@@ -28,6 +29,7 @@ JOBS: tuple[Callable[..., Any], ...] = (
     api.evaluate,
     api.predict,
     api.open_model,
+    read_image,
     api.select,
     teach_api.teach,
     study_api.study,

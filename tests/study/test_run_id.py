@@ -39,6 +39,8 @@ def run_id(images: str = "images", teacher: str = "teacher", **changes: Any) -> 
         {"device": "cpu"},
         {"evaluate_every": 3},
         {"skip_broken": True},
+        {"patient_salt": "file"},
+        {"window": "dicom", "frames": "all"},
         {"label_column": "class"},
         {"temperature": 4.0},
         {"drop_path": 0.0},
@@ -59,7 +61,7 @@ def test_paths_devices_and_spellings_do_not_change_the_run_id(changes: dict[str,
         {"threads": 2}, {"precision": "bf16"}, {"rule": "random"}, {"swap_roles": True}, {"split_seed": 1},
         {"split_duplicates": True}, {"student": "vit_tiny_patch16_224"}, {"profile": "quick"},
         {"images": "others"}, {"teacher_": "another"}, {"develop": True}, {"recover": "labelled"},
-        {"recover": "unlabelled"},
+        {"recover": "unlabelled"}, {"window": "lung"}, {"frames": "middle"},
     ],
     ids=str,
 )  # fmt: skip
@@ -86,6 +88,15 @@ def test_the_fingerprint_of_images_depends_on_pixels_labels_patients_and_order_b
     for other in (relabelled, with_patient, divided):
         assert images_fingerprint(other, digests) != print_
     assert images_fingerprint(here, ("p", "q", "s", "r")) != print_
+
+
+def test_the_salt_of_hashed_patients_does_not_change_the_fingerprint_of_images() -> None:
+    digests, prints = ("p", "q", "r", "s"), []
+    for salts, patients in (("aaaaaa", "abac"), ("bbbbbb", "babc"), ("aaaaaa", "abcc")):
+        keys = (f"hashed-{salts}-{patient * 16}" for patient in patients)
+        rows = (replace(row, patient_id=key) for row, key in zip(image_index().rows, keys, strict=True))
+        prints.append(images_fingerprint(replace(image_index(), rows=tuple(rows)), digests))
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_the_fingerprint_of_a_teacher_depends_on_its_files_but_not_on_their_path(tmp_path: Path) -> None:

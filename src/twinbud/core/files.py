@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -24,19 +24,40 @@ MAX_YAML_BYTES = 2**20
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """Return the contents of a regular file; refuse a pipe or a device, which may never end, without waiting for it.
+    """Return the contents of a regular file; a pipe or a device, which may never end, is refused.
 
     Raises:
         OSError: No such file, one of another kind, or (EFBIG) one of more than ``max_bytes``.
     """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"{size / 2**20:.0f} MiB", str(path))
+        return file.read(size)
+
+
+def read_head(path: Path, num_bytes: int) -> bytes:
+    """Return the first bytes of a regular file, fewer where it is shorter.
+
+    Raises:
+        OSError: No such file, or one of another kind.
+    """
+    with open_regular(path) as file:
+        return file.read(num_bytes)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes; refuse a pipe or a device without waiting for it.
+
+    Raises:
+        OSError: No such file, or one of another kind.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if status.st_size > max_bytes:
-            raise OSError(errno.EFBIG, f"{status.st_size / 2**20:.0f} MiB", str(path))
-        return file.read(status.st_size)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from twinbud.config.schema import DataConfig
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.identity import is_missing_patient, patient_key, same_path_key, sort_classes, visible_text
-from twinbud.data.index import SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName
+from twinbud.data.index import SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName, split_frame_name
 
 
 def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True) -> ImageIndex:
@@ -37,12 +37,12 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
         for column in required:
             if not cells[column].strip():
                 raise TwinbudError(f"column '{column}' is blank", where=where, fix="Fill it in or drop the row")
-        name = _existing(path.parent, cells[config.image_column])
+        name, file, frame = _existing(path.parent, cells[config.image_column])
         patient_id = cells.get(config.patient_column, "")
         rows.append(
             ImageRow(
                 path=name,
-                image=ImageRef(path.parent / name),
+                image=ImageRef(path.parent / file, frame),
                 label=cells.get(config.label_column, ""),
                 patient_id=None if is_missing_patient(patient_id) else patient_id,
                 split=split_word(cells.get(config.split_column, ""), f"{where}, column '{config.split_column}'"),
@@ -68,9 +68,12 @@ def split_word(word: str, where: str) -> SplitName | None:
     return SPLIT_WORDS[plain] if plain else None
 
 
-def _existing(folder: Path, name: str) -> str:
-    """Return the name with the white space around it if such a file exists, else without."""
-    return name if os.path.isfile(folder / name) else name.strip()  # noqa: PTH113 - Path.is_file raises for a long name
+def _existing(folder: Path, name: str) -> tuple[str, str, int | None]:
+    """Return the name, its file and its frame: as written if such a file exists, else without white space around it."""
+    if os.path.isfile(folder / name):  # noqa: PTH113 - Path.is_file raises for a long name
+        return name, name, None
+    name = name.strip()
+    return (name, name, None) if os.path.isfile(folder / name) else (name, *split_frame_name(name))  # noqa: PTH113
 
 
 def _renamed_columns(config: DataConfig) -> list[str]:
@@ -106,10 +109,10 @@ def _without_repetitions(path: Path, rows: Sequence[ImageRow]) -> tuple[list[Ima
     Raises:
         TwinbudError: A row names the image of an earlier one with another label, patient or split.
     """
-    first: dict[tuple[str, str], ImageRow] = {}
+    first: dict[tuple[tuple[str, str], int | None], ImageRow] = {}
     ignored = []
     for row in rows:
-        earlier = first.setdefault(same_path_key(row.image.file), row)
+        earlier = first.setdefault((same_path_key(row.image.file), row.image.frame), row)
         if earlier is row:
             continue
         for what, here, there in (

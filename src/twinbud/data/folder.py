@@ -11,11 +11,12 @@ from pathlib import Path
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import printable, require_unicode
+from twinbud.data.formats.decoding import surveyor_of
 from twinbud.data.identity import same_path_key, sort_classes
 from twinbud.data.index import REARRANGE, SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-"""Suffixes of the files that are taken from a folder; case does not count."""
+"""Suffixes of the files that are taken from a folder unopened; case does not count."""
 
 _SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})
 _LOOSE = "not in a class folder"
@@ -146,8 +147,8 @@ def why_ignored(file: Path, relative: Path) -> str | None:
         return "hidden or made by the system"
     if file.is_dir():
         return "a link to a folder that contains it"
-    if relative.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"not an image by its suffix ({_suffixes()})"
+    if relative.suffix.lower() not in IMAGE_SUFFIXES and surveyor_of(file) is None:
+        return f"not an image by its suffix ({_suffixes()}) or content"
     return None
 
 

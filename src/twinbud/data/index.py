@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class ImageRef:
     Attributes:
         file: Path of the file.
         frame: Index of the frame, counted from 0; None for a file that holds a single frame.
-        window: Name of the intensity window; None for the format's default.
+        window: The intensity window as ``config.reading`` spells it; None for the format's default.
     """
 
     file: Path
@@ -45,12 +46,35 @@ class ImageRef:
     window: str | None = None
 
 
+def frame_name(path: str, frame: int | None) -> str:
+    """Return how outputs name a frame of a file; ``split_frame_name`` is the inverse.
+
+    >>> frame_name("scan.dcm", 12), frame_name("x-ray.dcm", None)
+    ('scan.dcm[12]', 'x-ray.dcm')
+    """
+    return path if frame is None else f"{path}[{frame}]"
+
+
+def split_frame_name(name: str) -> tuple[str, int | None]:
+    """Return the path and the frame that ``frame_name`` joined; a name without a frame is the path.
+
+    >>> split_frame_name("scan.dcm[12]")
+    ('scan.dcm', 12)
+    """
+    match = _FRAME_NAME.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+_FRAME_NAME = re.compile(r"(.+)\[(0|[1-9][0-9]{0,8})\]", re.DOTALL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
     """One labelled image.
 
     Attributes:
-        path: As it is reported: relative to the source folder, with ``/``; or as the CSV writes it.
+        path: As it is reported: relative to the source folder, with ``/``; or as the CSV writes it. A frame of a file
+            of several has its number behind it (``frame_name``).
         image: Which pixels to read.
         label: Name of the class.
         patient_id: As the source writes it; None where the patient is not known. Compare ids by ``patient_key``.
@@ -100,7 +124,7 @@ class ImageIndex:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path)))
+        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=_place_in_order)))
 
     @property
     def has_patients(self) -> bool:
@@ -126,6 +150,13 @@ class ImageIndex:
         if self.to_train:
             check_classes(kept, self.source, classes=self.classes)
         return replace(self, rows=tuple(kept), ignored=(*self.ignored, *dropped))
+
+
+def _place_in_order(row: ImageRow) -> tuple[str, int]:
+    """Sort by path, and the frames of a file by number."""
+    if row.image.frame is None:
+        return row.path, -1
+    return row.path.removesuffix(frame_name("", row.image.frame)), row.image.frame
 
 
 def check_classes(rows: Iterable[ImageRow], source: str, *, classes: Iterable[str] = ()) -> None:

@@ -66,7 +66,8 @@ class PixelCache:
     """
 
     def __init__(self, folder: Path, image_size: int) -> None:
-        libraries = f"pillow{PIL.__version__}-tifffile{version('tifffile')}"
+        others = (f"{name}{version(name)}" for name in ("tifffile", "imagecodecs"))
+        libraries = "-".join((f"pillow{PIL.__version__}", *others))
         self.folder = folder / f"v{DECODING_VERSION}-{libraries}-{image_size}-{RESIZE_RULE}"
         self.image_size = image_size
         self.trouble: str | None = None

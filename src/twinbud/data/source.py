@@ -1,6 +1,6 @@
 """List the images of one source: a folder, a CSV, the embedded phantom set, or a public set by name.
 
-No image is opened yet, and none is skipped silently: each file that is not used is listed with its reason.
+No pixel is decoded yet, and no file is skipped silently: each that is not used is listed with its reason.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from twinbud.core.files import require_unicode
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.csv_source import read_csv_source
 from twinbud.data.folder import find_images, is_flat, read_flat_folder, read_folder
+from twinbud.data.frames import with_frames
 from twinbud.data.index import ImageIndex, check_classes, check_given_split
 
 __all__ = ["find_images", "read_index", "read_unlabelled_index"]
@@ -24,19 +25,19 @@ _FIX = "Give a folder of class folders, a CSV, or a set by name ('twinbud datase
 
 
 def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress | None = None) -> ImageIndex:
-    """List the images of ``config.data`` without opening them.
+    """List the images of ``config.data`` without decoding them.
 
     Args:
-        config: Source of the images, and names of the CSV columns.
+        config: Source of the images, names of the CSV columns, and how files are read.
         to_train: Check that the images can be trained on. A single class, or a test part alone, can be evaluated only.
-        progress: Shows the download of a set by name; silent by default.
+        progress: Shows the download of a set by name, and the reading of headers; silent by default.
 
     Raises:
         TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong cells,
             labels that differ only in spelling, fewer than two classes, a class with a single image, a given split
             without a train part or with a patient in two parts, or a set by name that is not here and cannot be had.
     """
-    spec = parse_data(config.data)
+    spec, progress = parse_data(config.data), progress or SilentProgress()
     if config.data_root is not None and not spec.has_root:
         problem = f"'{config.data_root}' has no effect: '{config.data}' is not a public set by name"
         raise TwinbudError(
@@ -45,18 +46,20 @@ def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress 
     if spec.kind == "phantom":
         from twinbud.data.phantom import phantom_folder
 
-        return replace(read_csv_source(phantom_folder() / "labels.csv", DataConfig()), source="phantom")
-    if spec.is_path:
+        image_index = read_csv_source(phantom_folder() / "labels.csv", DataConfig())
+        image_index, way_out = replace(image_index, source="phantom"), ""
+    elif spec.is_path:
         image_index, way_out = _read_path(config)
     else:
         from twinbud.data.datasets.opening import open_set
 
-        image_index = open_set(spec, config, progress or SilentProgress())
+        image_index = open_set(spec, config, progress)
         way_out = "leave the part out, as a CSV of your own without a split column"
     require_unicode([image_index.source, *(row.path for row in image_index.rows)])
+    image_index = with_frames(image_index, config, progress)
     if not to_train:
         return replace(image_index, to_train=False)
-    check_classes(image_index.rows, image_index.source)
+    check_classes(image_index.rows, image_index.source, classes=image_index.classes)
     if image_index.has_splits and config.split is None:
         check_given_split(image_index.rows, image_index.source, way_out=way_out)
     return image_index
@@ -76,7 +79,7 @@ def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:
 
 
 def read_unlabelled_index(config: DataConfig, progress: Progress | None = None) -> ImageIndex:
-    """List the images of ``config.data``, whose labels may be missing (""), without opening them.
+    """List the images of ``config.data``, whose labels may be missing (""), without decoding them.
 
     Beside the sources of ``read_index``, a folder of nothing but images and a CSV without labels are taken.
 
@@ -95,7 +98,7 @@ def read_unlabelled_index(config: DataConfig, progress: Progress | None = None) 
     else:
         return read_index(config, to_train=False, progress=progress)
     require_unicode([image_index.source, *(row.path for row in image_index.rows)])
-    return replace(image_index, to_train=False)
+    return replace(with_frames(image_index, config, progress or SilentProgress()), to_train=False)
 
 
 _NOTHING = "there is no such file or folder"

@@ -95,6 +95,7 @@ def evaluate(
     label_column: str | None = None,
     patient_column: str | None = None,
     split_column: str | None = None,
+    patient_salt: str | Path | None = None,
     skip_broken: bool = False,
     max_megapixels: float = 36.0,
     force: bool = False,
@@ -113,6 +114,7 @@ def evaluate(
         label_column: CSV column of the class name.
         patient_column: CSV column of the patient.
         split_column: CSV column with train, val or test.
+        patient_salt: File with the secret that hashes patient ids of DICOM; None for the run's.
         skip_broken: Leave out images that cannot be read, and list them.
         max_megapixels: Refuse images with more pixels than this.
         force: Replace ``output``.
@@ -140,6 +142,7 @@ def evaluate(
         "label_column": label_column,
         "patient_column": patient_column,
         "split_column": split_column,
+        "patient_salt": None if patient_salt is None else str(patient_salt),
         "skip_broken": skip_broken,
         "max_megapixels": max_megapixels,
     }

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from twinbud.config.loading import stage_config
+from twinbud.config.reading import Reading
 from twinbud.config.schema import DataConfig, TrainingConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress
+from twinbud.data.frames import Frames, list_frames
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
-from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, unknown_labels, write_left_out
+from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef, ImageRow, unknown_labels, write_left_out
+from twinbud.data.patient_salt import default_salt_file, is_key, require_one_salt
 from twinbud.data.seen_images import read_seen_images
 from twinbud.data.source import find_images, read_index
 from twinbud.data.split_file import SplitRow, read_split
@@ -145,11 +148,12 @@ def predict(
         for file in (output, left_out_file(output)):
             require_new_file(file, force=force)
     model_folder = open_model(folder)
-    files, ignored = find_images(paths)
     progress = progress or SilentProgress()
-    with progress.bar("decoding", len(files)) as advance:
+    frames = _frames_to_predict(paths, model_folder.reading, progress)
+    with progress.bar("decoding", len(frames.rows)) as advance:
         image_store, broken = load_images(
-            [ImageRef(file) for file in files],
+            [row.image for row in frames.rows],
+            names=[row.path for row in frames.rows],
             image_size=model_folder.preprocessing.image_size,
             max_megapixels=max_megapixels,
             skip_broken=skip_broken,
@@ -157,10 +161,11 @@ def predict(
         )
     predictions = Predictions.from_logits(
         _logits(model_folder, image_store),
-        paths=tuple(str(file) for index, file in enumerate(files) if index not in broken),
+        paths=tuple(row.path for index, row in enumerate(frames.rows) if index not in broken),
         classes=model_folder.classes,
     )
-    left_out = (*ignored, *(IgnoredFile(path=str(files[index]), reason=reason) for index, reason in broken.items()))
+    unreadable = (IgnoredFile(path=frames.rows[index].path, reason=reason) for index, reason in broken.items())
+    left_out = (*frames.left_out, *unreadable)
     if output is not None:
         write_predictions(output, predictions, logits=logits)
         if left_out:
@@ -168,6 +173,19 @@ def predict(
         else:
             left_out_file(output).unlink(missing_ok=True)
     return predictions, left_out
+
+
+def _frames_to_predict(paths: Sequence[Path], reading: Reading, progress: Progress) -> Frames:
+    """Return the images of files and folders, read as those of the training were."""
+    files, ignored = find_images(paths)
+    rows = [ImageRow(path=str(file), image=ImageRef(file), label="") for file in files]
+    frames = list_frames(rows, reading, None, progress)
+    for note in frames.notes:
+        progress.note(f"note: {note}")
+    if not frames.rows:
+        problem = f"none of {len(rows)} files holds an image ({frames.left_out[0].reason})"
+        raise TwinbudError(problem, where=first_few(paths), fix="Give files with pixels")
+    return replace(frames, left_out=(*ignored, *frames.left_out))
 
 
 def left_out_file(output: Path) -> Path:
@@ -226,7 +244,8 @@ def _images_to_evaluate(
 ) -> _Images:
     is_other = "data" in source
     known = {name: settings[name] for name in settings if name.endswith("_column") or not is_other}
-    data = stage_config(DataConfig, {**known, **source})
+    read = {**known, **source, **model_folder.reading.to_json()}
+    data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
     image_index = read_index(data, to_train=False, progress=progress)
     for note in image_index.notes:
         progress.note(f"note: {note}")
@@ -242,10 +261,19 @@ def _images_to_evaluate(
                 fix="Restore them, or evaluate images in another place with --data",
             )
     image_index, part = _other_part(image_index)
+    patients = (row.patient_id for row in image_index.rows)
+    require_one_salt((row.patient_id for row in split), patients, where=image_index.source)
     images = _decode(model_folder, image_index, part, data, progress)
     image_index, image_store = never_learned_from(images.image_index, images.image_store, split)
     num_seen = len(images.image_index.rows) - len(image_index.rows)
     return replace(images, image_index=image_index, image_store=image_store, num_seen=num_seen)
+
+
+def _salt_of(settings: dict[str, Any], split: Sequence[SplitRow]) -> Path | str | None:
+    """Return the file with the salt of a run; None if it has hashed no patient."""
+    if not any(is_key(row.patient_id) for row in split):
+        return None
+    return settings.get("patient_salt") or default_salt_file(settings["data"])
 
 
 def _own_part(split: Sequence[SplitRow]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from twinbud.config.loading import numeric_settings
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, resolve
 from twinbud.config.settings import all_settings
+from twinbud.data.patient_salt import is_key
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 
 if TYPE_CHECKING:
@@ -76,9 +77,18 @@ def canonical(content: Any) -> str:
 
 
 def images_fingerprint(image_index: ImageIndex, digests: Sequence[str]) -> str:
-    """Return the SHA-256 of the decoded images in order, with label, patient and given split, but without paths."""
+    """Return the SHA-256 of the decoded images in order, with label, patient and given split, but without paths.
+
+    Hashed patients count by their order: the salt, which differs from machine to machine, changes no number.
+    """
+    hashed: dict[str, int] = {}
     lines = [
-        json.dumps([digest, row.label, row.patient_id, row.split])
+        json.dumps([digest, row.label, _patient(row.patient_id, hashed), row.split])
         for digest, row in zip(digests, image_index.rows, strict=True)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _patient(patient_id: str | None, hashed: dict[str, int]) -> str | int | None:
+    """Return the patient as the fingerprint has it; ``hashed`` counts the hashed ones met so far."""
+    return hashed.setdefault(patient_id, len(hashed)) if patient_id and is_key(patient_id) else patient_id

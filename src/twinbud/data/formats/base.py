@@ -7,8 +7,9 @@ and does what is common to all: it opens the file, compares the header with the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 import numpy as np
 
@@ -26,12 +27,14 @@ class ImageInfo:
         height: Height of a frame in pixels.
         num_frames: Number of frames (pages, slices, time points) in the file.
         frames: What the frames are, for error messages, such as "30 frames (3 channels, 10 slices)".
+        has_named_frames: Whether each of the frames can be read on its own, by its number.
     """
 
     width: int
     height: int
     num_frames: int = 1
     frames: str | None = None
+    has_named_frames: bool = False
 
 
 class ImageReader(Protocol):
@@ -63,7 +66,7 @@ class ImageReader(Protocol):
         Args:
             contents: Bytes of the file.
             frame: Index of the frame, counted from 0 and less than ``num_frames``.
-            window: Name of the intensity window; None for the default of the format.
+            window: The intensity window as ``config.reading`` spells it; None for the default of the format.
 
         Returns:
             (H, W, 3) uint8 RGB, contiguous, by the rules of ``formats.intensity``.
@@ -72,6 +75,53 @@ class ImageReader(Protocol):
             UnreadableImage: The frame cannot be decoded. The types of ``damage`` count as a damaged file.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSurvey:
+    """What a file holds, from its header alone.
+
+    Attributes:
+        num_frames: Number of images in it.
+        patient: Key of its patient, hashed already; None where the file does not tell.
+        series: Key of the series of files that it belongs to, hashed already; None if it belongs to none.
+        position: Its place in that series: files are sorted by it.
+        warnings: What to warn of, each a clause that completes "3 files" ("may show burnt-in patient data").
+    """
+
+    num_frames: int = 1
+    patient: str | None = None
+    series: str | None = None
+    position: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class SurveyedReader(ImageReader, Protocol):
+    """Reads a format that is recognized by content alone, and whose files may hold several images or none.
+
+    A folder is searched for such files whatever their suffix. Each is surveyed once, before any pixel is decoded.
+    """
+
+    def recognizes(self, head: bytes) -> bool:
+        """Return whether a file with these first ``HEAD_BYTES`` bytes (or all of a shorter one) has this format."""
+        ...
+
+    def survey(self, file: BinaryIO, *, hashed: Callable[[str], str]) -> FileSurvey:
+        """Read what the file holds, from no more than its header where the format allows that.
+
+        Args:
+            file: The file, at its start; it can seek.
+            hashed: Turns what identifies a patient or a series into a key; nothing else may leave the reader.
+
+        Raises:
+            NoPixels: The file is sound and holds no image.
+            UnreadableImage: The header is damaged. The types of ``damage`` count as such.
+        """
+        ...
+
+
+HEAD_BYTES = 512
+"""Number of bytes by which ``SurveyedReader.recognizes`` judges a file."""
 
 
 class UnreadableImage(Exception):  # noqa: N818 - becomes a BrokenImageError as soon as the file's name is known
@@ -85,6 +135,17 @@ class UnreadableImage(Exception):  # noqa: N818 - becomes a BrokenImageError as 
     def __init__(self, problem: str, fix: str | None = None) -> None:
         self.problem, self.fix = problem, fix
         super().__init__(problem)
+
+
+class NoPixels(UnreadableImage):
+    """A sound file that holds no image: it is left out and listed, not an error.
+
+    Args:
+        kind: What it is instead, as a noun ("a structured report").
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"holds no image: it is {kind}", "Leave it out")
 
 
 class BrokenImageError(TwinbudError):

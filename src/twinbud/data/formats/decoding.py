@@ -1,6 +1,7 @@
 """From an image file to (H, W, 3) uint8 RGB pixels, whatever its format.
 
-To add a format, write a reader for it (``formats.base.ImageReader``) and add it to ``READERS``.
+To add a format, write a reader for it (``formats.base.ImageReader``) and add it to ``READERS``; or, if its files are
+recognized by content alone or hold several images (``formats.base.SurveyedReader``), to ``SURVEYED``.
 """
 
 from __future__ import annotations
@@ -9,18 +10,30 @@ import errno
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from twinbud.core.errors import first_line
-from twinbud.core.files import read_bytes
-from twinbud.data.formats.base import SKIP, BrokenImageError, ImageInfo, ImageReader, UnreadableImage
+from twinbud.core.errors import TwinbudError, first_line
+from twinbud.core.files import open_regular, read_bytes, read_head
+from twinbud.data.formats.base import (
+    HEAD_BYTES,
+    SKIP,
+    BrokenImageError,
+    FileSurvey,
+    ImageInfo,
+    ImageReader,
+    NoPixels,
+    SurveyedReader,
+    UnreadableImage,
+)
 from twinbud.data.formats.raster import RasterReader
 
-READERS: tuple[ImageReader, ...] = (RasterReader(),)
+SURVEYED: tuple[SurveyedReader, ...] = ()
+"""Readers of files that are surveyed before they are decoded."""
+READERS: tuple[ImageReader, ...] = (RasterReader(), *SURVEYED)
 """All readers; the first whose ``probe`` accepts a file reads it."""
 _REPORT = "Report this error, which may be a fault of the reader"
 MAX_FILE_BYTES = 208 * 2**20
@@ -45,7 +58,7 @@ def decode(
         name: Name of the file in messages.
         max_megapixels: Largest number of pixels, in millions, checked before pixels are decoded.
         frame: Index of the frame, counted from 0; None for a file that holds a single frame.
-        window: Name of the intensity window; None for the default of the format.
+        window: The intensity window as ``config.reading`` spells it; None for the default of the format.
 
     Returns:
         (H, W, 3) uint8, contiguous, channels in the order red, green, blue.
@@ -61,6 +74,38 @@ def decode(
         raise BrokenImageError(
             f"the file {error.problem}", name=name, fix=error.fix and f"{error.fix}, or {SKIP}"
         ) from error
+
+
+def surveyor_of(path: Path) -> SurveyedReader | None:
+    """Return the reader that surveys a file, judged by its first bytes; None for other files, and unreadable ones."""
+    if not SURVEYED:
+        return None
+    try:
+        head = read_head(path, HEAD_BYTES)
+    except OSError:
+        return None
+    return next((reader for reader in SURVEYED if reader.recognizes(head)), None)
+
+
+def survey(reader: SurveyedReader, path: Path, *, hashed: Callable[[str], str]) -> FileSurvey | None:
+    """Return what a file holds, without decoding it; None for a file that ``decode`` refuses.
+
+    Args:
+        reader: The result of ``surveyor_of``.
+        path: The file.
+        hashed: See ``SurveyedReader.survey``.
+
+    Raises:
+        NoPixels: The file is sound and holds no image.
+        TwinbudError: A package that the format needs is not installed.
+    """
+    try:
+        with open_regular(path) as file:
+            return reader.survey(file, hashed=hashed)
+    except (NoPixels, TwinbudError, MemoryError):
+        raise
+    except Exception:  # whatever it is, decoding meets it again and names the file
+        return None
 
 
 @contextmanager
@@ -112,7 +157,7 @@ def _read(
     try:
         number = _check_header(reader.describe(contents), frame, max_megapixels)
         return reader.read(contents, frame=number, window=window)
-    except (UnreadableImage, MemoryError):
+    except (UnreadableImage, TwinbudError, MemoryError):
         raise
     except reader.damage as error:
         problem = "is truncated" if "truncated" in str(error).lower() else "is damaged"
@@ -142,7 +187,12 @@ def _check_header(info: ImageInfo, frame: int | None, max_megapixels: float) -> 
         )
     if frame is None and info.num_frames > 1:
         frames = info.frames or f"{info.num_frames} frames"
-        raise UnreadableImage(f"holds {frames} instead of a single image", "Save the frames to use as separate files")
+        fix = (
+            f"Name one, 0 to {info.num_frames - 1}"
+            if info.has_named_frames
+            else "Save the frames to use as separate files"
+        )
+        raise UnreadableImage(f"holds {frames} instead of a single image", fix)
     frame = frame or 0
     if not 0 <= frame < info.num_frames:
         raise UnreadableImage(f"has no frame {frame} (number of frames: {info.num_frames})")

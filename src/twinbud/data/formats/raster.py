@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from twinbud.config.reading import AUTO_WINDOW
 from twinbud.data.formats import png, tiff
 from twinbud.data.formats.base import ImageInfo, UnreadableImage
 from twinbud.data.formats.intensity import boxes, scale_to_8_bits
@@ -69,11 +70,13 @@ class RasterReader:
         """Decode the only frame to (H, W, 3) uint8; see ``ImageReader.read``.
 
         Raises:
-            UnreadableImage: Another frame or a window is requested, or the frame cannot be decoded.
+            UnreadableImage: Another frame or a window in physical units is requested, or the frame cannot be decoded.
         """
-        if frame or window is not None:
-            problem = f"frame {frame}, window {window!r} requested, but this format has one frame and no windows"
-            raise UnreadableImage(f"has no such frame ({problem})")
+        if frame:
+            raise UnreadableImage(f"has no frame {frame}: this format has one frame")
+        if window not in (None, AUTO_WINDOW):
+            problem = f"holds no values in physical units, to which --window {window} could apply"
+            raise UnreadableImage(problem, "Leave out --window, or keep such files apart")
         kind = _kind(contents)
         if kind is TiffImageFile:
             page = tiff.read_page(contents)

@@ -1,0 +1,44 @@
+"""Read one image file, of any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def read_image(path: str | Path, frame: int | None = None, window: str = "dicom") -> np.ndarray:
+    """Read the pixels of one image, as the network sees them before resizing.
+
+    Args:
+        path: An image file of any format that ``train`` takes.
+        frame: Index of the image in a file of several, counted from 0; None for a file that holds one.
+        window: The intensity window, as the setting ``window`` spells it: ``"dicom"`` for the file's own, ``"auto"``,
+            ``"lung"`` and other names, or ``"CENTER,WIDTH"``.
+
+    Returns:
+        (H, W, 3) uint8, channels in the order red, green, blue; gray images have three equal channels.
+
+    Raises:
+        TwinbudError: The file cannot be read, holds no image, or several of which ``frame`` names none; or there is no
+            such window.
+
+    Example:
+        >>> import twinbud
+        >>> twinbud.read_image("images/dark/000.png").shape  # doctest: +SKIP
+        (32, 32, 3)
+    """
+    from twinbud.config.reading import Reading
+    from twinbud.config.schema import DataConfig
+    from twinbud.data.formats.decoding import decode, without_warnings
+
+    with without_warnings():
+        return decode(
+            Path(path),
+            name=str(path),
+            max_megapixels=DataConfig().max_megapixels,
+            frame=frame,
+            window=Reading(window=window).window_or_none,
+        )
