@@ -97,9 +97,9 @@ def test_several_broken_images_are_one_error_with_their_number(image_index: Imag
     with pytest.raises(BrokenImageError) as caught:
         load(image_index)
     assert str(caught.value) == (
-        "4 of 8 image files cannot be used: a/1.png (the file is not a PNG, JPEG, BMP, TIFF or WebP image), "
-        "a/2.png (the file is not a PNG, JPEG, BMP, TIFF or WebP image), "
-        "a/3.png (the file is not a PNG, JPEG, BMP, TIFF or WebP image) and 1 more. "
+        "4 of 8 image files cannot be used: a/1.png (the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image), "
+        "a/2.png (the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image), "
+        "a/3.png (the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image) and 1 more. "
         "Repair or remove them, or give --skip-broken to leave them out and list them."
     )
 

@@ -121,7 +121,7 @@ DISGUISED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("contents", DISGUISED.values(), ids=DISGUISED)
 def test_a_file_in_disguise_is_refused_by_name(contents: bytes) -> None:
-    assert "the file is not a PNG, JPEG, BMP, TIFF or WebP image." in refused(contents)
+    assert "the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image." in refused(contents)
 
 
 @pytest.mark.parametrize("signature", [SIGNATURE, b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF0000WEBP"])

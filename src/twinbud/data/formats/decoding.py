@@ -29,12 +29,13 @@ from twinbud.data.formats.base import (
     SurveyedReader,
     UnreadableImage,
 )
+from twinbud.data.formats.dicom import DicomReader
 from twinbud.data.formats.raster import RasterReader
 
-SURVEYED: tuple[SurveyedReader, ...] = ()
+SURVEYED: tuple[SurveyedReader, ...] = (DicomReader(),)
 """Readers of files that are surveyed before they are decoded."""
-READERS: tuple[ImageReader, ...] = (RasterReader(), *SURVEYED)
-"""All readers; the first whose ``probe`` accepts a file reads it."""
+READERS: tuple[ImageReader, ...] = (*SURVEYED, RasterReader())
+"""All readers; the first whose ``probe`` accepts a file reads it. A DICOM file may start like a TIFF file, too."""
 _REPORT = "Report this error, which may be a fault of the reader"
 MAX_FILE_BYTES = 208 * 2**20
 """Larger files are refused unread: 36 megapixels of 16-bit RGB, uncompressed, are 206 MiB."""
@@ -111,16 +112,18 @@ def survey(reader: SurveyedReader, path: Path, *, hashed: Callable[[str], str]) 
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Silence the decoders' warnings of damaged metadata, which changes no pixel; enter before threads decode."""
-    log = logging.getLogger("tifffile")
-    was_disabled = log.disabled
+    logs = [logging.getLogger(name) for name in ("tifffile", "pydicom")]
+    were_disabled = [log.disabled for log in logs]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.filterwarnings("ignore", module=r"tifffile")
-        log.disabled = True
+        for module in (r"PIL\.", r"tifffile", r"pydicom\."):
+            warnings.filterwarnings("ignore", module=module)
+        for log in logs:
+            log.disabled = True
         try:
             yield
         finally:
-            log.disabled = was_disabled
+            for log, was_disabled in zip(logs, were_disabled, strict=True):
+                log.disabled = was_disabled
 
 
 def digest(image: np.ndarray) -> str:
@@ -173,7 +176,7 @@ def _find_reader(contents: bytes) -> ImageReader:
     for reader in READERS:
         if reader.probe(contents):
             return reader
-    *others, last = (name for reader in READERS for name in reader.formats)
+    *others, last = (name for reader in sorted(READERS, key=SURVEYED.__contains__) for name in reader.formats)
     raise UnreadableImage(f"is not a {', '.join(others)} or {last} image")
 
 

@@ -27,9 +27,7 @@ from twinbud.config.reading import AUTO_WINDOW
 from twinbud.data.formats import png, tiff
 from twinbud.data.formats.base import ImageInfo, UnreadableImage
 from twinbud.data.formats.intensity import boxes, scale_to_8_bits
-
-_MAX_SCAN_MEGAPIXELS = 20_000
-"""A JPEG may hold many scans of a few bytes, each of which visits every pixel: this many take two seconds."""
+from twinbud.data.formats.jpeg import check_scans, read_frame_header
 
 # Pillow's readers are called directly, not through Image.open: that also consults a global pixel limit, whose
 # warning could only be silenced by warnings.catch_warnings, which is not thread-safe. An MPO file starts as a
@@ -63,7 +61,7 @@ class RasterReader:
             return tiff.describe(tiff.read_page(contents))
         with _open(contents) as image:
             if kind is JpegImageFile:
-                _check_scans(image, contents)
+                check_scans(image.width, image.height, contents)
             return ImageInfo(width=image.width, height=image.height, num_frames=getattr(image, "n_frames", 1))
 
     def read(self, contents: bytes, *, frame: int, window: str | None) -> np.ndarray:
@@ -115,26 +113,9 @@ def _open(contents: bytes, *, to_decode: bool = False) -> ImageFile:
 
 def _check_precision(contents: bytes) -> None:
     """Refuse JPEG files of more than 8 bits; Pillow takes them for damaged."""
-    place = 2
-    while place + 5 <= len(contents) and contents[place] == 0xFF:
-        marker, length = contents[place + 1], int.from_bytes(contents[place + 2 : place + 4], "big")
-        if marker == 0xFF:
-            place += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if contents[place + 4] > 8:
-                problem = f"holds {contents[place + 4]}-bit JPEG samples"
-                raise UnreadableImage(problem, "Save it as 16-bit gray or RGB PNG or TIFF")
-            return
-        place += 2 + length
-
-
-def _check_scans(image: ImageFile, contents: bytes) -> None:
-    # chance makes a few of these two bytes in an embedded film or profile, too few to matter
-    scans = contents.count(b"\xff\xda")
-    limit = int(_MAX_SCAN_MEGAPIXELS * 1e6 / (image.width * image.height))
-    if scans > limit:
-        raise UnreadableImage(f"holds {scans} scans, which take long to decode (the limit for its size is {limit})")
+    header = read_frame_header(contents)
+    if header is not None and header.bits > 8:
+        raise UnreadableImage(f"holds {header.bits}-bit JPEG samples", "Save it as 16-bit gray or RGB PNG or TIFF")
 
 
 def _orientation(image: ImageFile) -> int:

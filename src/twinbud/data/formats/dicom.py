@@ -1,0 +1,114 @@
+"""Reads DICOM images; see docs/dicom.md for what is read how.
+
+Nothing that a file says about a patient leaves this module but as a key that ``survey`` gets hashed. Errors name
+numbers of the image and names of the standard, never values of other elements; the errors of pydicom and of the
+decoders, which may quote values, are replaced.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, ClassVar
+
+import numpy as np
+
+from twinbud.core.errors import TwinbudError
+from twinbud.data.formats.base import FileSurvey, ImageInfo, UnreadableImage
+from twinbud.data.formats.dicom_elements import DicomElements
+from twinbud.data.formats.dicom_header import read_header, recognizes
+from twinbud.data.formats.dicom_layout import PixelLayout, read_layout
+from twinbud.data.formats.dicom_pixels import check_extent, read_frame
+from twinbud.data.formats.dicom_window import to_rgb
+from twinbud.data.identity import comparison_key, is_missing_patient
+
+_BURNED_IN = "may show patient data in their pixels (BurnedInAnnotation is YES)"
+
+
+class DicomReader:
+    """Reader of DICOM files with and without preamble; pydicom is imported when the first file is read."""
+
+    formats: ClassVar[tuple[str, ...]] = ("DICOM",)
+    damage: ClassVar[tuple[type[Exception], ...]] = ()
+
+    def recognizes(self, head: bytes) -> bool:
+        """Return whether a file starts like DICOM; see ``SurveyedReader.recognizes``."""
+        return recognizes(head)
+
+    def probe(self, contents: bytes) -> bool:
+        """Return whether a file starts like DICOM."""
+        return recognizes(contents[:512])
+
+    def survey(self, file: BinaryIO, *, hashed: Callable[[str], str]) -> FileSurvey:
+        """Read frames, patient and series; see ``SurveyedReader.survey``."""
+        with _without_values():
+            header = read_header(file)
+            layout, num_frames = read_layout(header), header.num_frames
+            check_extent(header, layout, header.pixel_place(file), num_frames)
+            elements = header.elements
+            patient, place = _patient(elements), _place_in_volume(elements)
+            series = elements.text("SeriesInstanceUID") if place and num_frames == 1 else ""
+            burned_in = elements.text("BurnedInAnnotation") == "YES"
+        return FileSurvey(
+            num_frames=num_frames,
+            patient=hashed(patient) if patient else None,
+            series=hashed(f"series {series} {_volume(elements, layout)}") if series else None,
+            position=place,
+            warnings=(_BURNED_IN,) if burned_in else (),
+        )
+
+    def describe(self, contents: bytes) -> ImageInfo:
+        """Read size and number of frames; see ``ImageReader.describe``."""
+        with _without_values():
+            header = read_header(io.BytesIO(contents))
+            layout = read_layout(header)
+            return ImageInfo(
+                width=layout.columns, height=layout.rows, num_frames=header.num_frames, has_named_frames=True
+            )
+
+    def read(self, contents: bytes, *, frame: int, window: str | None) -> np.ndarray:
+        """Decode one frame to (H, W, 3) uint8; see ``ImageReader.read``."""
+        with _without_values():
+            file = io.BytesIO(contents)
+            header = read_header(file)
+            layout, place = read_layout(header), header.pixel_place(file)
+            check_extent(header, layout, place, header.num_frames)
+            stored = read_frame(header, layout, place, frame=frame, num_frames=header.num_frames)
+            return to_rgb(stored, header.of_frame(frame), window)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Replace each error that may quote the file."""
+    try:
+        yield
+    except (UnreadableImage, TwinbudError, MemoryError):
+        raise
+    except RecursionError:
+        raise UnreadableImage("is nested too deeply") from None
+    except Exception:  # pydicom and the decoders raise errors of many types
+        raise UnreadableImage("is damaged or truncated") from None
+
+
+def _patient(elements: DicomElements) -> str | None:
+    """Return what tells the patient apart: the id or, where it is missing, the study, which is of one patient."""
+    patient = elements.text("PatientID")
+    if not is_missing_patient(patient):
+        return f"patient {comparison_key(patient)}"
+    study = elements.text("StudyInstanceUID")
+    return f"study {study}" if study else None
+
+
+def _place_in_volume(elements: DicomElements) -> tuple[float, ...]:
+    """Return where an image is in its volume: along the normal of its plane, then by number; () outside volumes."""
+    position, axes = elements.decimals("ImagePositionPatient"), elements.decimals("ImageOrientationPatient")
+    if len(position) != 3 or len(axes) != 6:
+        return ()
+    normal = np.cross(axes[:3], axes[3:])
+    return float(normal @ np.array(position)), *elements.decimals("InstanceNumber")[:1]
+
+
+def _volume(elements: DicomElements, layout: PixelLayout) -> str:
+    """Return what the images of one volume share within a series: size and orientation."""
+    return f"{layout.columns}x{layout.rows} {np.round(elements.decimals('ImageOrientationPatient'), 2).tolist()}"
