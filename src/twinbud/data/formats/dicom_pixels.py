@@ -62,7 +62,7 @@ def read_frame(
     if header.is_compressed:
         data = _compressed(layout, place, frame, num_frames)
         values, bits, photometric = decompress(header.transfer_syntax, layout, data)
-        bits = max(bits, layout.bits_stored)
+        bits = _bits_that_count(values, bits, layout)
     else:
         bits, photometric = layout.bits_stored, "YBR_FULL" if layout.samples == 3 else layout.photometric
         if layout.photometric == "RGB":
@@ -130,13 +130,26 @@ class _Bounded:
         """Read at most ``size`` bytes.
 
         Raises:
-            UnreadableImage: It is too often, or too much.
+            UnreadableImage: It is too often or too much, or the file ends before.
         """
         data = self._file.read(min(size, self._num_bytes + 1))
         self._reads, self._num_bytes = self._reads - 1, self._num_bytes - len(data)
+        if len(data) < size <= self._num_bytes and size > _MIN_ITEM_BYTES:
+            raise UnreadableImage("is truncated within its pixels")
         if self._reads < 0 or self._num_bytes < 0:
             raise UnreadableImage("has a compressed frame that is too large for its size, or in too many fragments")
         return data
+
+
+def _bits_that_count(values: np.ndarray, precision: int, layout: PixelLayout) -> int:
+    """Return how many bits of decompressed values count: those stored, unless the compressed frame contradicts it.
+
+    Signs are extended from the lower number: some files have the wider one, with the sign in all bits above. Unsigned
+    values that need more bits than are stored keep them.
+    """
+    if layout.signed:
+        return min(precision, layout.bits_stored)
+    return layout.bits_stored if int(values.max()) >> layout.bits_stored == 0 else precision
 
 
 def _lowest_bits(values: np.ndarray, bits: int, signed: bool) -> np.ndarray:
