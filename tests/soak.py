@@ -1,4 +1,4 @@
-"""What is too long for the suite: 10,000 damaged images through the decoder, and 60 killed runs; ``make soak``."""
+"""What is too long for the suite: 20,000 damaged images through the decoder, and 60 killed runs; ``make soak``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from helpers.limits import decode_mutations
+from helpers.dicom_mutations import dicom_mutation
+from helpers.limits import Damage, decode_mutations
+from helpers.mutations import mutation
 
 KILLS_PER_RUN = 12
 FIRST_SEED = 1000
@@ -23,20 +25,22 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=60)
     wanted = parser.parse_args()
-    failures = [*soak_decoding(wanted.mutations), *soak_resuming(wanted.kills)]
+    failures = [*soak_decoding(wanted.mutations, mutation, "PNG and JPEG")]
+    failures += soak_decoding(wanted.mutations, dicom_mutation, "DICOM")
+    failures += soak_resuming(wanted.kills)
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures else 0
 
 
-def soak_decoding(count: int) -> list[str]:
+def soak_decoding(count: int, damage: Damage, kind: str) -> list[str]:
     """Damaged images: decoded, or refused by name."""
     start = time.perf_counter()
-    counts, failures = decode_mutations(range(FIRST_SEED, FIRST_SEED + count))
+    counts, failures = decode_mutations(range(FIRST_SEED, FIRST_SEED + count), damage)
     sound = counts["decoded"] + counts["refused"]
     seconds = time.perf_counter() - start
     told = f"{counts['decoded']} decoded, {counts['refused']} refused by name"
-    print(f"damaged images survived: {sound}/{count} ({told}), {seconds:.0f} s", flush=True)
+    print(f"damaged {kind} images survived: {sound}/{count} ({told}), {seconds:.0f} s", flush=True)
     return failures
 
 

@@ -6,13 +6,13 @@ import multiprocessing
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
-from helpers.mutations import mutation
+from helpers.mutations import Mutation, mutation
 from twinbud.config.schema import DataConfig
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import decode, without_warnings
@@ -21,6 +21,9 @@ MAX_SECONDS = 5.0
 """Of processor time, which other work on the machine does not change."""
 MAX_MIB = 512
 PIXELS = DataConfig().max_megapixels
+
+
+Damage = Callable[[int], Mutation]
 
 
 def judge(contents: bytes, name: str) -> str:
@@ -40,9 +43,9 @@ def judge(contents: bytes, name: str) -> str:
     return f"warned: {heard[0].message}" if heard else answer
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, damage: Damage) -> None:
     while (seed := connection.recv()) is not None:
-        damaged = mutation(seed)
+        damaged = damage(seed)
         start = time.process_time()
         answer = judge(damaged.contents, "scan.png")
         connection.send((answer, time.process_time() - start, peak_mib()))
@@ -55,10 +58,10 @@ def peak_mib() -> float:
 
 
 class _Worker:
-    def __init__(self) -> None:
+    def __init__(self, damage: Damage) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would start with this process's memory
         self.connection, child_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child_end,), daemon=True)
+        self.process = context.Process(target=_serve, args=(child_end, damage), daemon=True)
         self.process.start()
         child_end.close()
 
@@ -85,17 +88,17 @@ class _Worker:
         self.process.join()
 
 
-def decode_mutations(seeds: Iterable[int]) -> tuple[Counter[str], list[str]]:
+def decode_mutations(seeds: Iterable[int], damage: Damage = mutation) -> tuple[Counter[str], list[str]]:
     """How many damaged files were decoded and refused; and of all others the seed, the changes and what went wrong."""
     counts: Counter[str] = Counter()
     failures: list[str] = []
-    worker = _Worker()
+    worker = _Worker(damage)
     for seed in seeds:
         if not worker.process.is_alive():
-            worker = _Worker()
+            worker = _Worker(damage)
         verdict = worker.ask(seed)
         counts[verdict if verdict in ("decoded", "refused") else "failed"] += 1
         if verdict not in ("decoded", "refused"):
-            failures.append(f"{mutation(seed).story}: {verdict}")
+            failures.append(f"{damage(seed).story}: {verdict}")
     worker.stop()
     return counts, failures

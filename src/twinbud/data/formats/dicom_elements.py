@@ -16,7 +16,7 @@ from twinbud.data.formats.base import UnreadableImage
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_MAX_READS = 600_000
+_MAX_READS = 250_000
 """An element takes two or three reads of a few microseconds; only a header that is made to be slow has so many."""
 _MAX_HEADER_BYTES = 64 * 2**20
 _MAX_VALUE_BYTES = 16 * 2**20

@@ -173,7 +173,8 @@ def read_header(file: BinaryIO) -> DicomHeader:
         raise NoPixels("a DICOMDIR, which lists other files")
     if sop_class in _SEGMENTATIONS:
         raise NoPixels(f"a segmentation ({uid_name(sop_class)})")
-    if not ("Rows" in elements and "Columns" in elements):
+    is_image = "Image" in (uid_name(sop_class) or "") or ("Rows" in elements and "Columns" in elements)
+    if not is_image:
         raise NoPixels(f"DICOM without pixels ({uid_name(sop_class) or 'of unknown kind'})")
     if at is None:
         raise UnreadableImage("is truncated: it ends before its pixels")

@@ -15,6 +15,7 @@ from twinbud.data.formats.dicom_layout import PixelLayout
 _MAX_GROWTH, _MAX_EXTRA_BYTES = 1.5, 2**20
 """A compressed frame may be larger than the pixels that it holds, but not by much."""
 _MAX_FRAGMENTS = 200_000
+"""Each takes two reads; only a file that is made to be slow has so many."""
 _MIN_ITEM_BYTES = 8
 
 
