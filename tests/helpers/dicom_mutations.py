@@ -32,7 +32,7 @@ def dicom_mutation(seed: int) -> Mutation:
     contents, story = dicom_seeds()[name], [name]
     for _ in range(generator.choice((1, 1, 2, 3))):
         change = generator.choice(_CHANGES)
-        contents = change(contents, generator)
+        contents = change(contents, generator) or b"\0"
         story.append(change.__name__)
     return Mutation(contents, f"seed {seed}: {' > '.join(story)}")
 
