@@ -321,11 +321,11 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, damage: Callabl
 
 def test_the_folder_keeps_how_files_were_read_and_older_folders_have_the_default(tmp_path: Path) -> None:
     folder, student_spec, model = model_folder(tmp_path, "vit")
-    reading = Reading(window="lung", frames="middle")
+    reading = Reading(window="lung", frames="middle", axis="sagittal", volume=2)
     save_model_folder(folder, model, student_spec, image_size=TEACHERS["vit"][2], classes=CLASSES, reading=reading)
     config = folder / "config.json"
     content = json.loads(config.read_text())
-    assert content["reading"] == {"window": "lung", "frames": "middle"}
+    assert content["reading"] == {"window": "lung", "frames": "middle", "axis": "sagittal", "volume": 2}
     assert open_model_folder(folder).reading == reading
     del content["reading"]
     config.write_text(json.dumps(content))

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from twinbud.config.data_spec import parse_data
 from twinbud.config.fields import Checked, setting
-from twinbud.config.reading import ALL_FRAMES, DICOM_WINDOW, Frames, Reading, Window
+from twinbud.config.reading import ALL_FRAMES, DICOM_WINDOW, Axis, Frames, Reading, Window
 
 Subset = Literal["stratified", "plain"]
 
@@ -42,6 +42,10 @@ class DataConfig(Checked):
     frames: Frames = setting(
         ALL_FRAMES, "Images to take from a file or series of several: all, middle, or a number counted from 0."
     )
+    axis: Axis = setting("axial", "Direction in which the slices of a volume follow each other.")
+    volume: int | None = setting(
+        None, "Volume to take from a file of several (4-D NIfTI), counted from 0; none: such a file is an error.", ge=0
+    )
     patient_salt: Path | None = setting(
         None, "File with the secret that hashes patient ids of DICOM; none: one is made for each source of images."
     )
@@ -56,4 +60,4 @@ class DataConfig(Checked):
     @property
     def reading(self) -> Reading:
         """How files are read: what a model folder keeps for new files."""
-        return Reading(window=self.window, frames=self.frames)
+        return Reading(window=self.window, frames=self.frames, axis=self.axis, volume=self.volume)

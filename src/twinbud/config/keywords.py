@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from twinbud.config.data_config import Subset
+from twinbud.config.reading import Axis
 from twinbud.config.recovery import Recover, RecoverMethod, RecoverStream, RecoverTarget, Switch
 from twinbud.config.schema import (
     Attention,
@@ -41,6 +42,8 @@ class Settings(TypedDict, total=False):
     subset: Subset
     window: str
     frames: str
+    axis: Axis
+    volume: int | None
     patient_salt: str | Path | None
     skip_broken: bool
     max_megapixels: float
@@ -117,6 +120,8 @@ class TeachSettings(TypedDict, total=False):
     split: str | Path | None
     window: str
     frames: str
+    axis: Axis
+    volume: int | None
     patient_salt: str | Path | None
     skip_broken: bool
     max_megapixels: float

@@ -9,6 +9,8 @@
 ================= ======================================================================================
 
 ``--frames`` is ``all``, ``middle`` (of 4 images the third, as ``4 // 2`` counts from 0) or a number counted from 0.
+
+Of a volume, the images are the slices along ``--axis``; ``--volume`` chooses one of a file of several.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator
 
 from twinbud.core.errors import TwinbudError, unknown_choice
 
+Axis = Literal["axial", "coronal", "sagittal"]
 DICOM_WINDOW, AUTO_WINDOW = "dicom", "auto"
 ALL_FRAMES, MIDDLE_FRAME = "all", "middle"
 NAMED_WINDOWS: Mapping[str, tuple[float, float]] = {
@@ -33,6 +36,19 @@ NAMED_WINDOWS: Mapping[str, tuple[float, float]] = {
 """Center and width of the windows with a name, in Hounsfield units."""
 
 
+@dataclass(frozen=True)
+class Plane:
+    """Which slices of a volume.
+
+    Attributes:
+        axis: The direction in which they follow each other.
+        volume: Which volume of a file of several, counted from 0; None where a file may hold only one.
+    """
+
+    axis: Axis = "axial"
+    volume: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How files are read; a model folder keeps it, so that new files are read as those of the training were.
@@ -40,15 +56,23 @@ class Reading:
     Attributes:
         window: ``dicom``, ``auto``, a name of ``NAMED_WINDOWS`` or ``CENTER,WIDTH``.
         frames: ``all``, ``middle`` or a number counted from 0.
+        axis: Direction of the slices of a volume.
+        volume: Which volume of a file of several, counted from 0; None where a file may hold only one.
 
     Raises:
-        TwinbudError: Another window, or other frames.
+        TwinbudError: Another window, other frames, another axis, or no such number.
     """
 
     window: str = DICOM_WINDOW
     frames: str = ALL_FRAMES
+    axis: Axis = "axial"
+    volume: int | None = None
 
     def __post_init__(self) -> None:
+        if self.axis not in get_args(Axis):
+            raise unknown_choice("--axis", self.axis, get_args(Axis))
+        if self.volume is not None and (type(self.volume) is not int or self.volume < 0):
+            raise TwinbudError(f"'{self.volume}' is not the number of a volume, counted from 0", where="--volume")
         object.__setattr__(self, "window", canonical_window(self.window))
         object.__setattr__(self, "frames", canonical_frames(self.frames))
 
@@ -56,6 +80,11 @@ class Reading:
     def window_or_none(self) -> str | None:
         """The window as ``ImageRef`` has it: None for the default."""
         return None if self.window == DICOM_WINDOW else self.window
+
+    @property
+    def plane(self) -> Plane:
+        """Which slices of a volume are read."""
+        return Plane(self.axis, self.volume)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; ``from_json`` is the inverse."""

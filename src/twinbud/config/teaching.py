@@ -38,9 +38,9 @@ TEACHING_HELP = {
 """Help of settings that mean something else here than in ``twinbud train``, or are described in its terms there."""
 TEACHING_SETTINGS = (
     "data", "data_root", "image_column", "label_column", "patient_column", "split_column", "split", "window",
-    "frames", "patient_salt", "skip_broken", "max_megapixels", "image_size", "epochs", "min_steps", "batch_size",
-    "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm", "drop_path", "crop_scale",
-    "flip", "rotate", "brightness", "contrast", "cutout", "precision", "seed", "device", "threads",
+    "frames", "axis", "volume", "patient_salt", "skip_broken", "max_megapixels", "image_size", "epochs", "min_steps",
+    "batch_size", "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm", "drop_path",
+    "crop_scale", "flip", "rotate", "brightness", "contrast", "cutout", "precision", "seed", "device", "threads",
 )  # fmt: skip
 """Names of the settings, in the order of the command line."""
 _NOT_NUMERIC = {"data", "data_root", "split", "device", "threads", "skip_broken", "max_megapixels", "patient_salt"}

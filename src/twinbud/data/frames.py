@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from twinbud.config.reading import ALL_FRAMES, Reading
+from twinbud.config.reading import ALL_FRAMES, Plane, Reading
 from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
@@ -72,14 +72,14 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
     Raises:
         TwinbudError: A package is missing that a format needs, the salt cannot be read, or two images get one name.
     """
-    surveys = _survey(rows, salt, progress)
+    surveys = _survey(rows, reading.plane, salt, progress)
     by_csv = any(row.patient_id is not None for row in rows)
     found: list[ImageRow] = []
     left_out: list[IgnoredFile] = []
     skipped = _not_chosen(rows, surveys, reading)
     groups = _group_names(rows, surveys)
     for index, row in enumerate(rows):
-        row = replace(row, image=replace(row.image, window=reading.window_or_none))
+        row = replace(row, image=replace(row.image, window=reading.window_or_none, plane=reading.plane))
         known = surveys.get(index)
         if isinstance(known, NoPixels) or index in skipped:
             reason = known.problem if isinstance(known, NoPixels) else skipped[index]
@@ -97,7 +97,7 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
     return Frames(rows=tuple(found), left_out=tuple(left_out), notes=tuple(filter(None, notes)))
 
 
-def _survey(rows: Sequence[ImageRow], salt: PatientSalt | None, progress: Progress) -> _Surveys:
+def _survey(rows: Sequence[ImageRow], plane: Plane, salt: PatientSalt | None, progress: Progress) -> _Surveys:
     """Return what each file holds that is recognized by content, by its place in ``rows``."""
     readers = {index: reader for index, row in enumerate(rows) if (reader := surveyor_of(row.image.file)) is not None}
     surveys: dict[int, FileSurvey | NoPixels] = {}
@@ -107,7 +107,7 @@ def _survey(rows: Sequence[ImageRow], salt: PatientSalt | None, progress: Progre
     with progress.bar("reading headers", len(readers)) as advance, without_warnings():
         for done, (index, reader) in enumerate(readers.items(), start=1):
             try:
-                known = survey(reader, rows[index].image.file, hashed=hashed)
+                known = survey(reader.for_file(plane), rows[index].image.file, hashed=hashed)
                 if known is not None:
                     surveys[index] = known
             except NoPixels as error:

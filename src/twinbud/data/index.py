@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from twinbud.config.reading import Plane
 from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.identity import MISSING_VALUES, comparison_key, patient_key, respellings, visible_text
@@ -39,11 +40,13 @@ class ImageRef:
         file: Path of the file.
         frame: Index of the frame, counted from 0; None for a file that holds a single frame.
         window: The intensity window as ``config.reading`` spells it; None for the format's default.
+        plane: Which slices of a volume ``frame`` counts.
     """
 
     file: Path
     frame: int | None = None
     window: str | None = None
+    plane: Plane = Plane()
 
 
 def frame_name(path: str, frame: int | None) -> str:

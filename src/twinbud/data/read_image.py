@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from twinbud.config.reading import Axis
 
-def read_image(path: str | Path, frame: int | None = None, window: str = "dicom") -> np.ndarray:
+
+def read_image(
+    path: str | Path,
+    frame: int | None = None,
+    window: str = "dicom",
+    *,
+    axis: Axis = "axial",
+    volume: int | None = None,
+) -> np.ndarray:
     """Read the pixels of one image, as the network sees them before resizing.
 
     Args:
@@ -17,6 +26,8 @@ def read_image(path: str | Path, frame: int | None = None, window: str = "dicom"
         frame: Index of the image in a file of several, counted from 0; None for a file that holds one.
         window: The intensity window, as the setting ``window`` spells it: ``"dicom"`` for the file's own, ``"auto"``,
             ``"lung"`` and other names, or ``"CENTER,WIDTH"``.
+        axis: Direction of the slices of a volume, which ``frame`` counts: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        volume: Which volume of a file of several, counted from 0; None for a file that holds one.
 
     Returns:
         (H, W, 3) uint8, channels in the order red, green, blue; gray images have three equal channels.
@@ -34,11 +45,13 @@ def read_image(path: str | Path, frame: int | None = None, window: str = "dicom"
     from twinbud.config.schema import DataConfig
     from twinbud.data.formats.decoding import decode, without_warnings
 
+    reading = Reading(window=window, axis=axis, volume=volume)
     with without_warnings():
         return decode(
             Path(path),
             name=str(path),
             max_megapixels=DataConfig().max_megapixels,
             frame=frame,
-            window=Reading(window=window).window_or_none,
+            window=reading.window_or_none,
+            plane=reading.plane,
         )

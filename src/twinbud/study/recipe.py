@@ -20,8 +20,8 @@ from twinbud.study.paper import paper_pairs, paper_tables
 AXES = ("data", "pair", "method", "fraction", "sampling")
 """The axes of every grid; any setting can be a further axis."""
 SHARED = frozenset({
-    "image_column", "label_column", "patient_column", "split_column", "window", "frames", "patient_salt", "skip_broken",
-    "max_megapixels",
+    "image_column", "label_column", "patient_column", "split_column", "window", "frames", "axis", "volume",
+    "patient_salt", "skip_broken", "max_megapixels",
 })  # fmt: skip
 """Settings that define an image set, and so are the same for all runs."""
 RESERVED = frozenset(
