@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ from PIL import Image
 
 from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
-from twinbud.data import image_store as image_store_module
 from twinbud.data.formats.base import BrokenImageError
-from twinbud.data.formats.decoding import decode
+from twinbud.data.formats.decoding import ImageFile, decode
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
 from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef
 from twinbud.data.preprocessing import resize
@@ -58,11 +58,13 @@ def test_gray_images_are_kept_as_one_channel(image_index: ImageIndex) -> None:
 def test_every_image_is_decoded_exactly_once(image_index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
 
-    def counting(source: bytes, *, name: str, **options: Any) -> np.ndarray:
-        decoded.append(name)
-        return decode(source, name=name, **options)
+    original = ImageFile.decode
 
-    monkeypatch.setattr(image_store_module, "decode", counting)
+    def counting(file: ImageFile, *frame: Any, name: str) -> np.ndarray:
+        decoded.append(name)
+        return original(file, *frame, name=name)
+
+    monkeypatch.setattr(ImageFile, "decode", counting)
     load(image_index)
     assert sorted(decoded) == [row.path for row in image_index.rows]
 
@@ -96,11 +98,11 @@ def test_several_broken_images_are_one_error_with_their_number(image_index: Imag
         row.image.file.write_bytes(b"no image")
     with pytest.raises(BrokenImageError) as caught:
         load(image_index)
-    assert str(caught.value) == (
-        "4 of 8 image files cannot be used: a/1.png (the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image), "
-        "a/2.png (the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image), "
-        "a/3.png (the file is not a PNG, JPEG, BMP, TIFF, WebP or DICOM image) and 1 more. "
-        "Repair or remove them, or give --skip-broken to leave them out and list them."
+    unknown = r"\(the file is not a PNG, [^)]* image\)"
+    assert re.fullmatch(
+        f"4 of 8 image files cannot be used: a/1.png {unknown}, a/2.png {unknown}, a/3.png {unknown} and 1 more\\. "
+        "Repair or remove them, or give --skip-broken to leave them out and list them\\.",
+        str(caught.value),
     )
 
 

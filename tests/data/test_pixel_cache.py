@@ -14,7 +14,7 @@ from PIL import Image
 from helpers.processes import start_code
 from twinbud.data import image_store as image_store_module
 from twinbud.data.formats.base import BrokenImageError
-from twinbud.data.formats.decoding import decode
+from twinbud.data.formats.decoding import ImageFile
 from twinbud.data.image_store import ImageStore, StoredImage, load_images
 from twinbud.data.index import ImageRef
 from twinbud.data.pixel_cache import PixelCache, SmallImage
@@ -43,11 +43,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that were really decoded."""
     names: list[str] = []
 
-    def counting(source: bytes, *, name: str, **options: Any) -> np.ndarray:
-        names.append(Path(name).name)
-        return decode(source, name=name, **options)
+    original = ImageFile.decode
 
-    monkeypatch.setattr(image_store_module, "decode", counting)
+    def counting(file: ImageFile, *frame: Any, name: str) -> np.ndarray:
+        names.append(Path(name).name)
+        return original(file, *frame, name=name)
+
+    monkeypatch.setattr(ImageFile, "decode", counting)
     return names
 
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 import pytest
 
+from twinbud.config.reading import Plane
 from twinbud.data.formats import decoding
 from twinbud.data.formats.base import FileSurvey, ImageInfo, NoPixels
 
@@ -21,6 +22,9 @@ class SlicesReader:
 
     formats: ClassVar[tuple[str, ...]] = ("Slices",)
     damage: ClassVar[tuple[type[Exception], ...]] = (ValueError, KeyError)
+
+    def for_file(self, plane: Plane) -> SlicesReader:  # noqa: ARG002
+        return self
 
     def recognizes(self, head: bytes) -> bool:
         return head.startswith(MAGIC)

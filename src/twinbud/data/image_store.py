@@ -5,11 +5,13 @@ Shape legend: N images, B batch, C channels (1 if all images are gray, else 3), 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ import torch
 from twinbud.core.errors import first_few
 from twinbud.core.memory import available_bytes
 from twinbud.data.formats.base import SKIP, BrokenImageError
-from twinbud.data.formats.decoding import decode, digest, read_file, without_warnings
+from twinbud.data.formats.decoding import ImageFile, digest, read_file, without_warnings
 from twinbud.data.index import ImageIndex, ImageRef
 from twinbud.data.pixel_cache import PixelCache, SmallImage, entry_name
 from twinbud.data.preprocessing import resize
@@ -197,7 +199,7 @@ def load_images(
     names = [str(image.file) for image in images] if names is None else names
     loaded: list[tuple[torch.Tensor | StoredImage, str]] = []
     broken: dict[int, BrokenImageError] = {}
-    load = partial(_load, cache=cache, image_size=image_size, max_megapixels=max_megapixels)
+    load = partial(_load_file, cache=cache, image_size=image_size, max_megapixels=max_megapixels)
     in_memory = 2 * len(images) * 3 * image_size**2 <= available_bytes(torch.device("cpu"))
     with without_warnings():
         for index, image in enumerate(_in_threads(load, images, names)):
@@ -212,7 +214,7 @@ def load_images(
                     digest=image.digest,
                     is_gray=len(image.channels) == 1,
                     name=names[index],
-                    decode=partial(load, images[index], names[index]),
+                    decode=lambda index=index: load([images[index]], [names[index]])[0],
                 )
                 loaded.append((stored, image.digest))
             if on_progress is not None:
@@ -224,15 +226,20 @@ def load_images(
     return image_store, {index: error.problem for index, error in broken.items()}
 
 
-Load = Callable[[ImageRef, str], SmallImage | BrokenImageError]
+Load = Callable[[Sequence[ImageRef], Sequence[str]], list[SmallImage | BrokenImageError]]
+"""Loads images of one file."""
 
 
 def _in_threads(
     load: Load, images: Sequence[ImageRef], names: Sequence[str]
 ) -> Iterator[SmallImage | BrokenImageError]:
+    """Yield the images in their order; those of one file that follow each other are loaded together."""
+    files = [list(places) for _, places in groupby(range(len(images)), lambda index: images[index].file)]
+    of_file = [([images[index] for index in places], [names[index] for index in places]) for places in files]
     # threads, not processes: Pillow and hashlib release the interpreter lock while they work
     with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
-        yield from pool.map(load, images, names)
+        for loaded in pool.map(load, *zip(*of_file, strict=True)) if of_file else ():
+            yield from loaded
 
 
 def _num_cores() -> int:
@@ -240,21 +247,38 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _load(
-    image_ref: ImageRef, name: str, *, cache: PixelCache | None, image_size: int, max_megapixels: float
-) -> SmallImage | BrokenImageError:
-    """Load one image, from the cache if it has an entry."""
+def _load_file(
+    images: Sequence[ImageRef],
+    names: Sequence[str],
+    *,
+    cache: PixelCache | None,
+    image_size: int,
+    max_megapixels: float,
+) -> list[SmallImage | BrokenImageError]:
+    """Load images of one file, each from the cache if it has an entry; the file is read once."""
     try:
-        contents = read_file(image_ref.file, name)
-        entry = entry_name(contents, image_ref)
-        known = cache.load(entry) if cache else None
-        if known is not None and known.num_pixels <= max_megapixels * 1e6:
-            return known
-        image = decode(
-            contents, name=name, max_megapixels=max_megapixels, frame=image_ref.frame, window=image_ref.window
-        )
+        contents = read_file(images[0].file, names[0])
     except BrokenImageError as error:
-        return error
+        return [BrokenImageError(error.problem, name=name, fix=error.fix) for name in names]
+    contents_digest = hashlib.sha256(contents).digest()
+    file = ImageFile(contents, max_megapixels=max_megapixels, plane=images[0].plane)
+    loaded: list[SmallImage | BrokenImageError] = []
+    for image_ref, name in zip(images, names, strict=True):
+        entry = entry_name(contents_digest, image_ref)
+        try:
+            loaded.append(_load(file, entry, image_ref, name, cache=cache, image_size=image_size))
+        except BrokenImageError as error:
+            loaded.append(error)
+    return loaded
+
+
+def _load(
+    file: ImageFile, entry: str, image_ref: ImageRef, name: str, *, cache: PixelCache | None, image_size: int
+) -> SmallImage:
+    known = cache.load(entry) if cache else None
+    if known is not None and known.num_pixels <= file.max_megapixels * 1e6:
+        return known
+    image = file.decode(image_ref.frame, image_ref.window, name=name)
     small = SmallImage(
         entry=entry,
         channels=_channels(resize(image, image_size)),

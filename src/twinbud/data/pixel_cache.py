@@ -1,7 +1,7 @@
 """A cache of decoded images on disk: no image is decoded twice.
 
-The key of an entry holds everything that its pixels depend on: the bytes of the file, frame and window, the version of
-this package's decoding and of the decoding libraries, the image size and the resize rule.
+The key of an entry holds everything that its pixels depend on: the bytes of the file, frame, window and plane, the
+version of this package's decoding and of the decoding libraries, the image size and the resize rule.
 
 An entry is one small file with a checksum, moved into place when complete. Several processes may share the folder: two
 that save the same image write the same bytes, and a damaged entry counts as missing. Entries hold pixels of patients,
@@ -23,6 +23,7 @@ import numpy as np
 import PIL
 import torch
 
+from twinbud.config.reading import Plane
 from twinbud.core.cache import CACHE_VARIABLE
 from twinbud.core.files import read_bytes
 from twinbud.data.index import ImageRef
@@ -35,9 +36,16 @@ _HEADER = struct.Struct("<32sQ")
 """SHA-256 of the pixels at full resolution, and their number."""
 
 
-def entry_name(contents: bytes, image: ImageRef) -> str:
-    """Return the name of an image's entry: the SHA-256, in hexadecimal, of its file, frame and window."""
-    return hashlib.sha256(hashlib.sha256(contents).digest() + repr((image.frame, image.window)).encode()).hexdigest()
+def entry_name(contents_digest: bytes, image: ImageRef) -> str:
+    """Return the name of an image's entry: the SHA-256, in hexadecimal, of its file, frame, window and plane.
+
+    Args:
+        contents_digest: The SHA-256 of the bytes of its file.
+        image: Its other properties.
+    """
+    usual = image.plane == Plane()
+    parts = image.frame, image.window, *(() if usual else (image.plane.axis, image.plane.volume))
+    return hashlib.sha256(contents_digest + repr(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import BinaryIO, ClassVar, Protocol
 
 import numpy as np
 
+from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError
 
 SKIP = "give --skip-broken to leave it out and list it"
@@ -38,7 +39,9 @@ class ImageInfo:
 
 
 class ImageReader(Protocol):
-    """Reads the files of one format. Readers hold no state: several threads call them at once.
+    """Reads the files of one format.
+
+    Several threads may call a reader at once, so it holds no state; only what ``for_file`` returns may.
 
     Attributes:
         formats: Names of the formats, for messages.
@@ -50,6 +53,14 @@ class ImageReader(Protocol):
 
     def probe(self, contents: bytes) -> bool:
         """Return whether the file has this format, judged by its content."""
+        ...
+
+    def for_file(self, plane: Plane) -> ImageReader:
+        """Return a reader for the frames of one file, in one thread: it may keep what they share.
+
+        Args:
+            plane: Which slices of a volume are its frames; other formats ignore it.
+        """
         ...
 
     def describe(self, contents: bytes) -> ImageInfo:
@@ -102,6 +113,10 @@ class SurveyedReader(ImageReader, Protocol):
     A folder is searched for such files whatever their suffix. Each is surveyed once, before any pixel is decoded.
     """
 
+    def for_file(self, plane: Plane) -> SurveyedReader:
+        """Return a reader for one file; see ``ImageReader.for_file``."""
+        ...
+
     def recognizes(self, head: bytes) -> bool:
         """Return whether a file with these first ``HEAD_BYTES`` bytes (or all of a shorter one) has this format."""
         ...
@@ -120,8 +135,8 @@ class SurveyedReader(ImageReader, Protocol):
         ...
 
 
-HEAD_BYTES = 512
-"""Number of bytes by which ``SurveyedReader.recognizes`` judges a file."""
+HEAD_BYTES = 4096
+"""Number of bytes by which ``SurveyedReader.recognizes`` judges a file; enough to unpack the head of a gzip stream."""
 
 
 class UnreadableImage(Exception):  # noqa: N818 - becomes a BrokenImageError as soon as the file's name is known

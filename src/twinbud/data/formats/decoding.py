@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError, first_line
 from twinbud.core.files import open_regular, read_bytes, read_head
 from twinbud.data.formats.base import (
@@ -48,6 +49,7 @@ def decode(
     max_megapixels: float,
     frame: int | None = None,
     window: str | None = None,
+    plane: Plane | None = None,
 ) -> np.ndarray:
     """Decode one image to RGB.
 
@@ -60,6 +62,7 @@ def decode(
         max_megapixels: Largest number of pixels, in millions, checked before pixels are decoded.
         frame: Index of the frame, counted from 0; None for a file that holds a single frame.
         window: The intensity window as ``config.reading`` spells it; None for the default of the format.
+        plane: Which slices of a volume ``frame`` counts; axial ones of a file's only volume by default.
 
     Returns:
         (H, W, 3) uint8, contiguous, channels in the order red, green, blue.
@@ -69,12 +72,37 @@ def decode(
             would be read wrongly; the image is too large; or ``frame`` names none of several frames.
     """
     contents = source if isinstance(source, bytes) else read_file(source, name)
-    try:
-        return _read(_find_reader(contents), contents, frame, window, max_megapixels)
-    except UnreadableImage as error:
-        raise BrokenImageError(
-            f"the file {error.problem}", name=name, fix=error.fix and f"{error.fix}, or {SKIP}"
-        ) from error
+    return ImageFile(contents, max_megapixels=max_megapixels, plane=plane).decode(frame, window, name=name)
+
+
+class ImageFile:
+    """One file, to decode its frames one after the other in one thread; what they share is read once.
+
+    Args:
+        contents: Bytes of the file.
+        max_megapixels: Largest number of pixels of a frame, in millions, checked before pixels are decoded.
+        plane: Which slices of a volume are its frames; axial ones of a file's only volume by default.
+    """
+
+    def __init__(self, contents: bytes, *, max_megapixels: float, plane: Plane | None = None) -> None:
+        self.contents, self.max_megapixels = contents, max_megapixels
+        self._plane = plane or Plane()
+        self._reader: ImageReader | None = None
+
+    def decode(self, frame: int | None = None, window: str | None = None, *, name: str) -> np.ndarray:
+        """Decode one frame to (H, W, 3) uint8; see ``decode`` of this module.
+
+        Raises:
+            BrokenImageError: See there.
+        """
+        try:
+            if self._reader is None:
+                self._reader = _find_reader(self.contents).for_file(self._plane)
+            return _read(self._reader, self.contents, frame, window, self.max_megapixels)
+        except UnreadableImage as error:
+            raise BrokenImageError(
+                f"the file {error.problem}", name=name, fix=error.fix and f"{error.fix}, or {SKIP}"
+            ) from error
 
 
 def surveyor_of(path: Path) -> SurveyedReader | None:

@@ -14,6 +14,7 @@ from typing import BinaryIO, ClassVar
 
 import numpy as np
 
+from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError
 from twinbud.data.formats.base import FileSurvey, ImageInfo, UnreadableImage
 from twinbud.data.formats.dicom_elements import DicomElements
@@ -39,6 +40,10 @@ class DicomReader:
     def probe(self, contents: bytes) -> bool:
         """Return whether a file starts like DICOM."""
         return recognizes(contents[:512])
+
+    def for_file(self, plane: Plane) -> DicomReader:  # noqa: ARG002 - its images are stored as planes
+        """Return this reader, which keeps nothing of a file."""
+        return self
 
     def survey(self, file: BinaryIO, *, hashed: Callable[[str], str]) -> FileSurvey:
         """Read frames, patient and series; see ``SurveyedReader.survey``."""

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from twinbud.config.reading import AUTO_WINDOW
+from twinbud.config.reading import AUTO_WINDOW, Plane
 from twinbud.data.formats import png, tiff
 from twinbud.data.formats.base import ImageInfo, UnreadableImage
 from twinbud.data.formats.intensity import boxes, scale_to_8_bits
@@ -53,6 +53,10 @@ class RasterReader:
     def probe(self, contents: bytes) -> bool:
         """Return whether the file starts like a PNG, JPEG, BMP, TIFF or WebP file."""
         return _kind(contents) is not None
+
+    def for_file(self, plane: Plane) -> RasterReader:  # noqa: ARG002 - images have no other plane
+        """Return this reader, since its files share nothing between frames."""
+        return self
 
     def describe(self, contents: bytes) -> ImageInfo:
         """Read size and number of frames; see ``ImageReader.describe``."""
