@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.mutations import Mutation, mutation
+from twinbud.config.reading import Plane
 from twinbud.config.schema import DataConfig
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import decode, without_warnings
@@ -26,13 +27,13 @@ PIXELS = DataConfig().max_megapixels
 Damage = Callable[[int], Mutation]
 
 
-def judge(contents: bytes, name: str) -> str:
+def judge(contents: bytes, name: str, frame: int | None = None, plane: Plane | None = None) -> str:
     r"""Say "decoded" or "refused"; anything else is what is wrong."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
             with without_warnings():
-                image = decode(contents, name=name, max_megapixels=PIXELS)
+                image = decode(contents, name=name, max_megapixels=PIXELS, frame=frame, plane=plane)
         except BrokenImageError as error:
             answer = "refused" if str(error).startswith(f"{name}: the file ") else f"unnamed: {error}"
         except BaseException as error:
@@ -47,7 +48,7 @@ def _serve(connection: Connection, damage: Damage) -> None:
     while (seed := connection.recv()) is not None:
         damaged = damage(seed)
         start = time.process_time()
-        answer = judge(damaged.contents, "scan.png")
+        answer = judge(damaged.contents, "scan.png", damaged.frame, damaged.plane)
         connection.send((answer, time.process_time() - start, peak_mib()))
 
 

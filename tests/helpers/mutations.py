@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from twinbud.config.reading import Plane
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Part = tuple[bytes, bytes]
 """A PNG chunk's type and data; or a JPEG segment's marker and its bytes, length field and all."""
@@ -27,10 +29,12 @@ _BARE = frozenset({0x01, *range(0xD0, 0xDA)})
 
 @dataclass(frozen=True)
 class Mutation:
-    """A damaged file, and what was done to which."""
+    """A damaged file, what was done to which, and which image of it to read."""
 
     contents: bytes
     story: str
+    frame: int | None = None
+    plane: Plane | None = None
 
 
 def mutation(seed: int) -> Mutation:

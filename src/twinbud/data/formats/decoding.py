@@ -31,9 +31,10 @@ from twinbud.data.formats.base import (
     UnreadableImage,
 )
 from twinbud.data.formats.dicom import DicomReader
+from twinbud.data.formats.nifti import NiftiReader
 from twinbud.data.formats.raster import RasterReader
 
-SURVEYED: tuple[SurveyedReader, ...] = (DicomReader(),)
+SURVEYED: tuple[SurveyedReader, ...] = (DicomReader(), NiftiReader())
 """Readers of files that are surveyed before they are decoded."""
 READERS: tuple[ImageReader, ...] = (*SURVEYED, RasterReader())
 """All readers; the first whose ``probe`` accepts a file reads it. A DICOM file may start like a TIFF file, too."""

@@ -38,9 +38,10 @@ def quantiles(
         for part in parts():
             keys = _keys(part)
             for prefix, count in counts.items():
-                same = keys if is_first else keys[keys >> (shift + _DIGIT) == prefix]
-                digits = (same >> shift) & (2**_DIGIT - 1) if bits > _DIGIT else same
-                count += np.bincount(digits.astype(np.int64), minlength=2**_DIGIT)
+                same = keys if is_first else _where(keys, keys >> (shift + _DIGIT) == prefix)
+                if same.size:
+                    digits = (same >> shift) & (2**_DIGIT - 1) if bits > _DIGIT else same
+                    _add_counts(count, digits)
         if is_first:
             if not (total := int(counts[0].sum())):
                 return None
@@ -51,6 +52,19 @@ def quantiles(
             remaining[index] -= int(cumulative[digit - 1]) if digit else 0
             found[index] = prefix << _DIGIT | digit
     return [_value(key, dtype) for key in found]
+
+
+def _add_counts(count: np.ndarray, digits: np.ndarray) -> None:
+    """Add how often each digit occurs."""
+    if digits.min() == (digit := digits.max()):  # one counter incremented again and again is slow
+        count[digit] += digits.size
+    else:
+        count += np.bincount(digits.astype(np.int64, copy=False), minlength=2**_DIGIT)
+
+
+def _where(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the values where a mask holds; without a copy if it holds everywhere."""
+    return values if mask.all() else values[mask]
 
 
 def _rank(total: int, share: float, *, round_up: bool) -> int:
@@ -76,7 +90,9 @@ def _keys(values: np.ndarray) -> np.ndarray:
     sign = kind.type(_sign_bit(values.dtype))
     if values.dtype.kind == "i":
         return bits ^ sign
-    return np.where(bits & sign, ~bits, bits | sign)
+    # negative numbers: all bits turned, so that larger ones come first; others: the sign bit alone
+    spread = bits.view(f"i{values.dtype.itemsize}") >> (8 * values.dtype.itemsize - 1)
+    return bits ^ (spread.view(kind) | sign)
 
 
 def _value(key: int, dtype: np.dtype[Any]) -> Any:

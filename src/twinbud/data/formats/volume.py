@@ -22,21 +22,22 @@ Intensities
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 
+from twinbud.config.reading import Axis
 from twinbud.data.formats.base import UnreadableImage
 from twinbud.data.formats.intensity import Box, Samples, scale_to_8_bits
 from twinbud.data.formats.order_statistics import quantiles
 
-Axis = Literal["axial", "coronal", "sagittal"]
 LOW_SHARE, HIGH_SHARE = 0.005, 0.995
 _PLACES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
-_PART = 2**20
+_PART = 2**18
+_Number = TypeVar("_Number", int, float)
 Range = tuple[float, float]
 
 
@@ -67,8 +68,8 @@ class Volume:
             return float(np.float64(sample) * self.slope + self.intercept)
 
 
-def plane_size(shape: tuple[int, ...], axis: Axis) -> tuple[int, int, int]:
-    """Return number, height and width of the slices of a volume of shape (X, Y, Z)."""
+def plane_size(shape: Sequence[_Number], axis: Axis) -> tuple[_Number, _Number, _Number]:
+    """Return number, height and width of the slices of a volume of shape (X, Y, Z); or the same of its spacing."""
     place = _PLACES[axis]
     width, height = (size for index, size in enumerate(shape[:3]) if index != place)
     return shape[place], height, width
@@ -168,9 +169,10 @@ def _parts(volume: Volume, *, with_zero: bool) -> Iterator[np.ndarray]:
     zero = None if with_zero else _zero_sample(volume)
     for start in range(0, volume.flat.size, _PART):
         part = volume.flat[start : start + _PART].astype(native, copy=False)
-        if native.kind == "f":
-            part = part[np.isfinite(part)]
-        yield part if zero is None else part[part != zero]
+        keep = np.isfinite(part) if native.kind == "f" else np.ones(part.shape, bool)
+        if zero is not None:
+            keep &= part != zero
+        yield part if keep.all() else part[keep]
 
 
 def _zero_sample(volume: Volume) -> Any:
