@@ -27,6 +27,8 @@ _METAVARS = {
     "frames": "all|middle|N",
     "patient_salt": "FILE",
 }
+_ALIASES = {"--frames": ("--slices",)}
+"""Options with a second name: the frames of a volume are its slices."""
 _IMAGES = ("data", "data_root", "image_column", "label_column", "patient_column", "split_column", "patient_salt")
 _READING = ("skip_broken", "max_megapixels")
 
@@ -41,12 +43,17 @@ class Option:
     keywords: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The words that argparse takes: the name, and what some call the same."""
+        return self.name, *_ALIASES.get(self.name, ())
+
+    @property
     def spellings(self) -> tuple[str, ...]:
         """The words that give the option; none for a positional argument."""
         if not self.name.startswith("--"):
             return ()
         is_switch = self.keywords.get("action") is BooleanOptionalAction
-        return (self.name, f"--no-{self.name[2:]}") if is_switch else (self.name,)
+        return (self.name, f"--no-{self.name[2:]}") if is_switch else self.words
 
 
 class _Parser(ArgumentParser):
@@ -75,7 +82,7 @@ def parse(words: Sequence[str], description: str = "") -> Namespace:
         about = str(STAGES[group].__doc__).partition("\n")[0] if group else None
         target = parser.add_argument_group(group, about) if group else parser
         for option in members:
-            target.add_argument(option.name, help=option.help.replace("%", "%%"), **option.keywords)
+            target.add_argument(*option.words, help=option.help.replace("%", "%%"), **option.keywords)
     return parser.parse_args(rest)
 
 
