@@ -54,5 +54,7 @@ def refusal(answer: Answer) -> str:
     *before, line = answer.err.splitlines()
     assert line.startswith("twinbud: ")
     assert line.endswith((".", "?", "--help"))
-    assert all(text.startswith(("compilation: ", "decoding: ", "training ")) for text in before), answer.err
+    assert all(text.startswith(("compilation: ", "reading headers: ", "decoding: ", "training ")) for text in before), (
+        answer.err
+    )
     return line.removeprefix("twinbud: ")

@@ -20,7 +20,8 @@ from twinbud.core.errors import first_few
 from twinbud.core.memory import available_bytes
 from twinbud.data.formats.base import SKIP, BrokenImageError
 from twinbud.data.formats.decoding import ImageFile, digest, read_file, without_warnings
-from twinbud.data.index import ImageIndex, ImageRef
+from twinbud.data.identity import visible_text
+from twinbud.data.index import ImageIndex, ImageRef, split_frame_name
 from twinbud.data.pixel_cache import PixelCache, SmallImage, entry_name
 from twinbud.data.preprocessing import resize
 
@@ -38,6 +39,8 @@ class ImageStore:
     """SHA-256 of each image's decoded pixels at full resolution."""
     pixels: tuple[torch.Tensor | StoredImage, ...]
     """Pixels of each image, uint8 (1, S, S), or (3, S, S) if its channels differ; or where to read them."""
+    empty_frames: tuple[int, ...] = ()
+    """Which of the images are a frame of a file of several and have one value only, as a slice of air has."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -49,6 +52,7 @@ class ImageStore:
             self,
             digests=tuple(self.digests[index] for index in kept),
             pixels=tuple(self.pixels[index] for index in kept),
+            empty_frames=tuple(place for place, index in enumerate(kept) if index in self.empty_frames),
         )
 
     def tensor(self, indices: Sequence[int], num_channels: int = 3) -> torch.Tensor:
@@ -149,7 +153,8 @@ def load_image_store(
         on_progress: Called with the number of images decoded so far.
 
     Returns:
-        The index of the images that were decoded, and their pixels in the order of its rows.
+        The index of the images that were decoded, with a note of empty frames; and their pixels in the order of its
+        rows.
 
     Raises:
         BrokenImageError: An image cannot be decoded and `skip_broken` is off.
@@ -164,7 +169,16 @@ def load_image_store(
         cache=cache,
         on_progress=on_progress,
     )
-    return (image_index.without(broken) if broken else image_index), image_store
+    image_index = image_index.without(broken) if broken else image_index
+    return replace(image_index, notes=(*image_index.notes, *_empty_note(image_index, image_store))), image_store
+
+
+def _empty_note(image_index: ImageIndex, image_store: ImageStore) -> list[str]:
+    names = [visible_text(image_index.rows[index].path) for index in image_store.empty_frames]
+    if not names:
+        return []
+    count = f"{len(names):,} of {len(image_index.rows):,} images"
+    return [f"{count} are frames or slices that show a single value, such as air: {first_few(names, 3)}"]
 
 
 def load_images(
@@ -198,11 +212,14 @@ def load_images(
     """
     names = [str(image.file) for image in images] if names is None else names
     loaded: list[tuple[torch.Tensor | StoredImage, str]] = []
+    empty: list[int] = []
     broken: dict[int, BrokenImageError] = {}
     load = partial(_load_file, cache=cache, image_size=image_size, max_megapixels=max_megapixels)
     in_memory = 2 * len(images) * 3 * image_size**2 <= available_bytes(torch.device("cpu"))
     with without_warnings():
         for index, image in enumerate(_in_threads(load, images, names)):
+            if isinstance(image, SmallImage) and images[index].frame is not None and image.is_uniform:
+                empty.append(len(loaded))
             if isinstance(image, BrokenImageError):
                 broken[index] = image
             elif cache is None or cache.trouble or in_memory:
@@ -222,7 +239,7 @@ def load_images(
     if broken and (not skip_broken or not loaded):
         raise _summary(list(broken.values()), len(images))
     pixels, digests = zip(*loaded, strict=True) if loaded else ((), ())
-    image_store = ImageStore(image_size=image_size, digests=digests, pixels=pixels)
+    image_store = ImageStore(image_size=image_size, digests=digests, pixels=pixels, empty_frames=tuple(empty))
     return image_store, {index: error.problem for index, error in broken.items()}
 
 
@@ -301,8 +318,11 @@ def _channels(image: np.ndarray) -> torch.Tensor:
 def _summary(broken: list[BrokenImageError], num_files: int) -> BrokenImageError:
     if len(broken) == 1:
         return broken[0]
-    named = first_few((f"{error.name} ({error.problem})" for error in broken), 3)
+    named: list[str] = []
+    for (_, problem), of_file in groupby(broken, lambda error: (split_frame_name(error.name or "")[0], error.problem)):
+        first, *others = of_file
+        named.append(f"{first.name}{f' and {len(others)} more of this file' if others else ''} ({problem})")
     return BrokenImageError(
-        f"{len(broken)} of {num_files} image files cannot be used: {named}",
+        f"{len(broken)} of {num_files} image files cannot be used: {first_few(named, 3)}",
         fix=f"Repair or remove them, or {SKIP.replace(' it', ' them')}",
     )

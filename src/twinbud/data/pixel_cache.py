@@ -64,6 +64,11 @@ class SmallImage:
     digest: str
     num_pixels: int
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all its pixels have the same color."""
+        return torch.equal(self.channels.amin((1, 2)), self.channels.amax((1, 2)))
+
 
 class PixelCache:
     """The entries of one image size.

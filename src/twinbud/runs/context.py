@@ -82,6 +82,8 @@ def decode_images(
             cache=cache,
             on_progress=advance,
         )
+    for note in decoded[0].notes[len(image_index.notes) :]:
+        progress.note(f"note: {note}")
     if cache is not None and cache.trouble is not None:
         progress.note(cache.trouble)
     return decoded
