@@ -1,4 +1,4 @@
-"""What is too long for the suite: 20,000 damaged images through the decoder, and 60 killed runs; ``make soak``."""
+"""What is too long for the suite: 25,000 damaged images through the decoder, and 60 killed runs; ``make soak``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from helpers.dicom_mutations import dicom_mutation
 from helpers.limits import Damage, decode_mutations
 from helpers.mutations import mutation
+from helpers.volumes import volume_mutation
 
 KILLS_PER_RUN = 12
 FIRST_SEED = 1000
@@ -23,10 +24,12 @@ def main() -> int:
     """Print counts as N/N; exit with 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--volumes", type=int, default=5_000)
     parser.add_argument("--kills", type=int, default=60)
     wanted = parser.parse_args()
     failures = [*soak_decoding(wanted.mutations, mutation, "PNG and JPEG")]
     failures += soak_decoding(wanted.mutations, dicom_mutation, "DICOM")
+    failures += soak_decoding(wanted.volumes, volume_mutation, "NIfTI")
     failures += soak_resuming(wanted.kills)
     for failure in failures:
         print(f"failed: {failure}")
