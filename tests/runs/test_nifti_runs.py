@@ -108,6 +108,20 @@ def test_the_slices_of_a_volume_are_the_images_of_the_store(source: Path) -> Non
     assert image_store.digests[5] == digest(single) != image_store.digests[4]
 
 
+def test_slices_that_a_csv_names_without_their_patient_stay_together(source: Path, tmp_path: Path) -> None:
+    names = [
+        f"{source}/{label}/{number}.nii[{slice_}]"
+        for label in ("left", "right")
+        for number in (0, 2)
+        for slice_ in (2, 3)
+    ]
+    lines = [f"{name},{name.split('/')[-2]},{'P1' if 'left/2' in name else ''}" for name in names]
+    (tmp_path / "images.csv").write_text("\n".join(["image_path,label,patient_id", *lines]))
+    patients = [row.patient_id for row in read_index(DataConfig(data=str(tmp_path / "images.csv"))).rows]
+    expected = [f"of {source}/left/0.nii", "P1", f"of {source}/right/0.nii", f"of {source}/right/2.nii"]
+    assert patients == [patient for patient in expected for _ in range(2)]
+
+
 def test_what_is_odd_about_files_is_noted_once_with_their_number(source: Path, tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / label).mkdir()

@@ -3,7 +3,7 @@
 Files that are recognized by content are opened here, for their headers alone. What their headers say decides which
 images are of one patient, unless a CSV says it:
 
-- The key of the patient, if the header has one. If any row of a CSV has a patient, the CSV decides for all its rows.
+- The key of the patient, if the header has one. If any row of a CSV has a patient, headers decide for none of its rows.
 - Otherwise all frames of a file, and all files of a series, are of one patient, who is named after the first file.
 """
 
@@ -19,8 +19,8 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
 from twinbud.data.formats.base import FileSurvey, NoPixels
 from twinbud.data.formats.decoding import survey, surveyor_of, without_warnings
-from twinbud.data.identity import visible_text
-from twinbud.data.index import IgnoredFile, ImageIndex, ImageRow, frame_name
+from twinbud.data.identity import same_path_key, visible_text
+from twinbud.data.index import IgnoredFile, ImageIndex, ImageRow, frame_name, split_frame_name
 from twinbud.data.patient_salt import PatientSalt
 
 _Surveys = Mapping[int, FileSurvey | NoPixels]
@@ -87,7 +87,7 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
         elif known is None:
             found.append(row)
         else:
-            patient_id = row.patient_id if by_csv else known.patient or groups.get(index)
+            patient_id = row.patient_id or (None if by_csv else known.patient) or groups.get(index)
             found += _frames_of(replace(row, patient_id=patient_id), known.num_frames, reading)
     _refuse_equal_names(found)
     empty = [row.path for index, row in enumerate(rows) if isinstance(surveys.get(index), NoPixels)]
@@ -154,12 +154,13 @@ def _not_chosen(rows: Sequence[ImageRow], surveys: _Surveys, reading: Reading) -
 
 def _group_names(rows: Sequence[ImageRow], surveys: _Surveys) -> dict[int, str]:
     """Return, for files of unknown patients, one name for all images that are surely of the same patient."""
-    first: dict[str, str] = {}
+    first: dict[object, str] = {}
     names: dict[int, str] = {}
     for index, known in surveys.items():
-        if isinstance(known, FileSurvey) and known.patient is None and (known.num_frames > 1 or known.series):
-            path = rows[index].path
-            names[index] = f"of {first.setdefault(known.series or path, path)}"
+        if isinstance(known, FileSurvey) and (known.num_frames > 1 or known.series):
+            row = rows[index]
+            path = row.path if row.image.frame is None else split_frame_name(row.path)[0]
+            names[index] = f"of {first.setdefault(known.series or same_path_key(row.image.file), path)}"
     return names
 
 
