@@ -37,7 +37,8 @@ class DataConfig(Checked):
     subset: Subset = setting("stratified", "How to draw that share: at least one image per class, or at random.")
     window: Window = setting(
         DICOM_WINDOW,
-        "Intensity window of DICOM: the file's own (dicom), its whole range (auto), a named one or CENTER,WIDTH.",
+        "Intensity window of DICOM and NIfTI: the file's usual one (dicom), its whole range (auto), a named one or "
+        "CENTER,WIDTH.",
     )
     frames: Frames = setting(
         ALL_FRAMES, "Images to take from a file or series of several: all, middle, or a number counted from 0."

@@ -2,7 +2,8 @@
 
 ================= ======================================================================================
 ``--window``      ..
-``dicom``         the window that the file gives; without one, its whole range (see docs/dicom.md)
+``dicom``         the window that the file gives; without one, its whole range (see docs/dicom.md); of a NIfTI
+                  volume, its robust percentiles (see docs/nifti.md)
 ``auto``          the whole range of the values of the image, whatever window the file gives
 ``lung``          center -600, width 1500, and likewise the other names of ``NAMED_WINDOWS``
 ``CENTER,WIDTH``  in the units of the file after its rescale: Hounsfield units for CT

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from helpers.dicom_files import dicom
 from helpers.limits import PIXELS, decode_mutations
 from helpers.volumes import (
     CHANGES,
@@ -99,6 +100,28 @@ def test_the_sform_wins_over_the_qform_and_a_file_without_both_lies_as_nibabel_s
     neither = with_fields(both, sform_code=0, qform_code=0)
     assert nibabel.aff2axcodes(nibabel.Nifti1Image.from_bytes(neither).affine) == ("L", "A", "S")
     assert np.array_equal(slices(neither), plain[:, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("axis", "columns", "rows"),
+    [("axial", (1, 0, 0), (0, 1, 0)), ("coronal", (1, 0, 0), (0, 0, -1)), ("sagittal", (0, 1, 0), (0, 0, -1))],
+)
+def test_a_dicom_series_and_the_volume_made_of_it_are_the_same_images(
+    axis: Axis, columns: tuple[int, int, int], rows: tuple[int, int, int]
+) -> None:
+    """Along DICOM's standard planes, which say where columns and rows go in LPS+, and from the same range of values."""
+    pixels = np.random.default_rng(0).integers(100, 4000, (4, 6, 7)).astype(np.uint16)
+    pixels[:, 0, :2] = 90, 4010
+    affine = np.zeros((4, 4))
+    x, y, z = columns, rows, tuple(np.abs(np.cross(columns, rows)))
+    for place, direction in enumerate((x, y, z)):  # LPS+ to RAS+ turns the first two axes round
+        affine[:3, place] = np.array(direction) * (-1, -1, 1)
+    affine[3, 3] = 1
+    volume = slices(nifti(pixels.transpose(2, 1, 0), affine, packed=True), axis, window="auto")
+    upwards = affine[:3, 2].sum() > 0
+    for index, image in enumerate(pixels if upwards else pixels[::-1]):
+        alone = decode(dicom(image), name="slice.dcm", max_megapixels=1, window="auto")
+        assert np.array_equal(alone, volume[index])
 
 
 def test_a_scaled_file_is_the_file_of_its_values() -> None:
