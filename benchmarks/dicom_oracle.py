@@ -79,12 +79,13 @@ def _read(file: Path) -> tuple[np.ndarray, StoredFrame, Any]:
 def _by_pydicom(file: Path, stored: StoredFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return pydicom's stored values, and what its functions make of them in 8 bits by the rules of docs/dicom.md."""
     import pydicom
-    from pydicom.pixels import pixel_array
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
+    from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import ImplicitVRLittleEndian
 
     dataset = pydicom.dcmread(file, force=True)
     if not hasattr(dataset.file_meta, "TransferSyntaxUID"):
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     raw = pixel_array(dataset, index=0, raw=True)
     if stored.photometric == "PALETTE COLOR":
         shown = apply_color_lut(raw, dataset)

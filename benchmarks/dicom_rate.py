@@ -20,6 +20,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pydicom
+from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
@@ -27,10 +28,10 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from twinbud.data.formats.decoding import decode, without_warnings
 
 SYNTAXES = {
-    "uncompressed": (pydicom.uid.ExplicitVRLittleEndian, None),
-    "JPEG-LS": (pydicom.uid.JPEGLSLossless, imagecodecs.jpegls_encode),
+    "uncompressed": (uid.ExplicitVRLittleEndian, None),
+    "JPEG-LS": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
     "JPEG 2000": (
-        pydicom.uid.JPEG2000Lossless,
+        uid.JPEG2000Lossless,
         lambda pixels: imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k"),
     ),
 }
@@ -86,7 +87,7 @@ def generated(name: str) -> bytes:
     generator = np.random.default_rng(0)
     pixels = (1000 + 900 * np.cos(np.hypot(x, y) / 20) + generator.normal(0, 20, x.shape)).astype(np.uint16)
     dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = uid.CTImageStorage, uid.generate_uid()
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (
         512,
         512,

@@ -23,7 +23,7 @@ from typing import Any
 from bench_table import Found, Row, Target, limit_lines, table, twin_targets
 from measuring import Measurement, measure, measure_limit
 from task import METHODS, Task
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.data.source import read_index
 from twinbud.training.amp import choose_device, choose_precision
 

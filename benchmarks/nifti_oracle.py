@@ -20,8 +20,8 @@ from typing import get_args
 import nibabel
 import numpy as np
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.reading import Axis, Plane
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.formats.decoding import ImageFile
 from twinbud.data.formats.nifti import NiftiReader

@@ -18,8 +18,9 @@ from helpers.builders import save_images
 from helpers.command import Answer, refusal, train, trained, twinbud
 from twinbud.cli.main import main
 from twinbud.cli.options import parse
+from twinbud.config.data_config import DataConfig
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig
+from twinbud.config.schema import ModelConfig, TrainingConfig
 from twinbud.config.settings import all_settings
 
 COMMANDS = ("demo", "select", "train", "evaluate", "predict", "report", "study", "tables")

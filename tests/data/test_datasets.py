@@ -20,8 +20,8 @@ from helpers.public_sets import (
     save_radiography,
     save_tumors,
 )
+from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import KAGGLE_SETS, MEDMNIST_PREFIX, MEDMNIST_SETS, parse_data
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.datasets.layouts import patient_in_name
 from twinbud.data.datasets.listing import list_datasets

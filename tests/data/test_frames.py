@@ -10,8 +10,8 @@ from PIL import Image
 
 from helpers.slices import save_slices, use_slices
 from twinbud import read_image
+from twinbud.config.data_config import DataConfig
 from twinbud.config.reading import NAMED_WINDOWS, Reading, canonical_window
-from twinbud.config.schema import DataConfig
 from twinbud.core.cache import CACHE_VARIABLE
 from twinbud.core.errors import TwinbudError
 from twinbud.data.csv_source import read_csv_source

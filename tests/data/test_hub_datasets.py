@@ -15,7 +15,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from helpers.public_sets import save_images
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.index import ImageIndex
 from twinbud.data.source import read_index

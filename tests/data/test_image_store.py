@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import ImageFile, decode

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.identity import visible_text
 from twinbud.data.index import IgnoredFile, ImageIndex, unknown_labels

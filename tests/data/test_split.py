@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.folds import connected_groups
 from twinbud.data.index import ImageIndex, ImageRef, ImageRow

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import RLELosslessEncoder
+from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.uid import UID, generate_uid
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".1.99", ".2"))
@@ -23,14 +23,14 @@ UNCOMPRESSED = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 LOSSLESS = (*UNCOMPRESSED, RLE, JPEG_LOSSLESS, JPEG_LOSSLESS_1, JPEG_LS, JPEG_2000, HTJ2K)
 CT_CLASS, SR_CLASS = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.11"
 
-Encode = Callable[[np.ndarray, int], bytes]
+Encode = Callable[[np.ndarray, int], bytes | bytearray]
 
 
-def _jpeg_2000(frame: np.ndarray, bits: int) -> bytes:
+def _jpeg_2000(frame: np.ndarray, bits: int) -> bytes | bytearray:
     return imagecodecs.jpeg2k_encode(frame, level=0, reversible=True, codecformat="j2k", bitspersample=bits)
 
 
-def _rle(frame: np.ndarray, bits: int) -> bytes:
+def _rle(frame: np.ndarray, bits: int) -> bytes | bytearray:
     samples = 1 if frame.ndim == 2 else 3
     values = frame.view(f"u{frame.dtype.itemsize}")
     return RLELosslessEncoder.encode(
@@ -108,7 +108,8 @@ def set_pixels(dataset: Dataset, pixels: np.ndarray, syntax: str, *, frames: boo
         dataset.PixelData = data + b"\0" * (len(data) % 2)
         dataset["PixelData"].VR = "OW" if pixels.dtype.itemsize > 1 else "OB"
     else:
-        encoded = [ENCODERS[syntax](_unsigned(frame, dataset), dataset.BitsStored) for frame in _frames(pixels, frames)]
+        encode, bits = ENCODERS[syntax], dataset.BitsStored
+        encoded = [bytes(encode(_unsigned(frame, dataset), bits)) for frame in _frames(pixels, frames)]
         dataset.PixelData = encapsulate(encoded)
         dataset["PixelData"].VR = "OB"
         dataset["PixelData"].is_undefined_length = True

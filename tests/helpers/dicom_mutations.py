@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -42,7 +43,7 @@ def dicom_seeds() -> dict[str, bytes]:
     """Sound files by name: gray, color, palette, several frames, tables and groups, in all lossless syntaxes."""
     ramp = np.add.outer(np.arange(40), np.arange(56))
     gray, color = (ramp * 40).astype(np.uint16), np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=2).astype(np.uint8)
-    window = {"WindowCenter": 900, "WindowWidth": 1500, "RescaleSlope": 2, "RescaleIntercept": -10}
+    window: dict[str, Any] = {"WindowCenter": 900, "WindowWidth": 1500, "RescaleSlope": 2, "RescaleIntercept": -10}
     files = {f"gray-{syntax}": dicom(gray, syntax, bits=12, **window) for syntax in LOSSLESS}
     files |= {f"color-{syntax}": dicom(color, syntax) for syntax in LOSSLESS}
     files["jpeg"], files["jpeg-12"] = dicom(ramp.astype(np.uint8), JPEG), dicom(gray, JPEG_12, bits=12)
@@ -51,7 +52,7 @@ def dicom_seeds() -> dict[str, bytes]:
     table = Dataset()
     table.LUTDescriptor, table.LUTData = [256, 0, 16], (np.arange(256) * 255).tolist()
     table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
-    palette = {
+    palette: dict[str, Any] = {
         f"{name}PaletteColorLookupTable{part}": value
         for name in ("Red", "Green", "Blue")
         for part, value in (("Descriptor", [256, 0, 8]), ("Data", bytes(range(256))))
@@ -62,7 +63,7 @@ def dicom_seeds() -> dict[str, bytes]:
     group, voi = Dataset(), Dataset()
     voi.WindowCenter, voi.WindowWidth = 100, 200
     group.FrameVOILUTSequence = Sequence([voi])
-    groups = {"PerFrameFunctionalGroupsSequence": Sequence([group] * 3)}
+    groups: dict[str, Any] = {"PerFrameFunctionalGroupsSequence": Sequence([group] * 3)}
     files["groups"] = dicom(np.stack([gray] * 3), IMPLICIT, frames=True, **groups)
     files["bare"] = dicom(gray, preamble=False)
     files["bare-big"] = dicom(gray, BIG_ENDIAN, preamble=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from helpers.mutations import Mutation, mutation
+from twinbud.config.data_config import DataConfig
 from twinbud.config.reading import Plane
-from twinbud.config.schema import DataConfig
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import decode, without_warnings
 

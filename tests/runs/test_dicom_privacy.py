@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.datadict import DicomDictionary
+from pydicom.datadict import DicomDictionary  # pyright: ignore[reportPrivateImportUsage]
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 

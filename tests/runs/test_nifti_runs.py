@@ -16,7 +16,7 @@ from helpers.runs import read_json, rows
 from helpers.volumes import brain, nifti
 from twinbud import read_image
 from twinbud.cli.options import parse
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.cache import CACHE_VARIABLE
 from twinbud.data.formats.decoding import digest
 from twinbud.data.image_store import load_image_store

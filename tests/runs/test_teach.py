@@ -21,9 +21,10 @@ from helpers.command import SMALL, Answer, refusal, trained
 from helpers.command import twinbud as command
 from helpers.runs import read_json, rows
 from helpers.stopping import sigterm_at_step
+from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import hints_of
 from twinbud.config.keywords import TeachSettings
-from twinbud.config.schema import DataConfig, TrainingConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.config.teaching import TEACHING_SETTINGS
 from twinbud.data import image_store
 from twinbud.data.formats import decoding

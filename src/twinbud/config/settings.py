@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import hints_of
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.config.schema import DataConfig, ModelConfig, TrainingConfig, TuningConfig
+from twinbud.config.schema import ModelConfig, TrainingConfig, TuningConfig
 
 Stage = type[DataConfig] | type[ModelConfig] | type[TuningConfig] | type[RecoveryConfig] | type[TrainingConfig]
 STAGES: dict[str, Stage] = {

@@ -9,10 +9,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import parse_data
 from twinbud.config.fields import Checked
 from twinbud.config.loading import stage_config
-from twinbud.config.schema import DataConfig, TrainingConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.config.settings import all_settings
 from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError, unknown_choice

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.identity import is_missing_patient, patient_key, same_path_key, sort_classes, visible_text

@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.reading import ALL_FRAMES, Plane, Reading
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
 from twinbud.data.formats.base import FileSurvey, NoPixels

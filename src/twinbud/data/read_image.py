@@ -41,8 +41,8 @@ def read_image(
         >>> twinbud.read_image("images/dark/000.png").shape  # doctest: +SKIP
         (32, 32, 3)
     """
+    from twinbud.config.data_config import DataConfig
     from twinbud.config.reading import Reading
-    from twinbud.config.schema import DataConfig
     from twinbud.data.formats.decoding import decode, without_warnings
 
     reading = Reading(window=window, axis=axis, volume=volume)

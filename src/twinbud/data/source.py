@@ -9,8 +9,8 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import parse_data, set_names
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import require_unicode
 from twinbud.core.progress import Progress, SilentProgress

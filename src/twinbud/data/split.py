@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.recovery import Recover
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.rng import numpy_stream
 from twinbud.data.duplicates import Groups, find_groups

@@ -191,8 +191,8 @@ def predict(
         >>> len(predictions.paths) == len(predictions.probabilities)  # doctest: +SKIP
         True
     """
+    from twinbud.config.data_config import DataConfig
     from twinbud.config.loading import stage_config
-    from twinbud.config.schema import DataConfig
     from twinbud.data.split_notes import counted
     from twinbud.runs.inference import predict
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.loading import run_config
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import explained_writes
 from twinbud.core.files import require_free
 from twinbud.core.progress import Progress, SilentProgress

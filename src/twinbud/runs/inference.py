@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.loading import stage_config
 from twinbud.config.reading import Reading
-from twinbud.config.schema import DataConfig, TrainingConfig
+from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress

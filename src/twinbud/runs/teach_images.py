@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.config.teaching import TeachConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import Progress

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import parse_data
 from twinbud.config.loading import read_setting
-from twinbud.config.schema import DataConfig, ModelConfig, RunConfig
+from twinbud.config.schema import ModelConfig, RunConfig
 from twinbud.core.errors import TwinbudError, first_few, unknown_choice
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import blank_digests

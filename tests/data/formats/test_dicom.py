@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.sequence import Sequence
 
 from helpers.dicom_files import (
@@ -38,7 +38,7 @@ RAMP = np.add.outer(np.arange(24), np.arange(40))
 GENERATOR = np.random.default_rng(0)
 NOISY = (RAMP * 30 + GENERATOR.integers(0, 30, RAMP.shape)).astype(np.uint16)
 """0 to about 1900: 11 bits."""
-HOUNSFIELD = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+HOUNSFIELD: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": -1024}
 
 
 def read(contents: bytes, *, frame: int | None = None, window: str | None = None) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_8_bit_values_are_kept_and_larger_ones_are_scaled_by_their_extremes() ->
 @pytest.mark.parametrize("syntax", [JPEG, JPEG_12, JPEG_LS_LOSSY, JPEG_2000_LOSSY])
 def test_lossy_syntaxes_stay_near_the_pixels(syntax: str) -> None:
     smooth, bits = (RAMP.astype(np.uint8) * 3, 8) if syntax == JPEG else ((RAMP * 60).astype(np.uint16), 12)
-    window = {"WindowCenter": 2048, "WindowWidth": 4096} if bits == 12 else {}
+    window: dict[str, Any] = {"WindowCenter": 2048, "WindowWidth": 4096} if bits == 12 else {}
     near = gray(dicom(smooth, syntax, bits=bits, **window)).astype(int)
     assert np.abs(near - gray(dicom(smooth, bits=bits, **window))).max() <= 6
 
@@ -160,7 +160,7 @@ def test_big_endian_words_of_8_bit_values_are_swapped() -> None:
 @pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
 def test_ybr_colors_become_those_that_pydicom_computes(syntax: str) -> None:
     color, _ = PIXELS["8 bits, color"]
-    expected = pydicom.pixels.convert_color_space(color, "YBR_FULL", "RGB")
+    expected = convert_color_space(color, "YBR_FULL", "RGB")
     np.testing.assert_array_equal(read(dicom(color, syntax, PhotometricInterpretation="YBR_FULL")), expected)
 
 
@@ -180,7 +180,7 @@ def test_jpeg_colors_are_those_that_the_jpeg_file_declares() -> None:
     color = np.zeros((24, 40, 3), np.uint8) + np.array([200, 60, 30], np.uint8)
     encoded = imagecodecs.jpeg8_encode(color, level=95)  # YCbCr
     for photometric in ("YBR_FULL", "YBR_FULL_422"):
-        dataset = dataset_of(color, PhotometricInterpretation=photometric, PixelData=encapsulate([encoded]))
+        dataset = dataset_of(color, PhotometricInterpretation=photometric, PixelData=encapsulate([bytes(encoded)]))
         dataset["PixelData"].is_undefined_length = True
         assert np.abs(read(file_of(dataset, JPEG)).astype(int) - color).max() <= 3
 
@@ -216,7 +216,7 @@ def by_pydicom(contents: bytes, low: float, high: float) -> np.ndarray:
 def test_windows_of_the_file_are_applied_as_pydicom_does(
     center: Any, width: Any, function: str | None, photometric: str
 ) -> None:
-    elements = {"WindowCenter": center, "WindowWidth": width, "PhotometricInterpretation": photometric}
+    elements: dict[str, Any] = {"WindowCenter": center, "WindowWidth": width, "PhotometricInterpretation": photometric}
     if function:
         elements["VOILUTFunction"] = function
     contents = dicom(NOISY, bits=12, **elements, **HOUNSFIELD)
@@ -350,7 +350,7 @@ def test_overlays_are_ignored() -> None:
         ({"SOPClassUID": "1.2.3.4"}, "DICOM without pixels (of unknown kind)"),
     ],
 )  # fmt: skip
-def test_files_without_pixels_say_what_they_are(elements: dict[str, str], kind: str) -> None:
+def test_files_without_pixels_say_what_they_are(elements: dict[str, Any], kind: str) -> None:
     contents = dicom(None, PatientID="Doe", **elements)
     with pytest.raises(NoPixels, match="holds no image"):
         survey(contents)

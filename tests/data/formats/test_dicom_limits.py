@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_a_header_without_end_is_refused(inserted: bytes, problem: str, monkeypa
     ],
     ids=str,
 )
-def test_numbers_that_cannot_be_are_refused_by_name(elements: dict[str, object], problem: str) -> None:
+def test_numbers_that_cannot_be_are_refused_by_name(elements: dict[str, Any], problem: str) -> None:
     assert problem in refused(dicom(PIXELS, **elements))
 
 

@@ -7,9 +7,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from twinbud.config.reading import Axis
 from twinbud.data.formats.base import UnreadableImage
 from twinbud.data.formats.volume import (
-    Axis,
     Volume,
     full_range,
     plane,

@@ -36,7 +36,9 @@ UNDESCRIBED: dict[str, Callable[[], TimmModel]] = {
         "mobileone_s0",
         pretrained=False,
         model_cfg=ByoModelCfg(
-            _mobileone_bcfg((1, 2, 1, 1), (0.25,) * 4, num_conv_branches=3), stem_type="one", stem_chs=16
+            tuple(map(tuple, _mobileone_bcfg((1, 2, 1, 1), (0.25,) * 4, num_conv_branches=3))),
+            stem_type="one",
+            stem_chs=16,
         ),
         num_classes=3,
     ),

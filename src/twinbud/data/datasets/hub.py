@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import HUB_PREFIX, DataSpec
-from twinbud.config.schema import DataConfig
 from twinbud.core.cache import temporary_folder
 from twinbud.core.errors import TwinbudError, first_few, first_line
 from twinbud.core.extras import import_extra

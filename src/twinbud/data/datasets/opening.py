@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import MEDMNIST_PREFIX, DataSpec
 from twinbud.config.fields import option_of
-from twinbud.config.schema import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import Progress
 from twinbud.data.datasets import hub, medmnist

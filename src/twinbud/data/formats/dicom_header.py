@@ -255,8 +255,7 @@ def _read_elements(file: CountedFile, *, implicit: bool, little_endian: bool) ->
 
 def uid_name(uid: str) -> str | None:
     """Return the standard's name of a class or transfer syntax; None for other UIDs, which may be anything."""
-    from pydicom.uid import UID_dictionary
+    from pydicom.uid import UID
 
-    if uid not in UID_dictionary:
-        return None
-    return re.sub(r" Storage\b.*", "", UID_dictionary[uid][0])
+    name = UID(uid).name  # the UID itself where the standard has no name for it
+    return None if name == uid else re.sub(r" Storage\b.*", "", name)
