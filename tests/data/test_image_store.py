@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from PIL import Image
 
 from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.data import image_store as image_store_module
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import ImageFile, decode
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
 from twinbud.data.index import IgnoredFile, ImageIndex, ImageRef
+from twinbud.data.pixel_cache import SmallImage
 from twinbud.data.preprocessing import resize
 from twinbud.data.source import read_index
 
@@ -146,3 +149,23 @@ def test_nothing_readable_at_all_is_an_error_even_when_skipping(tmp_path: Path) 
     file.touch()
     with pytest.raises(BrokenImageError, match=r"a\.png: the file is empty"):
         load_images([ImageRef(file)], image_size=16, max_megapixels=1, skip_broken=True)
+
+
+def test_few_images_are_decoded_ahead_of_the_one_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded pixels of a large set would otherwise wait in memory."""
+    monkeypatch.setattr(image_store_module, "_AHEAD", 3)
+    monkeypatch.setattr(image_store_module, "_num_cores", lambda: 2)
+    started: list[str] = []
+
+    def load(images: Sequence[ImageRef], names: Sequence[str]) -> list[SmallImage | BrokenImageError]:
+        del images
+        started.extend(names)
+        return [BrokenImageError("no image", name=name) for name in names]
+
+    names = [f"{number}.png" for number in range(40)]
+    found: list[str | None] = []
+    for image in image_store_module._in_threads(load, [ImageRef(Path(name)) for name in names], names):
+        assert isinstance(image, BrokenImageError)
+        found.append(image.name)
+        assert len(started) <= len(found) + 6
+    assert found == names, "in order"

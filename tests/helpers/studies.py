@@ -14,11 +14,13 @@ from helpers.processes import Command, start
 from twinbud.config.loading import settings_of
 from twinbud.config.schema import RunConfig
 from twinbud.study.grid import plan_cells
-from twinbud.study.recipe import Recipe
+from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import make_run_id, run_facts
 from twinbud.study.store import RunStore
+from twinbud.study.write_tables import write_tables
 
+EQUAL_COSTS = ("num_train", "num_steps", "epochs")
 SETTINGS = {"threads": 1, "precision": "float32", "image_size": 28, "batch_size": 8, "epochs": 2}
 
 
@@ -70,8 +72,26 @@ def workers_of(command: Command) -> list[int]:
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a record that must be equal in two executions of one run: no time, memory or machine."""
-    cost = {name: record["cost"][name] for name in ("num_train", "num_steps", "epochs")}
+    cost = {name: record["cost"][name] for name in EQUAL_COSTS}
     return {name: record[name] for name in ("facts", "classes", "metrics")} | {"cost": cost}
+
+
+def timeless_tables(recipe: Path, runs: Path, output: Path) -> dict[str, bytes]:
+    """All files of the tables of a study, as if each run had taken the same time and memory on the same machine."""
+    source, store, name = RunStore(runs), RunStore(output / "runs"), read_recipe(recipe).name
+    store.create()
+    store.register_images(source.image_sets())
+    plan = source.read_plan(name)
+    assert plan is not None
+    store.add_requests(name, plan.digest, plan.runs)
+    for run_id in source.done_ids():
+        record = source.read(run_id)
+        cost = {key: value if key in EQUAL_COSTS else 1 for key, value in record["cost"].items()}
+        same = {"device_name": "A processor", "num_workers": 1, "precision": "float32", "packages": {"torch": "2"}}
+        metrics = {key: 1.0 if key.endswith("_seconds") else value for key, value in record["metrics"].items()}
+        store.write(run_id, {**record, "cost": cost, "environment": same, "metrics": metrics})
+    paths = write_tables(recipe, store.path, output / "tables")
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def write_records(

@@ -163,7 +163,7 @@ def test_both_executors_give_the_same_records_and_events(request_: StudyRequest,
     request = replace(request_, only=["sampling=0"])
     inside, events = executed(request, InProcessExecutor())
     other = replace(request, runs=tmp_path / "other")
-    outside, other_events = executed(other, LocalExecutor(assign_cores(1, 1, on_gpu=False)))
+    outside, other_events = executed(other, LocalExecutor(assign_cores(1, 1)))
     assert len(inside) == 2
     assert inside == outside
     for found in (events, other_events):
@@ -215,13 +215,13 @@ def test_a_worker_imports_torch_only_after_it_has_its_cores() -> None:
 
 def test_no_two_workers_share_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 4, 5, 6}, raising=False)
-    assert assign_cores(None, 2, on_gpu=False) == ((0, 1), (4, 5))
-    assert assign_cores(1, 2, on_gpu=False) == ((0, 1),)
-    assert assign_cores(None, 9, on_gpu=False) == ((),)
-    assert assign_cores(None, 2, on_gpu=True) == ((),)
-    assert assign_cores(3, 2, on_gpu=True) == ((), (), ())
+    assert assign_cores(None, 2) == ((0, 1), (4, 5))
+    assert assign_cores(1, 2) == ((0, 1),)
+    assert assign_cores(None, 9) == ((),)
+    assert assign_cores(None, 2, num_gpus=2) == ((), ())
+    assert assign_cores(3, 2, num_gpus=1) == ((), (), ())
     with pytest.raises(TwinbudError, match=r"3 workers need 6 cores \(2 for each run\), but this process may use 5"):
-        assign_cores(3, 2, on_gpu=False)
+        assign_cores(3, 2)
 
 
 def test_a_store_is_pickled_by_its_path(tmp_path: Path) -> None:

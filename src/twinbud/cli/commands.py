@@ -103,6 +103,10 @@ def study(chosen: Namespace) -> None:
         only=chosen.only,
         profile=chosen.profile,
         num_workers=num_workers,
+        executor=chosen.executor,
+        address=chosen.address,
+        num_gpus=read_value("gpus", chosen.gpus, float | None),
+        slurm=chosen.slurm,
         keep_models=chosen.keep_models,
         pixel_cache=chosen.pixel_cache,
     )

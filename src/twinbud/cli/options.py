@@ -15,6 +15,7 @@ from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.config.teaching import TEACHING_DEFAULTS, TEACHING_HELP, TEACHING_SETTINGS
 from twinbud.core.errors import TwinbudError
+from twinbud.study.executors.names import EXECUTORS
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")
 """Options of a run that are not settings: they change no result."""
@@ -224,15 +225,24 @@ def _study() -> list[Option]:
     only = "Execute these runs only, such as fraction=0.05 or sampling=0,1,2. Can be repeated."
     profile = "Profile that supplies the defaults of all settings [the recipe's]."
     cache = "Do not cache decoded images on the disk; each worker then decodes all images."
+    executor = f"Processes of this machine, tasks of a Ray cluster, or a job array of Slurm [{EXECUTORS[0]}]."
+    address = "Head node of the Ray cluster [$RAY_ADDRESS, else the cluster that this machine is in]."
+    gpus = "GPUs of a run on a cluster; with ray, a fraction for runs that share one [1 if ray has GPUs, else 0]."
+    slurm = "Option of the job array, such as partition=gpu or time=60 (minutes). Can be repeated."
     return [
         _path("recipe", "The recipe, such as those in recipes/paper/.", "RECIPE.yaml"),
         Option("--data", data, keywords={**many, "metavar": "NAME=PATH"}),
         _study_folder("Runs folder; recipes with the same folder share runs"),
         Option(
             "--workers",
-            "Worker processes; 0 runs in this process [as many as the CPU cores allow; one on a GPU].",
+            "Worker processes; 0 runs in this process [as many as the CPU cores allow; one a GPU]. With"
+            " --executor ray or slurm: runs at the same time, at most [as many as fit; 64].",
             keywords={"metavar": "N"},
         ),
+        Option("--executor", executor, keywords={"metavar": "|".join(EXECUTORS), "default": EXECUTORS[0]}),
+        Option("--address", address, keywords={"metavar": "HOST:PORT"}),
+        Option("--gpus", gpus, keywords={"metavar": "N"}),
+        Option("--slurm", slurm, keywords={**many, "metavar": "KEY=VALUE"}),
         Option("--profile", profile, keywords={"metavar": "|".join(PROFILES)}),
         Option("--only", only, keywords={**many, "metavar": "KEY=VALUE"}),
         _flag("--keep-models", "Keep the trained model of every run."),

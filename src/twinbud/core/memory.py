@@ -60,8 +60,8 @@ class PeakMemory:
 def _peak_resident_bytes() -> int:
     """Return the largest resident set of this process; the present one where the system keeps no peak."""
     with suppress(OSError, StopIteration):
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 2**10
+        lines = _STATUS.read_bytes().splitlines()  # the name of a process can be any bytes
+        return next(int(line.split()[1]) for line in lines if line.startswith(b"VmHWM:")) * 2**10
     import psutil
 
     memory = psutil.Process().memory_info()

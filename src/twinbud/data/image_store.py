@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -25,6 +26,8 @@ from twinbud.data.index import ImageIndex, ImageRef, split_frame_name
 from twinbud.data.pixel_cache import PixelCache, SmallImage, entry_name
 from twinbud.data.preprocessing import resize
 
+_AHEAD = 64
+"""Files that are decoded or queued ahead of the one whose images are taken, for each core."""
 OnProgress = Callable[[int], None]
 """Receives the number of images done, on the calling thread."""
 
@@ -254,9 +257,15 @@ def _in_threads(
     files = [list(places) for _, places in groupby(range(len(images)), lambda index: images[index].file)]
     of_file = [([images[index] for index in places], [names[index] for index in places]) for places in files]
     # threads, not processes: Pillow and hashlib release the interpreter lock while they work
-    with ThreadPoolExecutor(_num_cores(), thread_name_prefix="decode") as pool:
-        for loaded in pool.map(load, *zip(*of_file, strict=True)) if of_file else ():
-            yield from loaded
+    num_cores = _num_cores()
+    with ThreadPoolExecutor(num_cores, thread_name_prefix="decode") as pool:
+        ahead: deque[Future[Sequence[SmallImage | BrokenImageError]]] = deque()
+        for places in of_file:
+            ahead.append(pool.submit(load, *places))
+            if len(ahead) == _AHEAD * num_cores:  # and no more, or the images of a large set would wait in memory
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
 
 def _num_cores() -> int:

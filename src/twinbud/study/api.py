@@ -11,6 +11,7 @@ from twinbud.core.progress import SilentProgress, TerminalProgress
 if TYPE_CHECKING:
     from twinbud.config.schema import Profile
     from twinbud.study.executors.base import Executor
+    from twinbud.study.executors.names import ExecutorName
     from twinbud.study.run import Study
 
 
@@ -22,7 +23,10 @@ def study(
     only: Mapping[str, object] | None = None,
     profile: Profile | None = None,
     num_workers: int | None = None,
-    executor: Executor | None = None,
+    executor: Executor | ExecutorName = "local",
+    address: str | None = None,
+    num_gpus: float | None = None,
+    slurm: Mapping[str, object] | None = None,
     keep_models: bool = False,
     pixel_cache: bool = True,
     show_progress: bool = True,
@@ -40,8 +44,14 @@ def study(
         only: Execute these runs only, such as ``{"fraction": 0.05, "sampling": [0, 1, 2]}``.
         profile: Replaces the recipe's profile.
         num_workers: Worker processes; 0 executes the runs in this process, None starts as many as the CPU cores allow
-            and one on a GPU.
-        executor: Executes the runs instead of worker processes of this machine; ``num_workers`` then has no effect.
+            and one a GPU. On a cluster: runs that are executed at the same time, at most.
+        executor: ``local`` for worker processes of this machine, ``ray`` for tasks of a Ray cluster, ``slurm`` for a
+            job array; or an object that executes the runs, with which ``num_workers`` and the options below have no
+            effect.
+        address: ``HOST:PORT`` of the Ray cluster; None for ``$RAY_ADDRESS``, else the one that this machine is in.
+        num_gpus: GPUs of a run on a cluster; a fraction of one with ``ray``. None for 1 where a Ray cluster has GPUs,
+            or where the device is ``cuda``; else 0.
+        slurm: Options for Slurm, such as ``{"partition": "gpu", "time": 60}``, in minutes.
         keep_models: Keep the trained model of every run.
         pixel_cache: Cache decoded images on the disk for all workers.
         show_progress: Report on standard error.
@@ -68,11 +78,16 @@ def study(
         only=[f"{key}={_joined(values)}" for key, values in (only or {}).items()],
         profile=profile,
         num_workers=num_workers,
+        executor=executor if isinstance(executor, str) else "local",
+        address=address,
+        num_gpus=num_gpus,
+        slurm=[f"{key}={value}" for key, value in (slurm or {}).items()],
         keep_models=keep_models,
         pixel_cache=pixel_cache,
     )
     progress = TerminalProgress() if show_progress else SilentProgress()
-    done = execute_study(request, plan_study(request, progress, executor=executor), progress)
+    planned = plan_study(request, progress, executor=None if isinstance(executor, str) else executor)
+    done = execute_study(request, planned, progress)
     require_success(done)
     return done
 

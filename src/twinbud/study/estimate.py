@@ -55,7 +55,7 @@ class Estimate:
             if not cost["num_steps"]:
                 continue
             step_seconds = (cost["train_seconds"] - least_squares) / cost["num_steps"]
-            self.step_seconds.setdefault(_step_key(facts), []).append(step_seconds)
+            self.step_seconds.setdefault(step_key(facts), []).append(step_seconds)
 
     def seconds(self, run: PlannedRun) -> float:
         """Estimate training and the test pass, without loading and reporting.
@@ -63,7 +63,7 @@ class Estimate:
         Raises:
             TwinbudError: The student cannot be built.
         """
-        settings, key = run.facts["settings"], _step_key(run.facts)
+        settings, key = run.facts["settings"], step_key(run.facts)
         if key not in self.step_seconds:
             self.progress.note(f"timing {_NUM_STEPS} steps: {settings['student']}, {settings['method']}")
             self.step_seconds[key] = [measure_step(checked_config(run.settings))]
@@ -72,8 +72,8 @@ class Estimate:
         return least_squares + step * (run.num_steps + _TEST_SHARE * run.num_test / settings["batch_size"])
 
 
-def _step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the facts that decide the time of a step."""
+def step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the facts of a run that decide the time and the memory of a step."""
     settings = facts["settings"]
     has_auxiliary = settings["method"] == "dual" and settings["auxiliary"] != "none"
     recovery = [(name, value) for name, value in sorted(settings.items()) if name.startswith("recover")]
@@ -90,7 +90,7 @@ def _step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
 def _images_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the facts that decide the time of least squares: those of a step, and the number of images."""
     settings = facts["settings"]
-    return *_step_key(facts), facts["images"], settings["fraction"], settings["develop"]
+    return *step_key(facts), facts["images"], settings["fraction"], settings["develop"]
 
 
 def measure_step(config: RunConfig) -> float:

@@ -27,6 +27,10 @@ from twinbud.training.checkpoint import OtherRunError
 _MODEL = "model"
 
 
+class ChangedInputError(TwinbudError):
+    """Images or a teacher are not those that the run was planned with."""
+
+
 def execute_run(
     run: PlannedRun,
     store: RunStore,
@@ -36,6 +40,7 @@ def execute_run(
     num_workers: int = 1,
     keep_model: bool = False,
     pixel_cache: bool = True,
+    local_settings: Mapping[str, Any] | None = None,
 ) -> str:
     """Execute a claimed run, from its last checkpoint if there is one, and write its record.
 
@@ -49,6 +54,7 @@ def execute_run(
         num_workers: How many runs share the machine, for the record.
         keep_model: Whether the run folder keeps the trained model.
         pixel_cache: Whether decoded images are cached on the disk for other processes.
+        local_settings: See ``Assignment``.
 
     Returns:
         The accuracy, as text.
@@ -60,10 +66,9 @@ def execute_run(
     folder = store.run_dir(run.run_id)
     record = _read_finished(run, folder, num_workers)
     if record is None:
-        config = run_config(
-            run.settings, output=folder, resume=True, pixel_cache=pixel_cache, teacher_cache=store.teachers
-        )
-        _require_planned_inputs(run, config, resource_cache, progress)
+        settings = {**run.settings, **(local_settings or {})}
+        config = run_config(settings, output=folder, resume=True, pixel_cache=pixel_cache, teacher_cache=store.teachers)
+        require_planned_inputs(run, config, resource_cache, progress)
         try:
             train(config, progress, resource_cache=resource_cache)
         except OtherRunError:  # the checkpoint is of another kind of machine, which computes steps differently
@@ -74,6 +79,11 @@ def execute_run(
     if not keep_model:
         shutil.rmtree(folder / _MODEL, ignore_errors=True)
     store.write(run.run_id, record)
+    return describe_result(record)
+
+
+def describe_result(record: Mapping[str, Any]) -> str:
+    """Return the result of a record in a few words."""
     return f"accuracy {record['metrics']['accuracy']:.3f}"
 
 
@@ -89,13 +99,20 @@ def _read_finished(run: PlannedRun, folder: Path, num_workers: int) -> dict[str,
         return None
 
 
-def _require_planned_inputs(
+def require_planned_inputs(
     run: PlannedRun, config: RunConfig, resource_cache: ResourceCache, progress: Progress
 ) -> None:
     """Refuse images or a teacher that differ from those the run was planned with.
 
+    Args:
+        run: The run.
+        config: Its configuration on this machine.
+        resource_cache: Receives the decoded images.
+        progress: Shows the decoding of images.
+
     Raises:
-        TwinbudError: They have changed since the study started.
+        ChangedInputError: They have changed since the study was planned, or differ on this machine.
+        TwinbudError: They cannot be read.
     """
     image_index, image_store = open_images(config, progress, resource_cache)
     teacher = config.model.teacher or ""
@@ -104,7 +121,7 @@ def _require_planned_inputs(
         ("teacher", teacher, teacher_fingerprint(teacher)),
     ):
         if found != run.facts[name]:
-            raise TwinbudError(
+            raise ChangedInputError(
                 f"the {name} changed after the study was planned",
                 where=where,
                 fix="Restore them, or give the command again",

@@ -8,20 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from twinbud.config.schema import Profile, TrainingConfig
+from twinbud.config.schema import Profile
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.study.estimate import Estimate
 from twinbud.study.executors.base import Assignment, Event, Executor
-from twinbud.study.executors.in_process import InProcessExecutor
-from twinbud.study.executors.local import LocalExecutor, assign_cores
+from twinbud.study.executors.choice import ExecutorOptions, choose_executor
+from twinbud.study.executors.names import ExecutorName
 from twinbud.study.grid import PlannedRun, checked_config, parse_only, plan_cells
 from twinbud.study.planning import parse_data_paths, plan_runs
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.requests import RequestedRun
 from twinbud.study.status import OnStatus, StatusTracker
 from twinbud.study.store import CorruptRecordError, Failure, RunStore
-from twinbud.training.amp import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,11 @@ class StudyRequest:
         only: ``KEY=VALUE,...`` to narrow the recipe's grid.
         profile: Replaces the recipe's profile.
         num_workers: Worker processes; 0 executes the runs in the calling process, None starts as many as the CPU cores
-            allow and one on a GPU.
+            allow and one a GPU. On a cluster: runs that are executed at the same time, at most.
+        executor: Where the runs are executed; see ``ExecutorOptions``.
+        address: See there.
+        num_gpus: See there.
+        slurm: See there.
         keep_models: Whether finished runs keep their trained models.
         pixel_cache: Whether decoded images are cached on the disk for all workers.
     """
@@ -46,8 +49,23 @@ class StudyRequest:
     only: Sequence[str] = ()
     profile: Profile | None = None
     num_workers: int | None = None
+    executor: ExecutorName = "local"
+    address: str | None = None
+    num_gpus: float | None = None
+    slurm: Sequence[str] = ()
     keep_models: bool = False
     pixel_cache: bool = True
+
+    @property
+    def executor_options(self) -> ExecutorOptions:
+        """The options of the executor."""
+        return ExecutorOptions(
+            name=self.executor,
+            num_workers=self.num_workers,
+            address=self.address,
+            num_gpus=self.num_gpus,
+            slurm=self.slurm,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +127,7 @@ def plan_study(request: StudyRequest, progress: Progress | None = None, *, execu
     sources = parse_data_paths(request.data, cells)
     store = RunStore(request.runs)
     store.require(must_exist=False)
-    executor = executor or _choose_executor(request.num_workers, checked_config(cells[0].settings).training)
+    executor = executor or choose_executor(request.executor_options, checked_config(cells[0].settings).training)
     runs, image_sets = plan_runs(cells, sources, progress, pixel_cache=request.pixel_cache)
     descriptions = {name: image_set.description for name, image_set in image_sets.items()}
     store.check_images(descriptions)
@@ -122,15 +140,6 @@ def plan_study(request: StudyRequest, progress: Progress | None = None, *, execu
         executor=executor,
     )
     return refresh_study(study)
-
-
-def _choose_executor(num_workers: int | None, training: TrainingConfig) -> Executor:
-    if num_workers == 0:
-        return InProcessExecutor()
-    if num_workers is not None and num_workers < 0:
-        raise TwinbudError(f"{num_workers} is negative", where="--workers", fix="Give 1 or more, or 0 for no processes")
-    on_gpu = choose_device(training.device).type == "cuda"
-    return LocalExecutor(assign_cores(num_workers, training.threads or 1, on_gpu=on_gpu))
 
 
 def execute_study(

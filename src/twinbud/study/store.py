@@ -8,6 +8,7 @@
 - ``work/RUN_ID/``: the run folder, see ``twinbud.runs.run_dir``.
 - ``teachers/``: fine-tuned teachers, see ``twinbud.runs.tuning``.
 - ``set-aside/``: corrupt records.
+- ``jobs/``: scripts, logs and events of Slurm jobs; may be deleted when none is running.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class CorruptRecordError(TwinbudError):
 
 
 class Failure(NamedTuple):
-    """Time and reason of a failed attempt."""
+    """Time, reason and traceback of a failed attempt."""
 
     time: str
     reason: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,10 @@ class RunStore:
         write_json(self._record_path(run_id), {"sha256": _checksum(record), "record": record})
         self._failure_path(run_id).unlink(missing_ok=True)
 
+    def delete(self, run_id: str) -> None:
+        """Delete the record of a run, which another store holds now; the caller is the only one to execute the run."""
+        self._record_path(run_id).unlink(missing_ok=True)
+
     def set_aside(self, run_id: str) -> Path | None:
         """Move a corrupt record away and delete the run folder, unless another process does so or has done so.
 
@@ -249,7 +255,7 @@ class RunStore:
         path = self._failure_path(run_id)
         try:
             content = read_json(path)
-            return Failure(str(content["time"]), str(content["reason"]))
+            return Failure(str(content["time"]), str(content["reason"]), str(content.get("traceback", "")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):

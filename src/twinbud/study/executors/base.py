@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from twinbud.study.grid import PlannedRun
 from twinbud.study.store import RunStore
@@ -22,6 +22,9 @@ class Assignment:
         threads: CPU threads of each run.
         keep_models: Whether run folders keep the trained model.
         pixel_cache: Whether decoded images are cached on the disk for other processes.
+        local_settings: Settings that replace those of the runs where they are executed: the paths of images and
+            teachers on that machine, and the device. Records keep the settings of the runs.
+        machine: Name of the machine that executes the runs, for the reasons of failures; None for this one.
     """
 
     store: RunStore
@@ -30,6 +33,8 @@ class Assignment:
     threads: int
     keep_models: bool = False
     pixel_cache: bool = True
+    local_settings: Mapping[str, Any] = field(default_factory=dict)
+    machine: str | None = None
 
     def is_settled(self, run_id: str) -> bool:
         """Return whether the run has a record, or has failed since this study started."""

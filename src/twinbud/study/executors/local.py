@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from typing import NamedTuple
 
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.core.signals import stop_on_signal
@@ -23,6 +24,7 @@ from twinbud.study.executors.base import (
     RunStarted,
     Waiting,
 )
+from twinbud.study.executors.gpus import assign_gpus, require_shared_memory
 from twinbud.study.executors.worker import STOP, WorkerFailed, run_worker
 
 _POLL_SECONDS = 0.25
@@ -39,10 +41,11 @@ class LocalExecutor:
 
     Args:
         core_sets: The CPU cores of each worker, one set a worker; an empty set means any core.
+        gpus: GPUs that the workers use in turn, as ``CUDA_VISIBLE_DEVICES`` spells them; none if they use the CPU.
     """
 
-    def __init__(self, core_sets: tuple[CoreSet, ...]) -> None:
-        self.core_sets = core_sets
+    def __init__(self, core_sets: tuple[CoreSet, ...], gpus: tuple[str, ...] = ()) -> None:
+        self.core_sets, self.gpus = core_sets, gpus
 
     @property
     def num_workers(self) -> int:
@@ -51,7 +54,20 @@ class LocalExecutor:
 
     def run(self, assignment: Assignment, on_event: OnEvent) -> None:
         """Return when every run has a record or has failed; see ``Executor.run``."""
-        _Supervisor(assignment, self.core_sets[: len(assignment.runs)], on_event).run()
+        core_sets = self.core_sets[: len(assignment.runs)]
+        gpus: tuple[str | None, ...] = (None,) * len(core_sets)
+        if self.gpus:
+            require_shared_memory(assignment.runs, len(core_sets), self.gpus)
+            gpus = assign_gpus(len(core_sets), self.gpus)
+        places = tuple(_Place(cores, gpu) for cores, gpu in zip(core_sets, gpus, strict=True))
+        _Supervisor(assignment, places, on_event).run()
+
+
+class _Place(NamedTuple):
+    """The CPU cores and the GPU of a worker."""
+
+    cores: CoreSet
+    gpu: str | None
 
 
 @dataclass(eq=False)
@@ -61,7 +77,7 @@ class _Worker:
     Attributes:
         process: The process.
         pipe: The executor's end.
-        cores: The process's CPU cores.
+        place: The process's CPU cores and GPU.
         run_id: The run in progress, or None.
         has_closed: Whether the pipe is at its end, so that no event is left to read.
         is_stopping: Whether a stop was requested.
@@ -69,7 +85,7 @@ class _Worker:
 
     process: SpawnProcess
     pipe: Connection
-    cores: CoreSet
+    place: _Place
     run_id: str | None = None
     has_closed: bool = False
     is_stopping: bool = False
@@ -78,8 +94,8 @@ class _Worker:
 class _Supervisor:
     """Starts workers, forwards their events, and replaces those that die."""
 
-    def __init__(self, assignment: Assignment, core_sets: tuple[CoreSet, ...], on_event: OnEvent) -> None:
-        self.assignment, self.core_sets, self.on_event = assignment, core_sets, on_event
+    def __init__(self, assignment: Assignment, places: tuple[_Place, ...], on_event: OnEvent) -> None:
+        self.assignment, self.places, self.on_event = assignment, places, on_event
         self.workers: list[_Worker] = []
         self.num_deaths: Counter[str | None] = Counter()
         """Worker deaths by the run in progress; None for a worker that had no run."""
@@ -88,8 +104,8 @@ class _Supervisor:
     def run(self) -> None:
         with stop_on_signal(self._request_stop):
             try:
-                for cores in self.core_sets:
-                    self.workers.append(self._start(cores))
+                for place in self.places:
+                    self.workers.append(self._start(place))
                 while self.workers:
                     self._poll()
                     if self.stop_requested:
@@ -103,14 +119,14 @@ class _Supervisor:
     def _request_stop(self) -> None:
         self.stop_requested = True
 
-    def _start(self, cores: CoreSet) -> _Worker:
+    def _start(self, place: _Place) -> _Worker:
         context = get_context("spawn")  # a forked process would inherit locks of torch's thread pools
         parent_end, child_end = context.Pipe()
-        args = (self.assignment, cores, len(self.core_sets), child_end)
+        args = (self.assignment, place.cores, len(self.places), child_end, place.gpu)
         process = context.Process(target=run_worker, args=args, name="twinbud-worker", daemon=True)
         process.start()
         child_end.close()
-        return _Worker(process, parent_end, cores)
+        return _Worker(process, parent_end, place)
 
     def _poll(self) -> None:
         """Read the events that have arrived, and handle workers that have ended."""
@@ -154,7 +170,7 @@ class _Supervisor:
             fix = "Read their errors above, or give --workers 0, which runs in this process"
             raise TwinbudError(problem, where="twinbud study", fix=fix)
         if not all(self.assignment.is_settled(run.run_id) for run in self.assignment.runs):
-            self.workers.append(self._start(worker.cores))
+            self.workers.append(self._start(worker.place))
 
     def _report_death(self, run_id: str, ending: str, *, has_failed: bool) -> None:
         self.on_event(RunInterrupted(run_id, f"its worker process died ({ending})"))
@@ -190,13 +206,13 @@ def _describe_exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def assign_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tuple[CoreSet, ...]:
+def assign_cores(num_workers: int | None, threads: int, *, num_gpus: int = 0) -> tuple[CoreSet, ...]:
     """Give each worker as many CPU cores as its run has threads; no core belongs to two workers.
 
     Args:
-        num_workers: Number of workers, at least 1; None for as many as the cores allow, and one on a GPU.
+        num_workers: Number of workers, at least 1; None for as many as the cores allow, and one a GPU.
         threads: CPU threads of a run, as the recipe sets them.
-        on_gpu: Whether runs train on a GPU. Workers are then not bound to cores, since a run has further threads that
+        num_gpus: GPUs that the runs train on. Workers are then not bound to cores, since a run has further threads that
             decode and transfer images.
 
     Raises:
@@ -204,8 +220,8 @@ def assign_cores(num_workers: int | None, threads: int, *, on_gpu: bool) -> tupl
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     max_workers = max(1, len(cores) // threads)
-    count = (1 if on_gpu else max_workers) if num_workers is None else num_workers
-    if on_gpu:
+    count = (num_gpus or max_workers) if num_workers is None else num_workers
+    if num_gpus:
         return ((),) * count
     if count > max_workers:
         raise TwinbudError(

@@ -52,20 +52,31 @@ def execute_pending_runs(
         for run in pending:
             if should_stop():
                 return
-            if not _settle(assignment, run, resource_cache, on_event, num_workers):
+            if not settle_run(assignment, run, resource_cache, on_event, num_workers):
                 claimed_elsewhere.append(run)
         if len(claimed_elsewhere) == len(pending):
             time.sleep(_POLL_SECONDS)
         pending = claimed_elsewhere
 
 
-def _settle(
+def settle_run(
     assignment: Assignment, run: PlannedRun, resource_cache: ResourceCache, on_event: OnEvent, num_workers: int
 ) -> bool:
     """Execute the run unless it is settled.
 
+    Args:
+        assignment: The store and the options of the run.
+        run: The run.
+        resource_cache: Images, teachers and selections of earlier runs of this process.
+        on_event: Receives the events of the run.
+        num_workers: How many runs share the machine, for the record.
+
     Returns:
         Whether the run is settled; False if another process holds its claim.
+
+    Raises:
+        Stopped: The system requested a stop during the run.
+        TwinbudError: The runs folder cannot be written.
     """
     if assignment.is_settled(run.run_id):
         return True
@@ -90,12 +101,13 @@ def _execute(
             num_workers=num_workers,
             keep_model=assignment.keep_models,
             pixel_cache=assignment.pixel_cache,
+            local_settings=assignment.local_settings,
         )
     except Stopped:
         raise
     except Exception as error:  # a failing run must not end the study
         reason = str(error) if isinstance(error, TwinbudError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())
+        reason = " ".join(f"{assignment.machine}: {reason}".split() if assignment.machine else reason.split())
         assignment.store.record_failure(run.run_id, reason, traceback.format_exc())
         on_event(RunFailed(run.run_id, reason))
     else:

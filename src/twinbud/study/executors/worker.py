@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.core.signals import heeded_signals
 from twinbud.study.executors.base import Assignment, Event
+from twinbud.study.executors.gpus import VISIBLE
 from twinbud.study.executors.run_loop import execute_pending_runs
 
 STOP = "stop"
@@ -31,7 +32,9 @@ class WorkerFailed:
     fix: str | None
 
 
-def run_worker(assignment: Assignment, cores: tuple[int, ...], num_workers: int, pipe: Connection) -> None:
+def run_worker(
+    assignment: Assignment, cores: tuple[int, ...], num_workers: int, pipe: Connection, gpu: str | None = None
+) -> None:
     """Execute runs until all are settled or the executor requests a stop.
 
     Args:
@@ -39,7 +42,10 @@ def run_worker(assignment: Assignment, cores: tuple[int, ...], num_workers: int,
         cores: The CPU cores to use; empty for any.
         num_workers: How many workers share the machine, for the records.
         pipe: Sends events to the executor, and receives ``STOP``.
+        gpu: The only GPU to use, as ``CUDA_VISIBLE_DEVICES`` spells it; None for any.
     """
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu
     _configure_process(cores, assignment.threads)
 
     def send(message: Event | WorkerFailed) -> None:
@@ -61,9 +67,14 @@ def _configure_process(cores: tuple[int, ...], threads: int) -> None:
         signal.signal(number, signal.default_int_handler)
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+    set_thread_variables(threads)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+
+def set_thread_variables(threads: int) -> None:
+    """Set how many threads numerical libraries start, which they read when they are imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
 
 
 def _stop_with_parent() -> None:

@@ -1,0 +1,232 @@
+"""The Slurm executor: a job array whose elements work on the runs folder, for clusters without Ray."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from twinbud.core.errors import Stopped, TwinbudError, first_line
+from twinbud.core.extras import import_extra
+from twinbud.core.signals import stop_on_signal
+from twinbud.study.executors.base import Assignment, OnEvent, RunFinished, RunInterrupted, RunStarted, Waiting
+from twinbud.study.executors.event_log import EventLog, EventReader
+from twinbud.study.executors.run_loop import execute_pending_runs
+from twinbud.study.executors.worker import set_thread_variables
+
+WHERE = "--executor slurm"
+JOBS = "jobs"
+"""Scripts, logs and events of the job arrays, in the runs folder."""
+_MINUTES = 480
+_MAX_REQUEUES = 1000
+_MAX_TASKS = 64
+_POLL_SECONDS = 1.0
+_SAVE_SECONDS = 30.0
+_MAX_ROUNDS_WITHOUT_RESULT = 3
+_OWN = frozenset({"cpus_per_task", "gpus_per_node", "nodes", "ntasks_per_node", "job_name", "array_parallelism"})
+"""Parameters that this executor sets."""
+
+
+class ArrayElement:
+    """What one element of the array executes; a new one is queued by Slurm when its time is over.
+
+    Args:
+        assignment: The runs; all elements have the same list.
+        folder: Where events are logged.
+        number: Number of the element.
+    """
+
+    def __init__(self, assignment: Assignment, folder: Path, number: int) -> None:
+        self.assignment, self.folder, self.number = assignment, folder, number
+
+    def __call__(self) -> None:
+        """Execute runs until all are settled, or Slurm requests a stop."""
+        set_thread_variables(self.assignment.threads)
+        with suppress(Stopped):  # the run is saved
+            execute_pending_runs(self.assignment, EventLog(self.folder, str(self.number)))
+
+    def checkpoint(self) -> Any:
+        """Return what Slurm queues again when the time is over; unfinished runs resume from their checkpoints."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class SlurmExecutor:
+    """Executes runs in a job array, on machines that see the runs folder at the same path.
+
+    Args:
+        threads: CPU threads of a run.
+        num_gpus: GPUs of a run.
+        num_workers: Elements of the array; None for one a run, at most 64.
+        options: ``KEY=VALUE`` for Slurm, such as ``partition=gpu`` or ``time=60`` (minutes).
+        cluster: ``slurm``; or ``local`` for processes of this machine, to try the executor without Slurm.
+
+    Raises:
+        TwinbudError: submitit is not installed, this machine has no Slurm, or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        num_gpus: int = 0,
+        num_workers: int | None = None,
+        options: Sequence[str] = (),
+        cluster: Literal["slurm", "local"] = "slurm",
+    ) -> None:
+        if num_workers is not None and num_workers < 1:
+            raise TwinbudError(f"{num_workers} is not a number of jobs", where="--workers", fix="Give 1 or more")
+        self.submitit = import_extra("submitit", "slurm", where=WHERE, otherwise="use --executor local")
+        self.num_workers = _MAX_TASKS if num_workers is None else num_workers
+        self.cluster: Literal["slurm", "local"] = cluster
+        parameters = {"time": _MINUTES, "cpus_per_task": threads, "nodes": 1, "ntasks_per_node": 1}
+        if num_gpus:
+            parameters["gpus_per_node"] = num_gpus
+        self.parameters = {**parameters, **_slurm_parameters(options, self.submitit)}
+        if cluster == "slurm":
+            self._open(Path())
+
+    def _open(self, folder: Path) -> Any:
+        """Return submitit's executor for a folder of jobs."""
+        if self.cluster == "local":
+            local = self.submitit.LocalExecutor(folder)
+            local.update_parameters(timeout_min=self.parameters["time"])
+            return local
+        try:
+            slurm = self.submitit.SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
+        except RuntimeError as error:
+            fix = "Run the command on a login node of the cluster, where 'srun --version' answers"
+            raise TwinbudError("Slurm is not installed on this machine", where=WHERE, fix=fix) from error
+        slurm.update_parameters(**self.parameters, job_name="twinbud", array_parallelism=self.num_workers)
+        return slurm
+
+    def run(self, assignment: Assignment, on_event: OnEvent) -> None:
+        """Return when every run has a record or has failed; see ``Executor.run``."""
+        _JobSupervisor(self, assignment, on_event).run()
+
+    def submit(self, assignment: Assignment, folder: Path, count: int) -> list[Any]:
+        """Submit one array.
+
+        Args:
+            assignment: The runs.
+            folder: The folder of the array; created.
+            count: Number of elements.
+
+        Raises:
+            TwinbudError: Slurm refuses the jobs.
+        """
+        folder.mkdir(parents=True)
+        slurm = self._open(folder)
+        try:
+            with slurm.batch():
+                jobs = [slurm.submit(ArrayElement(assignment, folder, number)) for number in range(count)]
+        except (self.submitit.core.utils.FailedJobError, OSError) as error:
+            fix = "Check the options given with --slurm, such as partition and account"
+            raise TwinbudError(f"Slurm refuses the jobs ({first_line(error)})", where=WHERE, fix=fix) from error
+        return jobs
+
+
+class _JobSupervisor:
+    """Submits an array, forwards its events, and submits another one while jobs end before the runs do."""
+
+    def __init__(self, executor: SlurmExecutor, assignment: Assignment, on_event: OnEvent) -> None:
+        store = replace(assignment.store, path=assignment.store.path.absolute())
+        self.executor, self.assignment, self.on_event = executor, replace(assignment, store=store), on_event
+        self.stop_requested = False
+        self.in_progress: dict[str, None] = {}
+        """Ids of the runs that have started and not ended."""
+
+    def run(self) -> None:
+        rounds_without_result = 0
+        with stop_on_signal(self._request_stop):
+            while (unsettled := self._unsettled()) and not self.stop_requested:
+                ending = self._run_array(min(len(unsettled), self.executor.num_workers))
+                if self.stop_requested:
+                    break
+                for run_id in self.in_progress:
+                    self.on_event(RunInterrupted(run_id, "its job ended"))
+                self.in_progress.clear()
+                rounds_without_result = rounds_without_result + 1 if len(self._unsettled()) == len(unsettled) else 0
+                if rounds_without_result == _MAX_ROUNDS_WITHOUT_RESULT:
+                    problem = f"{_MAX_ROUNDS_WITHOUT_RESULT} job arrays ended without a result (the last: {ending})"
+                    fix = f"Read the logs in {self.folder}"
+                    raise TwinbudError(problem, where=WHERE, fix=fix)
+        if self.stop_requested:
+            raise Stopped("a signal stopped the jobs")
+
+    def _request_stop(self) -> None:
+        self.stop_requested = True
+
+    def _unsettled(self) -> list[str]:
+        return [run.run_id for run in self.assignment.runs if not self.assignment.is_settled(run.run_id)]
+
+    def _run_array(self, count: int) -> str:
+        """Submit an array and wait for its end; return how its last job ended."""
+        self.folder = self.assignment.store.path / JOBS / uuid.uuid4().hex[:12]
+        jobs = self.executor.submit(self.assignment, self.folder, count)
+        read_events = EventReader(self.folder)
+        try:
+            while not self.stop_requested:
+                is_over = all(job.done() for job in jobs)
+                self._forward(read_events)
+                if is_over:
+                    return _describe_end(jobs[-1])
+                time.sleep(_POLL_SECONDS)
+        finally:
+            self._cancel(jobs)
+            self._forward(read_events)
+        return "stopped"
+
+    def _forward(self, read_events: EventReader) -> None:
+        for event in read_events():
+            if isinstance(event, RunStarted):
+                self.in_progress[event.run_id] = None
+            elif isinstance(event, RunFinished):
+                self.in_progress.pop(event.run_id, None)
+            self.on_event(event)
+        self.on_event(Waiting())
+
+    def _cancel(self, jobs: Sequence[Any]) -> None:
+        """Cancel the jobs that are queued or in progress, and give them time to save their runs."""
+        for job in jobs:
+            if not job.done():
+                job.cancel(check=False)
+        deadline = time.monotonic() + _SAVE_SECONDS
+        while not all(job.done() for job in jobs) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+def _describe_end(job: Any) -> str:
+    """Return the state and the last line of the log of a job."""
+    with suppress(Exception):  # submitit raises many kinds for a job without a result
+        return " ".join(f"{job.state}, {(job.stderr() or '').strip().splitlines()[-1]}".split())
+    return str(job.state)
+
+
+def _slurm_parameters(options: Sequence[str], submitit: Any) -> dict[str, Any]:
+    """Parse ``KEY=VALUE``; keys that submitit does not know become options of sbatch."""
+    known = submitit.SlurmExecutor._valid_parameters() - _OWN
+    parameters: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        key = key.replace("-", "_")
+        if not equals or not key or not value:
+            raise TwinbudError(f"'{option}' is not KEY=VALUE", where="--slurm", fix="Give a value: --slurm time=60")
+        if key in _OWN:
+            fix = "Use --workers and --gpus, and the recipe's threads"
+            raise TwinbudError(f"'{key}' is set by twinbud", where="--slurm", fix=fix)
+        if key == "time" and not value.isdecimal():
+            raise TwinbudError(
+                f"'{value}' is not a number of minutes", where="--slurm time", fix="Give --slurm time=60"
+            )
+        if key in known:
+            parameters[key] = int(value) if key in ("time", "signal_delay_s") else value
+        else:
+            others[key] = value
+    return {**parameters, "additional_parameters": others} if others else parameters
