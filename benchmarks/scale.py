@@ -160,7 +160,7 @@ def measure_images(size: int, folder: Path) -> dict[str, float]:
     """List, decode, split and stream ``size`` images."""
     import torch
 
-    from twinbud.config.schema import DataConfig
+    from twinbud.config.data_config import DataConfig
     from twinbud.core.memory import PeakMemory
     from twinbud.data.duplicates import blank_digests
     from twinbud.data.image_store import load_image_store

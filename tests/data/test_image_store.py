@@ -14,7 +14,7 @@ from PIL import Image
 
 from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
-from twinbud.data import image_store as image_store_module
+from twinbud.data import image_loading
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import ImageFile, decode
 from twinbud.data.image_store import ImageStore, load_image_store, load_images
@@ -153,8 +153,8 @@ def test_nothing_readable_at_all_is_an_error_even_when_skipping(tmp_path: Path) 
 
 def test_few_images_are_decoded_ahead_of_the_one_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded pixels of a large set would otherwise wait in memory."""
-    monkeypatch.setattr(image_store_module, "_AHEAD", 3)
-    monkeypatch.setattr(image_store_module, "_num_cores", lambda: 2)
+    monkeypatch.setattr(image_loading, "_AHEAD", 3)
+    monkeypatch.setattr(image_loading, "_num_cores", lambda: 2)
     started: list[str] = []
 
     def load(images: Sequence[ImageRef], names: Sequence[str]) -> list[SmallImage | BrokenImageError]:
@@ -164,7 +164,7 @@ def test_few_images_are_decoded_ahead_of_the_one_that_is_taken(monkeypatch: pyte
 
     names = [f"{number}.png" for number in range(40)]
     found: list[str | None] = []
-    for image in image_store_module._in_threads(load, [ImageRef(Path(name)) for name in names], names):
+    for image in image_loading.load_in_threads(load, [ImageRef(Path(name)) for name in names], names):
         assert isinstance(image, BrokenImageError)
         found.append(image.name)
         assert len(started) <= len(found) + 6

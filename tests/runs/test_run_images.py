@@ -13,7 +13,7 @@ from helpers.builders import save_images
 from helpers.command import trained
 from helpers.runs import read_json, rows, same_outcome
 from twinbud.core.memory import PeakMemory
-from twinbud.data import image_store
+from twinbud.data import image_loading
 from twinbud.runs import pipeline
 from twinbud.runs.cost import cost_of
 from twinbud.training.checkpoint import EpochRecord
@@ -156,7 +156,7 @@ def test_decoded_images_are_kept_for_the_next_run_unless_that_is_declined(
     assert not (tmp_path / "cache").exists()
     second = trained(shared_images, shared_teacher, tmp_path / "second")
     assert sum(path.is_file() for path in (tmp_path / "cache" / "pixels").rglob("*")) == 30
-    monkeypatch.setattr(image_store, "decode", None)  # nothing is decoded any more
+    monkeypatch.setattr(image_loading.ImageFile, "decode", None)  # nothing is decoded any more
     third = trained(shared_images, shared_teacher, tmp_path / "third")
     predictions = [(run / "predictions.csv").read_bytes() for run in (first, second, third)]
     assert predictions[0] == predictions[1] == predictions[2]

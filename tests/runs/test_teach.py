@@ -26,7 +26,7 @@ from twinbud.config.fields import hints_of
 from twinbud.config.keywords import TeachSettings
 from twinbud.config.schema import TrainingConfig
 from twinbud.config.teaching import TEACHING_SETTINGS
-from twinbud.data import image_store
+from twinbud.data import image_loading
 from twinbud.data.formats import decoding
 from twinbud.data.split_file import SplitRow, read_split, write_split
 from twinbud.runs import memory, teach
@@ -164,7 +164,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         return read(path, name)
 
-    monkeypatch.setattr(image_store, "read_file", noted)
+    monkeypatch.setattr(image_loading, "read_file", noted)
     return names
 
 
