@@ -239,8 +239,8 @@ def test_images_that_change_during_a_study_fail_their_runs(small: Small, tmp_pat
     Image.new("L", (32, 32), 7).save(first)
     done = execute_study(request, study)
     assert not done.done
-    ((_, reason), *_) = done.failures.values()
-    assert reason.startswith(f"{images}: the images changed after the study was planned.")
+    failure = next(iter(done.failures.values()))
+    assert failure.reason.startswith(f"{images}: the images changed after the study was planned.")
 
 
 def test_the_error_for_a_broken_image_names_the_recipe_setting(small: Small, tmp_path: Path) -> None:
