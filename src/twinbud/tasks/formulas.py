@@ -1,0 +1,91 @@
+"""Divergences and class numbers that tasks share, as pure functions.
+
+Shape legend: B batch, K classes or outputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Convert logits of lower precision to float32; return others unchanged."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def softmax_divergence(
+    student_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float, *, targets_are_probabilities: bool = False
+) -> torch.Tensor:
+    """Compute KL(p′ ‖ p) of softmax probabilities (eqs. 1-3 of arXiv 2508.20461): sum over classes, mean over B.
+
+    Args:
+        student_BK: Logits of the student, with gradient.
+        targets_BK: Soft targets: logits, or probabilities; detached.
+        temperature: τ > 0.
+        targets_are_probabilities: Whether the targets are p′ itself, which may contain zeros, not logits.
+
+    Returns:
+        Scalar in the dtype of the logits.
+    """
+    log_p = F.log_softmax(student_BK / temperature, dim=1)
+    if targets_are_probabilities:
+        return F.kl_div(log_p, targets_BK.detach(), reduction="batchmean")
+    log_p_auxiliary = F.log_softmax(targets_BK.detach() / temperature, dim=1)
+    return F.kl_div(log_p, log_p_auxiliary, reduction="batchmean", log_target=True)
+
+
+def binary_divergence(student_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Compute eqs. 1-3 for each output as a probability of its own: KL of two Bernoulli distributions, mean over B, K.
+
+    Args:
+        student_BK: Logits of the student, with gradient.
+        targets_BK: Logits of the soft targets; detached.
+        temperature: τ > 0.
+
+    Returns:
+        Scalar in the dtype of the logits.
+    """
+    student_BK, targets_BK = student_BK / temperature, targets_BK.detach() / temperature
+    p_BK = torch.sigmoid(targets_BK)
+    yes_BK = F.logsigmoid(targets_BK) - F.logsigmoid(student_BK)
+    no_BK = F.logsigmoid(-targets_BK) - F.logsigmoid(-student_BK)
+    return (p_BK * yes_BK + (1 - p_BK) * no_BK).mean()
+
+
+def softmax_mean_logits(one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return logits whose softened softmax probabilities are the mean of those of two networks.
+
+    softmax(z / τ) = (softmax(z_1 / τ) + softmax(z_2 / τ)) / 2, so z = τ log of the right side.
+
+    Args:
+        one_BK: Logits of one network.
+        other_BK: Logits of the other.
+        temperature: τ > 0.
+
+    Returns:
+        (B, K) logits, at least float32.
+    """
+    log_p_BK, log_q_BK = (
+        F.log_softmax(at_least_float32(logits_BK) / temperature, dim=1) for logits_BK in (one_BK, other_BK)
+    )
+    return temperature * (torch.logaddexp(log_p_BK, log_q_BK) - math.log(2))
+
+
+def binary_mean_logits(one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return logits whose softened sigmoid probabilities are the mean of those of two networks.
+
+    Args:
+        one_BK: Logits of one network.
+        other_BK: Logits of the other.
+        temperature: τ > 0.
+
+    Returns:
+        (B, K) logits, at least float32.
+    """
+    one_BK, other_BK = (at_least_float32(logits_BK) / temperature for logits_BK in (one_BK, other_BK))
+    yes_BK = torch.logaddexp(F.logsigmoid(one_BK), F.logsigmoid(other_BK))
+    no_BK = torch.logaddexp(F.logsigmoid(-one_BK), F.logsigmoid(-other_BK))
+    return temperature * (yes_BK - no_BK)
