@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from twinbud.config.reading import Plane
+from twinbud.config.task import TaskName
 from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.identity import MISSING_VALUES, comparison_key, patient_key, respellings, visible_text
@@ -113,10 +114,11 @@ class ImageIndex:
     Attributes:
         source: Folder or CSV, as errors name it.
         rows: One row an image.
-        classes: In the order of ``twinbud.data.identity.sort_classes``, which is timm's.
+        classes: In the order of ``twinbud.data.identity.sort_classes``, which is timm's, or as the user gives it.
         ignored: Files that were found and not used.
         to_train: Whether each class needs an image in the training and in the test part.
         notes: Sentences about the source for the report.
+        task: What is asked of the images.
     """
 
     source: str
@@ -125,6 +127,7 @@ class ImageIndex:
     ignored: tuple[IgnoredFile, ...] = ()
     to_train: bool = True
     notes: tuple[str, ...] = ()
+    task: TaskName = "single"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=_place_in_order)))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError
+from twinbud.tasks.base import Task
+from twinbud.tasks.single import SingleLabel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,15 @@ class Predictions:
     """N patient ids, None for an image without one; None if no ids are known at all."""
 
     logits: np.ndarray | None = None
-    """(N, K) float32, of which ``probabilities`` is the softmax; None if only probabilities are known."""
+    """(N, outputs of the task) float32, which give ``probabilities``; None if only probabilities are known."""
+
+    task: Task | None = None
+    """What was asked of the images; None for one class an image."""
 
     def __post_init__(self) -> None:
-        shape = (len(self.paths), len(self.classes))
-        for name, array in (("probabilities", self.probabilities), ("logits", self.logits)):
+        columns = {"probabilities": (self.probabilities, self.classes), "logits": (self.logits, self.output_names)}
+        for name, (array, names) in columns.items():
+            shape = (len(self.paths), len(names))
             if array is not None and array.shape != shape:
                 problem = f"the shape is {array.shape}, not {shape} (images, classes)"
                 raise TwinbudError(problem, where=name, fix="Give one row per image and one column per class")
@@ -77,9 +82,10 @@ class Predictions:
         classes: tuple[str, ...],
         labels: np.ndarray | None = None,
         patient_ids: tuple[str | None, ...] | None = None,
+        task: Task | None = None,
     ) -> Predictions:
-        """Build predictions from (N, K) float32 logits; the softmax is computed in float64."""
-        probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
+        """Build predictions from float32 logits, one column for each output; probabilities are computed in float64."""
+        probabilities = (task or SingleLabel(classes)).probabilities(logits)
         return cls(
             paths=paths,
             labels=labels,
@@ -87,7 +93,18 @@ class Predictions:
             classes=classes,
             patient_ids=patient_ids,
             logits=logits,
+            task=task,
         )
+
+    @property
+    def asked(self) -> Task:
+        """The task; one class an image where none is given."""
+        return self.task or SingleLabel(self.classes)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Name of each column of the logits."""
+        return self.asked.output_names
 
     def _refuse(self, bad: Any, problem: str, fix: str, values: np.ndarray | None = None) -> None:
         """Raise an error for the first image with ``bad``; its element of ``values`` fills the gap in ``problem``."""
@@ -98,13 +115,13 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) int64 index of the most probable class, the first of equals."""
-        return self.probabilities.argmax(axis=1)
+        """(N,) int64 index of the predicted class: the most probable one, or as the task has it."""
+        return self.asked.predicted(self.probabilities)
 
     @cached_property
     def confidence(self) -> np.ndarray:
         """(N,) float64 probability of the predicted class."""
-        return self.probabilities.max(axis=1)
+        return self.probabilities[np.arange(len(self.predicted)), self.predicted]
 
     @property
     def accuracy(self) -> float:
@@ -137,7 +154,8 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     """Yield the cells of the CSV file, header first, then one row per image.
 
     Columns: ``path``, ``label`` (empty if unknown), ``prediction``, ``probability_CLASS`` of each class with 8
-    significant digits and, if requested, ``logit_CLASS`` of each class with 9, which restore the float32 exactly.
+    significant digits and, if requested, ``logit_NAME`` of each output (a class, or what the
+    task names) with 9, which restore the float32 exactly.
 
     Raises:
         TwinbudError: Logits are requested but unknown.
@@ -149,7 +167,7 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
         if predictions.logits is None:
             fix = "Leave out --logits, or predict with the model again"
             raise TwinbudError("the predictions have no logits", where="--logits", fix=fix)
-        header += [f"logit_{name}" for name in classes]
+        header += [f"logit_{name}" for name in predictions.output_names]
         columns.append([[f"{value:.9g}" for value in row] for row in predictions.logits])
     yield header
     for row, path in enumerate(predictions.paths):

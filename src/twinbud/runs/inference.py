@@ -96,8 +96,9 @@ def evaluate_run(
     predictions = Predictions.from_logits(
         _logits(model_folder, images.image_store),
         paths=tuple(row.path for row in rows),
-        labels=np.array([model_folder.classes.index(row.label) for row in rows], dtype=np.int64),
+        labels=model_folder.task.encode([row.label for row in rows]).numpy(),
         classes=model_folder.classes,
+        task=model_folder.task,
         patient_ids=tuple(row.patient_id for row in rows) if images.image_index.has_patients else None,
     )
     evaluation = Evaluation(
@@ -164,6 +165,7 @@ def predict(
         _logits(model_folder, image_store),
         paths=tuple(row.path for index, row in enumerate(frames.rows) if index not in broken),
         classes=model_folder.classes,
+        task=model_folder.task,
     )
     unreadable = (IgnoredFile(path=frames.rows[index].path, reason=reason) for index, reason in broken.items())
     left_out = (*frames.left_out, *unreadable)

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from twinbud.config.schema import TrainingConfig
@@ -29,6 +30,7 @@ from twinbud.core.rng import stream_seed
 from twinbud.data.augment import apply_views
 from twinbud.data.prefetch import prefetch
 from twinbud.models.families.base import TimmModel
+from twinbud.tasks.single import SingleLabel
 from twinbud.training.epoch_loop import History
 from twinbud.training.epoch_plan import draw_training_views
 from twinbud.training.fit import LabelledImages
@@ -95,17 +97,24 @@ def fit_probe(
         Stopped: A stop was requested; nothing is saved.
     """
     progress, start = progress or SilentProgress(), time.perf_counter()
+    task = data.task or SingleLabel(class_names)
     labels_N = data.labels_N.cpu().numpy()
     counts_K = np.bincount(labels_N, minlength=len(class_names))
     if not counts_K.all():
         absent = first_few(name for name, count in zip(class_names, counts_K, strict=True) if not count)
         problem = f"no image of {absent} is labelled, so that logistic regression cannot learn it"
         raise TwinbudError(problem, where="--method probe", fix="Use --subset stratified, or a larger --fraction")
+    balances = config.balance in ("weights", "sampler")
     features_MD = probe_features(network, data, config, bf16=bf16, stop_requested=stop_requested, progress=progress)
     count = num_views(len(data))
     with threadpool_limits(torch.get_num_threads()):
         found = fit_linear_classifier(
-            features_MD, np.tile(labels_N, count), np.tile(groups_N, count), config.seed, stop_requested=stop_requested
+            features_MD,
+            np.tile(labels_N, count),
+            np.tile(groups_N, count),
+            config.seed,
+            balanced=balances,
+            stop_requested=stop_requested,
         )
     if found.log_loss is None:
         choice = "the default: a class has too few labelled images or patients for cross-validation"
@@ -116,6 +125,8 @@ def fit_probe(
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(found.weight_KD))
         classifier.bias.copy_(torch.from_numpy(found.bias_K))
+        if config.balance == "logit-adjusted":  # after the fit: the classifier is not trained further
+            classifier.bias -= task.prior_logits(torch.from_numpy(counts_K).double()).to(classifier.bias)
     return History(num_images=len(features_MD), train_seconds=time.perf_counter() - start)
 
 
@@ -171,6 +182,7 @@ def fit_linear_classifier(
     groups_M: np.ndarray,
     seed: int = 0,
     *,
+    balanced: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> LinearClassifier:
     """Fit multinomial logistic regression on standardized features.
@@ -180,6 +192,7 @@ def fit_linear_classifier(
         labels_M: Class indices; every class from 0 to K − 1 occurs.
         groups_M: int; samples of one group are on one side of each fold.
         seed: Seed of the folds.
+        balanced: Whether all classes count the same, however many samples they have.
         stop_requested: Asked before each regression.
 
     Raises:
@@ -188,12 +201,12 @@ def fit_linear_classifier(
     strength, loss = DEFAULT_STRENGTH, None
     if folds := probe_folds(labels_M, groups_M, seed):
         losses = {
-            candidate: _validation_loss(features_MD, labels_M, folds, candidate, stop_requested)
+            candidate: _validation_loss(features_MD, labels_M, folds, candidate, balanced, stop_requested)
             for candidate in STRENGTHS
         }
         strength = min(losses, key=losses.__getitem__)
         loss = losses[strength]
-    scaler, regression = _regression(features_MD, labels_M, strength)
+    scaler, regression = _regression(features_MD, labels_M, strength, balanced)
     weight_KD, bias_K = regression.coef_, regression.intercept_
     if len(weight_KD) == 1:  # of two classes: the log-odds of the second
         weight_KD, bias_K = np.concatenate([-weight_KD, weight_KD]) / 2, np.concatenate([-bias_K, bias_K]) / 2
@@ -219,23 +232,39 @@ def probe_folds(labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0) -> Fo
 
 
 def _validation_loss(
-    features_MD: np.ndarray, labels_M: np.ndarray, folds: Folds, strength: float, stop_requested: Callable[[], bool]
+    features_MD: np.ndarray,
+    labels_M: np.ndarray,
+    folds: Folds,
+    strength: float,
+    balanced: bool,
+    stop_requested: Callable[[], bool],
 ) -> float:
     """Return the mean log-loss over the folds."""
     losses = []
     for train, validation in folds:
         _check_stop(stop_requested)
-        scaler, regression = _regression(features_MD[train], labels_M[train], strength)
+        scaler, regression = _regression(features_MD[train], labels_M[train], strength, balanced)
         probabilities = regression.predict_proba(scaler.transform(features_MD[validation]))
-        losses.append(log_loss(labels_M[validation], probabilities, labels=np.arange(labels_M.max() + 1)))
+        losses.append(
+            log_loss(
+                labels_M[validation],
+                probabilities,
+                labels=np.arange(labels_M.max() + 1),
+                sample_weight=compute_sample_weight("balanced", labels_M[validation]) if balanced else None,
+            )
+        )
     return float(np.mean(losses))
 
 
 def _regression(
-    features_MD: np.ndarray, labels_M: np.ndarray, strength: float
+    features_MD: np.ndarray, labels_M: np.ndarray, strength: float, balanced: bool
 ) -> tuple[StandardScaler, LogisticRegression]:
     """Fit a scaler, and a regression on the scaled features."""
-    scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
+    weights = "balanced" if balanced else None
+    scaler, regression = (
+        StandardScaler(),
+        LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, class_weight=weights),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps, the rest changes little
         regression.fit(scaler.fit_transform(features_MD), labels_M)

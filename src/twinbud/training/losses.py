@@ -67,4 +67,3 @@ def total_loss(
         student_BK, at_least_float32(targets_BK), temperature, targets_are_probabilities=targets_are_probabilities
     )
     return Losses(alpha * ce + (1 - alpha) * temperature**2 * skd, ce, skd)
-

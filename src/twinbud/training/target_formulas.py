@@ -44,4 +44,3 @@ def virtual_teacher(num_classes: int) -> torch.Tensor:
         VIRTUAL_CONFIDENCE
     )
     return F.softmax(probabilities_KK / VIRTUAL_TEMPERATURE, dim=1)
-
