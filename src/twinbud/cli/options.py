@@ -197,7 +197,7 @@ def _teach() -> list[Option]:
 def _evaluate() -> list[Option]:
     return [
         _path("run", "Output of 'twinbud train'.", "RUN"),
-        *(_setting(name, "the run's") for name in _IMAGES),
+        *(_setting(name, "the run's") for name in (*_IMAGES, "aggregate")),
         *(_setting(name) for name in _READING),
         _logits(),
         *_output("Folder for metrics.json, predictions.csv and left_out.csv."),

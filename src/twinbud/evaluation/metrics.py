@@ -7,7 +7,7 @@ classes for which it is defined; ``macro_over`` names them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from twinbud.config.task import Aggregate
 from twinbud.core.errors import TwinbudError
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.data.identity import patient_key
@@ -31,12 +32,13 @@ from twinbud.evaluation.calibration import (
     expected_calibration_error,
     reliability_bins,
 )
+from twinbud.evaluation.patients import predictions_of_patients
 from twinbud.evaluation.predictions import Predictions
 
 
-def _metric(label: str, meaning: str) -> Any:
+def _metric(label: str, meaning: str, **default: None) -> Any:
     """Declare a metric with its name and explanation for readers of a report."""
-    return field(metadata={"label": label, "meaning": meaning})
+    return field(metadata={"label": label, "meaning": meaning}, **default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,14 @@ class PointMetrics:
     """In [0, 2], see ``brier_per_image``; mean over the images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskMetrics(PointMetrics):
+    """Further metrics with an interval, of some tasks only; None, and absent from the JSON, for the others."""
+
+
 POINT_METRICS = tuple(metric.name for metric in fields(PointMetrics))
-METRIC_TEXTS: Mapping[str, tuple[str, str]] = {
-    metric.name: (metric.metadata["label"], metric.metadata["meaning"]) for metric in fields(PointMetrics)
-}
-"""Label and meaning of each metric, by name."""
+IMBALANCE = 5.0
+"""From this ratio of the largest to the smallest class on, the accuracy says little about the small class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationMetrics(PointMetrics):
+class EvaluationMetrics(TaskMetrics):
     """All metrics of one set of labelled images."""
 
     num_test: int
@@ -110,6 +115,30 @@ class EvaluationMetrics(PointMetrics):
     """Number of patients (or images)."""
     num_bootstrap: int
     """Number of replicates."""
+    patients: EvaluationMetrics | None = None
+    """Of the patients instead of their images; None where no patient has several."""
+    aggregate: Aggregate | None = None
+    """How the probabilities of each patient's images were joined; None but in ``patients``."""
+    num_left_out: int | None = None
+    """Patients without a label of their own, since those of their images differ; None but in ``patients``."""
+
+    @property
+    def imbalance(self) -> float:
+        """Number of test images of the largest class, divided by that of the smallest that has any."""
+        supports = [row.support for row in self.per_class.values() if row.support]
+        return max(supports) / min(supports)
+
+    @property
+    def lead(self) -> str:
+        """Name of the metric that a report shows first."""
+        return "balanced_accuracy" if self.imbalance >= IMBALANCE else "accuracy"
+
+    @property
+    def texts(self) -> Mapping[str, tuple[str, str]]:
+        """Label and meaning of each metric that these images have, by name, in the order of a report."""
+        known = {metric.name: (metric.metadata["label"], metric.metadata["meaning"]) for metric in fields(TaskMetrics)}
+        shown = {name: text for name, text in known.items() if name in POINT_METRICS or getattr(self, name) is not None}
+        return {self.lead: shown.pop(self.lead), **shown}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,17 +159,30 @@ class EvaluationMetrics(PointMetrics):
         return from_json(cls, content, "metrics")
 
 
-def evaluate(predictions: Predictions, *, num_bootstrap: int = 1000, seed: int = 0) -> EvaluationMetrics:
+def evaluate(
+    predictions: Predictions, *, num_bootstrap: int = 1000, seed: int = 0, aggregate: Aggregate | None = None
+) -> EvaluationMetrics:
     """Compute all metrics of labelled predictions.
 
     Args:
         predictions: N >= 1 labelled images of K >= 2 classes.
         num_bootstrap: Number of bootstrap replicates; with 0, every interval is None.
         seed: Seed of the random stream "bootstrap".
+        aggregate: How to join the probabilities of a patient's images, for metrics of the patients as well; None for
+            metrics of the images alone.
 
     Raises:
         TwinbudError: No labels, no images, or fewer than two classes.
     """
+    metrics = _evaluate_images(predictions, num_bootstrap=num_bootstrap, seed=seed)
+    joined = predictions_of_patients(predictions, aggregate) if aggregate else None
+    if joined is None:
+        return metrics
+    patients = _evaluate_images(joined.predictions, num_bootstrap=num_bootstrap, seed=seed)
+    return replace(metrics, patients=replace(patients, aggregate=aggregate, num_left_out=joined.num_left_out))
+
+
+def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int) -> EvaluationMetrics:
     labels = _require_labels(predictions)
     predicted, classes = predictions.predicted, predictions.classes
     confusion = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))

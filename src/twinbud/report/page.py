@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from twinbud.core.files import write_text
 from twinbud.core.progress import duration
-from twinbud.evaluation.metrics import METRIC_TEXTS, EvaluationMetrics
+from twinbud.evaluation.metrics import IMBALANCE, EvaluationMetrics
 from twinbud.report import figures
 from twinbud.report.model import RunSummary
 
@@ -43,7 +43,9 @@ def render(
         autoescape=autoescape,
         summary=summary,
         metrics=summary.metrics,
-        texts=METRIC_TEXTS,
+        texts=summary.metrics.texts,
+        is_imbalanced=summary.metrics.imbalance >= IMBALANCE,
+        figure_of_merit=shown_value(summary.metrics.lead, getattr(summary.metrics, summary.metrics.lead)),
         headline=headline(summary.metrics),
         certainty=certainty(summary.metrics),
         perspective=perspective(summary.metrics),
@@ -56,7 +58,7 @@ def render_template(
 ) -> str:
     """Fill a template of this folder with values; ``percent``, ``number`` and ``duration`` are filters of all."""
     environment = _environment(autoescape)
-    environment.filters.update(percent=percent, number=number, duration=duration, **filters)
+    environment.filters.update(percent=percent, number=number, duration=duration, shown_as=shown_as, **filters)
     return environment.get_template(template).render(**values)
 
 
@@ -74,13 +76,17 @@ def _environment(autoescape: bool) -> Environment:
 
 
 def headline(metrics: EvaluationMetrics) -> str:
-    """Complete the sentence that starts with the accuracy."""
-    return f"of {metrics.num_test:,} test images classified correctly"
+    """Complete the sentence that starts with the leading metric."""
+    images = f"{metrics.num_test:,} test images"
+    return {
+        "accuracy": f"of {images} classified correctly",
+        "balanced_accuracy": f"of the images of a class classified correctly, in the mean of the classes, on {images}",
+    }[metrics.lead]
 
 
 def certainty(metrics: EvaluationMetrics) -> str:
-    """State the 95 % interval of the accuracy, or why there is none."""
-    interval, count = metrics.confidence_intervals["accuracy"], metrics.num_test
+    """State the 95 % interval of the leading metric, or why there is none."""
+    interval, count = metrics.confidence_intervals[metrics.lead], metrics.num_test
     if metrics.accuracy in (0, 1):
         kind = "incorrect" if metrics.accuracy == 1 else "correct"
         bound = percent(min(1.0, 3 / count))
@@ -90,9 +96,9 @@ def certainty(metrics: EvaluationMetrics) -> str:
         )
     if interval is None:
         return "There is no 95 % interval: it needs at least two patients (or images) and a bootstrap."
-    unit = metrics.bootstrap_unit
+    unit, ends = metrics.bootstrap_unit, " to ".join(shown_value(metrics.lead, end) for end in interval)
     return (
-        f"95\u00a0% interval: {percent(interval[0])} to {percent(interval[1])}, from {metrics.num_bootstrap:,} "
+        f"95\u00a0% interval: {ends}, from {metrics.num_bootstrap:,} "
         f"bootstrap replicates of the {metrics.num_bootstrap_units:,} {unit}s. It covers the choice of test {unit}s, "
         "not the variation between training runs."
     )
@@ -105,10 +111,24 @@ def perspective(metrics: EvaluationMetrics) -> str:
     share = supports[common] / metrics.num_test
     found = {name: row.sensitivity for name, row in metrics.per_class.items() if row.sensitivity is not None}
     least = min(found, key=lambda name: found[name])
+    start = "Always" if metrics.lead == "accuracy" else f"The accuracy is {percent(metrics.accuracy)}; always"
     return (
-        f"Always predicting “{common}” would reach {percent(share)}. "
+        f"{start} predicting “{common}” would reach {percent(share)}. "
         f"Lowest sensitivity: “{least}”, {percent(found[least])} of its {supports[least]:,} images."
     )
+
+
+def shown_value(name: str, value: float | None) -> str:
+    """Format the value of a metric as a share in percent or as a number."""
+    return percent(value) if name in _SHARES else number(value)
+
+
+def shown_as(value: float | None, name: str) -> str:
+    """See ``shown_value``; a filter."""
+    return shown_value(name, value)
+
+
+_SHARES = frozenset({"accuracy", "balanced_accuracy"})
 
 
 def percent(share: float | None, decimals: int = 1) -> str:

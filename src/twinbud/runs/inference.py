@@ -13,6 +13,7 @@ from twinbud.config.data_config import DataConfig
 from twinbud.config.loading import stage_config
 from twinbud.config.reading import Reading
 from twinbud.config.schema import TrainingConfig
+from twinbud.config.task import Aggregate
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress
@@ -102,7 +103,7 @@ def evaluate_run(
         patient_ids=tuple(row.patient_id for row in rows) if images.image_index.has_patients else None,
     )
     evaluation = Evaluation(
-        metrics=evaluate(predictions, seed=seed),
+        metrics=evaluate(predictions, seed=seed, aggregate=images.aggregate),
         predictions=predictions,
         ignored=images.image_index.ignored,
         num_left_out=images.num_listed - len(rows),
@@ -224,6 +225,7 @@ class _Images:
     num_listed: int
     """How many these are, including those left out."""
     num_unreadable: int
+    aggregate: Aggregate
     num_seen: int = 0
     """Left out since the run has seen them, or other images of their patients, in training."""
 
@@ -246,7 +248,9 @@ def _images_to_evaluate(
     progress: Progress,
 ) -> _Images:
     is_other = "data" in source
-    known = {name: settings[name] for name in settings if name.endswith("_column") or not is_other}
+    known = {
+        name: settings[name] for name in settings if name.endswith("_column") or name == "aggregate" or not is_other
+    }
     read = {**known, **source, **model_folder.reading.to_json()}
     data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
     image_index = read_index(data, to_train=False, progress=progress)
@@ -323,4 +327,5 @@ def _decode(
         part=part,
         num_listed=num_listed,
         num_unreadable=num_listed - len(readable.rows),
+        aggregate=data.aggregate,
     )

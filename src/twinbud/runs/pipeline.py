@@ -281,16 +281,16 @@ def train_student(
 
 def evaluate_student(job: Job, history: History, cost: RunCost) -> tuple[Predictions, RunMetrics]:
     """Predict the test part once, after the last epoch, and evaluate it; the validation part as well, if any."""
-    seed = job.config.training.seed
+    evaluated = partial(evaluate, seed=job.config.training.seed, aggregate=job.config.data.aggregate)
     predictions = predict_rows(job, job.split.test)
     best = history.best_test_pass
     network_cost = measure_network(job.student_pair.student, job.config.training.image_size)
     metrics = RunMetrics(
-        **vars(evaluate(predictions, seed=seed)),
+        **vars(evaluated(predictions)),
         **vars(replace(cost, **vars(network_cost))),
         best_test_epoch=best.epoch if best else None,
         best_test_accuracy=best.test_accuracy if best else None,
-        val=evaluate(predict_rows(job, job.split.val), seed=seed) if job.split.val else None,
+        val=evaluated(predict_rows(job, job.split.val)) if job.split.val else None,
     )
     return predictions, metrics
 
