@@ -15,7 +15,8 @@ from twinbud.config.schema import TrainingConfig
 from twinbud.config.task import Balance
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
-from twinbud.tasks.balance import balance_loss, class_weights, draw_balanced_samples
+from twinbud.tasks.balance import balance_loss, draw_balanced_samples
+from twinbud.tasks.formulas import class_weights
 from twinbud.tasks.single import SingleLabel
 from twinbud.training.fit import LabelledImages, fit
 
@@ -57,16 +58,16 @@ def test_logit_adjustment_adds_the_logarithm_of_each_class_share() -> None:
 
 
 def test_the_sampler_draws_each_class_equally_often() -> None:
-    drawn = torch.cat([LABELS[draw_balanced_samples(LABELS, 0, epoch)] for epoch in range(1, 201)])
+    drawn = torch.cat([LABELS[draw_balanced_samples(TASK, LABELS, 0, epoch)] for epoch in range(1, 201)])
     shares = torch.bincount(drawn) / len(drawn)
     assert (shares - 1 / 3).abs().max() < 0.03
 
 
 def test_the_sampler_is_a_function_of_seed_and_epoch() -> None:
-    first = draw_balanced_samples(LABELS, 0, 1)
-    assert torch.equal(first, draw_balanced_samples(LABELS, 0, 1))
-    assert not torch.equal(first, draw_balanced_samples(LABELS, 0, 2))
-    assert not torch.equal(first, draw_balanced_samples(LABELS, 1, 1))
+    first = draw_balanced_samples(TASK, LABELS, 0, 1)
+    assert torch.equal(first, draw_balanced_samples(TASK, LABELS, 0, 1))
+    assert not torch.equal(first, draw_balanced_samples(TASK, LABELS, 0, 2))
+    assert not torch.equal(first, draw_balanced_samples(TASK, LABELS, 1, 1))
 
 
 def trained(balance: Balance) -> torch.Tensor:

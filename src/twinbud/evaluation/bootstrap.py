@@ -13,6 +13,7 @@ import numpy as np
 
 from twinbud.core.rng import numpy_stream
 from twinbud.evaluation.calibration import brier_per_image, calibration_gaps
+from twinbud.evaluation.order import weighted_order_metrics
 from twinbud.evaluation.predictions import Predictions
 
 Interval = tuple[float, float]
@@ -40,7 +41,7 @@ def confidence_intervals(
     num_bootstrap: int,
     seed: int,
 ) -> dict[str, Interval | None]:
-    """Compute the 95 % percentile interval of each metric of ``PointMetrics``, by name.
+    """Compute the 95 % percentile interval of each metric of ``TaskMetrics`` that the task has, by name.
 
     Args:
         predictions: N images of K classes.
@@ -61,6 +62,7 @@ def confidence_intervals(
         calibration_gaps=calibration_gaps(predictions.confidence, predictions.predicted == labels),
         brier=brier_per_image(labels, predictions.probabilities),
         auroc_classes=auroc_classes,
+        has_order=predictions.asked.has_order,
     )
     num_classes = len(predictions.classes)
     blocks = [_replicates(images, weights) for weights in _weights(unit_of_image, num_bootstrap, num_classes, seed)]
@@ -99,6 +101,7 @@ class _Images:
     calibration_gaps: np.ndarray
     brier: np.ndarray
     auroc_classes: Sequence[int]
+    has_order: bool
 
 
 def _weights(unit_of_image: np.ndarray, num_bootstrap: int, num_classes: int, seed: int) -> Iterator[np.ndarray]:
@@ -136,6 +139,7 @@ def _replicates(images: _Images, weights: np.ndarray) -> dict[str, np.ndarray]:
         "mcc": np.where(spread > 0, _ratio(agreement, spread), 0.0),
         "ece": np.abs(weights @ images.calibration_gaps).sum(1) / total,
         "brier": weights @ images.brier / total,
+        **(weighted_order_metrics(confusion) if images.has_order else {}),
     }
 
 

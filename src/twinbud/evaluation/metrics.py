@@ -32,6 +32,7 @@ from twinbud.evaluation.calibration import (
     expected_calibration_error,
     reliability_bins,
 )
+from twinbud.evaluation.order import order_metrics
 from twinbud.evaluation.patients import predictions_of_patients
 from twinbud.evaluation.predictions import Predictions
 
@@ -64,6 +65,15 @@ class PointMetrics:
 @dataclass(frozen=True, kw_only=True)
 class TaskMetrics(PointMetrics):
     """Further metrics with an interval, of some tasks only; None, and absent from the JSON, for the others."""
+
+    kappa: float | None = _metric(
+        "Quadratic-weighted kappa", "agreement of grades beyond chance: 0 is chance, 1 is perfect", default=None
+    )
+    """In [-1, 1], of grades; None also where labels and predictions are all of one grade."""
+    mae: float | None = _metric("Mean absolute error", "distance of the grade from its label, in grades", default=None)
+    """In [0, C - 1], of grades."""
+    within_one: float | None = _metric("Within one grade", "share of images at most one grade off", default=None)
+    """In [0, 1], of grades."""
 
 
 POINT_METRICS = tuple(metric.name for metric in fields(PointMetrics))
@@ -131,6 +141,8 @@ class EvaluationMetrics(TaskMetrics):
     @property
     def lead(self) -> str:
         """Name of the metric that a report shows first."""
+        if self.within_one is not None:
+            return "kappa"
         return "balanced_accuracy" if self.imbalance >= IMBALANCE else "accuracy"
 
     @property
@@ -192,7 +204,8 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
     patients = [patient_key(patient) for patient in predictions.patient_ids or ()]
     by_patient = any(patient is not None for patient in patients)
     unit_of_image = unit_of_each_image(patients if by_patient else None, len(labels))
-    intervals: dict[str, Interval | None] = dict.fromkeys(POINT_METRICS)
+    order = order_metrics(confusion) if predictions.asked.has_order else {}
+    intervals: dict[str, Interval | None] = dict.fromkeys((*POINT_METRICS, *order))
     if num_bootstrap > 0 and unit_of_image.max() > 0:
         intervals = confidence_intervals(
             predictions,
@@ -210,6 +223,7 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
         mcc=float(matthews_corrcoef(labels, predicted)) if in_either.sum() > 1 else 0.0,
         ece=expected_calibration_error(predictions.confidence, predicted == labels),
         brier=float(brier_per_image(labels, predictions.probabilities).mean()),
+        **order,
         num_test=len(labels),
         macro_over={
             "balanced_accuracy": tuple(classes[k] for k in np.flatnonzero(in_labels)),

@@ -81,6 +81,7 @@ def headline(metrics: EvaluationMetrics) -> str:
     return {
         "accuracy": f"of {images} classified correctly",
         "balanced_accuracy": f"of the images of a class classified correctly, in the mean of the classes, on {images}",
+        "kappa": f"quadratic-weighted kappa of the grades of {images}: 0 is chance, 1 is perfect",
     }[metrics.lead]
 
 
@@ -128,7 +129,7 @@ def shown_as(value: float | None, name: str) -> str:
     return shown_value(name, value)
 
 
-_SHARES = frozenset({"accuracy", "balanced_accuracy"})
+_SHARES = frozenset({"accuracy", "balanced_accuracy", "within_one"})
 
 
 def percent(share: float | None, decimals: int = 1) -> str:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from twinbud.config.schema import Distillation
 from twinbud.config.task import Aggregate, TaskName
+from twinbud.tasks.formulas import class_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,10 @@ class Task(ABC):
     """
 
     name: ClassVar[TaskName]
+    has_order: ClassVar[bool] = False
+    """Whether the classes are grades, so that the distance of a prediction from its label counts."""
     unsupported: ClassVar[Mapping[Distillation, str]] = {}
-    """Why some sources of soft targets do not fit, after the words "needs" or "has"."""
+    """For each source of soft targets that does not fit, why, as a clause that follows ``--task NAME,``."""
 
     classes: tuple[str, ...]
 
@@ -117,9 +120,31 @@ class Task(ABC):
     def num_correct(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return a scalar, the number of images classified correctly; of a mixed image, its largest share counts."""
 
+    def counts(self, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return how many of the images show each class: (C,) int64."""
+        return torch.bincount(targets_N, minlength=len(self.classes))
+
+    def class_weights(self, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return the class weights with which all classes count the same in the loss."""
+        return class_weights(targets_N, len(self.classes))
+
+    def sample_weights(self, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return the (N,) weights with which a sampler draws every class equally often."""
+        return self.class_weights(targets_N)[targets_N]
+
     @abstractmethod
-    def prior_logits(self, counts_C: torch.Tensor) -> torch.Tensor:
-        """Return the logits (K,) of a network that knows nothing but the number of images of each class."""
+    def prior_logits(self, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return the logits (K,) of a network that knows nothing but how frequent each class is among the images.
+
+        A class without an image counts as if it had one.
+        """
+
+    def binary_targets(self, targets_N: torch.Tensor) -> torch.Tensor | None:
+        """Return for each output what it learns from each image: (N, K) float32, 1 yes, 0 no, NaN nothing.
+
+        None where the outputs depend on each other through a softmax.
+        """
+        del targets_N
 
     @abstractmethod
     def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Divergences and class numbers that tasks share, as pure functions.
+"""Divergences and class weights that tasks share, as pure functions.
 
-Shape legend: B batch, K classes or outputs.
+Shape legend: N samples, B batch, C classes, K outputs.
 """
 
 from __future__ import annotations
@@ -89,3 +89,21 @@ def binary_mean_logits(one_BK: torch.Tensor, other_BK: torch.Tensor, temperature
     yes_BK = torch.logaddexp(F.logsigmoid(one_BK), F.logsigmoid(other_BK))
     no_BK = torch.logaddexp(F.logsigmoid(-one_BK), F.logsigmoid(-other_BK))
     return temperature * (yes_BK - no_BK)
+
+
+def class_weights(labels_N: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the weight N / (C · images of the class) of each class, with which all classes count the same.
+
+    >>> class_weights(torch.tensor([0, 0, 0, 1]), 2)
+    tensor([0.6667, 2.0000])
+
+    Args:
+        labels_N: int64 class indices.
+        num_classes: C; a class without images has the weight 0, and C counts the classes that have some.
+
+    Returns:
+        (C,) float32; the mean over the images is 1.
+    """
+    counts_C = torch.bincount(labels_N, minlength=num_classes).double()
+    weights_C = len(labels_N) / ((counts_C > 0).sum() * counts_C)
+    return torch.where(counts_C > 0, weights_C, 0.0).float()

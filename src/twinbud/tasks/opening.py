@@ -6,9 +6,10 @@ from twinbud.config.combinations import require
 from twinbud.config.schema import TrainingConfig
 from twinbud.config.task import TaskName
 from twinbud.tasks.base import Task
+from twinbud.tasks.ordinal import Ordinal
 from twinbud.tasks.single import SingleLabel
 
-_TASKS: dict[TaskName, type[Task]] = {"single": SingleLabel}
+_TASKS: dict[TaskName, type[Task]] = {"single": SingleLabel, "ordinal": Ordinal}
 
 
 def open_task(name: TaskName, classes: tuple[str, ...]) -> Task:

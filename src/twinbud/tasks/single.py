@@ -65,8 +65,9 @@ class SingleLabel(Task):
         labels_B = targets.argmax(dim=1) if targets.is_floating_point() else targets
         return (logits_BK.argmax(dim=1) == labels_B).sum()
 
-    def prior_logits(self, counts_C: torch.Tensor) -> torch.Tensor:
-        """Return the logarithm of each class's share of the images."""
+    def prior_logits(self, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of each class's share of the images, float64."""
+        counts_C = self.counts(targets_N).clamp(min=1).double()
         return torch.log(counts_C / counts_C.sum())
 
     def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:

@@ -163,7 +163,7 @@ class _TrainingLoop(EpochLoop[_Batch]):
         """See ``EpochLoop``; a sampler gives each place of the order a sample, and a view and mixing of its own."""
         samples = order
         if self.config.balance == "sampler":
-            drawn_N = draw_balanced_samples(self.data.labels_N, self.config.seed, epoch)
+            drawn_N = draw_balanced_samples(self.step.objective.task, self.data.labels_N, self.config.seed, epoch)
             samples = [drawn_N[places] for places in order]
         same_class_batches: Iterable[torch.Tensor | None] = itertools.repeat(None, len(order))
         if self.step.targets.needs_same_class_pairs:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from twinbud.core.rng import stream_seed
 from twinbud.data.augment import apply_views
 from twinbud.data.prefetch import prefetch
 from twinbud.models.families.base import TimmModel
+from twinbud.tasks.base import Task
 from twinbud.tasks.single import SingleLabel
 from twinbud.training.epoch_loop import History
 from twinbud.training.epoch_plan import draw_training_views
@@ -98,22 +100,22 @@ def fit_probe(
     """
     progress, start = progress or SilentProgress(), time.perf_counter()
     task = data.task or SingleLabel(class_names)
-    labels_N = data.labels_N.cpu().numpy()
-    counts_K = np.bincount(labels_N, minlength=len(class_names))
+    labels_N = data.labels_N.cpu()
+    counts_K = task.counts(labels_N).numpy()
     if not counts_K.all():
         absent = first_few(name for name, count in zip(class_names, counts_K, strict=True) if not count)
         problem = f"no image of {absent} is labelled, so that logistic regression cannot learn it"
         raise TwinbudError(problem, where="--method probe", fix="Use --subset stratified, or a larger --fraction")
-    balances = config.balance in ("weights", "sampler")
     features_MD = probe_features(network, data, config, bf16=bf16, stop_requested=stop_requested, progress=progress)
     count = num_views(len(data))
     with threadpool_limits(torch.get_num_threads()):
-        found = fit_linear_classifier(
+        found = fit_classifier_of(
+            task,
             features_MD,
-            np.tile(labels_N, count),
+            labels_N,
             np.tile(groups_N, count),
             config.seed,
-            balanced=balances,
+            balanced=config.balance in ("weights", "sampler"),
             stop_requested=stop_requested,
         )
     if found.log_loss is None:
@@ -126,7 +128,7 @@ def fit_probe(
         classifier.weight.copy_(torch.from_numpy(found.weight_KD))
         classifier.bias.copy_(torch.from_numpy(found.bias_K))
         if config.balance == "logit-adjusted":  # after the fit: the classifier is not trained further
-            classifier.bias -= task.prior_logits(torch.from_numpy(counts_K).double()).to(classifier.bias)
+            classifier.bias -= task.prior_logits(labels_N).to(classifier.bias)
     return History(num_images=len(features_MD), train_seconds=time.perf_counter() - start)
 
 
@@ -174,6 +176,52 @@ def probe_features(
 def _check_stop(stop_requested: Callable[[], bool]) -> None:
     if stop_requested():
         raise Stopped("stopped before the logistic regression ended; repeat the same command with --resume")
+
+
+def fit_classifier_of(
+    task: Task,
+    features_MD: np.ndarray,
+    targets_N: torch.Tensor,
+    groups_M: np.ndarray,
+    seed: int = 0,
+    *,
+    balanced: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> LinearClassifier:
+    """Fit the logits of a task: one multinomial regression, or a binary one for each output.
+
+    Args:
+        task: What is asked of the images.
+        features_MD: float32, V views of N images, view by view.
+        targets_N: Targets of the images, on the CPU.
+        groups_M: See ``fit_linear_classifier``, and likewise the others.
+        seed: See there.
+        balanced: See there.
+        stop_requested: See there.
+
+    Returns:
+        The classifier. Of binary regressions, ``strength`` is the geometric mean and ``log_loss`` the mean.
+
+    Raises:
+        Stopped: A stop was requested.
+    """
+    count = len(features_MD) // len(targets_N)
+    options: dict[str, Any] = {"balanced": balanced, "stop_requested": stop_requested}
+    binary_NK = task.binary_targets(targets_N)
+    if binary_NK is None:
+        return fit_linear_classifier(features_MD, np.tile(targets_N.numpy(), count), groups_M, seed, **options)
+    found: list[LinearClassifier] = []
+    for target_M in np.tile(binary_NK.numpy(), (count, 1)).T:
+        known_M = np.isfinite(target_M)
+        labels = target_M[known_M].astype(np.int64)
+        found.append(fit_linear_classifier(features_MD[known_M], labels, groups_M[known_M], seed, **options))
+    losses = [one.log_loss for one in found if one.log_loss is not None]
+    return LinearClassifier(
+        weight_KD=np.stack([one.weight_KD[1] - one.weight_KD[0] for one in found]),
+        bias_K=np.array([one.bias_K[1] - one.bias_K[0] for one in found]),
+        strength=float(np.exp(np.mean(np.log([one.strength for one in found])))),
+        log_loss=float(np.mean(losses)) if losses else None,
+    )
 
 
 def fit_linear_classifier(
