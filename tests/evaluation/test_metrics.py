@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.rng import numpy_stream
+from twinbud.core.typed_json import to_json
 from twinbud.evaluation.bootstrap import weighted_aurocs
 from twinbud.evaluation.metrics import POINT_METRICS, EvaluationMetrics, evaluate
 from twinbud.evaluation.predictions import Predictions
@@ -69,7 +70,7 @@ def test_point_values_equal_scikit_learn(num_classes, decimals):
     assert result.confusion_matrix == tuple(map(tuple, sk.confusion_matrix(labels, predicted).tolist()))
     for k, row in enumerate(result.per_class.values()):
         truth, said = labels == k, predicted == k
-        assert asdict(row) == pytest.approx(
+        assert to_json(row) == pytest.approx(
             {
                 "sensitivity": sk.recall_score(truth, said),
                 "specificity": sk.recall_score(~truth, ~said),

@@ -30,3 +30,29 @@ def save_grades(folder: Path, names: Sequence[str], num_patients: int = 8) -> Pa
     grades = [grade for grade in range(len(names)) for _ in range(2 * num_patients)]
     rows = [{"label": names[grade], "patient_id": f"P{place // 2}"} for place, grade in enumerate(grades)]
     return save_table(folder, rows, [40 + 50 * grade for grade in grades])
+
+
+def save_findings(folder: Path, *, num_patients: int = 24, combined: bool = False) -> Path:
+    """Two images of each patient, with labels in columns (some unknown) or, ``combined``, in one as ``a|b``.
+
+    An image is bright where it shows ``left`` or ``right``, each on its half.
+    """
+    random = np.random.default_rng(1)
+    states = np.repeat(random.random((num_patients, 2)) < 0.5, 2, axis=0)
+    names = ("left", "right", "rare")
+    rows: list[dict[str, str]] = []
+    for number, (left, right) in enumerate(states):
+        shown = (bool(left), bool(right), number // 2 % 8 == 0)
+        cells = {name: str(int(state)) for name, state in zip(names, shown, strict=True)}
+        if number % 7 == 0:
+            cells["right"] = ("", "-1", "nan")[number // 7 % 3]
+        present = [name for name, state in zip(names, shown, strict=True) if state]
+        labels = {"label": "|".join(present) or "No Finding"} if combined else cells
+        rows.append({**labels, "patient_id": f"P{number // 2}"})
+    path = save_table(folder, rows, [80] * len(rows))
+    for number, (left, right) in enumerate(states):
+        pixels = random.normal(80, 12, (32, 32))
+        pixels[:, :16] += 90 * left
+        pixels[:, 16:] += 90 * right
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.png")
+    return path

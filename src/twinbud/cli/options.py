@@ -30,7 +30,10 @@ _METAVARS = {
 }
 _ALIASES = {"--frames": ("--slices",)}
 """Options with a second name: the frames of a volume are its slices."""
-_IMAGES = ("data", "data_root", "image_column", "label_column", "patient_column", "split_column", "patient_salt")
+_IMAGES = (
+    "data", "data_root", "image_column", "label_column", "label_columns", "patient_column", "split_column",
+    "patient_salt",
+)  # fmt: skip
 _READING = ("skip_broken", "max_megapixels")
 
 

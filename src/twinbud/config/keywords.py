@@ -31,6 +31,7 @@ class Settings(TypedDict, total=False):
     """All settings but ``data`` and ``teacher``; ``twinbud train --help`` and the schema explain each."""
 
     task: TaskChoice
+    label_columns: str | None
     classes: str | None
     aggregate: Aggregate
     data_root: str | Path | None

@@ -27,11 +27,23 @@ def with_task(image_index: ImageIndex, config: DataConfig, *, asks: bool) -> Ima
         TwinbudError: ``classes`` are not those of the images, the labels could be grades or names of classes, or an
             ordinal set has no order.
     """
-    classes = image_index.classes
+    classes, is_several = image_index.classes, image_index.task == "multi-label"
+    if not is_several and "multi-label" in (config.task, config.label_columns and "multi-label"):
+        raise TwinbudError(
+            "each image has one class: only a CSV can give several labels",
+            where=f"{image_index.source} with --task multi-label",
+            fix="Give a CSV with a column a label (--label-columns A,B), or with labels as a|b",
+        )
+    if is_several and config.label_columns is None and all(len(row.shown) < 2 for row in image_index.rows):
+        raise TwinbudError(
+            f"no image has several labels: column '{config.label_column}' holds one class a row, never a|b",
+            where=f"{image_index.source} with --task multi-label",
+            fix="Give a column a label with --label-columns A,B, or --task single",
+        )
     if config.class_names is not None:
         _check_names(config.class_names, image_index)
         classes = config.class_names
-    numbers = _numbers(classes)
+    numbers = None if is_several else _numbers(classes)
     if asks and config.task == "auto" and numbers and len(numbers) >= _MANY_NUMBERS:
         raise TwinbudError(
             f"the {len(classes)} labels are numbers ({first_few(classes, 3)}): grades with an order, or class names?",

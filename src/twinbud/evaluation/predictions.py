@@ -29,10 +29,10 @@ class Predictions:
     """N paths."""
 
     labels: np.ndarray | None
-    """(N,) int64 class indices; None if unknown."""
+    """(N,) int64 class indices, or of several labels (N, K) float32 targets (``Task.encode``); None if unknown."""
 
     probabilities: np.ndarray
-    """(N, K) float64; each row sums to 1."""
+    """(N, K) float64; each row sums to 1 unless an image has several labels."""
 
     classes: tuple[str, ...]
     """K class names, in the order of the columns."""
@@ -64,6 +64,12 @@ class Predictions:
         softmax = "Apply softmax to the logits"
         lowest, sums = self.probabilities.min(axis=1, initial=1), self.probabilities.sum(axis=1)
         self._refuse(lowest < 0, "a probability is {:.4g}, which is below 0", softmax, lowest)
+        if not self.asked.is_exclusive:
+            highest = self.probabilities.max(axis=1, initial=0)
+            self._refuse(
+                highest > 1, "a probability is {:.4g}, which is above 1", "Apply sigmoid to the logits", highest
+            )
+            return
         self._refuse(np.abs(sums - 1) > 1e-3, "the probabilities sum to {:.4g}, not 1", softmax, sums)
         if self.labels is not None:
             if not np.issubdtype(self.labels.dtype, np.integer):
@@ -115,19 +121,25 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) int64 index of the predicted class: the most probable one, or as the task has it."""
+        """(N,) int64 index of the predicted class, or of several labels (N, K) int64, 1 for each predicted one."""
         return self.asked.predicted(self.probabilities)
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """(N,) float64 probability of the predicted class."""
+        """(N,) float64 probability of the predicted class, where each image has one."""
         return self.probabilities[np.arange(len(self.predicted)), self.predicted]
 
     @property
     def accuracy(self) -> float:
         """The share of images classified correctly, in [0, 1], of predictions with labels."""
         assert self.labels is not None, "the images have labels"
-        return float((self.predicted == self.labels).mean())
+        return self.asked.accuracy(self.predicted, self.labels)
+
+    @cached_property
+    def mistakes(self) -> np.ndarray:
+        """(N,) float64 confidence of each wrong prediction, NaN where it is right, of predictions with labels."""
+        assert self.labels is not None, "the images have labels"
+        return self.asked.mistakes(self.probabilities, self.labels)
 
     def most_confident_mistakes(self, limit: int) -> np.ndarray:
         """Return the (M,) indices of at most ``limit`` wrongly classified images, the most confident first.
@@ -137,8 +149,8 @@ class Predictions:
         """
         if self.labels is None:
             raise TwinbudError("the images have no labels", where="labels", fix="Give labels to find mistakes")
-        wrong = np.flatnonzero(self.predicted != self.labels)
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:limit]
+        wrong = np.flatnonzero(~np.isnan(self.mistakes))
+        return wrong[np.argsort(-self.mistakes[wrong], kind="stable")][:limit]
 
 
 def write_predictions(path: Path, predictions: Predictions, *, logits: bool = False) -> None:
@@ -160,7 +172,7 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     Raises:
         TwinbudError: Logits are requested but unknown.
     """
-    classes = predictions.classes
+    classes, asked = predictions.classes, predictions.asked
     header = ["path", "label", "prediction", *(f"probability_{name}" for name in classes)]
     columns = [[[f"{value:.8g}" for value in row] for row in predictions.probabilities]]
     if logits:
@@ -170,7 +182,7 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
         header += [f"logit_{name}" for name in predictions.output_names]
         columns.append([[f"{value:.9g}" for value in row] for row in predictions.logits])
     yield header
+    labels = [""] * len(predictions.paths) if predictions.labels is None else asked.texts(predictions.labels)
+    predicted = asked.texts(predictions.predicted)
     for row, path in enumerate(predictions.paths):
-        label = "" if predictions.labels is None else classes[predictions.labels[row]]
-        numbers = [cell for part in columns for cell in part[row]]
-        yield [path, label, classes[predictions.predicted[row]], *numbers]
+        yield [path, labels[row], predicted[row], *(cell for part in columns for cell in part[row])]

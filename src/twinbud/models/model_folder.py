@@ -122,7 +122,8 @@ def open_model_folder(folder: Path) -> ModelFolder:
     """
     config, preprocessing, reading = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
-    task = open_task(config.get("task", "single"), tuple(config["label_names"]))
+    thresholds = tuple(config.get("thresholds", ()))
+    task = open_task(config.get("task", "single"), tuple(config["label_names"]), thresholds=thresholds)
     name, is_narrowed = read_architecture_of(config)
     architecture = read_architecture(name, folder / "config.json")
     arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
@@ -163,6 +164,9 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing, Reading]:
         names, _ = config["label_names"], config["architecture"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("label_names is not a list of names")
+        thresholds = config.get("thresholds", [0.5] * len(names))
+        if len(thresholds) != len(names) or not all(0 <= float(threshold) <= 1 for threshold in thresholds):
+            raise ValueError("thresholds is not a list of one probability for each of label_names")
         if config.get("task", "single") not in TASK_NAMES:
             raise ValueError(f"the task is {config['task']!r}, which is none of {', '.join(TASK_NAMES)}")
         image_size = config.get("model_args", {}).get("img_size", preprocessing.image_size)

@@ -16,6 +16,7 @@ from twinbud.core.progress import duration
 from twinbud.evaluation.metrics import IMBALANCE, EvaluationMetrics
 from twinbud.report import figures
 from twinbud.report.model import RunSummary
+from twinbud.tasks.opening import open_task
 
 
 def write_report(path: Path, summary: RunSummary) -> None:
@@ -44,6 +45,7 @@ def render(
         summary=summary,
         metrics=summary.metrics,
         texts=summary.metrics.texts,
+        usage=open_task(summary.metrics.task or "single", summary.classes).usage,
         is_imbalanced=summary.metrics.imbalance >= IMBALANCE,
         figure_of_merit=shown_value(summary.metrics.lead, getattr(summary.metrics, summary.metrics.lead)),
         headline=headline(summary.metrics),
@@ -81,6 +83,7 @@ def headline(metrics: EvaluationMetrics) -> str:
     return {
         "accuracy": f"of {images} classified correctly",
         "balanced_accuracy": f"of the images of a class classified correctly, in the mean of the classes, on {images}",
+        "auroc_macro": f"macro AUROC of {len(metrics.classes)} labels on {images}: 0.5 is chance, 1 is perfect",
         "kappa": f"quadratic-weighted kappa of the grades of {images}: 0 is chance, 1 is perfect",
     }[metrics.lead]
 
@@ -88,7 +91,7 @@ def headline(metrics: EvaluationMetrics) -> str:
 def certainty(metrics: EvaluationMetrics) -> str:
     """State the 95 % interval of the leading metric, or why there is none."""
     interval, count = metrics.confidence_intervals[metrics.lead], metrics.num_test
-    if metrics.accuracy in (0, 1):
+    if metrics.accuracy in (0, 1) and metrics.task != "multi-label":
         kind = "incorrect" if metrics.accuracy == 1 else "correct"
         bound = percent(min(1.0, 3 / count))
         return (
@@ -106,7 +109,9 @@ def certainty(metrics: EvaluationMetrics) -> str:
 
 
 def perspective(metrics: EvaluationMetrics) -> str:
-    """Compare with a constant prediction, and name the class with the lowest sensitivity."""
+    """Compare with a constant prediction, and name the class with the lowest sensitivity (of labels, AUROC)."""
+    if metrics.task == "multi-label":
+        return _weakest_label(metrics)
     supports = {name: row.support for name, row in metrics.per_class.items()}
     common = max(supports, key=lambda name: supports[name])
     share = supports[common] / metrics.num_test
@@ -117,6 +122,15 @@ def perspective(metrics: EvaluationMetrics) -> str:
         f"{start} predicting “{common}” would reach {percent(share)}. "
         f"Lowest sensitivity: “{least}”, {percent(found[least])} of its {supports[least]:,} images."
     )
+
+
+def _weakest_label(metrics: EvaluationMetrics) -> str:
+    aurocs = {name: row.auroc for name, row in metrics.per_class.items() if row.auroc is not None}
+    if not aurocs:
+        return "No label has both images that show it and images that do not: there is no AUROC."
+    least = min(aurocs, key=lambda name: aurocs[name])
+    row = metrics.per_class[least]
+    return f"Lowest AUROC: “{least}”, {number(aurocs[least])}; {row.support:,} of {row.num_known:,} known show it."
 
 
 def shown_value(name: str, value: float | None) -> str:

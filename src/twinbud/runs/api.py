@@ -94,6 +94,7 @@ def evaluate(
     data_root: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_columns: str | None = None,
     patient_column: str | None = None,
     split_column: str | None = None,
     patient_salt: str | Path | None = None,
@@ -114,6 +115,7 @@ def evaluate(
         data_root: Local copy of the set that ``data`` names, or the run; None for where it is downloaded to.
         image_column: CSV column of the image path; None for the run's, and likewise below.
         label_column: CSV column of the class name.
+        label_columns: CSV columns of several labels, ``"A,B,C"``.
         patient_column: CSV column of the patient.
         split_column: CSV column with train, val or test.
         patient_salt: File with the secret that hashes patient ids of DICOM; None for the run's.
@@ -143,6 +145,7 @@ def evaluate(
         "data_root": None if data_root is None else str(data_root),
         "image_column": image_column,
         "label_column": label_column,
+        "label_columns": label_columns,
         "patient_column": patient_column,
         "split_column": split_column,
         "patient_salt": None if patient_salt is None else str(patient_salt),

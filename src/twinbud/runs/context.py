@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
@@ -148,6 +149,17 @@ def split_images(
 def targets_of(job: Job, rows: tuple[int, ...]) -> torch.Tensor:
     """Return the targets of the given rows, see ``Task``."""
     return job.task.encode([job.image_index.rows[row].label for row in rows])
+
+
+def with_decisions(job: Job) -> Job:
+    """Return the job with a task that decides as suits the validation part or, without one, the labelled images."""
+
+    def examples() -> tuple[np.ndarray, np.ndarray]:
+        predictions = predict_rows(job, job.split.val or job.split.labelled)
+        assert predictions.labels is not None
+        return predictions.probabilities, predictions.labels
+
+    return replace(job, task=job.task.decided_by(examples))
 
 
 def labelled_images(job: Job) -> LabelledImages:

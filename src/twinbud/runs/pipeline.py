@@ -38,6 +38,7 @@ from twinbud.runs.context import (
     predict_rows,
     save_seen_images,
     split_images,
+    with_decisions,
 )
 from twinbud.runs.cost import cost_of
 from twinbud.runs.network_cost import measure_network
@@ -103,6 +104,7 @@ def train(
                 memory = PeakMemory(job.device)
                 history = train_student(job, folder, checkpoints, progress, tuned)
             cost = cost_of(history, memory, num_train=len(job.split.labelled), recovery=recovery, tuned=tuned)
+            job = with_decisions(job)
             predictions, metrics = evaluate_student(job, history, cost)
             save_outputs(job, folder, predictions, metrics)
             shown = tuned.history if tuned and not history.epochs else history

@@ -6,7 +6,7 @@ Shape legend: N samples, B batch, C classes, K outputs (logits) of the network.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +54,10 @@ class Task(ABC):
     name: ClassVar[TaskName]
     has_order: ClassVar[bool] = False
     """Whether the classes are grades, so that the distance of a prediction from its label counts."""
+    is_exclusive: ClassVar[bool] = True
+    """Whether each image has exactly one class, so that probabilities sum to 1 and targets are class indices."""
+    usage: ClassVar[tuple[str, ...]] = ("probabilities = model(image[None]).softmax(dim=-1)[0]",)
+    """Lines of Python that compute the probabilities of one image with timm alone, for the model card."""
     unsupported: ClassVar[Mapping[Distillation, str]] = {}
     """For each source of soft targets that does not fit, why, as a clause that follows ``--task NAME,``."""
 
@@ -154,6 +158,29 @@ class Task(ABC):
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
         """Return the (N,) int64 indices of the predicted classes."""
 
+    def accuracy(self, predicted: np.ndarray, labels: np.ndarray) -> float:
+        """Return the share of correct predictions, in [0, 1]."""
+        return float((predicted == labels).mean())
+
+    def mistakes(self, probabilities_NC: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the probability of each wrong prediction, (N,) float64; NaN where the prediction is right."""
+        predicted = self.predicted(probabilities_NC)
+        confidence = probabilities_NC[np.arange(len(predicted)), predicted]
+        return np.where(predicted != labels, confidence, np.nan)
+
+    def texts(self, values: np.ndarray) -> list[str]:
+        """Return the text of each label or prediction."""
+        return [self.classes[value] for value in values]
+
+    def decided_by(self, examples: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Task:
+        """Return the task with the thresholds that suit examples, if it has any.
+
+        Args:
+            examples: Computes probabilities (N, C) and labels of images that are not tested on.
+        """
+        del examples
+        return self
+
     def aggregate(self, probabilities_NC: np.ndarray, how: Aggregate) -> np.ndarray:
         """Join the probabilities of the images of one patient: (C,) float64, which sum to 1."""
         if how == "mean":
@@ -161,7 +188,7 @@ class Task(ABC):
         joined = probabilities_NC.max(axis=0) if how == "max" else 1 - (1 - probabilities_NC).prod(axis=0)
         return joined / joined.sum()
 
-    def joined_label(self, labels: np.ndarray) -> int | None:
+    def joined_label(self, labels: np.ndarray) -> Any:
         """Return the label of a patient whose images have ``labels``; None where they contradict each other."""
         return int(labels[0]) if (labels == labels[0]).all() else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -107,3 +108,28 @@ def class_weights(labels_N: torch.Tensor, num_classes: int) -> torch.Tensor:
     counts_C = torch.bincount(labels_N, minlength=num_classes).double()
     weights_C = len(labels_N) / ((counts_C > 0).sum() * counts_C)
     return torch.where(counts_C > 0, weights_C, 0.0).float()
+
+
+def f1_threshold(scores_N: np.ndarray, is_positive_N: np.ndarray) -> float:
+    """Return the threshold with the highest F1; of equally good ones, the one nearest to 0.5.
+
+    >>> f1_threshold(np.array([0.1, 0.2, 0.3, 0.35]), np.array([False, False, True, True]))
+    0.3
+
+    Args:
+        scores_N: Probabilities, float64.
+        is_positive_N: bool.
+
+    Returns:
+        A sample is predicted positive if its score is at least the threshold, in [0, 1]; 0.5 without a positive sample.
+    """
+    if not is_positive_N.any():
+        return 0.5
+    values, place_N = np.unique(scores_N, return_inverse=True)
+    totals = np.bincount(place_N, minlength=len(values))[::-1].cumsum()[::-1]
+    hits = np.bincount(place_N, weights=is_positive_N, minlength=len(values))[::-1].cumsum()[::-1]
+    f1 = 2 * hits / (totals + is_positive_N.sum())
+    best = np.flatnonzero(np.isclose(f1, f1.max()))
+    below = np.concatenate([[0.0], values])[best]  # a threshold above the next lower score decides alike
+    nearest = np.clip(0.5, np.nextafter(below, 1.0), values[best])
+    return float(nearest[np.argmin(np.abs(nearest - 0.5))])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ class Ordinal(Task):
 
     name: ClassVar[TaskName] = "ordinal"
     has_order: ClassVar[bool] = True
+    usage: ClassVar[tuple[str, ...]] = (
+        "above = model(image[None]).sigmoid().cumprod(dim=-1)[0]",
+        "probabilities = torch.cat([torch.ones(1), above]) - torch.cat([above, torch.zeros(1)])",
+    )
     unsupported: ClassVar[Mapping[Distillation, str]] = {"cs-kd": _NEEDS_CLASSES, "tf-kd-reg": _NEEDS_CLASSES}
 
     @property
@@ -112,6 +116,6 @@ class Ordinal(Task):
         above_NK = 1 - probabilities_NC.cumsum(axis=1)[:, :-1]
         return (above_NK > 0.5).sum(axis=1)
 
-    def joined_label(self, labels: np.ndarray) -> int | None:
+    def joined_label(self, labels: np.ndarray) -> Any:
         """Return the highest grade of the patient's images."""
         return int(labels.max())

@@ -214,6 +214,9 @@ def fit_classifier_of(
     for target_M in np.tile(binary_NK.numpy(), (count, 1)).T:
         known_M = np.isfinite(target_M)
         labels = target_M[known_M].astype(np.int64)
+        if labels.min(initial=1) == labels.max(initial=0) or not len(labels):
+            found.append(_constant_classifier(labels, features_MD.shape[1]))
+            continue
         found.append(fit_linear_classifier(features_MD[known_M], labels, groups_M[known_M], seed, **options))
     losses = [one.log_loss for one in found if one.log_loss is not None]
     return LinearClassifier(
@@ -221,6 +224,17 @@ def fit_classifier_of(
         bias_K=np.array([one.bias_K[1] - one.bias_K[0] for one in found]),
         strength=float(np.exp(np.mean(np.log([one.strength for one in found])))),
         log_loss=float(np.mean(losses)) if losses else None,
+    )
+
+
+def _constant_classifier(labels_M: np.ndarray, num_features: int) -> LinearClassifier:
+    """Return the classifier of labels of which all, or none, are 1: their log-odds, as if half an image were else."""
+    log_odds = float(np.log((labels_M.sum() + 0.5) / ((labels_M == 0).sum() + 0.5)))
+    return LinearClassifier(
+        weight_KD=np.zeros((2, num_features)),
+        bias_K=np.array([-log_odds, log_odds]) / 2,
+        strength=DEFAULT_STRENGTH,
+        log_loss=None,
     )
 
 
