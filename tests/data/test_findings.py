@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.builders import save_images
 from helpers.labelled import save_findings
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.findings import Findings, are_combinations, parse_findings
 from twinbud.data.folds import choose_test_part

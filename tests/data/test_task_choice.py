@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.labelled import save_grades
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.source import read_index
 

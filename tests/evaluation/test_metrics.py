@@ -268,7 +268,9 @@ def test_metrics_of_grades_equal_scikit_learn_and_have_intervals_around_them():
     assert result.mae == pytest.approx(sk.mean_absolute_error(labels, predicted))
     assert result.within_one == pytest.approx(np.mean(np.abs(labels - predicted) <= 1))
     for name in ("kappa", "mae", "within_one"):
-        low, high = result.confidence_intervals[name]
+        interval = result.confidence_intervals[name]
+        assert interval is not None
+        low, high = interval
         assert low < getattr(result, name) < high
     assert next(iter(result.texts)) == "kappa"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.identity import visible_text
 from twinbud.data.index import ImageIndex

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from twinbud.config.task import Aggregate, TaskName
@@ -12,9 +12,9 @@ from twinbud.evaluation.bootstrap import Interval
 from twinbud.evaluation.calibration import ReliabilityBin
 
 
-def _metric(label: str, meaning: str, **default: None) -> Any:
+def _metric(label: str, meaning: str, default: Any = MISSING) -> Any:
     """Declare a metric with its name and explanation for readers of a report."""
-    return field(metadata={"label": label, "meaning": meaning}, **default)
+    return field(metadata={"label": label, "meaning": meaning}, default=default)
 
 
 @dataclass(frozen=True, kw_only=True)

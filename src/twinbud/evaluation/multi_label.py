@@ -109,7 +109,9 @@ class _Decisions:
     def point_metrics(self, per_class: Mapping[str, ClassMetrics]) -> dict[str, Any]:
         """Return the values of ``TaskMetrics`` that this task has."""
         rows = list(per_class.values())
-        both = [(r.sensitivity + r.specificity) / 2 for r in rows if None not in (r.sensitivity, r.specificity)]
+        both = [
+            (r.sensitivity + r.specificity) / 2 for r in rows if r.sensitivity is not None and r.specificity is not None
+        ]
         mccs = [
             _correlation(self.shown_NC[known, k], self.said_NC[known, k])
             for k, known in enumerate(self.known_NC.T)
