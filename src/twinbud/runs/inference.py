@@ -248,11 +248,8 @@ def _images_to_evaluate(
     progress: Progress,
 ) -> _Images:
     is_other = "data" in source
-    known = {
-        name: settings[name]
-        for name in settings
-        if name.endswith(("_column", "_columns")) or name == "aggregate" or not is_other
-    }
+    kept = ("_column", "_columns", "aggregate")
+    known = {name: settings[name] for name in settings if name.endswith(kept) or not is_other}
     read = {**known, **source, **model_folder.reading.to_json(), "task": model_folder.task.name}
     data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
     image_index = read_index(data, to_train=False, progress=progress)

@@ -230,11 +230,9 @@ def fit_classifier_of(
 def _constant_classifier(labels_M: np.ndarray, num_features: int) -> LinearClassifier:
     """Return the classifier of labels of which all, or none, are 1: their log-odds, as if half an image were else."""
     log_odds = float(np.log((labels_M.sum() + 0.5) / ((labels_M == 0).sum() + 0.5)))
+    bias_K = np.array([-log_odds, log_odds]) / 2
     return LinearClassifier(
-        weight_KD=np.zeros((2, num_features)),
-        bias_K=np.array([-log_odds, log_odds]) / 2,
-        strength=DEFAULT_STRENGTH,
-        log_loss=None,
+        weight_KD=np.zeros((2, num_features)), bias_K=bias_K, strength=DEFAULT_STRENGTH, log_loss=None
     )
 
 
@@ -307,14 +305,9 @@ def _validation_loss(
         _check_stop(stop_requested)
         scaler, regression = _regression(features_MD[train], labels_M[train], strength, balanced)
         probabilities = regression.predict_proba(scaler.transform(features_MD[validation]))
-        losses.append(
-            log_loss(
-                labels_M[validation],
-                probabilities,
-                labels=np.arange(labels_M.max() + 1),
-                sample_weight=compute_sample_weight("balanced", labels_M[validation]) if balanced else None,
-            )
-        )
+        weights = compute_sample_weight("balanced", labels_M[validation]) if balanced else None
+        classes = np.arange(labels_M.max() + 1)
+        losses.append(log_loss(labels_M[validation], probabilities, labels=classes, sample_weight=weights))
     return float(np.mean(losses))
 
 
@@ -323,10 +316,8 @@ def _regression(
 ) -> tuple[StandardScaler, LogisticRegression]:
     """Fit a scaler, and a regression on the scaled features."""
     weights = "balanced" if balanced else None
-    scaler, regression = (
-        StandardScaler(),
-        LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, class_weight=weights),
-    )
+    scaler = StandardScaler()
+    regression = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, class_weight=weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps, the rest changes little
         regression.fit(scaler.fit_transform(features_MD), labels_M)
