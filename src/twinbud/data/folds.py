@@ -1,9 +1,8 @@
 """Divide a set 80/20: stratified by class, with groups of images that stay on one side.
 
 The test part is the first of five folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold if every image is a
-group of its own), of several labels an image those of iterative stratification, that is not much larger than a fifth. A
-class too rare for its fifth still gets one group on each
-side: its smallest group is moved.
+group of its own) that is not much larger than a fifth; with several labels an image, the folds are those of iterative
+stratification. A class too rare for its fifth still gets one group on each side: its smallest group is moved.
 """
 
 from __future__ import annotations
