@@ -62,7 +62,7 @@ def test_predict_and_evaluate_follow_the_task(run: Path, grades: Path, tmp_path:
 
 def test_best_teaches_grades_through_a_tuned_teacher(grades: Path, shared_teacher: str, tmp_path: Path) -> None:
     best = ("--profile", "best", "--task", "ordinal", "--classes", ",".join(GRADES), "--balance", "weights")
-    fast = ("--epochs", 0, "--tune-epochs", 2, "--tune-min-steps", 0)
+    fast = ("--epochs", 0, "--tune-epochs", 1, "--tune-min-steps", 0, "--fraction", 0.3)
     run = trained(grades, shared_teacher, tmp_path / "run", *best, *fast)
     assert read_json(run / "teacher" / "config.json")["task"] == "ordinal"
     assert read_json(run / "model" / "config.json")["num_classes"] == 2

@@ -101,13 +101,13 @@ def test_decisions_follow_the_thresholds_of_the_labels() -> None:
     assert MultiLabel(TASK.classes, thresholds=(0.3, 0.5, 0.7)).predicted(probabilities).tolist() == [[1, 0, 0]]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_other_threshold_has_a_higher_f1(seed: int) -> None:
     random = np.random.default_rng(seed)
     positive = random.random(60) < 0.2
     scores = (0.2 * positive + random.random(60) * 0.5).round(2)
     best = f1_score(positive, scores >= f1_threshold(scores, positive))
-    others = [f1_score(positive, scores >= threshold) for threshold in np.linspace(0, scores.max(), 501)]
+    others = [f1_score(positive, scores >= threshold) for threshold in np.unique(scores)]
     assert best == pytest.approx(max(others))
 
 
