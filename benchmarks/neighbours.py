@@ -22,7 +22,7 @@ from twinbud.data.augment import Normalization
 from twinbud.data.image_store import ImageSubset
 from twinbud.models.teacher import open_teacher_at
 from twinbud.recovery.stage import recover
-from twinbud.runs.context import Job, class_indices
+from twinbud.runs.context import Job, targets_of
 from twinbud.runs.pipeline import prepare
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.training.amp import cpu_threads
@@ -87,7 +87,7 @@ def accuracy(job: Job, network: Any) -> float:
         features(job, network, job.image_store.rows(rows)) for rows in (job.split.labelled, job.split.test)
     )
     nearest = (unseen @ labelled.T).argmax(dim=1).cpu()
-    known, truth = (class_indices(job.image_index, rows) for rows in (job.split.labelled, job.split.test))
+    known, truth = (targets_of(job, rows) for rows in (job.split.labelled, job.split.test))
     return (known[nearest] == truth).float().mean().item()
 
 

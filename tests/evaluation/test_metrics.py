@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ from sklearn import metrics as sk
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.rng import numpy_stream
+from twinbud.core.typed_json import to_json
 from twinbud.evaluation.bootstrap import weighted_aurocs
 from twinbud.evaluation.metrics import POINT_METRICS, EvaluationMetrics, evaluate
 from twinbud.evaluation.predictions import Predictions
+from twinbud.tasks.ordinal import Ordinal
 
 
 def make(labels, probabilities, patients=None):
@@ -68,7 +70,7 @@ def test_point_values_equal_scikit_learn(num_classes, decimals):
     assert result.confusion_matrix == tuple(map(tuple, sk.confusion_matrix(labels, predicted).tolist()))
     for k, row in enumerate(result.per_class.values()):
         truth, said = labels == k, predicted == k
-        assert asdict(row) == pytest.approx(
+        assert to_json(row) == pytest.approx(
             {
                 "sensitivity": sk.recall_score(truth, said),
                 "specificity": sk.recall_score(~truth, ~said),
@@ -255,3 +257,31 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line():
         evaluate(make([0], [[1.0]]))
     with pytest.raises(TwinbudError, match=r"1\.png: a probability is NaN or infinite"):
         evaluate(make([0, 1], [[0.5, 0.5], [np.nan, 1.0]]))
+
+
+def test_metrics_of_grades_equal_scikit_learn_and_have_intervals_around_them():
+    labels, probabilities = random_case(num_classes=5)
+    predictions = replace(make(labels, probabilities), task=Ordinal(tuple("abcde")))
+    result = evaluate(predictions, num_bootstrap=200)
+    predicted = predictions.predicted
+    assert result.kappa == pytest.approx(sk.cohen_kappa_score(labels, predicted, weights="quadratic"))
+    assert result.mae == pytest.approx(sk.mean_absolute_error(labels, predicted))
+    assert result.within_one == pytest.approx(np.mean(np.abs(labels - predicted) <= 1))
+    for name in ("kappa", "mae", "within_one"):
+        interval = result.confidence_intervals[name]
+        assert interval is not None
+        low, high = interval
+        assert low < getattr(result, name) < high
+    assert next(iter(result.texts)) == "kappa"
+
+
+def test_kappa_is_undefined_where_labels_and_predictions_are_of_one_grade():
+    predictions = replace(make([1, 1], [[0.1, 0.9], [0.2, 0.8]]), task=Ordinal(("a", "b")))
+    result = evaluate(predictions, num_bootstrap=0)
+    assert (result.kappa, result.mae, result.within_one) == (None, 0.0, 1.0)
+
+
+def test_one_class_an_image_has_no_metrics_of_grades():
+    result = evaluate(make(*random_case(num_images=30)), num_bootstrap=5)
+    assert "kappa" not in result.to_json()
+    assert set(result.confidence_intervals) == set(POINT_METRICS)

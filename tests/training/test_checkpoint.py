@@ -122,6 +122,17 @@ def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(steps: int, dua
     assert untimed(history) == untimed(again)
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_run_with_a_sampler_goes_on_with_the_samples_it_would_have_drawn(steps: int, tmp_path: Path) -> None:
+    whole, history = uninterrupted(balance="sampler", mixup=0.4)
+    folder = CheckpointFolder(tmp_path, IDENTITY)
+    with pytest.raises(Stopped):
+        train(StopsAfter(steps, folder), balance="sampler", mixup=0.4)
+    resumed, again = train(CheckpointManager(folder, folder.latest()[0]), balance="sampler", mixup=0.4)
+    assert same(whole, resumed)
+    assert untimed(history) == untimed(again)
+
+
 @pytest.mark.parametrize("distillation", ["cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-reg"])
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_every_variant_goes_on_with_what_it_remembered(steps: int, distillation: Distillation, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from helpers.soft_targets import (
 )
 from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
-from twinbud.training.target_formulas import mean_target_logits, update_similarity, virtual_teacher
+from twinbud.tasks.formulas import softmax_mean_logits
+from twinbud.training.target_formulas import update_similarity, virtual_teacher
 
 
 class Reference:
@@ -154,5 +155,5 @@ def test_the_similarity_moves_a_tenth_of_the_way_to_the_batchs_mean() -> None:
 
 def test_the_mean_of_two_softened_distributions_stays_finite_where_one_is_zero() -> None:
     sure, unsure = torch.tensor([[400.0, 0.0, 0.0]]), torch.zeros(1, 3)
-    mean = mean_target_logits(sure, unsure, 2.0)
+    mean = softmax_mean_logits(sure, unsure, 2.0)
     torch.testing.assert_close((mean / 2.0).softmax(1), torch.tensor([[2 / 3, 1 / 6, 1 / 6]]))

@@ -14,7 +14,7 @@ from rich.table import Table
 from twinbud.core.csv_files import format_csv
 from twinbud.core.progress import duration
 from twinbud.data.index import IgnoredFile
-from twinbud.evaluation.metrics import METRIC_TEXTS, EvaluationMetrics
+from twinbud.evaluation.metrics import EvaluationMetrics
 from twinbud.evaluation.predictions import Predictions, prediction_rows
 from twinbud.models.selection import SelectionPlan
 from twinbud.models.selection_io import Selection
@@ -137,8 +137,17 @@ def _metrics_table(metrics: EvaluationMetrics) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
-    for name, (word, _) in METRIC_TEXTS.items():
-        interval = metrics.confidence_intervals.get(name)
-        text = f"{number(interval[0])} – {number(interval[1])}" if interval else "–"
-        table.add_row(word, number(getattr(metrics, name)), text)
+    patients = metrics.patients
+    if patients is not None:
+        table.add_column(f"of {patients.num_test:,} patients", justify="right")
+        table.add_column("95 % interval", justify="right")
+    for name, (word, _) in metrics.texts.items():
+        cells = [cell for part in (metrics, patients) if part for cell in _value_and_interval(part, name)]
+        table.add_row(word, *cells)
     return table
+
+
+def _value_and_interval(metrics: EvaluationMetrics, name: str) -> tuple[str, str]:
+    interval = metrics.confidence_intervals.get(name)
+    text = f"{number(interval[0])} – {number(interval[1])}" if interval else "–"
+    return number(getattr(metrics, name)), text

@@ -30,7 +30,10 @@ _METAVARS = {
 }
 _ALIASES = {"--frames": ("--slices",)}
 """Options with a second name: the frames of a volume are its slices."""
-_IMAGES = ("data", "data_root", "image_column", "label_column", "patient_column", "split_column", "patient_salt")
+_IMAGES = (
+    "data", "data_root", "image_column", "label_column", "label_columns", "patient_column", "split_column",
+    "patient_salt",
+)  # fmt: skip
 _READING = ("skip_broken", "max_megapixels")
 
 
@@ -197,7 +200,7 @@ def _teach() -> list[Option]:
 def _evaluate() -> list[Option]:
     return [
         _path("run", "Output of 'twinbud train'.", "RUN"),
-        *(_setting(name, "the run's") for name in _IMAGES),
+        *(_setting(name, "the run's") for name in (*_IMAGES, "aggregate")),
         *(_setting(name) for name in _READING),
         _logits(),
         *_output("Folder for metrics.json, predictions.csv and left_out.csv."),

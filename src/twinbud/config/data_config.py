@@ -9,15 +9,16 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from twinbud.config.data_spec import parse_data
-from twinbud.config.fields import Checked, setting
+from twinbud.config.fields import setting
 from twinbud.config.reading import ALL_FRAMES, DICOM_WINDOW, Axis, Frames, Reading, Window
+from twinbud.config.task import TaskConfig
 
 Subset = Literal["stratified", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Checked):
-    """Which images to use, and how to divide them."""
+class DataConfig(TaskConfig):
+    """Which images to use, what is asked of them, and how to divide them."""
 
     data: str = setting(
         "phantom", "Folder of class folders, CSV file, 'phantom' (generated), or a set by name.", min_length=1

@@ -24,11 +24,16 @@ from twinbud.config.schema import (
     Profile,
     Rule,
 )
+from twinbud.config.task import Aggregate, Balance, TaskChoice
 
 
 class Settings(TypedDict, total=False):
     """All settings but ``data`` and ``teacher``; ``twinbud train --help`` and the schema explain each."""
 
+    task: TaskChoice
+    label_columns: str | None
+    classes: str | None
+    aggregate: Aggregate
     data_root: str | Path | None
     image_column: str
     label_column: str
@@ -84,6 +89,7 @@ class Settings(TypedDict, total=False):
     mixup: float
     cutmix: float
     label_smoothing: float
+    balance: Balance
     precision: Precision
     compile: Compile
     seed: int

@@ -18,6 +18,7 @@ from twinbud.config.combinations import require, require_importance, require_stu
 from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
+from twinbud.config.task import Balance
 from twinbud.core.errors import TwinbudError
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune", "probe"]
@@ -138,6 +139,9 @@ class TrainingConfig(Checked):
     mixup: float = setting(0.0, "Parameter of mixup's Beta distribution: images are blended; 0: off.", ge=0)
     cutmix: float = setting(0.0, "Parameter of CutMix's Beta distribution: rectangles are replaced; 0: off.", ge=0)
     label_smoothing: float = setting(0.0, "Share of each label spread evenly over the classes (eq. 4).", ge=0, lt=1)
+    balance: Balance = setting(
+        "none", "For classes of different size: weights in the loss, a sampler, or logit adjustment (Menon et al.)."
+    )
     precision: Precision = setting(
         "auto", "float32, or bf16 autocast where a network gains from it; auto: bf16 where this machine is faster."
     )
@@ -162,11 +166,14 @@ class TrainingConfig(Checked):
         return self.distillation in TEACHER_TARGETS
 
     @model_validator(mode="after")
-    def _refuse_mixing(self) -> Self:
+    def _refuse_contradictions(self) -> Self:
         if self.distillation in _UNMIXED_TARGETS:
             reason = f"--distillation {self.distillation}, whose targets belong to one image or one class"
             for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
                 require(value == 0, name, value, reason, "0")
+        keeps_samples = self.distillation == "tf-kd" and self.balance == "sampler"
+        reason = "--distillation tf-kd, which needs each image once an epoch"
+        require(not keeps_samples, "balance", "sampler", reason, "weights, or --distillation skd")
         return self
 
 

@@ -19,6 +19,7 @@ Stream = Literal[
     "student-head",
     "auxiliary-head",
     "order",
+    "sampler",
     "augmentation",
     "mixing",
     "drop-path",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
+from twinbud.data.findings import are_combinations, check_label_columns, findings_of_columns, with_findings
 from twinbud.data.identity import is_missing_patient, patient_key, same_path_key, sort_classes, visible_text
 from twinbud.data.index import SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName, split_frame_name
 
 
 def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True) -> ImageIndex:
     """Read one image from each row; every cell is text.
+
+    Several labels an image are read from a column each (``label_columns``), or from one column as ``a|b``.
 
     An image without a patient id counts as a patient of its own. A row that repeats an earlier one is left out and
     listed.
@@ -28,13 +31,19 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
         TwinbudError: A CSV that cannot be read, missing columns, blank or wrong cells, paths without a file, or rows
             that contradict each other.
     """
-    labels = (config.label_column,) if with_labels else ()
+    columns = config.label_names
+    if columns is not None:
+        check_label_columns(columns, f"--label-columns {config.label_columns}")
+        if config.task not in ("auto", "multi-label"):
+            problem = f"'{config.label_columns}' contradicts --task {config.task}, which has one column"
+            raise TwinbudError(problem, where="--label-columns", fix="Give --label-column, or --task multi-label")
+    labels = columns or ((config.label_column,) if with_labels else ())
     required = (config.image_column, *labels, *_renamed_columns(config))
     rename = "Rename the columns, or name them with --image-column and --label-column"
     rows = []
     for number, cells in read_cells(path, required, rename=rename, exact=(config.image_column,)):
         where = f"{path}, row {number}"
-        for column in required:
+        for column in [name for name in required if name not in (columns or ())]:
             if not cells[column].strip():
                 raise TwinbudError(f"column '{column}' is blank", where=where, fix="Fill it in or drop the row")
         name, file, frame = _existing(path.parent, cells[config.image_column])
@@ -43,7 +52,7 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
             ImageRow(
                 path=name,
                 image=ImageRef(path.parent / file, frame),
-                label=cells.get(config.label_column, ""),
+                label=_label(cells, config, where),
                 patient_id=None if is_missing_patient(patient_id) else patient_id,
                 split=split_word(cells.get(config.split_column, ""), f"{where}, column '{config.split_column}'"),
                 row_number=number,
@@ -51,8 +60,26 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
         )
     _check_rows(path, rows, config)
     kept, ignored = _without_repetitions(path, rows)
-    classes = sort_classes(row.label for row in kept if row.label)
-    return ImageIndex(source=str(path), rows=tuple(kept), classes=classes, ignored=tuple(ignored))
+    if not columns and not (with_labels and _are_several(config, kept)):
+        classes = sort_classes(row.label for row in kept if row.label)
+        return ImageIndex(source=str(path), rows=tuple(kept), classes=classes, ignored=tuple(ignored))
+    kept, names = with_findings(kept)
+    notes = (f"several labels an image (--task multi-label): {first_few(columns or names)}",)
+    classes = columns or names
+    return ImageIndex(
+        source=str(path), rows=tuple(kept), classes=classes, ignored=tuple(ignored), notes=notes, task="multi-label"
+    )
+
+
+def _are_several(config: DataConfig, rows: Sequence[ImageRow]) -> bool:
+    """Return whether the label column holds several labels an image, ``a|b``."""
+    return config.task == "multi-label" or (config.task == "auto" and are_combinations(row.label for row in rows))
+
+
+def _label(cells: Mapping[str, str], config: DataConfig, where: str) -> str:
+    if config.label_names is None:
+        return cells.get(config.label_column, "")
+    return findings_of_columns(cells, config.label_names, where).text
 
 
 def split_word(word: str, where: str) -> SplitName | None:

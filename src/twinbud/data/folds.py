@@ -1,22 +1,26 @@
 """Divide a set 80/20: stratified by class, with groups of images that stay on one side.
 
 The test part is the first of five folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold if every image is a
-group of its own) that is not much larger than a fifth. A class too rare for its fifth still gets one group on each
-side: its smallest group is moved.
+group of its own) that is not much larger than a fifth; with several labels an image, the folds are those of iterative
+stratification. A class too rare for its fifth still gets one group on each side: its smallest group is moved.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from twinbud.core.extras import import_extra
 from twinbud.core.rng import stream_seed
+
+Members = Mapping[str, np.ndarray]
+"""Which of N images show each class, (N,) bool by name."""
 
 NUM_FOLDS = 5
 """One of them is the test part."""
@@ -46,27 +50,58 @@ def connected_groups(*keys: Sequence[str]) -> np.ndarray:
     return np.argsort(np.argsort(first))[groups]
 
 
-def choose_test_part(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> np.ndarray:
+def choose_test_part(
+    labels: np.ndarray, groups: np.ndarray, split_seed: int, *, members: Members | None = None
+) -> np.ndarray:
     """Choose the images to test on: about a fifth of each class, in whole groups.
 
     Args:
         labels: (N,) class names.
         groups: (N,) int; images of one group stay on one side.
         split_seed: Seed of the shuffle.
+        members: Of several labels an image, (N,) bool for each label; None for one class an image.
 
     Returns:
         (N,) bool: the first fold with each class on both sides, after moving groups if need be, and with at most
         MAX_TEST_SHARE of the images; without such a fold, the first with each class on both sides; else the first.
     """
-    candidates = [*_folds(labels, groups, split_seed), np.zeros(len(labels), bool)]
+    if members is None:
+        folds, members = _folds(labels, groups, split_seed), members_of(labels)
+    else:
+        folds = _multi_label_folds(members, groups, split_seed)
+    candidates = [*folds, np.zeros(len(labels), bool)]
     has_all_classes: list[np.ndarray] = []
     for in_test in candidates:
-        _put_classes_on_both_sides(in_test, labels, groups)
-        if all(0 < in_test[labels == name].mean() < 1 for name in set(labels)):
+        _put_classes_on_both_sides(in_test, members, groups)
+        if all(0 < in_test[of_class].mean() < 1 for of_class in members.values()):
             if in_test.mean() <= MAX_TEST_SHARE:
                 return in_test
             has_all_classes.append(in_test)
     return (has_all_classes or candidates)[0]
+
+
+def members_of(labels: np.ndarray) -> Members:
+    """Return which images are of each class, for one class an image."""
+    return {str(name): labels == name for name in sorted(set(labels))}
+
+
+def _multi_label_folds(members: Members, groups: np.ndarray, split_seed: int) -> Iterator[np.ndarray]:
+    """Yield (N,) bool each: folds of iterative stratification (Sechidis et al., ECML 2011) of whole groups.
+
+    A group has the labels of any of its images.
+    """
+    numbers, group_of = np.unique(groups, return_inverse=True)
+    shown = np.stack([np.bincount(group_of, weights=of_label) > 0 for of_label in members.values()], axis=1)
+    num_folds = min(NUM_FOLDS, len(numbers))
+    if num_folds < 2:
+        return
+    iterstrat = import_extra(
+        "iterstrat.ml_stratifiers", "multi-label", where="--task multi-label", otherwise="give a split of your own"
+    )
+    random_state = stream_seed("split", split_seed) % 2**32
+    folds = iterstrat.MultilabelStratifiedKFold(num_folds, shuffle=True, random_state=random_state)
+    for _, chosen in folds.split(shown, shown.astype(int)):
+        yield np.isin(group_of, chosen)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[np.ndarray]:
@@ -88,16 +123,16 @@ def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[
             yield in_test
 
 
-def _put_classes_on_both_sides(in_test: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> None:
+def _put_classes_on_both_sides(in_test: np.ndarray, members: Members, groups: np.ndarray) -> None:
     """Move, for each class that one side lacks, its smallest group that leaves every class on the other side."""
     for side in (True, False):
-        for name in sorted(set(labels)):
-            if (in_test[labels == name] == side).any():
+        for of_class in members.values():
+            if (in_test[of_class] == side).any():
                 continue
             sizes = Counter(groups.tolist())
-            for group in sorted(set(groups[labels == name].tolist()), key=lambda group: (sizes[group], group)):
+            for group in sorted(set(groups[of_class].tolist()), key=lambda group: (sizes[group], group)):
                 moved = np.where(groups == group, side, in_test)
-                stripped = set(labels[in_test != side]) - set(labels[moved != side])
-                if not stripped:
+                others = [of_other for of_other in members.values() if (of_other & (in_test != side)).any()]
+                if all((of_other & (moved != side)).any() for of_other in others):
                     in_test[:] = moved
                     break

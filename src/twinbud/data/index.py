@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from twinbud.config.reading import Plane
+from twinbud.config.task import TaskName
 from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.identity import MISSING_VALUES, comparison_key, patient_key, respellings, visible_text
@@ -79,10 +80,11 @@ class ImageRow:
         path: As it is reported: relative to the source folder, with ``/``; or as the CSV writes it. A frame of a file
             of several has its number behind it (``frame_name``).
         image: Which pixels to read.
-        label: Name of the class.
+        label: Name of the class; of several labels, their text (``data.findings``).
         patient_id: As the source writes it; None where the patient is not known. Compare ids by ``patient_key``.
         split: The part that the source gives the image, if it gives one.
         row_number: Row of the CSV, as a spreadsheet numbers it; None for an image of a folder.
+        findings: Of several labels, those that the image shows; None for one class an image.
     """
 
     path: str
@@ -91,6 +93,12 @@ class ImageRow:
     patient_id: str | None = None
     split: SplitName | None = None
     row_number: int | None = None
+    findings: tuple[str, ...] | None = None
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the classes that the image shows: one, or any number of several labels."""
+        return (self.label,) if self.findings is None else self.findings
 
     @property
     def place(self) -> str:
@@ -113,10 +121,11 @@ class ImageIndex:
     Attributes:
         source: Folder or CSV, as errors name it.
         rows: One row an image.
-        classes: In the order of ``twinbud.data.identity.sort_classes``, which is timm's.
+        classes: In the order of ``twinbud.data.identity.sort_classes``, which is timm's, or as the user gives it.
         ignored: Files that were found and not used.
         to_train: Whether each class needs an image in the training and in the test part.
         notes: Sentences about the source for the report.
+        task: What is asked of the images.
     """
 
     source: str
@@ -125,6 +134,7 @@ class ImageIndex:
     ignored: tuple[IgnoredFile, ...] = ()
     to_train: bool = True
     notes: tuple[str, ...] = ()
+    task: TaskName = "single"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=_place_in_order)))
@@ -176,7 +186,8 @@ def check_classes(rows: Iterable[ImageRow], source: str, *, classes: Iterable[st
     """
     by_label: dict[str, list[ImageRow]] = {name: [] for name in classes}
     for row in rows:
-        by_label.setdefault(row.label, []).append(row)
+        for name in row.shown:
+            by_label.setdefault(name, []).append(row)
     _check_spelling(by_label, source)
     if len(by_label) < 2:
         only = f"all images are of one class, {visible_text(next(iter(by_label)))}" if by_label else "there is no image"
@@ -218,7 +229,7 @@ def _places(rows: Sequence[ImageRow]) -> str:
 def unknown_labels(rows: Iterable[ImageRow], classes: Sequence[str]) -> list[str]:
     """Describe labels that are not in ``classes``, each with the class that differs only in spelling, if any."""
     by_key = {comparison_key(name): name for name in classes}
-    unknown = sorted({row.label for row in rows} - set(classes))
+    unknown = sorted({name for row in rows for name in row.shown} - set(classes))
     near = (by_key.get(comparison_key(label)) for label in unknown)
     return [
         visible_text(label) + (f" (the model spells it {visible_text(name)})" if name else "")
@@ -241,7 +252,7 @@ def check_given_split(rows: Sequence[ImageRow], where: str, *, way_out: str) -> 
     patients: dict[str, set[tuple[SplitName, str]]] = defaultdict(set)
     for row in rows:
         if row.split is not None:
-            labels[row.split].add(row.label)
+            labels[row.split].update(row.shown)
             if key := patient_key(row.patient_id):
                 patients[key].add((row.split, row.patient_id or ""))
     if not labels["train"]:

@@ -18,6 +18,7 @@ from twinbud.data.csv_source import read_csv_source
 from twinbud.data.folder import find_images, is_flat, read_flat_folder, read_folder
 from twinbud.data.frames import with_frames
 from twinbud.data.index import ImageIndex, check_classes, check_given_split
+from twinbud.data.task_choice import with_task
 
 __all__ = ["find_images", "read_index", "read_unlabelled_index"]
 
@@ -35,7 +36,8 @@ def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress 
     Raises:
         TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong cells,
             labels that differ only in spelling, fewer than two classes, a class with a single image, a given split
-            without a train part or with a patient in two parts, or a set by name that is not here and cannot be had.
+            without a train part or with a patient in two parts, a set by name that is not here and cannot be had, or a
+            task that the labels do not fit (``with_task``).
     """
     spec, progress = parse_data(config.data), progress or SilentProgress()
     if config.data_root is not None and not spec.has_root:
@@ -62,7 +64,7 @@ def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress 
     check_classes(image_index.rows, image_index.source, classes=image_index.classes)
     if image_index.has_splits and config.split is None:
         check_given_split(image_index.rows, image_index.source, way_out=way_out)
-    return image_index
+    return with_task(image_index, config, asks=spec.is_path)
 
 
 def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:

@@ -18,7 +18,7 @@ from twinbud.config.recovery import Recover
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.rng import numpy_stream
 from twinbud.data.duplicates import Groups, find_groups
-from twinbud.data.folds import choose_test_part
+from twinbud.data.folds import choose_test_part, members_of
 from twinbud.data.identity import visible_text
 from twinbud.data.index import SPLIT_NAMES, ImageIndex, SplitName, check_given_split
 from twinbud.data.split_file import PartName, SplitRow, read_split, with_split_file
@@ -166,10 +166,13 @@ def _divide(
 ) -> Parts:
     """Divide some rows 80/20, each class on both sides and no group on both; ``way_out`` ends the error's advice."""
     chosen = np.asarray(indices)
-    labels = np.array([image_index.rows[index].label for index in indices])
-    in_test = choose_test_part(labels, groups.numbers[chosen], split_seed)
-    for name in sorted(set(labels)):
-        of_class = labels == name
+    rows = [image_index.rows[index] for index in indices]
+    labels, several = np.array([row.label for row in rows]), None
+    if image_index.task == "multi-label":
+        several = {name: np.array([name in row.shown for row in rows]) for name in image_index.classes}
+        several = {name: of_label for name, of_label in several.items() if of_label.any()}
+    in_test = choose_test_part(labels, groups.numbers[chosen], split_seed, members=several)
+    for name, of_class in (several or members_of(labels)).items():
         if in_test[of_class].all() or not in_test[of_class].any():
             problem, fix = _why_indivisible(groups, chosen[of_class].tolist(), name)
             raise TwinbudError(problem, where=image_index.source, fix=f"{fix}, or {way_out}" if way_out else fix)
@@ -206,23 +209,33 @@ def _given_parts(image_index: ImageIndex, groups: Groups, split_seed: int) -> tu
         note = "the given split has no test part: a fifth of its train part became one"
         return {**_divide(image_index, groups, parts["train"], split_seed), "val": parts["val"]}, [note]
     notes = ["the split is the one given"]
-    absent = sorted({rows[index].label for index in parts["train"]} - {rows[index].label for index in parts["test"]})
+    trained, tested = ({name for index in parts[part] for name in rows[index].shown} for part in ("train", "test"))
+    absent = sorted(trained - tested)
     if absent:
         notes.append(f"the given test part has no image of {first_few(absent)}")
     return parts, notes
 
 
 def _labelled(image_index: ImageIndex, train: tuple[int, ...], config: DataConfig, seed: int) -> tuple[int, ...]:
-    """Return the first images of one permutation a class (or of one in all): smaller fractions are nested."""
-    pools = {(name,): places for name, places in _by(image_index.rows[index].label for index in train).items()}
-    if config.subset == "plain":
+    """Return the first images of one permutation a class (or of one in all): smaller fractions are nested.
+
+    Of several labels an image, the first image of each label in one permutation comes before all others.
+    """
+    rows = image_index.rows
+    pools = {(name,): places for name, places in _by(rows[index].label for index in train).items()}
+    covers = config.subset == "stratified" and image_index.task == "multi-label"
+    if config.subset == "plain" or covers:
         pools = {(): list(range(len(train)))}
     chosen: list[int] = []
     for counters, places in pools.items():
         count = max(1, round(config.fraction * len(places)))
         order = numpy_stream("subset", seed, *counters).permutation(len(places))
+        if covers:
+            first = {name: place for place in order[::-1].tolist() for name in rows[train[places[place]]].shown}
+            order = list(dict.fromkeys([*sorted(set(first.values()), key=order.tolist().index), *order.tolist()]))
+            count = max(count, len(set(first.values())))
         chosen += [train[places[place]] for place in order[:count]]
-    classes = sorted({image_index.rows[index].label for index in chosen})
+    classes = sorted({name for index in chosen for name in rows[index].shown})
     if len(classes) < 2:
         raise TwinbudError(
             f"the labelled images ({len(chosen)}) are all of class {first_few(map(visible_text, classes))}; training "

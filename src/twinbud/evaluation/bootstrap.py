@@ -13,6 +13,7 @@ import numpy as np
 
 from twinbud.core.rng import numpy_stream
 from twinbud.evaluation.calibration import brier_per_image, calibration_gaps
+from twinbud.evaluation.order import weighted_order_metrics
 from twinbud.evaluation.predictions import Predictions
 
 Interval = tuple[float, float]
@@ -40,7 +41,7 @@ def confidence_intervals(
     num_bootstrap: int,
     seed: int,
 ) -> dict[str, Interval | None]:
-    """Compute the 95 % percentile interval of each metric of ``PointMetrics``, by name.
+    """Compute the 95 % percentile interval of each metric of ``TaskMetrics`` that the task has, by name.
 
     Args:
         predictions: N images of K classes.
@@ -61,10 +62,12 @@ def confidence_intervals(
         calibration_gaps=calibration_gaps(predictions.confidence, predictions.predicted == labels),
         brier=brier_per_image(labels, predictions.probabilities),
         auroc_classes=auroc_classes,
+        has_order=predictions.asked.has_order,
     )
     num_classes = len(predictions.classes)
-    blocks = [_replicates(images, weights) for weights in _weights(unit_of_image, num_bootstrap, num_classes, seed)]
-    return {name: _percentiles(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
+    size = max(len(unit_of_image), num_classes**2)
+    blocks = [_replicates(images, weights) for weights in bootstrap_weights(unit_of_image, num_bootstrap, size, seed)]
+    return {name: percentiles(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
 
 
 def weighted_aurocs(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -86,7 +89,28 @@ def weighted_aurocs(positive: np.ndarray, scores: np.ndarray, weights: np.ndarra
     negatives = np.add.reduceat(sorted_weights * ~positive[order], starts, axis=1)
     below = np.cumsum(negatives, axis=1) - 0.5 * negatives
     pairs = positives.sum(1) * negatives.sum(1)
-    return _ratio((positives * below).sum(1), pairs)
+    return ratio((positives * below).sum(1), pairs)
+
+
+def weighted_average_precisions(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute the average precision under each of B weightings of the same N images, as scikit-learn does.
+
+    Args:
+        positive: (N,) bool.
+        scores: (N,) float64.
+        weights: (B, N) non-negative float64.
+
+    Returns:
+        (B,) float64 in [0, 1]; NaN where the positives have no weight.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    sorted_weights = weights[:, order]
+    hits = np.cumsum(sorted_weights * positive[order], axis=1)[:, ends]
+    chosen = np.cumsum(sorted_weights, axis=1)[:, ends]
+    precision = np.divide(hits, chosen, out=np.zeros_like(hits), where=chosen > 0)
+    return ratio((precision * np.diff(hits, axis=1, prepend=0.0)).sum(axis=1), hits[:, -1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +123,20 @@ class _Images:
     calibration_gaps: np.ndarray
     brier: np.ndarray
     auroc_classes: Sequence[int]
+    has_order: bool
 
 
-def _weights(unit_of_image: np.ndarray, num_bootstrap: int, num_classes: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield blocks of (b, N) float64: how often each image occurs in each replicate, whatever the block size."""
+def bootstrap_weights(unit_of_image: np.ndarray, num_bootstrap: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield blocks of (b, N) float64: how often each image occurs in each replicate, whatever the block size.
+
+    Args:
+        unit_of_image: (N,) index of the unit of each image.
+        num_bootstrap: Number of replicates.
+        size: Elements in memory for each replicate, which decide the block size.
+        seed: Seed of the random stream "bootstrap".
+    """
     num_units = int(unit_of_image.max()) + 1
-    block = max(1, _BLOCK_ELEMENTS // max(len(unit_of_image), num_classes**2))
+    block = max(1, _BLOCK_ELEMENTS // size)
     random = numpy_stream("bootstrap", seed)
     for first in range(0, num_bootstrap, block):
         count = min(block, num_bootstrap - first)
@@ -130,25 +162,29 @@ def _replicates(images: _Images, weights: np.ndarray) -> dict[str, np.ndarray]:
     spread = np.sqrt((total**2 - (predicted**2).sum(1)) * (total**2 - (of_class**2).sum(1)))
     return {
         "accuracy": correct.sum(1) / total,
-        "balanced_accuracy": _mean_of_defined(_ratio(correct, of_class)),
-        "f1_macro": _mean_of_defined(_ratio(2 * correct, of_class + predicted)),
-        "auroc_macro": _mean_of_defined(aurocs),
-        "mcc": np.where(spread > 0, _ratio(agreement, spread), 0.0),
+        "balanced_accuracy": mean_of_defined(ratio(correct, of_class)),
+        "f1_macro": mean_of_defined(ratio(2 * correct, of_class + predicted)),
+        "auroc_macro": mean_of_defined(aurocs),
+        "mcc": np.where(spread > 0, ratio(agreement, spread), 0.0),
         "ece": np.abs(weights @ images.calibration_gaps).sum(1) / total,
         "brier": weights @ images.brier / total,
+        **(weighted_order_metrics(confusion) if images.has_order else {}),
     }
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Divide element by element; NaN where the divisor is not positive."""
     return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each row over the values that are finite; NaN where none is."""
     defined = np.isfinite(values)
-    return _ratio(np.where(defined, values, 0.0).sum(1), defined.sum(1).astype(np.float64))
+    return ratio(np.where(defined, values, 0.0).sum(1), defined.sum(1).astype(np.float64))
 
 
-def _percentiles(values: np.ndarray) -> Interval | None:
+def percentiles(values: np.ndarray) -> Interval | None:
+    """Return the 95 % percentile interval of the values that are finite; None without any."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None

@@ -6,9 +6,8 @@ classes for which it is defined; ``macro_over`` names them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import (
@@ -21,136 +20,70 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from twinbud.config.task import Aggregate
 from twinbud.core.errors import TwinbudError
-from twinbud.core.typed_json import from_json, to_json
 from twinbud.data.identity import patient_key
 from twinbud.evaluation.bootstrap import Interval, confidence_intervals, unit_of_each_image
 from twinbud.evaluation.calibration import (
-    ReliabilityBin,
     brier_per_image,
     expected_calibration_error,
     reliability_bins,
 )
+from twinbud.evaluation.metric_records import (
+    IMBALANCE,
+    POINT_METRICS,
+    ClassMetrics,
+    EvaluationMetrics,
+    PointMetrics,
+)
+from twinbud.evaluation.multi_label import evaluate_labels
+from twinbud.evaluation.order import order_metrics
+from twinbud.evaluation.patients import predictions_of_patients
 from twinbud.evaluation.predictions import Predictions
 
-
-def _metric(label: str, meaning: str) -> Any:
-    """Declare a metric with its name and explanation for readers of a report."""
-    return field(metadata={"label": label, "meaning": meaning})
+__all__ = ["IMBALANCE", "POINT_METRICS", "ClassMetrics", "EvaluationMetrics", "PointMetrics", "evaluate"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PointMetrics:
-    """The metrics that have an interval; the metadata of each field holds its label and meaning."""
-
-    accuracy: float = _metric("Accuracy", "share of images classified correctly")
-    """In [0, 1]."""
-    balanced_accuracy: float = _metric("Balanced accuracy", "mean sensitivity of the classes")
-    """In [0, 1], over the classes in the labels, as in scikit-learn."""
-    f1_macro: float = _metric("Macro F1", "harmonic mean of precision and sensitivity, averaged over the classes")
-    """In [0, 1], over the classes in the labels or the predictions."""
-    auroc_macro: float | None = _metric("Macro AUROC", "one class against the rest; 0.5 is chance, 1 is perfect")
-    """In [0, 1], one-vs-rest; with two classes, the AUROC of the second. None if the labels are of one class."""
-    mcc: float = _metric("Matthews correlation", "0 is chance, 1 is perfect")
-    """In [-1, 1]; 0 for constant predictions."""
-    ece: float = _metric("Calibration error", "ECE, 15 bins: confidence against accuracy; 0 is best")
-    """In [0, 1], see ``expected_calibration_error``."""
-    brier: float = _metric("Brier score", "squared error of the probabilities; 0 is best, 2 is worst")
-    """In [0, 2], see ``brier_per_image``; mean over the images."""
-
-
-POINT_METRICS = tuple(metric.name for metric in fields(PointMetrics))
-METRIC_TEXTS: Mapping[str, tuple[str, str]] = {
-    metric.name: (metric.metadata["label"], metric.metadata["meaning"]) for metric in fields(PointMetrics)
-}
-"""Label and meaning of each metric, by name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassMetrics:
-    """Metrics of one class against the rest, in [0, 1]; None where undefined."""
-
-    sensitivity: float | None
-    """Recall; None without images of the class."""
-    specificity: float | None
-    """None without images of another class."""
-    precision: float | None
-    """None if the class is never predicted."""
-    f1: float | None
-    """None if the class is neither in the labels nor in the predictions."""
-    auroc: float | None
-    """None without images of the class or without images of another class."""
-    support: int
-    """Number of images of the class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationMetrics(PointMetrics):
-    """All metrics of one set of labelled images."""
-
-    num_test: int
-    """Number of images."""
-    macro_over: Mapping[str, tuple[str, ...]]
-    """For ``balanced_accuracy``, ``f1_macro`` and ``auroc_macro``: the classes that the mean is over."""
-    per_class: Mapping[str, ClassMetrics]
-    """By class name, in the order of the model's outputs."""
-    confusion_matrix: tuple[tuple[int, ...], ...]
-    """(K, K) numbers of images: rows are labels, columns are predictions."""
-    reliability: tuple[ReliabilityBin, ...]
-    """The 15 bins behind ``ece``."""
-    confidence_intervals: Mapping[str, Interval | None]
-    """95 % percentile bootstrap interval of each metric of ``PointMetrics``.
-
-    None where undefined, with a single unit, or without bootstrap. Resampling adds noise to every bin, so that the
-    interval of ``ece`` is biased upwards.
-    """
-    bootstrap_unit: Literal["image", "patient"]
-    """What the bootstrap resamples."""
-    num_bootstrap_units: int
-    """Number of patients (or images)."""
-    num_bootstrap: int
-    """Number of replicates."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the model's outputs."""
-        return tuple(self.per_class)
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to plain JSON values."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, content: Any) -> EvaluationMetrics:
-        """Convert back from plain JSON values.
-
-        Raises:
-            ValueError: A missing key or a value of another type.
-        """
-        return from_json(cls, content, "metrics")
-
-
-def evaluate(predictions: Predictions, *, num_bootstrap: int = 1000, seed: int = 0) -> EvaluationMetrics:
+def evaluate(
+    predictions: Predictions, *, num_bootstrap: int = 1000, seed: int = 0, aggregate: Aggregate | None = None
+) -> EvaluationMetrics:
     """Compute all metrics of labelled predictions.
 
     Args:
         predictions: N >= 1 labelled images of K >= 2 classes.
         num_bootstrap: Number of bootstrap replicates; with 0, every interval is None.
         seed: Seed of the random stream "bootstrap".
+        aggregate: How to join the probabilities of a patient's images, for metrics of the patients as well; None for
+            metrics of the images alone.
 
     Raises:
         TwinbudError: No labels, no images, or fewer than two classes.
     """
+    metrics = _evaluate_images(predictions, num_bootstrap=num_bootstrap, seed=seed)
+    joined = predictions_of_patients(predictions, aggregate) if aggregate else None
+    if joined is None:
+        return metrics
+    patients = _evaluate_images(joined.predictions, num_bootstrap=num_bootstrap, seed=seed)
+    return replace(metrics, patients=replace(patients, aggregate=aggregate, num_left_out=joined.num_left_out))
+
+
+def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int) -> EvaluationMetrics:
     labels = _require_labels(predictions)
+    by_patient, unit_of_image = _bootstrap_units(predictions)
+    units: dict[str, Any] = {
+        "bootstrap_unit": "patient" if by_patient else "image",
+        "num_bootstrap_units": int(unit_of_image.max()) + 1,
+        "num_bootstrap": num_bootstrap,
+    }
+    if not predictions.asked.is_exclusive:
+        return evaluate_labels(predictions, unit_of_image, units, seed=seed)
     predicted, classes = predictions.predicted, predictions.classes
     confusion = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
     in_labels, in_either = confusion.sum(1) > 0, (confusion.sum(0) + confusion.sum(1)) > 0
     aurocs = _aurocs(labels, predictions.probabilities)
     averaged = _averaged_aurocs(aurocs)
-    patients = [patient_key(patient) for patient in predictions.patient_ids or ()]
-    by_patient = any(patient is not None for patient in patients)
-    unit_of_image = unit_of_each_image(patients if by_patient else None, len(labels))
-    intervals: dict[str, Interval | None] = dict.fromkeys(POINT_METRICS)
+    order = order_metrics(confusion) if predictions.asked.has_order else {}
+    intervals: dict[str, Interval | None] = dict.fromkeys((*POINT_METRICS, *order))
     if num_bootstrap > 0 and unit_of_image.max() > 0:
         intervals = confidence_intervals(
             predictions,
@@ -168,6 +101,7 @@ def evaluate(predictions: Predictions, *, num_bootstrap: int = 1000, seed: int =
         mcc=float(matthews_corrcoef(labels, predicted)) if in_either.sum() > 1 else 0.0,
         ece=expected_calibration_error(predictions.confidence, predicted == labels),
         brier=float(brier_per_image(labels, predictions.probabilities).mean()),
+        **order,
         num_test=len(labels),
         macro_over={
             "balanced_accuracy": tuple(classes[k] for k in np.flatnonzero(in_labels)),
@@ -178,10 +112,16 @@ def evaluate(predictions: Predictions, *, num_bootstrap: int = 1000, seed: int =
         confusion_matrix=tuple(tuple(row) for row in confusion.tolist()),
         reliability=reliability_bins(predictions.confidence, predicted == labels),
         confidence_intervals=intervals,
-        bootstrap_unit="patient" if by_patient else "image",
-        num_bootstrap_units=int(unit_of_image.max()) + 1,
-        num_bootstrap=num_bootstrap,
+        task=predictions.asked.name if predictions.asked.has_order else None,
+        **units,
     )
+
+
+def _bootstrap_units(predictions: Predictions) -> tuple[bool, np.ndarray]:
+    """Return whether any patient is known, and the unit of each image."""
+    patients = [patient_key(patient) for patient in predictions.patient_ids or ()]
+    by_patient = any(patient is not None for patient in patients)
+    return by_patient, unit_of_each_image(patients if by_patient else None, len(predictions.paths))
 
 
 def _require_labels(predictions: Predictions) -> np.ndarray:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import TwinbudError
+from twinbud.tasks.base import Task
+from twinbud.tasks.single import SingleLabel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,10 @@ class Predictions:
     """N paths."""
 
     labels: np.ndarray | None
-    """(N,) int64 class indices; None if unknown."""
+    """(N,) int64 class indices, or of several labels (N, K) float32 targets (``Task.encode``); None if unknown."""
 
     probabilities: np.ndarray
-    """(N, K) float64; each row sums to 1."""
+    """(N, K) float64; each row sums to 1 unless an image has several labels."""
 
     classes: tuple[str, ...]
     """K class names, in the order of the columns."""
@@ -40,11 +41,15 @@ class Predictions:
     """N patient ids, None for an image without one; None if no ids are known at all."""
 
     logits: np.ndarray | None = None
-    """(N, K) float32, of which ``probabilities`` is the softmax; None if only probabilities are known."""
+    """(N, outputs of the task) float32, which give ``probabilities``; None if only probabilities are known."""
+
+    task: Task | None = None
+    """What was asked of the images; None for one class an image."""
 
     def __post_init__(self) -> None:
-        shape = (len(self.paths), len(self.classes))
-        for name, array in (("probabilities", self.probabilities), ("logits", self.logits)):
+        columns = {"probabilities": (self.probabilities, self.classes), "logits": (self.logits, self.output_names)}
+        for name, (array, names) in columns.items():
+            shape = (len(self.paths), len(names))
             if array is not None and array.shape != shape:
                 problem = f"the shape is {array.shape}, not {shape} (images, classes)"
                 raise TwinbudError(problem, where=name, fix="Give one row per image and one column per class")
@@ -59,6 +64,12 @@ class Predictions:
         softmax = "Apply softmax to the logits"
         lowest, sums = self.probabilities.min(axis=1, initial=1), self.probabilities.sum(axis=1)
         self._refuse(lowest < 0, "a probability is {:.4g}, which is below 0", softmax, lowest)
+        if not self.asked.is_exclusive:
+            highest = self.probabilities.max(axis=1, initial=0)
+            self._refuse(
+                highest > 1, "a probability is {:.4g}, which is above 1", "Apply sigmoid to the logits", highest
+            )
+            return
         self._refuse(np.abs(sums - 1) > 1e-3, "the probabilities sum to {:.4g}, not 1", softmax, sums)
         if self.labels is not None:
             if not np.issubdtype(self.labels.dtype, np.integer):
@@ -77,9 +88,10 @@ class Predictions:
         classes: tuple[str, ...],
         labels: np.ndarray | None = None,
         patient_ids: tuple[str | None, ...] | None = None,
+        task: Task | None = None,
     ) -> Predictions:
-        """Build predictions from (N, K) float32 logits; the softmax is computed in float64."""
-        probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
+        """Build predictions from float32 logits, one column for each output; probabilities are computed in float64."""
+        probabilities = (task or SingleLabel(classes)).probabilities(logits)
         return cls(
             paths=paths,
             labels=labels,
@@ -87,7 +99,18 @@ class Predictions:
             classes=classes,
             patient_ids=patient_ids,
             logits=logits,
+            task=task,
         )
+
+    @property
+    def asked(self) -> Task:
+        """The task; one class an image where none is given."""
+        return self.task or SingleLabel(self.classes)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Name of each column of the logits."""
+        return self.asked.output_names
 
     def _refuse(self, bad: Any, problem: str, fix: str, values: np.ndarray | None = None) -> None:
         """Raise an error for the first image with ``bad``; its element of ``values`` fills the gap in ``problem``."""
@@ -98,19 +121,25 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) int64 index of the most probable class, the first of equals."""
-        return self.probabilities.argmax(axis=1)
+        """(N,) int64 index of the predicted class, or of several labels (N, K) int64, 1 for each predicted one."""
+        return self.asked.predicted(self.probabilities)
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """(N,) float64 probability of the predicted class."""
-        return self.probabilities.max(axis=1)
+        """(N,) float64 probability of the predicted class, where each image has one."""
+        return self.probabilities[np.arange(len(self.predicted)), self.predicted]
 
     @property
     def accuracy(self) -> float:
         """The share of images classified correctly, in [0, 1], of predictions with labels."""
         assert self.labels is not None, "the images have labels"
-        return float((self.predicted == self.labels).mean())
+        return self.asked.accuracy(self.predicted, self.labels)
+
+    @cached_property
+    def mistakes(self) -> np.ndarray:
+        """(N,) float64 confidence of each wrong prediction, NaN where it is right, of predictions with labels."""
+        assert self.labels is not None, "the images have labels"
+        return self.asked.mistakes(self.probabilities, self.labels)
 
     def most_confident_mistakes(self, limit: int) -> np.ndarray:
         """Return the (M,) indices of at most ``limit`` wrongly classified images, the most confident first.
@@ -120,8 +149,8 @@ class Predictions:
         """
         if self.labels is None:
             raise TwinbudError("the images have no labels", where="labels", fix="Give labels to find mistakes")
-        wrong = np.flatnonzero(self.predicted != self.labels)
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:limit]
+        wrong = np.flatnonzero(~np.isnan(self.mistakes))
+        return wrong[np.argsort(-self.mistakes[wrong], kind="stable")][:limit]
 
 
 def write_predictions(path: Path, predictions: Predictions, *, logits: bool = False) -> None:
@@ -137,22 +166,23 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     """Yield the cells of the CSV file, header first, then one row per image.
 
     Columns: ``path``, ``label`` (empty if unknown), ``prediction``, ``probability_CLASS`` of each class with 8
-    significant digits and, if requested, ``logit_CLASS`` of each class with 9, which restore the float32 exactly.
+    significant digits and, if requested, ``logit_NAME`` of each output (a class, or what the
+    task names) with 9, which restore the float32 exactly.
 
     Raises:
         TwinbudError: Logits are requested but unknown.
     """
-    classes = predictions.classes
+    classes, asked = predictions.classes, predictions.asked
     header = ["path", "label", "prediction", *(f"probability_{name}" for name in classes)]
     columns = [[[f"{value:.8g}" for value in row] for row in predictions.probabilities]]
     if logits:
         if predictions.logits is None:
             fix = "Leave out --logits, or predict with the model again"
             raise TwinbudError("the predictions have no logits", where="--logits", fix=fix)
-        header += [f"logit_{name}" for name in classes]
+        header += [f"logit_{name}" for name in predictions.output_names]
         columns.append([[f"{value:.9g}" for value in row] for row in predictions.logits])
     yield header
+    labels = [""] * len(predictions.paths) if predictions.labels is None else asked.texts(predictions.labels)
+    predicted = asked.texts(predictions.predicted)
     for row, path in enumerate(predictions.paths):
-        label = "" if predictions.labels is None else classes[predictions.labels[row]]
-        numbers = [cell for part in columns for cell in part[row]]
-        yield [path, label, classes[predictions.predicted[row]], *numbers]
+        yield [path, labels[row], predicted[row], *(cell for part in columns for cell in part[row])]

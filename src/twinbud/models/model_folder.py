@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save
 
 from twinbud.config.reading import Reading
+from twinbud.config.task import TASK_NAMES
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
 from twinbud.core.files import read_json
 from twinbud.data.preprocessing import Preprocessing
@@ -22,6 +23,8 @@ from twinbud.models.narrowing import build_network, outline_network, shapes_of
 from twinbud.models.student_spec import StudentSpec
 from twinbud.models.untrusted import NARROWED, read_architecture, read_architecture_of, read_model_args
 from twinbud.models.weights_file import read_safetensors, without_aliases
+from twinbud.tasks.base import Task
+from twinbud.tasks.opening import open_task
 
 OPENED_BY_TWINBUD = ("import twinbud", 'model = twinbud.open_model("PATH")  # PATH: this folder')
 """The two lines that open a model folder that timm alone cannot open."""
@@ -37,15 +40,20 @@ class ModelFolder:
 
     Attributes:
         model: The network.
-        classes: Class names, in the order of the network's outputs.
+        task: What it answers; it has the class names in their order.
         preprocessing: From decoded images to the network's input.
         reading: From files to decoded images.
     """
 
     model: TimmModel
-    classes: tuple[str, ...]
+    task: Task
     preprocessing: Preprocessing
     reading: Reading = Reading()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the probabilities."""
+        return self.task.classes
 
 
 def save_model_folder(
@@ -56,6 +64,7 @@ def save_model_folder(
     image_size: int,
     classes: tuple[str, ...],
     reading: Reading | None = None,
+    task: Task | None = None,
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` into an existing folder.
 
@@ -66,17 +75,20 @@ def save_model_folder(
         image_size: Side of its images in pixels.
         classes: Class names, in the order of its outputs; empty for a network without a classifier.
         reading: How the files of its images were read; the default reading by default.
+        task: What it answers; None for one class an image.
     """
+    num_outputs = task.num_outputs if task else len(classes)
     preprocessing = student_spec.preprocessing(image_size)
     config = {
         "architecture": student_spec.architecture + (NARROWED if student_spec.shapes else ""),
-        "num_classes": len(classes),
+        "num_classes": num_outputs,
         "num_features": model.num_features,
         **({"label_names": list(classes)} if classes else {}),
+        **(task.to_json() if task else {}),
         "model_args": student_spec.timm_arguments(image_size),
         "preprocessing": preprocessing.to_json(),
         "reading": (reading or Reading()).to_json(),
-        "pretrained_cfg": _timm_config(model, student_spec, preprocessing, classes),
+        "pretrained_cfg": _timm_config(model, student_spec, preprocessing, num_outputs),
     }
     if student_spec.shapes:
         config |= {"note": _NARROWED_NOTE.format(student_spec.architecture), "open_with": list(OPENED_BY_TWINBUD)}
@@ -88,7 +100,7 @@ def save_model_folder(
 
 
 def _timm_config(
-    model: TimmModel, student_spec: StudentSpec, preprocessing: Preprocessing, classes: tuple[str, ...]
+    model: TimmModel, student_spec: StudentSpec, preprocessing: Preprocessing, num_outputs: int
 ) -> dict[str, Any]:
     """Return the ``pretrained_cfg`` with which timm's own transform gives the same pixels as twinbud's."""
     known = model.pretrained_cfg or {}
@@ -98,7 +110,7 @@ def _timm_config(
         "pool_size": None,
         "first_conv": known.get("first_conv"),
         "classifier": known.get("classifier"),
-        "num_classes": len(classes),
+        "num_classes": num_outputs,
     }
 
 
@@ -110,11 +122,12 @@ def open_model_folder(folder: Path) -> ModelFolder:
     """
     config, preprocessing, reading = _read_config(folder)
     state = read_safetensors(folder / "model.safetensors")
-    classes = tuple(config["label_names"])
+    thresholds = tuple(config.get("thresholds", ()))
+    task = open_task(config.get("task", "single"), tuple(config["label_names"]), thresholds=thresholds)
     name, is_narrowed = read_architecture_of(config)
     architecture = read_architecture(name, folder / "config.json")
     arguments: dict[str, Any] = read_model_args(config.get("model_args", {}), folder / "config.json")
-    arguments |= {"num_classes": len(classes)}
+    arguments |= {"num_classes": task.num_outputs}
     # shapes first, so that a wrong config.json cannot allocate more memory than the weights have
     found = shapes_of(state)
     shapes = found if is_narrowed else None
@@ -131,7 +144,7 @@ def open_model_folder(folder: Path) -> ModelFolder:
     model.load_state_dict(state)
     return ModelFolder(
         model=model.eval().requires_grad_(False),
-        classes=classes,
+        task=task,
         preprocessing=preprocessing,
         reading=reading,
     )
@@ -151,6 +164,11 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Preprocessing, Reading]:
         names, _ = config["label_names"], config["architecture"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("label_names is not a list of names")
+        thresholds = config.get("thresholds", [0.5] * len(names))
+        if len(thresholds) != len(names) or not all(0 <= float(threshold) <= 1 for threshold in thresholds):
+            raise ValueError("thresholds is not a list of one probability for each of label_names")
+        if config.get("task", "single") not in TASK_NAMES:
+            raise ValueError(f"the task is {config['task']!r}, which is none of {', '.join(TASK_NAMES)}")
         image_size = config.get("model_args", {}).get("img_size", preprocessing.image_size)
         if image_size != preprocessing.image_size:
             raise ValueError(f"img_size is {image_size!r}, but the images have {preprocessing.image_size} pixels")

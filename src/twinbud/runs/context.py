@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
@@ -19,10 +20,13 @@ from twinbud.data.seen_images import images_seen_by, read_seen_images, write_see
 from twinbud.data.source import read_index
 from twinbud.data.split import Split, make_split
 from twinbud.evaluation.leakage import seen_before_note
+from twinbud.evaluation.predict import predict_logits
+from twinbud.evaluation.predictions import Predictions
 from twinbud.models.initialization import Initialization
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import TeacherInfo
 from twinbud.runs.resource_cache import ResourceCache, images_key, source_key
+from twinbud.tasks.base import Task
 from twinbud.training.amp import PrecisionChoice
 from twinbud.training.compile import Compilation
 from twinbud.training.fit import LabelledImages
@@ -36,6 +40,7 @@ class Job:
     image_index: ImageIndex
     image_store: ImageStore
     split: Split
+    task: Task
     initialization: Initialization
     teacher: TeacherInfo | None
     """To recover from or to learn from, if that is asked for (``RunConfig.teacher_use``)."""
@@ -141,15 +146,45 @@ def split_images(
     return replace(split, notes=(*split.notes, warning))
 
 
-def class_indices(image_index: ImageIndex, rows: tuple[int, ...]) -> torch.Tensor:
-    """Return the (N,) int64 class indices of the given rows."""
-    return torch.tensor([image_index.classes.index(image_index.rows[row].label) for row in rows], dtype=torch.int64)
+def targets_of(job: Job, rows: tuple[int, ...]) -> torch.Tensor:
+    """Return the targets of the given rows, see ``Task``."""
+    return job.task.encode([job.image_index.rows[row].label for row in rows])
+
+
+def with_decisions(job: Job) -> Job:
+    """Return the job with a task that decides as suits the validation part or, without one, the labelled images."""
+
+    def examples() -> tuple[np.ndarray, np.ndarray]:
+        predictions = predict_rows(job, job.split.val or job.split.labelled)
+        assert predictions.labels is not None
+        return predictions.probabilities, predictions.labels
+
+    return replace(job, task=job.task.decided_by(examples))
 
 
 def labelled_images(job: Job) -> LabelledImages:
     """Return the labelled images of a run, on its device where they fit."""
     return LabelledImages(
         images_NCSS=job.image_store.rows(job.split.labelled).fitting(job.device),
-        labels_N=class_indices(job.image_index, job.split.labelled).to(job.device),
+        labels_N=targets_of(job, job.split.labelled).to(job.device),
         preprocessing=job.initialization.student_spec.preprocessing(job.config.training.image_size),
+        task=job.task,
+    )
+
+
+def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
+    """Predict the given rows of the image index with the student."""
+    image_index, student_spec = job.image_index, job.initialization.student_spec
+    logits = predict_logits(
+        job.student_pair.student,
+        job.image_store.rows(rows),
+        preprocessing=student_spec.preprocessing(job.config.training.image_size),
+    )
+    return Predictions.from_logits(
+        logits,
+        paths=tuple(image_index.rows[row].path for row in rows),
+        classes=image_index.classes,
+        labels=targets_of(job, rows).numpy(),
+        patient_ids=tuple(image_index.rows[row].patient_id for row in rows) if image_index.has_patients else None,
+        task=job.task,
     )

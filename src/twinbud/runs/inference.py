@@ -13,6 +13,7 @@ from twinbud.config.data_config import DataConfig
 from twinbud.config.loading import stage_config
 from twinbud.config.reading import Reading
 from twinbud.config.schema import TrainingConfig
+from twinbud.config.task import Aggregate
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.files import new_folder, require_free, require_new_file, write_json
 from twinbud.core.progress import Progress, SilentProgress
@@ -96,12 +97,13 @@ def evaluate_run(
     predictions = Predictions.from_logits(
         _logits(model_folder, images.image_store),
         paths=tuple(row.path for row in rows),
-        labels=np.array([model_folder.classes.index(row.label) for row in rows], dtype=np.int64),
+        labels=model_folder.task.encode([row.label for row in rows]).numpy(),
         classes=model_folder.classes,
+        task=model_folder.task,
         patient_ids=tuple(row.patient_id for row in rows) if images.image_index.has_patients else None,
     )
     evaluation = Evaluation(
-        metrics=evaluate(predictions, seed=seed),
+        metrics=evaluate(predictions, seed=seed, aggregate=images.aggregate),
         predictions=predictions,
         ignored=images.image_index.ignored,
         num_left_out=images.num_listed - len(rows),
@@ -164,6 +166,7 @@ def predict(
         _logits(model_folder, image_store),
         paths=tuple(row.path for index, row in enumerate(frames.rows) if index not in broken),
         classes=model_folder.classes,
+        task=model_folder.task,
     )
     unreadable = (IgnoredFile(path=frames.rows[index].path, reason=reason) for index, reason in broken.items())
     left_out = (*frames.left_out, *unreadable)
@@ -222,6 +225,7 @@ class _Images:
     num_listed: int
     """How many these are, including those left out."""
     num_unreadable: int
+    aggregate: Aggregate
     num_seen: int = 0
     """Left out since the run has seen them, or other images of their patients, in training."""
 
@@ -244,8 +248,9 @@ def _images_to_evaluate(
     progress: Progress,
 ) -> _Images:
     is_other = "data" in source
-    known = {name: settings[name] for name in settings if name.endswith("_column") or not is_other}
-    read = {**known, **source, **model_folder.reading.to_json()}
+    kept = ("_column", "_columns", "aggregate")
+    known = {name: settings[name] for name in settings if name.endswith(kept) or not is_other}
+    read = {**known, **source, **model_folder.reading.to_json(), "task": model_folder.task.name}
     data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
     image_index = read_index(data, to_train=False, progress=progress)
     for note in image_index.notes:
@@ -321,4 +326,5 @@ def _decode(
         part=part,
         num_listed=num_listed,
         num_unreadable=num_listed - len(readable.rows),
+        aggregate=data.aggregate,
     )

@@ -21,7 +21,6 @@ from twinbud.data.index import write_left_out
 from twinbud.data.split import check_split_file
 from twinbud.data.split_file import write_split
 from twinbud.evaluation.metrics import evaluate
-from twinbud.evaluation.predict import predict_logits
 from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
@@ -33,12 +32,13 @@ from twinbud.recovery.teacher_provider import require_comparable
 from twinbud.report.history import history_writer
 from twinbud.runs.context import (
     Job,
-    class_indices,
     labelled_images,
     list_images,
     open_images,
+    predict_rows,
     save_seen_images,
     split_images,
+    with_decisions,
 )
 from twinbud.runs.cost import cost_of
 from twinbud.runs.network_cost import measure_network
@@ -57,6 +57,7 @@ from twinbud.runs.run_dir import (
 )
 from twinbud.runs.summary import summarize
 from twinbud.runs.tuning import TunedTeacher, is_shared_tuning, tune_teacher, tuning_config
+from twinbud.tasks.opening import open_task, require_supported
 from twinbud.training.amp import SLOWER_IN_BF16, choose_device, choose_precision, cpu_threads
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
@@ -103,6 +104,7 @@ def train(
                 memory = PeakMemory(job.device)
                 history = train_student(job, folder, checkpoints, progress, tuned)
             cost = cost_of(history, memory, num_train=len(job.split.labelled), recovery=recovery, tuned=tuned)
+            job = with_decisions(job)
             predictions, metrics = evaluate_student(job, history, cost)
             save_outputs(job, folder, predictions, metrics)
             shown = tuned.history if tuned and not history.epochs else history
@@ -148,6 +150,7 @@ def prepare(
     device = choose_device(config.training.device)
     listed = list_images(config, progress, resource_cache)
     check_split_file(listed, config.data)
+    require_supported(open_task(listed.task, listed.classes), config.training)
     teacher = tuned_teacher
     if teacher is None and config.teacher_use is not None:
         teacher = read_teacher_info(config.model.teacher or "")
@@ -157,10 +160,11 @@ def prepare(
         lambda: open_initialization(config, tuned_teacher),
     )
     image_index, image_store = open_images(config, progress, resource_cache)
+    task = open_task(image_index.task, image_index.classes)
     if teacher is not None and config.training.learns_from_teacher:
-        require_classes(teacher, image_index.classes)
+        require_classes(teacher, task)
     if teacher is not None and config.recovery.recovers_classifier:
-        require_classes(teacher, image_index.classes, off="--recover-classifier off")
+        require_classes(teacher, task, off="--recover-classifier off")
     split = split_images(config, image_index, image_store, progress=None if tuned_teacher else progress)
     gc.collect()  # reference cycles keep the networks of an earlier run, which would count as memory of this one
     family = initialization.student_spec.family
@@ -170,9 +174,10 @@ def prepare(
         image_index=image_index,
         image_store=image_store,
         split=split,
+        task=task,
         initialization=initialization,
         teacher=teacher,
-        student_pair=initialization.build(training, num_classes=len(image_index.classes), device=device),
+        student_pair=initialization.build(training, num_classes=task.num_outputs, device=device),
         device=device,
         precision=choose_precision(training.precision, device, previous=previous_precision(config)),
         compilation=choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps),
@@ -252,9 +257,8 @@ def train_student(
     teacher = None
     if job.config.training.learns_from_teacher:
         assert job.teacher is not None
-        classes = job.image_index.classes
         teacher = open_teacher_classifier(
-            job.teacher, classes, preprocessing=preprocessing, device=job.device, bf16=job.precision.bf16
+            job.teacher, job.task, preprocessing=preprocessing, device=job.device, bf16=job.precision.bf16
         )
     start = start_from_probe(job, checkpoints, progress)
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
@@ -279,16 +283,16 @@ def train_student(
 
 def evaluate_student(job: Job, history: History, cost: RunCost) -> tuple[Predictions, RunMetrics]:
     """Predict the test part once, after the last epoch, and evaluate it; the validation part as well, if any."""
-    seed = job.config.training.seed
+    evaluated = partial(evaluate, seed=job.config.training.seed, aggregate=job.config.data.aggregate)
     predictions = predict_rows(job, job.split.test)
     best = history.best_test_pass
     network_cost = measure_network(job.student_pair.student, job.config.training.image_size)
     metrics = RunMetrics(
-        **vars(evaluate(predictions, seed=seed)),
+        **vars(evaluated(predictions)),
         **vars(replace(cost, **vars(network_cost))),
         best_test_epoch=best.epoch if best else None,
         best_test_accuracy=best.test_accuracy if best else None,
-        val=evaluate(predict_rows(job, job.split.val), seed=seed) if job.split.val else None,
+        val=evaluated(predict_rows(job, job.split.val)) if job.split.val else None,
     )
     return predictions, metrics
 
@@ -306,22 +310,6 @@ def save_outputs(job: Job, folder: Path, predictions: Predictions, metrics: RunM
         image_size=job.config.training.image_size,
         classes=job.image_index.classes,
         reading=job.config.data.reading,
+        task=job.task,
     )
     write_json(folder / METRICS, metrics.to_json())
-
-
-def predict_rows(job: Job, rows: tuple[int, ...]) -> Predictions:
-    """Predict the given rows of the image index with the student."""
-    image_index, student_spec = job.image_index, job.initialization.student_spec
-    logits = predict_logits(
-        job.student_pair.student,
-        job.image_store.rows(rows),
-        preprocessing=student_spec.preprocessing(job.config.training.image_size),
-    )
-    return Predictions.from_logits(
-        logits,
-        paths=tuple(image_index.rows[row].path for row in rows),
-        classes=image_index.classes,
-        labels=class_indices(image_index, rows).numpy(),
-        patient_ids=tuple(image_index.rows[row].patient_id for row in rows) if image_index.has_patients else None,
-    )

@@ -6,7 +6,7 @@ from twinbud.core.errors import first_few
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import blank_digests, find_groups
 from twinbud.models.families.base import TimmModel
-from twinbud.runs.context import Job, labelled_images
+from twinbud.runs.context import Job, labelled_images, targets_of
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import History
 from twinbud.training.linear_probe import fit_probe, num_views
@@ -54,8 +54,8 @@ def start_from_probe(job: Job, checkpoints: CheckpointManager, progress: Progres
     config, classes = job.config, job.image_index.classes
     if config.training.classifier_start == "random" or config.recovery.recovers_classifier:
         return History()
-    labelled = {job.image_index.rows[row].label for row in job.split.labelled}
-    if absent := [name for name in classes if name not in labelled]:
+    counts_C = job.task.counts(targets_of(job, job.split.labelled))
+    if absent := [name for name, count in zip(classes, counts_C, strict=True) if not count]:
         progress.note(f"the classifier starts at random, since no image of {first_few(absent)} is labelled")
         return History()
     if checkpoints.checkpoint is not None:  # its weights include the classifier; the time is not known any more

@@ -92,7 +92,9 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Selection rule": _rule(selection.plan) if selection else None,
         "Labelled images": f"{len(split.labelled):,} of {len(split.train):,} in the training part",
         "Test images": f"{len(split.test):,}{_developing(split)}, {_seen(job)}",
+        "Task": None if job.task.is_exclusive and not job.task.has_order else job.task.name,
         "Classes": ", ".join(job.image_index.classes),
+        "Balance": None if training.balance == "none" else training.balance,
         "Image size": f"{training.image_size} × {training.image_size} pixels",
         "Training": _training(metrics),
         "Batch size": f"{training.batch_size}",
@@ -123,13 +125,14 @@ def _teacher(job: Job, metrics: RunMetrics) -> str:
 def _mistakes(job: Job, predictions: Predictions) -> tuple[Mistake, ...]:
     row_of_path = {job.image_index.rows[row].path: row for row in job.split.test}
     assert predictions.labels is not None
+    labels, predicted = (predictions.asked.texts(values) for values in (predictions.labels, predictions.predicted))
     return tuple(
         Mistake(
             picture=_picture(job.image_store, row_of_path[predictions.paths[i]]),
             path=predictions.paths[i],
-            label=predictions.classes[predictions.labels[i]],
-            prediction=predictions.classes[predictions.predicted[i]],
-            confidence=float(predictions.confidence[i]),
+            label=labels[i],
+            prediction=predicted[i],
+            confidence=float(predictions.mistakes[i]),
         )
         for i in predictions.most_confident_mistakes(_MAX_MISTAKES)
     )
@@ -189,7 +192,7 @@ def _picture(image_store: ImageStore, row: int) -> bytes:
 
 
 def _example(image_index: ImageIndex, image_store: ImageStore, split: Split, name: str) -> Example:
-    row = next(row for row in split.train if image_index.rows[row].label == name)
+    row = next(row for row in split.train if name in image_index.rows[row].shown)
     return Example(picture=_picture(image_store, row), label=name)
 
 

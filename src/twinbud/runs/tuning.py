@@ -148,6 +148,7 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
             image_size=training.image_size,
             classes=job.image_index.classes,
             reading=job.config.data.reading,
+            task=job.task,
         )
         write_json(draft / TUNING_FILE, to_json(replace(history, peak_memory_mib=memory.mib)))
     gc.collect()  # releases the optimizer's moments

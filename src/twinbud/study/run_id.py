@@ -36,7 +36,7 @@ _ALWAYS = frozenset((
 ))  # fmt: skip
 """The settings when ``TRAINING_VERSION`` became 2. A setting that was added later is a fact only where it differs from
 its default, so that earlier records keep their run id; a change of such a default raises ``TRAINING_VERSION``."""
-_NAMES = frozenset({"profile", "image_column", "label_column", "patient_column", "split_column"})
+_NAMES = frozenset({"profile", "image_column", "label_column", "label_columns", "patient_column", "split_column"})
 """Settings that other facts stand for."""
 
 

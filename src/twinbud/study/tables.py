@@ -255,7 +255,7 @@ def _values(runs: Samplings, part: str, name: str) -> dict[int, float]:
 
 
 def _sum_matrices(matrices: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...] | None:
-    if not matrices:
+    if not matrices or not matrices[0]:  # several labels an image have none
         return None
     sides = range(len(matrices[0]))
     return tuple(tuple(sum(matrix[row][column] for matrix in matrices) for column in sides) for row in sides)

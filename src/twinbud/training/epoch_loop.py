@@ -228,10 +228,18 @@ class EpochLoop(ABC, Generic[BatchT]):
             train_seconds=sum(record.seconds for record in self.records),
         )
 
-    def augmented_batches(self, order: Sequence[torch.Tensor], views: Views) -> Iterator[torch.Tensor]:
-        """Yield the augmented, normalized images (B, 3, S, S), float32 on the device, of each batch."""
-        data = self.data
-        for rows, pixels_BCSS in zip(order, prefetch(data.images_NCSS, order, data.device), strict=True):
+    def augmented_batches(
+        self, samples: Sequence[torch.Tensor], views: Views, order: Sequence[torch.Tensor] | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield the augmented, normalized images (B, 3, S, S), float32 on the device, of each batch.
+
+        Args:
+            samples: (B,) int64 sample numbers of each batch.
+            views: Augmentation, one row each.
+            order: (B,) int64 rows of ``views`` for each batch; by default the sample numbers.
+        """
+        data, order = self.data, samples if order is None else order
+        for rows, pixels_BCSS in zip(order, prefetch(data.images_NCSS, samples, data.device), strict=True):
             yield self.normalize(apply_views(pixels_BCSS, views[rows]))
 
     def _checkpoint(self) -> Checkpoint:

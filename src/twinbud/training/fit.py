@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from twinbud.config.schema import TrainingConfig
@@ -19,6 +18,9 @@ from twinbud.data.image_store import ImageSubset
 from twinbud.data.mixing import mix
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.student_pair import StudentPair
+from twinbud.tasks.balance import balance_loss, draw_balanced_samples
+from twinbud.tasks.base import UNBALANCED, Balancing, Task
+from twinbud.tasks.single import SINGLE_LABEL, SingleLabel
 from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.epoch_loop import EpochLoop, History, plan_steps, preserved_rng_state
 from twinbud.training.epoch_plan import draw_training_mixing
@@ -35,13 +37,15 @@ class LabelledImages:
     Attributes:
         images_NCSS: uint8 pixels with 1 or 3 channels: on the device of the student, or on the CPU if they do not fit
             there.
-        labels_N: int64 class indices, on the device of the student.
+        labels_N: Targets of the task, such as int64 class indices, on the device of the student.
         preprocessing: Preprocessing of the network's input.
+        task: What is asked of the images; None: one class an image, and an output of the network each.
     """
 
     images_NCSS: torch.Tensor | ImageSubset
     labels_N: torch.Tensor
     preprocessing: Preprocessing
+    task: Task | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -78,9 +82,10 @@ def fit(
     """
     execution = execution or Execution()
     plan = plan_steps(config, len(data))
+    task = data.task or SingleLabel(tuple(map(str, range(student_pair.student.num_classes))))
     step = TrainingStep(
         student_pair,
-        objective(config, execution.bf16),
+        objective(config, execution.bf16, task, balance_loss(config.balance, task, data.labels_N)),
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         steps_per_epoch=plan.steps_per_epoch,
@@ -115,8 +120,10 @@ def fit(
     return training.history()
 
 
-def objective(config: TrainingConfig, bf16: bool) -> Objective:
-    """Return the parameters of equations 1-7."""
+def objective(
+    config: TrainingConfig, bf16: bool, task: Task = SINGLE_LABEL, balancing: Balancing = UNBALANCED
+) -> Objective:
+    """Return the parameters of equations 1-7, for a task."""
     assert config.temperature != "auto", "temperature is resolved before training"
     return Objective(
         alpha=config.alpha,
@@ -128,6 +135,8 @@ def objective(config: TrainingConfig, bf16: bool) -> Objective:
         distillation=config.distillation,
         label_smoothing=config.label_smoothing,
         average=config.average,
+        task=task,
+        balancing=balancing,
     )
 
 
@@ -151,20 +160,26 @@ class _TrainingLoop(EpochLoop[_Batch]):
         self.step.student_pair.student.train()
 
     def epoch_batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[_Batch]:
-        """See ``EpochLoop``."""
+        """See ``EpochLoop``; a sampler gives each place of the order a sample, and a view and mixing of its own."""
+        samples = order
+        if self.config.balance == "sampler":
+            drawn_N = draw_balanced_samples(self.step.objective.task, self.data.labels_N, self.config.seed, epoch)
+            samples = [drawn_N[places] for places in order]
         same_class_batches: Iterable[torch.Tensor | None] = itertools.repeat(None, len(order))
         if self.step.targets.needs_same_class_pairs:
             same_class_N = draw_same_class_pairs(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
-            same_class_batches = self.augmented_batches([same_class_N[rows] for rows in order], views)
+            same_class_batches = self.augmented_batches([same_class_N[rows] for rows in samples], views)
         mixing = draw_training_mixing(self.config, epoch, len(self.data), self.data.device)
-        augmented = self.augmented_batches(order, views)
-        for rows_B, images_BCSS, same_class_BCSS in zip(order, augmented, same_class_batches, strict=True):
+        augmented = self.augmented_batches(samples, views, order)
+        for places_B, rows_B, images_BCSS, same_class_BCSS in zip(
+            order, samples, augmented, same_class_batches, strict=True
+        ):
             labels_B = self.data.labels_N[rows_B]
             if mixing is None:
                 yield rows_B, images_BCSS, labels_B, same_class_BCSS
             else:
-                labels_BK = F.one_hot(labels_B, self.step.student_pair.student.num_classes).float()
-                yield rows_B, *mix(images_BCSS, labels_BK, mixing[rows_B]), same_class_BCSS
+                labels_BC = self.step.objective.task.to_mix(labels_B)
+                yield rows_B, *mix(images_BCSS, labels_BC, mixing[places_B]), same_class_BCSS
 
     def train_batch(self, batch: _Batch, learning_rate: float, running_means: RunningMeans) -> None:
         """See ``EpochLoop``."""

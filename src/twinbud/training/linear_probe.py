@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from twinbud.config.schema import TrainingConfig
@@ -29,6 +31,8 @@ from twinbud.core.rng import stream_seed
 from twinbud.data.augment import apply_views
 from twinbud.data.prefetch import prefetch
 from twinbud.models.families.base import TimmModel
+from twinbud.tasks.base import Task
+from twinbud.tasks.single import SingleLabel
 from twinbud.training.epoch_loop import History
 from twinbud.training.epoch_plan import draw_training_views
 from twinbud.training.fit import LabelledImages
@@ -95,8 +99,9 @@ def fit_probe(
         Stopped: A stop was requested; nothing is saved.
     """
     progress, start = progress or SilentProgress(), time.perf_counter()
-    labels_N = data.labels_N.cpu().numpy()
-    counts_K = np.bincount(labels_N, minlength=len(class_names))
+    task = data.task or SingleLabel(class_names)
+    labels_N = data.labels_N.cpu()
+    counts_K = task.counts(labels_N).numpy()
     if not counts_K.all():
         absent = first_few(name for name, count in zip(class_names, counts_K, strict=True) if not count)
         problem = f"no image of {absent} is labelled, so that logistic regression cannot learn it"
@@ -104,8 +109,14 @@ def fit_probe(
     features_MD = probe_features(network, data, config, bf16=bf16, stop_requested=stop_requested, progress=progress)
     count = num_views(len(data))
     with threadpool_limits(torch.get_num_threads()):
-        found = fit_linear_classifier(
-            features_MD, np.tile(labels_N, count), np.tile(groups_N, count), config.seed, stop_requested=stop_requested
+        found = fit_classifier_of(
+            task,
+            features_MD,
+            labels_N,
+            np.tile(groups_N, count),
+            config.seed,
+            balanced=config.balance in ("weights", "sampler"),
+            stop_requested=stop_requested,
         )
     if found.log_loss is None:
         choice = "the default: a class has too few labelled images or patients for cross-validation"
@@ -116,6 +127,8 @@ def fit_probe(
     with torch.no_grad():
         classifier.weight.copy_(torch.from_numpy(found.weight_KD))
         classifier.bias.copy_(torch.from_numpy(found.bias_K))
+        if config.balance == "logit-adjusted":  # after the fit: the classifier is not trained further
+            classifier.bias -= task.prior_logits(labels_N).to(classifier.bias)
     return History(num_images=len(features_MD), train_seconds=time.perf_counter() - start)
 
 
@@ -165,12 +178,71 @@ def _check_stop(stop_requested: Callable[[], bool]) -> None:
         raise Stopped("stopped before the logistic regression ended; repeat the same command with --resume")
 
 
+def fit_classifier_of(
+    task: Task,
+    features_MD: np.ndarray,
+    targets_N: torch.Tensor,
+    groups_M: np.ndarray,
+    seed: int = 0,
+    *,
+    balanced: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> LinearClassifier:
+    """Fit the logits of a task: one multinomial regression, or a binary one for each output.
+
+    Args:
+        task: What is asked of the images.
+        features_MD: float32, V views of N images, view by view.
+        targets_N: Targets of the images, on the CPU.
+        groups_M: See ``fit_linear_classifier``, and likewise the others.
+        seed: See there.
+        balanced: See there.
+        stop_requested: See there.
+
+    Returns:
+        The classifier. Of binary regressions, ``strength`` is the geometric mean and ``log_loss`` the mean.
+
+    Raises:
+        Stopped: A stop was requested.
+    """
+    count = len(features_MD) // len(targets_N)
+    options: dict[str, Any] = {"balanced": balanced, "stop_requested": stop_requested}
+    binary_NK = task.binary_targets(targets_N)
+    if binary_NK is None:
+        return fit_linear_classifier(features_MD, np.tile(targets_N.numpy(), count), groups_M, seed, **options)
+    found: list[LinearClassifier] = []
+    for target_M in np.tile(binary_NK.numpy(), (count, 1)).T:
+        known_M = np.isfinite(target_M)
+        labels = target_M[known_M].astype(np.int64)
+        if labels.min(initial=1) == labels.max(initial=0) or not len(labels):
+            found.append(_constant_classifier(labels, features_MD.shape[1]))
+            continue
+        found.append(fit_linear_classifier(features_MD[known_M], labels, groups_M[known_M], seed, **options))
+    losses = [one.log_loss for one in found if one.log_loss is not None]
+    return LinearClassifier(
+        weight_KD=np.stack([one.weight_KD[1] - one.weight_KD[0] for one in found]),
+        bias_K=np.array([one.bias_K[1] - one.bias_K[0] for one in found]),
+        strength=float(np.exp(np.mean(np.log([one.strength for one in found])))),
+        log_loss=float(np.mean(losses)) if losses else None,
+    )
+
+
+def _constant_classifier(labels_M: np.ndarray, num_features: int) -> LinearClassifier:
+    """Return the classifier of labels of which all, or none, are 1: their log-odds, as if half an image were else."""
+    log_odds = float(np.log((labels_M.sum() + 0.5) / ((labels_M == 0).sum() + 0.5)))
+    bias_K = np.array([-log_odds, log_odds]) / 2
+    return LinearClassifier(
+        weight_KD=np.zeros((2, num_features)), bias_K=bias_K, strength=DEFAULT_STRENGTH, log_loss=None
+    )
+
+
 def fit_linear_classifier(
     features_MD: np.ndarray,
     labels_M: np.ndarray,
     groups_M: np.ndarray,
     seed: int = 0,
     *,
+    balanced: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> LinearClassifier:
     """Fit multinomial logistic regression on standardized features.
@@ -180,6 +252,7 @@ def fit_linear_classifier(
         labels_M: Class indices; every class from 0 to K − 1 occurs.
         groups_M: int; samples of one group are on one side of each fold.
         seed: Seed of the folds.
+        balanced: Whether all classes count the same, however many samples they have.
         stop_requested: Asked before each regression.
 
     Raises:
@@ -188,12 +261,12 @@ def fit_linear_classifier(
     strength, loss = DEFAULT_STRENGTH, None
     if folds := probe_folds(labels_M, groups_M, seed):
         losses = {
-            candidate: _validation_loss(features_MD, labels_M, folds, candidate, stop_requested)
+            candidate: _validation_loss(features_MD, labels_M, folds, candidate, balanced, stop_requested)
             for candidate in STRENGTHS
         }
         strength = min(losses, key=losses.__getitem__)
         loss = losses[strength]
-    scaler, regression = _regression(features_MD, labels_M, strength)
+    scaler, regression = _regression(features_MD, labels_M, strength, balanced)
     weight_KD, bias_K = regression.coef_, regression.intercept_
     if len(weight_KD) == 1:  # of two classes: the log-odds of the second
         weight_KD, bias_K = np.concatenate([-weight_KD, weight_KD]) / 2, np.concatenate([-bias_K, bias_K]) / 2
@@ -219,23 +292,32 @@ def probe_folds(labels_M: np.ndarray, groups_M: np.ndarray, seed: int = 0) -> Fo
 
 
 def _validation_loss(
-    features_MD: np.ndarray, labels_M: np.ndarray, folds: Folds, strength: float, stop_requested: Callable[[], bool]
+    features_MD: np.ndarray,
+    labels_M: np.ndarray,
+    folds: Folds,
+    strength: float,
+    balanced: bool,
+    stop_requested: Callable[[], bool],
 ) -> float:
     """Return the mean log-loss over the folds."""
     losses = []
     for train, validation in folds:
         _check_stop(stop_requested)
-        scaler, regression = _regression(features_MD[train], labels_M[train], strength)
+        scaler, regression = _regression(features_MD[train], labels_M[train], strength, balanced)
         probabilities = regression.predict_proba(scaler.transform(features_MD[validation]))
-        losses.append(log_loss(labels_M[validation], probabilities, labels=np.arange(labels_M.max() + 1)))
+        weights = compute_sample_weight("balanced", labels_M[validation]) if balanced else None
+        classes = np.arange(labels_M.max() + 1)
+        losses.append(log_loss(labels_M[validation], probabilities, labels=classes, sample_weight=weights))
     return float(np.mean(losses))
 
 
 def _regression(
-    features_MD: np.ndarray, labels_M: np.ndarray, strength: float
+    features_MD: np.ndarray, labels_M: np.ndarray, strength: float, balanced: bool
 ) -> tuple[StandardScaler, LogisticRegression]:
     """Fit a scaler, and a regression on the scaled features."""
-    scaler, regression = StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
+    weights = "balanced" if balanced else None
+    scaler = StandardScaler()
+    regression = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, class_weight=weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after so many steps, the rest changes little
         regression.fit(scaler.fit_transform(features_MD), labels_M)

@@ -18,8 +18,10 @@ from torch import nn
 from twinbud.config.schema import Distillation
 from twinbud.core.errors import TwinbudError
 from twinbud.models.student_pair import StudentPair
-from twinbud.training.losses import at_least_float32
-from twinbud.training.target_formulas import mean_target_logits, update_similarity, virtual_teacher
+from twinbud.tasks.base import Task
+from twinbud.tasks.formulas import at_least_float32
+from twinbud.tasks.single import SINGLE_LABEL
+from twinbud.training.target_formulas import update_similarity, virtual_teacher
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class SoftTargets:
         return None
 
     def targets(self, logits_BK: torch.Tensor | None, labels_B: torch.Tensor) -> torch.Tensor | None:
-        """Return the soft targets (B, K) of the batch, see ``self_distillation_loss``; None if there are none."""
+        """Return the soft targets (B, K) of the batch, see ``Task.divergence``; None if there are none."""
         del labels_B
         return logits_BK
 
@@ -127,14 +129,14 @@ class AuxiliaryAndTeacherTargets(AuxiliaryTargets):
     Like every teacher, this one is frozen and belongs to neither the pair nor the checkpoints.
     """
 
-    def __init__(self, temperature: float, auxiliary: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, temperature: float, auxiliary: nn.Module, teacher: nn.Module, task: Task) -> None:
         super().__init__(temperature, auxiliary)
-        self.teacher = teacher
+        self.teacher, self.task = teacher, task
 
     def logits(self, images_BCSS: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor | None:
         """Return logits (B, K) of that mean."""
         del inputs
-        return mean_target_logits(self.auxiliary(images_BCSS), self.teacher(images_BCSS), self.temperature)
+        return self.task.mean_logits(self.auxiliary(images_BCSS), self.teacher(images_BCSS), self.temperature)
 
 
 class SameClassTargets(AuxiliaryTargets):
@@ -267,6 +269,7 @@ def open_soft_targets(
     temperature: float,
     num_samples: int | None = None,
     teacher: nn.Module | None = None,
+    task: Task = SINGLE_LABEL,
 ) -> SoftTargets:
     """Build the soft targets of a variant, with their initial state.
 
@@ -277,6 +280,7 @@ def open_soft_targets(
         num_samples: N; required by ``tf-kd``.
         teacher: Frozen network from images to logits, on the training device; required by ``teacher`` and
             ``skd+teacher``.
+        task: What is asked of the images; it must support the variant.
 
     Raises:
         TwinbudError: The variant needs an auxiliary, but the pair has none (or, for ``tf-kd-self``, none that is
@@ -296,7 +300,7 @@ def open_soft_targets(
         case "skd" | "tf-kd-self":
             return AuxiliaryTargets(temperature, auxiliary)
         case "skd+teacher":
-            return AuxiliaryAndTeacherTargets(temperature, auxiliary, _required(teacher, distillation))
+            return AuxiliaryAndTeacherTargets(temperature, auxiliary, _required(teacher, distillation), task)
         case "cs-kd-pair":
             return SameClassTargets(temperature, auxiliary)
         case "cs-kd":

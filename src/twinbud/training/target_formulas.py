@@ -5,12 +5,8 @@ Shape legend: B batch, K classes.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-
-from twinbud.training.losses import at_least_float32
 
 SIMILARITY_MOMENTUM = 0.9
 """Momentum m of the class-similarity matrix (``cs-kd``)."""
@@ -48,22 +44,3 @@ def virtual_teacher(num_classes: int) -> torch.Tensor:
         VIRTUAL_CONFIDENCE
     )
     return F.softmax(probabilities_KK / VIRTUAL_TEMPERATURE, dim=1)
-
-
-def mean_target_logits(one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return logits whose softened probabilities are the mean of those of two networks.
-
-    softmax(z / τ) = (softmax(z_1 / τ) + softmax(z_2 / τ)) / 2, so z = τ log of the right side.
-
-    Args:
-        one_BK: Logits of one network.
-        other_BK: Logits of the other.
-        temperature: τ > 0.
-
-    Returns:
-        (B, K) logits, at least float32.
-    """
-    log_p_BK, log_q_BK = (
-        F.log_softmax(at_least_float32(logits_BK) / temperature, dim=1) for logits_BK in (one_BK, other_BK)
-    )
-    return temperature * (torch.logaddexp(log_p_BK, log_q_BK) - math.log(2))

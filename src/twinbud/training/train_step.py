@@ -15,6 +15,8 @@ from torch import nn
 
 from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
+from twinbud.tasks.base import UNBALANCED, Balancing, Task
+from twinbud.tasks.single import SINGLE_LABEL
 from twinbud.training.batch_norm import running_statistics
 from twinbud.training.compile import EAGER, Compilation, compiled
 from twinbud.training.cuda_graph import RecordedFunction
@@ -38,6 +40,8 @@ class Objective:
         distillation: Variant of the soft targets.
         label_smoothing: ε in [0, 1) of the labels in eq. 4; 0: no smoothing.
         average: EMA decay in (0, 1) of the average of the student's weights that is delivered; None: no average.
+        task: What is asked of the images: it defines losses and correct predictions.
+        balancing: How cross-entropy allows for classes of different size, on the device of training.
     """
 
     alpha: float
@@ -49,6 +53,8 @@ class Objective:
     distillation: Distillation = "skd"
     label_smoothing: float = 0.0
     average: float | None = None
+    task: Task = SINGLE_LABEL
+    balancing: Balancing = UNBALANCED
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class TrainingStep:
             temperature=objective.temperature,
             num_samples=num_samples,
             teacher=teacher,
+            task=objective.task,
         )
         self.optimizer = Optimizer(
             {"student": student_pair.student},
@@ -131,7 +138,7 @@ class TrainingStep:
 
         Args:
             images_BCSS: Normalized float32 images; student and auxiliary share one augmented view.
-            labels: int64 class indices (B,), or the probabilities (B, K) of mixed images.
+            labels: Targets of the task: int64 class indices (B,), or the probabilities (B, C) of mixed images.
             learning_rate: Learning rate of this step.
             rows_B: int64 sample numbers, for ``tf-kd``.
             same_class_BCSS: Normalized float32 images of the same classes, for ``cs-kd-pair``.
@@ -159,8 +166,7 @@ class TrainingStep:
             beta = unbiased_beta(self.objective.average, self.optimizer.number)
             ema_update(self.average, self.student_pair.student, beta, is_finite)
         self.targets.update(student_BK, target_logits_BK, labels, inputs, is_finite)
-        labels_B = labels.argmax(dim=1) if labels.is_floating_point() else labels
-        return StepResult(losses.detached(), (student_BK.argmax(dim=1) == labels_B).sum())
+        return StepResult(losses.detached(), self.objective.task.num_correct(student_BK, labels))
 
     @property
     def num_steps(self) -> int:
@@ -229,6 +235,8 @@ class TrainingStep:
             ce_temperature=objective.ce_temperature,
             label_smoothing=objective.label_smoothing,
             targets_are_probabilities=targets.targets_are_probabilities,
+            task=objective.task,
+            balancing=objective.balancing,
         )
         return losses, student_BK.detach(), target_logits_BK
 

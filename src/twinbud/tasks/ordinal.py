@@ -1,0 +1,121 @@
+"""Grades with an order: CORN, conditional ordinal regression (Shi, Cao & Raschka, Pattern Anal. Appl. 2023).
+
+Output k (of K = C - 1) is the log-odds that the grade is above k, given that it is at least k. The probability of a
+grade is the product of these conditional probabilities, so that predictions are consistent: P(above k) never rises.
+
+Shape legend: N samples, B batch, C grades, K = C - 1 outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from twinbud.config.schema import Distillation
+from twinbud.config.task import TaskName
+from twinbud.tasks.base import UNBALANCED, Balancing, Task
+from twinbud.tasks.formulas import binary_divergence, binary_mean_logits
+
+_NEEDS_CLASSES = "whose outputs are steps between grades, not classes"
+
+
+@dataclass(frozen=True)
+class Ordinal(Task):
+    """Grades, from the lowest to the highest."""
+
+    name: ClassVar[TaskName] = "ordinal"
+    has_order: ClassVar[bool] = True
+    usage: ClassVar[tuple[str, ...]] = (
+        "above = model(image[None]).sigmoid().cumprod(dim=-1)[0]",
+        "probabilities = torch.cat([torch.ones(1), above]) - torch.cat([above, torch.zeros(1)])",
+    )
+    unsupported: ClassVar[Mapping[Distillation, str]] = {"cs-kd": _NEEDS_CLASSES, "tf-kd-reg": _NEEDS_CLASSES}
+
+    @property
+    def num_outputs(self) -> int:
+        """One logit for each step between two grades."""
+        return len(self.classes) - 1
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """``above_A`` for each grade but the highest."""
+        return tuple(f"above_{name}" for name in self.classes[:-1])
+
+    def cross_entropy(
+        self,
+        logits_BK: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+        balancing: Balancing = UNBALANCED,
+    ) -> torch.Tensor:
+        """Compute the CORN loss: output k learns from the images whose grade is at least k.
+
+        It is the sum over outputs and images, divided by the number of pairs that it is over. A mixed image counts in
+        each subset by its share.
+        """
+        logits_BK = logits_BK if balancing.shift is None else logits_BK + balancing.shift
+        logits_BK = logits_BK / temperature
+        num_classes = len(self.classes)
+        q_BC = targets if targets.is_floating_point() else F.one_hot(targets, num_classes).to(logits_BK.dtype)
+        q_BC = (1 - label_smoothing) * q_BC + label_smoothing / num_classes
+        q_BC = q_BC if balancing.weights is None else q_BC * balancing.weights
+        above_BK = q_BC.flip(1).cumsum(1).flip(1)[:, 1:]
+        here_BK = q_BC[:, :-1]
+        losses_BK = above_BK * F.logsigmoid(logits_BK) + here_BK * F.logsigmoid(-logits_BK)
+        return -losses_BK.sum() / (above_BK + here_BK).sum()
+
+    def divergence(
+        self,
+        student_BK: torch.Tensor,
+        targets_BK: torch.Tensor,
+        temperature: float,
+        *,
+        targets_are_probabilities: bool = False,
+    ) -> torch.Tensor:
+        """See ``binary_divergence``: between the conditional probabilities of each step."""
+        assert not targets_are_probabilities, "no supported variant gives probabilities"
+        return binary_divergence(student_BK, targets_BK, temperature)
+
+    def mean_logits(self, one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See ``binary_mean_logits``."""
+        return binary_mean_logits(one_BK, other_BK, temperature)
+
+    def num_correct(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See ``Task``."""
+        labels_B = targets.argmax(dim=1) if targets.is_floating_point() else targets
+        above_BK = torch.sigmoid(logits_BK.detach()).cumprod(dim=1)
+        return ((above_BK > 0.5).sum(dim=1) == labels_B).sum()
+
+    def prior_logits(self, targets_N: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the number of images above each grade, divided by that of the grade, float64."""
+        counts_C = self.counts(targets_N).clamp(min=1).double()
+        return torch.log(counts_C.flip(0).cumsum(0).flip(0)[1:] / counts_C[:-1])
+
+    def binary_targets(self, targets_N: torch.Tensor) -> torch.Tensor | None:
+        """Return whether each image is above each grade; NaN where it is below that grade."""
+        steps_K = torch.arange(self.num_outputs)
+        above_NK = (targets_N[:, None] > steps_K).float()
+        return above_NK.masked_fill(targets_N[:, None] < steps_K, torch.nan)
+
+    def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:
+        """Return P(at least k) - P(above k) for each grade k, computed in float64."""
+        above_NK = torch.from_numpy(logits_NK).double().sigmoid().cumprod(dim=1)
+        ones_N1 = torch.ones(len(above_NK), 1, dtype=torch.float64)
+        at_least_NC = torch.cat([ones_N1, above_NK], dim=1)
+        return (at_least_NC - F.pad(above_NK, (0, 1))).numpy()
+
+    def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
+        """Return the median grade: the number of grades that the image is above with a probability over one half."""
+        above_NK = 1 - probabilities_NC.cumsum(axis=1)[:, :-1]
+        return (above_NK > 0.5).sum(axis=1)
+
+    def joined_label(self, labels: np.ndarray) -> Any:
+        """Return the highest grade of the patient's images."""
+        return int(labels.max())
