@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs lint types unit soak bench install clean
+.PHONY: demo test docs lint types unit cluster soak bench install clean
 
 demo: .venv/installed
 	"$(BIN)/twinbud" demo --force --output twinbud-demo
@@ -25,6 +25,10 @@ docs: .venv/installed
 	"$(BIN)/pip" install --quiet --editable ".[docs]"
 	"$(BIN)/mkdocs" build --strict --quiet
 	@echo "built: site/index.html"
+
+# studies on a real Ray cluster of two nodes on this machine; a few minutes
+cluster: .venv/installed
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m cluster tests/study/test_ray_cluster.py
 
 # 20,000 damaged images, 5,000 damaged volumes and 60 killed runs; about a quarter of an hour on one core
 soak: .venv/installed

@@ -34,6 +34,7 @@ from twinbud.study.store import RunStore
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'twinbud[cluster]'")
 pytestmark = [
+    pytest.mark.cluster,
     # the resources of Ray's own processes
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -122,8 +123,8 @@ def test_a_node_that_shares_no_files_gets_copies_and_returns_results(small: Smal
         assert stopped.code == 75, stopped.err
         assert "the same command resumes the study" in stopped.err
         assert wait_until_ended(tasks) == []
-        words = ("study", small.recipe, "--data", f"shades={small.images}", "--runs", runs)
-        answer = twinbud(*words, *options, "--address", cluster.address)
+        # in a process of its own: in this one, its tasks ran on the head after the other test of this file
+        answer = start_study(small.recipe, small.images, runs, *options, "--address", cluster.address).wait()
         assert answer.code == 0, answer.err
     assert timeless_tables(small.recipe, runs, tmp_path / "found") == small.tables
     models = sorted(path.parts[-3] for path in runs.glob("work/*/model/model.safetensors"))
