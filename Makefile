@@ -28,6 +28,7 @@ docs: .venv/installed
 
 # studies on a real Ray cluster of two nodes on this machine; a few minutes
 cluster: .venv/installed
+	"$(BIN)/pip" install --quiet --editable ".[cluster]"
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -m cluster tests/study/test_ray_cluster.py
 
 # 20,000 damaged images, 5,000 damaged volumes and 60 killed runs; about a quarter of an hour on one core
