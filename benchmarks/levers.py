@@ -27,8 +27,8 @@ from twinbud.core.progress import SilentProgress
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.teacher import open_teacher_at
-from twinbud.runs.context import Job
-from twinbud.runs.pipeline import predict_rows, prepare, recover_students, train_student
+from twinbud.runs.context import Job, predict_rows
+from twinbud.runs.pipeline import prepare, recover_students, train_student
 from twinbud.runs.probe import probe
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.resume import open_checkpoint_manager

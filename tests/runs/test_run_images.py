@@ -13,8 +13,8 @@ from helpers.builders import save_images
 from helpers.command import trained
 from helpers.runs import read_json, rows, same_outcome
 from twinbud.core.memory import PeakMemory
-from twinbud.data import image_loading
-from twinbud.runs import pipeline
+from twinbud.data.formats.decoding import ImageFile
+from twinbud.runs import context, pipeline
 from twinbud.runs.cost import cost_of
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.epoch_loop import History
@@ -92,7 +92,7 @@ def test_a_test_pass_happens_only_when_asked_for_and_the_last_epoch_stays_the_re
         passes.append(1)
         return whole(*arguments)
 
-    whole = pipeline.predict_rows
+    whole = context.predict_rows
     monkeypatch.setattr(pipeline, "predict_rows", counted)
     plain = trained(shared_images, shared_teacher, tmp_path / "plain", "--epochs", 3)
     assert len(passes) == 1
@@ -156,7 +156,7 @@ def test_decoded_images_are_kept_for_the_next_run_unless_that_is_declined(
     assert not (tmp_path / "cache").exists()
     second = trained(shared_images, shared_teacher, tmp_path / "second")
     assert sum(path.is_file() for path in (tmp_path / "cache" / "pixels").rglob("*")) == 30
-    monkeypatch.setattr(image_loading.ImageFile, "decode", None)  # nothing is decoded any more
+    monkeypatch.setattr(ImageFile, "decode", None)  # nothing is decoded any more
     third = trained(shared_images, shared_teacher, tmp_path / "third")
     predictions = [(run / "predictions.csv").read_bytes() for run in (first, second, third)]
     assert predictions[0] == predictions[1] == predictions[2]

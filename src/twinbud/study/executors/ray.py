@@ -30,6 +30,7 @@ from twinbud.study.executors.inputs import input_paths
 from twinbud.study.executors.ray_cluster import WHERE, RunResources
 from twinbud.study.executors.ray_inputs import InputCopies, input_difference
 from twinbud.study.executors.ray_task import RunTask
+from twinbud.study.executors.worker import WorkerFailed
 from twinbud.study.grid import PlannedRun
 
 _POLL_SECONDS = 0.25
@@ -284,7 +285,7 @@ class _TaskSupervisor:
                 raise input_difference(run, outcome)
             case ray_task.Interrupted():
                 self.pending.append(run)
-            case ray_task.WorkerFailed(problem, where, fix):
+            case WorkerFailed(problem, where, fix):
                 raise TwinbudError(problem, where=where, fix=fix)
 
     def _save_results(self, run: PlannedRun, returned: ray_task.Returned) -> None:
