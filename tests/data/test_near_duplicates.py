@@ -54,7 +54,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "re-encoded": recompressed,
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
     "darker with less contrast": lambda image: image.point(lambda value: 20 + 0.5 * value),
-    "gamma": lambda image: image.point(lambda value: 255 * (value / 255) ** 1.4),
+    "gamma": lambda image: image.point([round(255 * (value / 255) ** 1.4) for value in range(256)]),
     "half the size": lambda image: image.resize((SIDE // 2, SIDE // 2)),
     "cropped": lambda image: image.crop((2, 0, SIDE - 1, SIDE - 2)),
 }

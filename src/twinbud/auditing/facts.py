@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from twinbud.core.files import read_head
-from twinbud.data.formats.decoding import HEAD_BYTES, without_warnings
+from twinbud.data.formats.base import HEAD_BYTES
+from twinbud.data.formats.decoding import without_warnings
 from twinbud.data.formats.dicom_header import recognizes, uid_name
 from twinbud.data.formats.nifti_header import is_nifti
 

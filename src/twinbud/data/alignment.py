@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-_BLURS = (4.0, 2.0, 1.0)
+_BLURS = (3.0, 1.0)
 _STEPS = 4
 _DAMPING = 1e-3
 _MAX_SCALE, _MAX_SHIFT = 0.15, 0.2

@@ -34,14 +34,15 @@ MAX_DISTANCE = 7
 """Largest number of bits in which the hashes of a pair may differ: four words with one differing bit each, less one."""
 MIN_CORRELATION = 0.9
 """Smallest correlation of the details of a near-duplicate; docs/audit.md shows what lies above and below."""
-_MIN_SHAPE_CORRELATION, _MIN_START_CORRELATION = 0.8, 0.2
+_MIN_SHAPE_CORRELATION, _MIN_START_CORRELATION = 0.8, 0.3
 """Pairs whose shapes, or details before alignment, correlate less are not aligned: no such crop has a near hash."""
 _DETAIL_BLUR = 2.0
 """Standard deviation, in pixels of the thumbnail, of the blur that separates shape and details."""
 _MIN_DETAIL = 0.5
 """Smallest standard deviation of the details, in gray values: a smooth image has none that could be compared."""
 _HASH_SIDE, _FREQUENCIES, _WORDS, _WORD_BITS = 32, 8, 4, 16
-_BATCH = 4096
+_BATCH = 512
+"""Pairs at a time: what fits into the caches of a CPU core."""
 
 Mirrored = Literal["no", "left-right", "top-bottom", "both"]
 """How the first image of a pair is mirrored to match the second; ``both`` is a turn by 180 degrees."""
@@ -149,7 +150,7 @@ def perceptual_hashes(thumbnails: np.ndarray, mirrored: Mirrored = "no") -> np.n
     """
     factor = THUMBNAIL_SIZE // _HASH_SIDE
     small = thumbnails.reshape(-1, _HASH_SIDE, factor, _HASH_SIDE, factor).mean((2, 4), dtype=np.float32)
-    lowest = dctn(small, axes=(1, 2))[:, :_FREQUENCIES, :_FREQUENCIES]
+    lowest = np.asarray(dctn(small, axes=(1, 2)))[:, :_FREQUENCIES, :_FREQUENCIES]
     if mirrored in ("left-right", "both"):
         lowest = lowest * _SIGNS
     if mirrored in ("top-bottom", "both"):
