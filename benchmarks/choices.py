@@ -19,6 +19,7 @@ import torch
 
 from limit import NUM_CLASSES, medians
 from material import TEACHERS, TITLES, select_random
+from twinbud.config.loading import stage_config
 from twinbud.config.profiles import PROFILES
 from twinbud.config.schema import TrainingConfig, resolve
 from twinbud.models.selection_io import load_selection
@@ -47,7 +48,7 @@ def main() -> None:
 def rows(model: str, selected: Path, options: argparse.Namespace) -> list[str]:
     """One row for each way the weights lie in memory; a ViT has no use for channels last."""
     selection = load_selection(selected)
-    training = TrainingConfig(**PROFILES["quick"] | {"image_size": options.image_size, "profile": "quick"})
+    training = stage_config(TrainingConfig, PROFILES["quick"] | {"image_size": options.image_size, "profile": "quick"})
     family = selection.student_spec.family
     training = resolve(training, temperature=family.temperature, drop_path=family.drop_path)
     student_pair = build_student_pair(selection, image_size=options.image_size, num_classes=NUM_CLASSES)

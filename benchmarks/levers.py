@@ -41,6 +41,7 @@ from twinbud.training.optimizer import Optimizer
 SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",
     "profile": "best",
+    "near_duplicates": "ignore",
     "fraction": 0.05,
     "precision": "bf16",
     "threads": 1,

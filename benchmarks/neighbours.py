@@ -31,6 +31,7 @@ from twinbud.training.unlabelled import UnlabelledImages
 SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",
     "profile": "quick",
+    "near_duplicates": "ignore",
     "method": "selection",
     "fraction": 0.05,
     "recover": "labelled",

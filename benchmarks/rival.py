@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from task import Task
+from twinbud.config.loading import stage_config
 from twinbud.config.profiles import PROFILES
 from twinbud.config.schema import TrainingConfig, resolve
 from twinbud.core.memory import PeakMemory
@@ -36,7 +37,7 @@ def settings(task: Task) -> TrainingConfig:
         "precision": task.precision,
         "device": task.device,
     }
-    return resolve(TrainingConfig(**chosen), temperature=family.temperature, drop_path=family.drop_path)
+    return resolve(stage_config(TrainingConfig, chosen), temperature=family.temperature, drop_path=family.drop_path)
 
 
 def open_student_pair(task: Task, num_classes: int) -> tuple[StudentPair, StudentSpec]:

@@ -43,7 +43,13 @@ def main() -> None:
         from twinbud.models.initialization import open_initialization
         from twinbud.runs import context
         from twinbud.runs.resource_cache import ResourceCache
-    settings = {"data": options.data, "teacher": options.teacher, "fraction": 0.05, "profile": "quick"}
+    settings = {
+        "data": options.data,
+        "teacher": options.teacher,
+        "fraction": 0.05,
+        "profile": "quick",
+        "near_duplicates": "ignore",
+    }
     config, resource_cache = run_config(settings, output=Path("-")), ResourceCache()
     with timed("list the images"):
         context.list_images(config, SilentProgress(), resource_cache)

@@ -77,7 +77,7 @@ def words(task: Any, run: Path) -> list[str]:
         *("--data", task.data, "--fraction", str(task.fraction), "--selected", str(task.selected)),
         *("--method", task.method, "--profile", task.profile, "--min-steps", "0", "--epochs", str(task.epochs)),
         *("--image-size", str(task.image_size), "--precision", task.precision, "--device", task.device),
-        *("--output", str(run)),
+        *("--near-duplicates", "ignore", "--output", str(run)),
     ]
 
 

@@ -7,6 +7,7 @@ Whole jobs, one call each, as the command line does them:
 - ``predict``: classify images.
 - ``read_image``: read the pixels of one image as the network sees them before resizing.
 - ``open_model``: open a trained network for inference.
+- ``audit``: look for copies, leaks, wrong labels and shortcuts in a set of images.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
 - ``teach``: train a teacher of one's own, on images without labels.
 - ``study``: execute all runs of a recipe.
@@ -20,6 +21,7 @@ in the order in which a run takes them: ``twinbud.data``, ``models``, ``recovery
 
 from typing import TYPE_CHECKING
 
+from twinbud.auditing.api import audit
 from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
 from twinbud.runs.api import evaluate, open_model, predict, select, train
@@ -33,6 +35,7 @@ else:
 
 __all__ = [
     "TwinbudError",
+    "audit",
     "datasets",
     "evaluate",
     "families",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,11 @@ def split_of(
     *,
     seed: int = 0,
     blank: Collection[str] = (),
+    near_pairs: Sequence[tuple[int, int]] = (),
     **changes: Any,
 ) -> Split:
-    return make_split(image_index, digests or unique(image_index), DataConfig(**changes), seed=seed, blank=blank)
+    digests = digests or unique(image_index)
+    return make_split(image_index, digests, DataConfig(**changes), seed=seed, blank=blank, near_pairs=near_pairs)
 
 
 def save_split(path: Path, image_index: ImageIndex, split: Split) -> None:
@@ -503,3 +505,32 @@ def test_the_order_of_classes_is_part_of_the_fingerprint() -> None:
     split = split_of(image_index)
     turned = replace(image_index, classes=("b", "a"))
     assert fingerprint(image_index, unique(image_index), split) != fingerprint(turned, unique(image_index), split)
+
+
+def test_no_near_duplicates_are_on_two_sides_even_in_a_chain() -> None:
+    image_index = index_of("ab" * 60)
+    chain = [(number, number + 2) for number in range(0, 20, 2)]
+    for seed in range(5):
+        split = split_of(image_index, near_pairs=chain, near_duplicates="group", split_seed=seed)
+        assert len({number in split.test for number in range(0, 22, 2)}) == 1
+        assert split.near_pairs == tuple(chain)
+        assert "1 group of near-duplicates found (11 images): each group is in one part only" in split.notes
+    plain = [split_of(image_index, near_pairs=chain, split_seed=seed) for seed in range(5)]
+    assert plain == [split_of(image_index, split_seed=seed) for seed in range(5)], "ignored where not asked for"
+
+
+@pytest.mark.parametrize("way", ["near", "identical"])
+def test_a_given_split_with_a_picture_on_both_sides_is_refused_unless_told(way: str) -> None:
+    image_index = index_of("abab" * 3, splits=["train"] * 8 + ["test"] * 4)
+    digests = unique(image_index)
+    pairs: dict[str, Any] = {"near_pairs": [(0, 2), (3, 9)]} if way == "near" else {}
+    if way == "identical":
+        digests[9] = digests[3]
+    with pytest.raises(TwinbudError) as caught:
+        split_of(image_index, digests, near_duplicates="group", **pairs)
+    line = str(caught.value)
+    assert "1 pair shows the same picture in two parts of the split" in line
+    assert "'00003.png' (train) = '00009.png' (test)" in line
+    assert "00002" not in line, "that pair is in one part"
+    assert "--near-duplicates ignore" in line
+    assert split_of(image_index, digests, near_duplicates="ignore", **pairs).test == (8, 9, 10, 11)

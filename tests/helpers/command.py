@@ -54,7 +54,6 @@ def refusal(answer: Answer) -> str:
     *before, line = answer.err.splitlines()
     assert line.startswith("twinbud: ")
     assert line.endswith((".", "?", "--help"))
-    assert all(text.startswith(("compilation: ", "reading headers: ", "decoding: ", "training ")) for text in before), (
-        answer.err
-    )
+    progress = ("compilation: ", "reading headers: ", "decoding: ", "looking for near-duplicates: ", "training ")
+    assert all(text.startswith(progress) for text in before), answer.err
     return line.removeprefix("twinbud: ")

@@ -25,6 +25,7 @@ from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
 
 JOBS: tuple[Callable[..., Any], ...] = (
+    twinbud.audit,
     api.train,
     api.evaluate,
     api.predict,

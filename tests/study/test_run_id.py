@@ -46,7 +46,7 @@ def run_id(images: str = "images", teacher: str = "teacher", **changes: Any) -> 
         {"drop_path": 0.0},
         {"recover": "none", "recover_epochs": 7, "recover_refit": "off"},
         {"profile": "quick", "image_size": 224, "epochs": 300, "min_steps": 0, "learning_rate": 1.25e-4,
-         "warmup": 1 / 6, "clip_norm": None},
+         "warmup": 1 / 6, "clip_norm": None, "near_duplicates": "ignore"},
     ],
     ids=str,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def test_paths_devices_and_spellings_do_not_change_the_run_id(changes: dict[str,
         {"split_duplicates": True}, {"student": "vit_tiny_patch16_224"}, {"profile": "quick"},
         {"images": "others"}, {"teacher_": "another"}, {"develop": True}, {"recover": "labelled"},
         {"recover": "unlabelled"}, {"window": "lung"}, {"frames": "middle"},
-        {"axis": "coronal"}, {"volume": 0},
+        {"axis": "coronal"}, {"volume": 0}, {"near_duplicates": "group"},
     ],
     ids=str,
 )  # fmt: skip

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
+from twinbud.auditing import api as audit_api
 from twinbud.cli import options
 from twinbud.cli.streams import require_written
 from twinbud.config.fields import read_value
@@ -90,6 +91,14 @@ def teach(chosen: Namespace) -> None:
     show_teaching(taught)
 
 
+def audit(chosen: Namespace) -> None:
+    """Run ``twinbud audit``."""
+    found = audit_api.audit(**vars(chosen))
+    from twinbud.cli.console import show_audit
+
+    show_audit(found, chosen.output)
+
+
 def study(chosen: Namespace) -> None:
     """Run ``twinbud study``."""
     num_workers = read_value("workers", chosen.workers, int | None)
@@ -155,6 +164,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "report": report,
     "select": select,
     "teach": teach,
+    "audit": audit,
     "study": study,
     "datasets": datasets,
     "families": families,

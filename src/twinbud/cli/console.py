@@ -21,6 +21,7 @@ from twinbud.models.selection_io import Selection
 from twinbud.report.page import number, percent
 
 if TYPE_CHECKING:
+    from twinbud.auditing.findings import Audit
     from twinbud.runs.demo import Demo
     from twinbud.runs.inference import Evaluation
     from twinbud.runs.result import RunResult
@@ -125,6 +126,16 @@ def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for file in ignored:
         console.print(f"left out: {file.path} ({file.reason})", markup=False)
+
+
+def show_audit(audit: Audit, folder: Path) -> None:
+    """Print what an audit found, and where its page is."""
+    from twinbud.auditing.page import PAGE, summary_lines
+
+    console = _console()
+    for line in summary_lines(audit):
+        console.print(line, markup=False, highlight=False)
+    console.print(f"report: {folder / PAGE}", markup=False)
 
 
 def show_written(path: Path) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "Write the page and the model card of a finished run again, without images or teacher.",
     "select": "Select the weights of student and auxiliary from a teacher, for training on another machine.",
     "teach": "Train a teacher of one's own: a network learns another one's features, without labels.",
+    "audit": "Look for copies, leaks, wrong labels, shortcuts and broken files in a set of images.",
     "study": "Execute all runs of a recipe, such as a table of the paper; can be stopped and continued.",
     "datasets": "List the public image sets that --data takes by name, and which are on this machine.",
     "families": "List the network families that weights are selected from, or the widths of one network.",

@@ -222,6 +222,20 @@ def _report() -> list[Option]:
     return [_path("run", "Output of 'twinbud train'.", "RUN"), *_output(text, "FILE.html")]
 
 
+def _audit() -> list[Option]:
+    data = "Folder of class folders, CSV file, or a set by name, as 'twinbud train' takes it with --data."
+    split = "split.csv of a run, to examine that split [the split in the data, if it has one]."
+    cache = "Read the images again, and do not keep thumbnails in the cache folder."
+    return [
+        Option("data", data, keywords={"metavar": "DATA"}),
+        _path("--split", split, "FILE"),
+        *(_setting(name) for name in _IMAGES if name != "data"),
+        _setting("max_megapixels"),
+        _flag("--no-pixel-cache", cache, dest="pixel_cache", action="store_false"),
+        *_output("Folder to make, with audit.html and audit.json [twinbud-audit].", default=Path("twinbud-audit")),
+    ]
+
+
 def _study() -> list[Option]:
     many: dict[str, Any] = {"action": "append", "default": []}
     data = "Path of an image set of the recipe; a set that 'twinbud datasets' lists needs none. Can be repeated."
@@ -290,6 +304,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
     "teach": ("--architecture NAME --from TEACHER --data PATH [--split FILE] [options] --output DIR", _teach),
+    "audit": ("DATA [--split FILE] [options] [--output DIR]", _audit),
     "study": ("RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]", _study),
     "datasets": ("[--json] [--data-root FOLDER]", _datasets),
     "families": ("[NAME] [--family described|auto] [--json]", _families),

@@ -14,6 +14,7 @@ from twinbud.config.reading import ALL_FRAMES, DICOM_WINDOW, Axis, Frames, Readi
 from twinbud.config.task import TaskConfig
 
 Subset = Literal["stratified", "plain"]
+NearDuplicates = Literal["group", "ignore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,11 @@ class DataConfig(TaskConfig):
         False, "Hold the test part out: split the training part again, 80/20, and test on that fifth."
     )
     split_duplicates: bool = setting(False, "Allow identical images in both parts (plain random split).")
+    near_duplicates: NearDuplicates = setting(
+        "ignore",
+        "Images that show the same picture, re-encoded, brightened, mirrored or slightly cropped: group keeps them on "
+        "one side of the split, and refuses a given split that does not.",
+    )
     fraction: float = setting(1.0, "Share of the training part whose labels are used.", gt=0, le=1)
     subset: Subset = setting("stratified", "How to draw that share: at least one image per class, or at random.")
     window: Window = setting(
@@ -58,6 +64,11 @@ class DataConfig(TaskConfig):
     def _check_name(self) -> Self:
         parse_data(self.data)
         return self
+
+    @property
+    def groups_near_duplicates(self) -> bool:
+        """Whether near-duplicates stay on one side of the split; a plain random split keeps nothing together."""
+        return self.near_duplicates == "group" and not self.split_duplicates
 
     @property
     def reading(self) -> Reading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from twinbud.config.data_config import Subset
+from twinbud.config.data_config import NearDuplicates, Subset
 from twinbud.config.reading import Axis
 from twinbud.config.recovery import Recover, RecoverMethod, RecoverStream, RecoverTarget, Switch
 from twinbud.config.schema import (
@@ -43,6 +43,7 @@ class Settings(TypedDict, total=False):
     split_seed: int
     develop: bool
     split_duplicates: bool
+    near_duplicates: NearDuplicates
     fraction: float
     subset: Subset
     window: str

@@ -10,6 +10,7 @@ DEFAULT_PROFILE: Profile = "best"
 """Taken where none is named: what we recommend, beyond the paper."""
 
 _QUICK: dict[str, Any] = {
+    "near_duplicates": "group",
     "image_size": 112,
     "epochs": 40,
     "min_steps": 300,

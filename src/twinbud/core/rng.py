@@ -13,6 +13,7 @@ import numpy as np
 
 Stream = Literal[
     "split",
+    "audit",
     "subset",
     "selection",
     "student",

@@ -1,8 +1,9 @@
-"""Identical images: which of them keep images and patients on one side of a split.
+"""Identical images and near-duplicates: which of them keep images and patients on one side of a split.
 
 Images of identical pixels are one image: if one copy trains and another tests, the test is not independent, and
 patients who share an image may be one patient under two ids. Both therefore stay together. A blank image (an empty
-slice, a scanner's padding) tells nothing about a patient and has copies in every set, so it connects nothing.
+slice, a scanner's padding) tells nothing about a patient and has copies in every set, so it connects nothing. The same
+holds for near-duplicates (``twinbud.data.near_duplicates``), where the caller has looked for them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from twinbud.data.folds import connected_groups
+from twinbud.data.folds import connected_groups, connected_pairs
 from twinbud.data.identity import patient_key, visible_text
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageRow
@@ -52,6 +53,7 @@ class Groups:
         blank: Indices of the blank images that have identical copies.
         patients: For each image the key of its patient; where the patient is not known, a key of its own.
         numbers: (N,) int: images with one number stay on one side.
+        near_pairs: Pairs of near-duplicates, as indices into ``rows``.
     """
 
     rows: Sequence[ImageRow]
@@ -59,6 +61,7 @@ class Groups:
     blank: tuple[int, ...]
     patients: tuple[str, ...]
     numbers: np.ndarray
+    near_pairs: tuple[tuple[int, int], ...] = ()
 
     def connecting_copies(self, indices: Collection[int]) -> tuple[int, ...]:
         """Return the identical images among ``indices`` that connect the most patients; empty if none connects two."""
@@ -79,7 +82,12 @@ class Groups:
 
 
 def find_groups(
-    rows: Sequence[ImageRow], digests: Sequence[str], *, blank: Collection[str], keep_duplicates_together: bool
+    rows: Sequence[ImageRow],
+    digests: Sequence[str],
+    *,
+    blank: Collection[str],
+    keep_duplicates_together: bool,
+    near_pairs: Sequence[tuple[int, int]] = (),
 ) -> Groups:
     """Group the images that share a patient or their pixels, directly or in a chain.
 
@@ -87,7 +95,8 @@ def find_groups(
         rows: The images.
         digests: For each row, the SHA-256 of its pixels.
         blank: Digests that connect nothing (``blank_digests``).
-        keep_duplicates_together: Whether identical pixels connect at all.
+        keep_duplicates_together: Whether identical pixels and near-duplicates connect at all.
+        near_pairs: Pairs of near-duplicates.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(digests):
@@ -98,11 +107,13 @@ def find_groups(
         for index, row in enumerate(rows)
     ]
     pixels = [f"row {index}" if digest in blank else f"pixels {digest}" for index, digest in enumerate(digests)]
-    keys = (patients, pixels) if keep_duplicates_together else (patients,)
+    near = [f"picture {number}" for number in connected_pairs(len(rows), near_pairs)]
+    keys = (patients, pixels, near) if keep_duplicates_together else (patients,)
     return Groups(
         rows=rows,
         copies=tuple(indices for digest, indices in repeated.items() if digest not in blank),
         blank=tuple(sorted(index for digest in blank for index in repeated.get(digest, ()))),
         patients=tuple(patients),
         numbers=connected_groups(*keys),
+        near_pairs=tuple(near_pairs),
     )

@@ -50,6 +50,13 @@ def connected_groups(*keys: Sequence[str]) -> np.ndarray:
     return np.argsort(np.argsort(first))[groups]
 
 
+def connected_pairs(num_images: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Number the groups of images that pairs connect, directly or through others; (N,) int."""
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(first)), (first, second)), (num_images, num_images))
+    return connected_components(graph, directed=False)[1]
+
+
 def choose_test_part(
     labels: np.ndarray, groups: np.ndarray, split_seed: int, *, members: Members | None = None
 ) -> np.ndarray:

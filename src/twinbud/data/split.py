@@ -22,7 +22,8 @@ from twinbud.data.folds import choose_test_part, members_of
 from twinbud.data.identity import visible_text
 from twinbud.data.index import SPLIT_NAMES, ImageIndex, SplitName, check_given_split
 from twinbud.data.split_file import PartName, SplitRow, read_split, with_split_file
-from twinbud.data.split_notes import connection_notes, duplicate_notes, patient_notes
+from twinbud.data.split_leaks import refuse_leak
+from twinbud.data.split_notes import connection_notes, duplicate_notes, near_duplicate_notes, patient_notes
 
 Parts = dict[SplitName, tuple[int, ...]]
 """Ascending row indices of train, val and test."""
@@ -41,6 +42,7 @@ class Split:
         by_patient: Whether patients are known, so that none is in two parts.
         given: Whether the split came with the data or from a file.
         notes: Plain sentences for the report.
+        near_pairs: Pairs of near-duplicates that were kept on one side.
     """
 
     train: tuple[int, ...]
@@ -51,6 +53,7 @@ class Split:
     by_patient: bool
     given: bool
     notes: tuple[str, ...]
+    near_pairs: tuple[tuple[int, int], ...] = ()
 
     def seen_by(self, recover: Recover) -> tuple[int, ...]:
         """Return the images that a run learns from, with their labels or, in recovery, without."""
@@ -80,7 +83,13 @@ class Split:
 
 
 def make_split(
-    image_index: ImageIndex, digests: Sequence[str], config: DataConfig, *, seed: int, blank: Collection[str] = ()
+    image_index: ImageIndex,
+    digests: Sequence[str],
+    config: DataConfig,
+    *,
+    seed: int,
+    blank: Collection[str] = (),
+    near_pairs: Sequence[tuple[int, int]] = (),
 ) -> Split:
     """Divide an index into train and test, and choose the labelled part of train.
 
@@ -92,19 +101,26 @@ def make_split(
         config: ``split`` (a file) takes precedence over a split in the data, which takes precedence over 80/20.
         seed: Seed of the labelled part.
         blank: Digests of blank images, which keep nothing together (``blank_digests``).
+        near_pairs: Pairs of near-duplicates, where ``config.groups_near_duplicates``.
 
     Raises:
-        TwinbudError: A split file that does not fit the data, a class that cannot be on both sides, or a plain
+        TwinbudError: A split file that does not fit the data, a given split with near-duplicates or identical images
+            in two parts where ``config.groups_near_duplicates``, a class that cannot be on both sides, or a plain
             subset with fewer than two classes.
     """
     together = not config.split_duplicates
-    groups = find_groups(image_index.rows, digests, blank=blank, keep_duplicates_together=together)
+    near_pairs = near_pairs if config.groups_near_duplicates else ()
+    groups = find_groups(
+        image_index.rows, digests, blank=blank, keep_duplicates_together=together, near_pairs=near_pairs
+    )
     if config.split is not None:
         image_index = with_split_file(image_index, config.split)
     if image_index.has_splits:
         where = f"--split {config.split}" if config.split else image_index.source
         way_out = "leave out --split" if config.split else "remove the split column or the split folders"
         check_given_split(image_index.rows, where, way_out=way_out)
+        if config.groups_near_duplicates:
+            refuse_leak(image_index.rows, groups, where)
         parts, notes = _given_parts(image_index, groups, config.split_seed)
     else:
         parts, notes = _divide(image_index, groups, range(len(image_index.rows)), config.split_seed), []
@@ -122,6 +138,7 @@ def make_split(
         *patient_notes(image_index),
         *notes,
         *duplicate_notes(groups, parts, together=together),
+        *(near_duplicate_notes(groups) if config.groups_near_duplicates else ()),
     ]
     if together and not image_index.has_splits:
         notes += connection_notes(groups)
@@ -134,6 +151,7 @@ def make_split(
         by_patient=image_index.has_patients,
         given=image_index.has_splits,
         notes=tuple(notes),
+        near_pairs=tuple(near_pairs),
     )
 
 

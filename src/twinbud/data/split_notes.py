@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from twinbud.core.errors import first_few
 from twinbud.data.duplicates import Groups
-from twinbud.data.folds import NUM_FOLDS
+from twinbud.data.folds import NUM_FOLDS, connected_pairs
 from twinbud.data.identity import patient_key, respellings, visible_text
 from twinbud.data.index import ImageIndex, SplitName
 
@@ -55,6 +55,21 @@ def duplicate_notes(groups: Groups, parts: Mapping[SplitName, Sequence[int]], *,
         notes.append(
             f"{counted(len(groups.blank), 'blank image')} with identical copies: they may be in more than one part"
         )
+    return notes
+
+
+def near_duplicate_notes(groups: Groups) -> list[str]:
+    """Count the groups of near-duplicates."""
+    if not groups.near_pairs:
+        return ["no near-duplicates found"]
+    members = {index for pair in groups.near_pairs for index in pair}
+    numbers = connected_pairs(len(groups.rows), groups.near_pairs)
+    count = len({numbers[index] for index in members})
+    size = counted(len(members), "image")
+    notes = [f"{counted(count, 'group')} of near-duplicates found ({size}): each group is in one part only"]
+    labels = ({groups.rows[index].label for index in pair} for pair in groups.near_pairs)
+    if conflicting := sum(len(pair) > 1 for pair in labels):
+        notes.append(f"{counted(conflicting, 'pair')} of near-duplicates with different labels")
     return notes
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
+from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, DataConfig, RunConfig
 from twinbud.config.teaching import TeachConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import blank_digests
 from twinbud.data.image_store import ImageStore, load_image_store
 from twinbud.data.index import ImageIndex
+from twinbud.data.near_duplicates import THUMBNAIL_SIZE, NearDuplicate, find_near_duplicates, load_thumbnails
 from twinbud.data.pixel_cache import PixelCache
 from twinbud.data.seen_images import images_seen_by, read_seen_images, write_seen_images
 from twinbud.data.source import read_index
@@ -94,6 +96,51 @@ def decode_images(
     return decoded
 
 
+def open_near_pairs(
+    config: RunConfig,
+    image_index: ImageIndex,
+    digests: Sequence[str],
+    progress: Progress,
+    resource_cache: ResourceCache,
+) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of near-duplicates among the images of a run; none where the run ignores them."""
+    if not config.data.groups_near_duplicates:
+        return ()
+    return resource_cache.get_or_create(
+        "near_duplicates",
+        source_key(config),
+        lambda: tuple(
+            (pair.first, pair.second)
+            for pair in look_for_near_duplicates(image_index, digests, config.data, progress, config.pixel_cache)
+        ),
+    )
+
+
+def look_for_near_duplicates(
+    image_index: ImageIndex, digests: Sequence[str], config: DataConfig, progress: Progress, pixel_cache: bool
+) -> tuple[NearDuplicate, ...]:
+    """Decode thumbnails of the images, under a bar, and return their near-duplicates.
+
+    Args:
+        image_index: The images.
+        digests: For each of them, the SHA-256 of its pixels.
+        config: Its ``max_megapixels`` limits the images.
+        progress: Shows the decoding.
+        pixel_cache: Keep thumbnails in the cache folder and read them from there.
+    """
+    thumbnails = open_thumbnails(image_index, config, progress, pixel_cache=pixel_cache)
+    return find_near_duplicates(thumbnails, digests)
+
+
+def open_thumbnails(
+    image_index: ImageIndex, config: DataConfig, progress: Progress, *, pixel_cache: bool
+) -> np.ndarray:
+    """Return thumbnails of the images, uint8 (N, 64, 64); see ``load_thumbnails``."""
+    cache = PixelCache(cache_folder() / "pixels", THUMBNAIL_SIZE) if pixel_cache else None
+    with progress.bar("looking for near-duplicates", len(image_index.rows)) as advance:
+        return load_thumbnails(image_index, max_megapixels=config.max_megapixels, cache=cache, on_progress=advance)
+
+
 def images_seen_before(config: RunConfig) -> frozenset[str]:
     """Return the checksums of the images that the networks which a run starts from have learned from without labels.
 
@@ -118,7 +165,12 @@ def save_seen_images(folder: Path, config: RunConfig) -> None:
 
 
 def split_images(
-    config: RunConfig, image_index: ImageIndex, image_store: ImageStore, *, progress: Progress | None = None
+    config: RunConfig,
+    image_index: ImageIndex,
+    image_store: ImageStore,
+    *,
+    near_pairs: tuple[tuple[int, int], ...] = (),
+    progress: Progress | None = None,
 ) -> Split:
     """Split the images of a run; warn, now and in the notes of the split, of test images that its teacher has seen.
 
@@ -126,6 +178,7 @@ def split_images(
         config: The settings.
         image_index: The images.
         image_store: Their pixels.
+        near_pairs: The near-duplicates among them, where they count (``open_near_pairs``).
         progress: Receives the warning; None to leave it to the notes.
 
     Raises:
@@ -137,6 +190,7 @@ def split_images(
         config.data,
         seed=config.training.seed,
         blank=blank_digests(image_store),
+        near_pairs=near_pairs,
     )
     warning = seen_before_note([image_store.digests[row] for row in split.test], images_seen_before(config))
     if warning is None:

@@ -28,6 +28,7 @@ from twinbud.training.amp import choose_device, choose_precision
 SETTINGS: dict[str, Any] = {
     "data": "phantom",
     "teacher": "dinov2-small",
+    "near_duplicates": "ignore",  # each phantom is generated for one patient
     "fraction": 0.3,  # 120 labelled images
     "image_size": 84,
     "epochs": 20,

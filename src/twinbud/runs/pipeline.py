@@ -35,6 +35,7 @@ from twinbud.runs.context import (
     labelled_images,
     list_images,
     open_images,
+    open_near_pairs,
     predict_rows,
     save_seen_images,
     split_images,
@@ -165,7 +166,9 @@ def prepare(
         require_classes(teacher, task)
     if teacher is not None and config.recovery.recovers_classifier:
         require_classes(teacher, task, off="--recover-classifier off")
-    split = split_images(config, image_index, image_store, progress=None if tuned_teacher else progress)
+    near_pairs = open_near_pairs(config, image_index, image_store.digests, progress, resource_cache)
+    to_warn = None if tuned_teacher else progress
+    split = split_images(config, image_index, image_store, near_pairs=near_pairs, progress=to_warn)
     gc.collect()  # reference cycles keep the networks of an earlier run, which would count as memory of this one
     family = initialization.student_spec.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)

@@ -15,7 +15,8 @@ from twinbud.training.linear_probe import fit_probe, num_views
 def probe(job: Job, network: TimmModel, checkpoints: CheckpointManager, progress: Progress) -> History:
     """Fit the classifier of ``network`` to the labelled images of a run.
 
-    Images of one patient, and identical images, are on one side of each fold of the cross-validation.
+    Images of one patient, identical images, and near-duplicates that the split keeps together are on one side of each
+    fold of the cross-validation.
 
     Raises:
         TwinbudError, Stopped: See ``fit_probe``.
@@ -25,6 +26,7 @@ def probe(job: Job, network: TimmModel, checkpoints: CheckpointManager, progress
         job.image_store.digests,
         blank=blank_digests(job.image_store),
         keep_duplicates_together=True,
+        near_pairs=job.split.near_pairs,
     )
     return fit_probe(
         network,

@@ -13,10 +13,10 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.teacher import TeacherInfo
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 
-Kind = Literal["index", "images", "initialization"]
+Kind = Literal["index", "images", "near_duplicates", "initialization"]
 Resource = TypeVar("Resource")
 
-_MAX_ENTRIES: dict[Kind, int] = {"index": 1, "images": 1, "initialization": 8}
+_MAX_ENTRIES: dict[Kind, int] = {"index": 1, "images": 1, "near_duplicates": 1, "initialization": 8}
 """Maximum number of entries by kind: images can take a gigabyte, the weights of a small student do not."""
 
 _RETRY_SECONDS = 60.0
@@ -68,7 +68,15 @@ class _Failure:
 
 def source_key(config: RunConfig) -> Hashable:
     """Return the settings that the image index depends on: the data settings without those of the split."""
-    return replace(config.data, fraction=1.0, subset="stratified", split_seed=0, split_duplicates=False, develop=False)
+    return replace(
+        config.data,
+        fraction=1.0,
+        subset="stratified",
+        split_seed=0,
+        split_duplicates=False,
+        near_duplicates="ignore",
+        develop=False,
+    )
 
 
 def images_key(config: RunConfig) -> Hashable:

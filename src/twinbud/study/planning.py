@@ -21,7 +21,7 @@ from twinbud.models.families.base import SelectionFamily
 from twinbud.models.initialization import describe_student
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.recovery.stage import num_recovery_steps
-from twinbud.runs.context import decode_images
+from twinbud.runs.context import decode_images, look_for_near_duplicates
 from twinbud.runs.tuning import num_tuning_steps
 from twinbud.study.grid import Cell, PlannedRun
 from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts
@@ -75,12 +75,14 @@ class ImageSet:
         digests: SHA-256 of the decoded pixels of each image.
         blank: Digests of repeated blank images.
         fingerprint: See ``images_fingerprint``.
+        data: How they are read.
     """
 
     image_index: ImageIndex
     digests: tuple[str, ...]
     blank: frozenset[str]
     fingerprint: str
+    data: DataConfig
 
     @property
     def description(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def open_image_set(config: RunConfig, progress: Progress) -> ImageSet:
         digests=image_store.digests,
         blank=blank_digests(image_store),
         fingerprint=images_fingerprint(image_index, image_store.digests),
+        data=config.data,
     )
 
 
@@ -150,6 +153,7 @@ class _Planner:
         self.teachers: dict[str, str] = {}
         self.families: dict[ModelConfig, SelectionFamily] = {}
         self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
+        self.near_pairs: dict[str, tuple[tuple[int, int], ...]] = {}
         self.latest_default: tuple[RunConfig, dict[str, Any]] | None = None
 
     def plan(self, cell: Cell, source: Mapping[str, str]) -> PlannedRun:
@@ -190,9 +194,26 @@ class _Planner:
         """Return the sizes of the split, which are the same for every sampling."""
         if (name, data) not in self.split_sizes:
             image_set = self.image_sets[name]
-            split = make_split(image_set.image_index, image_set.digests, data, seed=0, blank=image_set.blank)
+            split = make_split(
+                image_set.image_index,
+                image_set.digests,
+                data,
+                seed=0,
+                blank=image_set.blank,
+                near_pairs=self._near_pairs(name) if data.groups_near_duplicates else (),
+            )
             self.split_sizes[name, data] = _SplitSizes(len(split.labelled), len(split.train), len(split.test))
         return self.split_sizes[name, data]
+
+    def _near_pairs(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Return the near-duplicates of an image set, which are the same for every split."""
+        if name not in self.near_pairs:
+            image_set = self.image_sets[name]
+            found = look_for_near_duplicates(
+                image_set.image_index, image_set.digests, image_set.data, self.progress, self.pixel_cache
+            )
+            self.near_pairs[name] = tuple((pair.first, pair.second) for pair in found)
+        return self.near_pairs[name]
 
 
 def _num_steps(config: RunConfig, sizes: _SplitSizes) -> int:

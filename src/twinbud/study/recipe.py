@@ -28,7 +28,7 @@ RESERVED = frozenset(
     {"data", "data_root", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"}
 )
 """Settings that the axes, the command line or the machine define."""
-_UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates"})
+_UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates", "near_duplicates"})
 """Axes along which the labelled images differ, so that runs cannot be compared sampling by sampling."""
 _KEYS = ("title", "profile", "pairs", "methods", "grid", "sweeps", "settings", "baseline", "paper", "architectures")
 
