@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from helpers.run_holder import hold
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import new_folder
 from twinbud.runs.run_dir import read_settings, require_run_output, started_run
@@ -82,12 +82,6 @@ def test_an_error_inside_the_context_is_not_reported_as_an_error_of_the_output_f
 ) -> None:
     with pytest.raises(FileNotFoundError, match="an image that vanished"), fill(tmp_path / "folder", force=False):
         raise FileNotFoundError(2, "an image that vanished")
-
-
-def hold(run: Path, receiver: Connection) -> None:
-    with started_run(run, force=False):
-        receiver.send("started")
-        receiver.recv()
 
 
 @pytest.fixture
