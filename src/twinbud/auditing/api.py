@@ -58,8 +58,8 @@ def audit(
     """
     from twinbud.auditing.examine import examine
     from twinbud.auditing.page import write_audit
+    from twinbud.config.data_config import DataConfig
     from twinbud.config.loading import stage_config
-    from twinbud.config.schema import DataConfig
     from twinbud.core.files import require_free
 
     settings = {

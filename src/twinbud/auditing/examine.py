@@ -12,7 +12,7 @@ import numpy as np
 from twinbud.auditing.facts import UNKNOWN, FileFacts, read_facts
 from twinbud.auditing.findings import Audit, Pair
 from twinbud.auditing.probes import border_probe, metadata_probes
-from twinbud.config.schema import DataConfig
+from twinbud.config.data_config import DataConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
 from twinbud.data.duplicates import Groups, blank_digests, find_groups

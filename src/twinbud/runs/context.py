@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, DataConfig, RunConfig
+from twinbud.config.data_config import DataConfig
+from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
 from twinbud.config.teaching import TeachConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
