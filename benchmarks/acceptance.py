@@ -70,18 +70,8 @@ def train(job: Job, arguments: argparse.Namespace) -> None:
     """Do one run with the command a user would type."""
     command = [
         *(sys.executable, "-m", "twinbud", "train", "--data", str(arguments.data / job.data)),
-        *(
-            "--teacher",
-            "dinov2-small",
-            "--profile",
-            "quick",
-            "--near-duplicates",
-            "ignore",
-            "--fraction",
-            "0.05",
-            "--method",
-            job.method,
-        ),
+        *("--teacher", "dinov2-small", "--profile", "quick", "--near-duplicates", "ignore"),
+        *("--fraction", "0.05", "--method", job.method),
         *("--seed", str(job.seed), "--threads", str(arguments.threads), *job.options),
         *("--output", str(arguments.runs / job.name), "--force"),
     ]

@@ -47,20 +47,8 @@ def prepare(folder: Path, *, data: str | None, fraction: float | None, models: t
     run = folder / "first-run"
     twinbud(
         *("train", "--data", data, "--fraction", fraction, "--selected", selected[models[0]], "--profile", "quick"),
-        *(
-            "--method",
-            "selection",
-            "--epochs",
-            1,
-            "--min-steps",
-            0,
-            "--image-size",
-            112,
-            "--near-duplicates",
-            "ignore",
-            "--output",
-            run,
-        ),
+        *("--method", "selection", "--epochs", 1, "--min-steps", 0, "--image-size", 112, "--output", run),
+        *("--near-duplicates", "ignore"),
     )
     listing = folder / "images.csv"
     write_listing(listing, split=run / "split.csv", root=Path(data) if Path(data).is_dir() else Path(data).parent)

@@ -57,18 +57,8 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "twinbud", "train", "--data", str(arguments.data), "--teacher", "dinov2-small"),
-            *(
-                "--profile",
-                "quick",
-                "--near-duplicates",
-                "ignore",
-                "--fraction",
-                "0.05",
-                "--min-steps",
-                "0",
-                "--epochs",
-                str(arguments.epochs),
-            ),
+            *("--profile", "quick", "--near-duplicates", "ignore", "--fraction", "0.05"),
+            *("--min-steps", "0", "--epochs", str(arguments.epochs)),
             *("--image-size", str(arguments.image_size), "--method", method, "--output", f"{folder}/run"),
         ]
         subprocess.run(command, check=True, capture_output=True)

@@ -159,3 +159,9 @@ def _facts(config: RunConfig, images: str) -> dict[str, Any]:
     from twinbud.models.families.vit import ViTFamily
 
     return run_facts(config, images=images, teacher=config.model.teacher or "", family=ViTFamily())
+
+
+def save_study(folder: Path, **settings: Any) -> tuple[Path, Path]:
+    """Save the recipe of a small study of four runs with ``settings``, and its images; return both paths."""
+    images, teacher = save_images_and_teacher(folder)
+    return save_recipe(folder / "small.yaml", recipe_content(teacher, settings={**SETTINGS, **settings})), images

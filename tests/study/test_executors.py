@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.processes import FORK_SERVER
-from helpers.studies import SETTINGS, comparable, recipe_content, save_images_and_teacher, save_recipe
+from helpers.studies import comparable, save_study
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.study.api import study
 from twinbud.study.executors import local
@@ -39,10 +39,7 @@ from twinbud.study.store import RunStore
 @pytest.fixture(scope="module")
 def recipe_and_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe of four runs, and its images."""
-    folder = tmp_path_factory.mktemp("recipe_and_images")
-    images, teacher = save_images_and_teacher(folder)
-    content = recipe_content(teacher, settings={**SETTINGS, "epochs": 4})
-    return save_recipe(folder / "small.yaml", content), images
+    return save_study(tmp_path_factory.mktemp("recipe_and_images"), epochs=4)
 
 
 @pytest.fixture

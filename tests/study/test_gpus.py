@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.studies import SETTINGS, recipe_content, save_images_and_teacher, save_recipe
+from helpers.studies import save_study
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.study.executors import choice, gpus, local
@@ -67,10 +67,7 @@ def test_a_run_that_is_alone_on_its_gpu_is_not_measured(monkeypatch: pytest.Monk
 @pytest.fixture(scope="module")
 def recipe_and_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe of four short runs, and its images."""
-    folder = tmp_path_factory.mktemp("recipe_and_images")
-    images, teacher = save_images_and_teacher(folder)
-    content = recipe_content(teacher, settings={**SETTINGS, "epochs": 1})
-    return save_recipe(folder / "small.yaml", content), images
+    return save_study(tmp_path_factory.mktemp("recipe_and_images"), epochs=1)
 
 
 def test_workers_get_the_gpus_in_turn_and_see_no_other(

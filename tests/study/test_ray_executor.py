@@ -26,7 +26,7 @@ from helpers.fake_ray import (
     RayTaskError,
     WorkerCrashedError,
 )
-from helpers.studies import SETTINGS, comparable, recipe_content, save_images_and_teacher, save_recipe
+from helpers.studies import comparable, save_study
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.study.executors import ray as ray_executor
 from twinbud.study.executors import ray_cluster, ray_task
@@ -44,10 +44,7 @@ Execute = Callable[[Any, Any], Any]
 @pytest.fixture(scope="module")
 def recipe_and_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe of two short runs, and its images."""
-    folder = tmp_path_factory.mktemp("recipe_and_images")
-    images, teacher = save_images_and_teacher(folder)
-    content = recipe_content(teacher, settings={**SETTINGS, "epochs": 1})
-    return save_recipe(folder / "small.yaml", content), images
+    return save_study(tmp_path_factory.mktemp("recipe_and_images"), epochs=1)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.command import refusal, twinbud
-from helpers.studies import SETTINGS, comparable, recipe_content, save_images_and_teacher, save_recipe
+from helpers.studies import comparable, save_study
 from twinbud.core.errors import TwinbudError
 from twinbud.study.executors import slurm
 from twinbud.study.executors.base import Assignment, Event, RunFinished, RunInterrupted, RunStarted, StepsTaken
@@ -27,10 +27,7 @@ pytest.importorskip("submitit", reason="submitit is not installed: pip install '
 @pytest.fixture(scope="module")
 def recipe_and_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe of two short runs, and its images."""
-    folder = tmp_path_factory.mktemp("recipe_and_images")
-    images, teacher = save_images_and_teacher(folder)
-    content = recipe_content(teacher, settings={**SETTINGS, "epochs": 1})
-    return save_recipe(folder / "small.yaml", content), images
+    return save_study(tmp_path_factory.mktemp("recipe_and_images"), epochs=1)
 
 
 @pytest.fixture

@@ -85,7 +85,6 @@ class Task(ABC):
         """Return targets (B, C), float32, of which a weighted mean is the target of a mixed image."""
         return F.one_hot(targets, len(self.classes)).float()
 
-    @abstractmethod
     def cross_entropy(
         self,
         logits_BK: torch.Tensor,
@@ -102,8 +101,17 @@ class Task(ABC):
             targets: Targets of the batch.
             temperature: Divides the logits.
             label_smoothing: ε in [0, 1): share of each target that is spread evenly.
-            balancing: Class weights, or the shift of the logits.
+            balancing: Class weights, or the shift of the logits: the logit adjustment of Menon et al., ICLR 2021,
+                with their τ = 1.
         """
+        logits_BK = logits_BK if balancing.shift is None else logits_BK + balancing.shift
+        return self._cross_entropy(logits_BK / temperature, targets, label_smoothing, balancing.weights)
+
+    @abstractmethod
+    def _cross_entropy(
+        self, logits_BK: torch.Tensor, targets: torch.Tensor, label_smoothing: float, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute L_ce from logits that are shifted and divided by the temperature."""
 
     @abstractmethod
     def divergence(

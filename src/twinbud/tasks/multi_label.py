@@ -19,14 +19,15 @@ import torch.nn.functional as F
 from twinbud.config.schema import Distillation
 from twinbud.config.task import Aggregate, TaskName
 from twinbud.data.findings import Findings, parse_findings
-from twinbud.tasks.base import UNBALANCED, Balancing, Task
-from twinbud.tasks.formulas import binary_divergence, binary_mean_logits, f1_threshold
+from twinbud.tasks.base import Task
+from twinbud.tasks.binary import BinaryTask
+from twinbud.tasks.formulas import f1_threshold
 
 _NEEDS_CLASSES = "whose images have no single class"
 
 
 @dataclass(frozen=True)
-class MultiLabel(Task):
+class MultiLabel(BinaryTask):
     """Several labels an image.
 
     Attributes:
@@ -65,41 +66,17 @@ class MultiLabel(Task):
         """Return the targets; a label that is unknown in one of two mixed images is unknown."""
         return targets
 
-    def cross_entropy(
-        self,
-        logits_BK: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        balancing: Balancing = UNBALANCED,
+    def _cross_entropy(
+        self, logits_BK: torch.Tensor, targets: torch.Tensor, label_smoothing: float, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """Compute the mean binary cross-entropy over the known labels of all images; 0 where none is known."""
-        logits_BK = logits_BK if balancing.shift is None else logits_BK + balancing.shift
-        logits_BK = logits_BK / temperature
         is_known_BK = ~targets.isnan()
         yes_BK = (1 - label_smoothing) * targets.nan_to_num() + label_smoothing / 2
         no_BK = 1 - yes_BK
-        if balancing.weights is not None:
-            no_BK, yes_BK = no_BK * balancing.weights[0], yes_BK * balancing.weights[1]
+        if weights is not None:
+            no_BK, yes_BK = no_BK * weights[0], yes_BK * weights[1]
         losses_BK = -(yes_BK * F.logsigmoid(logits_BK) + no_BK * F.logsigmoid(-logits_BK))
         return (losses_BK * is_known_BK).sum() / is_known_BK.sum().clamp(min=1)
-
-    def divergence(
-        self,
-        student_BK: torch.Tensor,
-        targets_BK: torch.Tensor,
-        temperature: float,
-        *,
-        targets_are_probabilities: bool = False,
-    ) -> torch.Tensor:
-        """See ``binary_divergence``: of all labels, since soft targets are known for each."""
-        assert not targets_are_probabilities, "no supported variant gives probabilities"
-        return binary_divergence(student_BK, targets_BK, temperature)
-
-    def mean_logits(self, one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
-        """See ``binary_mean_logits``."""
-        return binary_mean_logits(one_BK, other_BK, temperature)
 
     def num_correct(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the sum over the images of the share of known labels that are right at a probability of 0.5."""

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 
 from twinbud.config.schema import Distillation
 from twinbud.config.task import TaskName
-from twinbud.tasks.base import UNBALANCED, Balancing, Task
-from twinbud.tasks.formulas import binary_divergence, binary_mean_logits
+from twinbud.tasks.binary import BinaryTask
 
 _NEEDS_CLASSES = "whose outputs are steps between grades, not classes"
 
 
 @dataclass(frozen=True)
-class Ordinal(Task):
+class Ordinal(BinaryTask):
     """Grades, from the lowest to the highest."""
 
     name: ClassVar[TaskName] = "ordinal"
@@ -46,46 +45,22 @@ class Ordinal(Task):
         """``above_A`` for each grade but the highest."""
         return tuple(f"above_{name}" for name in self.classes[:-1])
 
-    def cross_entropy(
-        self,
-        logits_BK: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        balancing: Balancing = UNBALANCED,
+    def _cross_entropy(
+        self, logits_BK: torch.Tensor, targets: torch.Tensor, label_smoothing: float, weights: torch.Tensor | None
     ) -> torch.Tensor:
         """Compute the CORN loss: output k learns from the images whose grade is at least k.
 
         It is the sum over outputs and images, divided by the number of pairs that it is over. A mixed image counts in
         each subset by its share.
         """
-        logits_BK = logits_BK if balancing.shift is None else logits_BK + balancing.shift
-        logits_BK = logits_BK / temperature
         num_classes = len(self.classes)
         q_BC = targets if targets.is_floating_point() else F.one_hot(targets, num_classes).to(logits_BK.dtype)
         q_BC = (1 - label_smoothing) * q_BC + label_smoothing / num_classes
-        q_BC = q_BC if balancing.weights is None else q_BC * balancing.weights
+        q_BC = q_BC if weights is None else q_BC * weights
         above_BK = q_BC.flip(1).cumsum(1).flip(1)[:, 1:]
         here_BK = q_BC[:, :-1]
         losses_BK = above_BK * F.logsigmoid(logits_BK) + here_BK * F.logsigmoid(-logits_BK)
         return -losses_BK.sum() / (above_BK + here_BK).sum()
-
-    def divergence(
-        self,
-        student_BK: torch.Tensor,
-        targets_BK: torch.Tensor,
-        temperature: float,
-        *,
-        targets_are_probabilities: bool = False,
-    ) -> torch.Tensor:
-        """See ``binary_divergence``: between the conditional probabilities of each step."""
-        assert not targets_are_probabilities, "no supported variant gives probabilities"
-        return binary_divergence(student_BK, targets_BK, temperature)
-
-    def mean_logits(self, one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
-        """See ``binary_mean_logits``."""
-        return binary_mean_logits(one_BK, other_BK, temperature)
 
     def num_correct(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """See ``Task``."""

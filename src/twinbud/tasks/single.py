@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from twinbud.config.task import TaskName
-from twinbud.tasks.base import UNBALANCED, Balancing, Task
+from twinbud.tasks.base import Task
 from twinbud.tasks.formulas import softmax_divergence, softmax_mean_logits
 
 
@@ -28,20 +28,10 @@ class SingleLabel(Task):
         """One logit a class."""
         return len(self.classes)
 
-    def cross_entropy(
-        self,
-        logits_BK: torch.Tensor,
-        targets: torch.Tensor,
-        *,
-        temperature: float = 1.0,
-        label_smoothing: float = 0.0,
-        balancing: Balancing = UNBALANCED,
+    def _cross_entropy(
+        self, logits_BK: torch.Tensor, targets: torch.Tensor, label_smoothing: float, weights: torch.Tensor | None
     ) -> torch.Tensor:
-        """See ``Task``; the shift is the logit adjustment of Menon et al., ICLR 2021, with their τ = 1."""
-        logits_BK = logits_BK if balancing.shift is None else logits_BK + balancing.shift
-        return F.cross_entropy(
-            logits_BK / temperature, targets, weight=balancing.weights, label_smoothing=label_smoothing
-        )
+        return F.cross_entropy(logits_BK, targets, weight=weights, label_smoothing=label_smoothing)
 
     def divergence(
         self,
