@@ -193,8 +193,9 @@ def test_a_file_named_like_the_frame_of_another_file_is_refused(source: Path) ->
 def test_the_window_reaches_the_reader_and_is_refused_by_files_without_units(source: Path) -> None:
     assert {row.image.window for row in index(source).rows} == {None}
     image_index = index(source, window="lung")
-    with pytest.raises(BrokenImageError, match="holds no values in physical units, to which --window lung could"):
+    with pytest.raises(BrokenImageError, match="holds no values in physical units, to which --window lung could") as no:
         load_image_store(image_index, image_size=4, max_megapixels=1, skip_broken=False)
+    assert (no.value.fix or "").startswith("Leave out --window, or keep such files apart, or give --skip-broken to ")
     file = source / "a" / "1.2.3"
     assert np.unique(read_image(file)).tolist() == [3]
     assert np.unique(read_image(file, window="lung")).tolist() == [4]
@@ -204,6 +205,9 @@ def test_read_image_asks_for_a_frame_where_a_file_has_several(source: Path) -> N
     file = source / "a" / "volume.xyz"
     with pytest.raises(TwinbudError, match=r"holds 4 frames instead of a single image\. Name one, 0 to 3"):
         read_image(file)
+    with pytest.raises(TwinbudError, match="has no frame 9") as caught:
+        read_image(file, frame=9)
+    assert "--skip-broken" not in str(caught.value), "nothing can be left out of a single image"
     assert read_image(file, frame=2)[0, 0].tolist() == [117] * 3
 
 

@@ -27,7 +27,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_five_numbers_as_labels_ask_which_task_is_meant(numbers: str) -> None:
     with pytest.raises(TwinbudError) as caught:
         read_index(DataConfig(data=numbers))
-    assert "the 5 labels are numbers (0, 1, 2 and 2 more): grades with an order, or class names?" in str(caught.value)
+    assert "the 5 labels are numbers (0, 1, 2 and 2 more): they may be grades or class names" in str(caught.value)
     assert "--task ordinal for grades, or --task single" in str(caught.value)
 
 

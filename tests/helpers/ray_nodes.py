@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ _HIDING = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork",
 def ray_cluster(**head: Any) -> Iterator[Any]:
     """Yield a ``ray.cluster_utils.Cluster`` with a head node of one CPU; all nodes end with the context."""
     os.environ |= VARIABLES
-    import ray
-    from ray.cluster_utils import Cluster
-
+    ray = import_module("ray")
     handler = signal.getsignal(signal.SIGTERM)  # a driver replaces it
-    cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False, **head})
+    head_node = {**_NODE, "include_dashboard": False, **head}
+    cluster = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head_node)
     try:
         yield cluster
     finally:

@@ -14,7 +14,7 @@ import torch
 
 from twinbud.core.errors import first_few
 from twinbud.core.memory import available_bytes
-from twinbud.data.formats.base import SKIP, BrokenImageError
+from twinbud.data.formats.base import REPAIR, SKIP, BrokenImageError
 from twinbud.data.formats.decoding import without_warnings
 from twinbud.data.identity import visible_text
 from twinbud.data.image_loading import load_file, load_in_threads
@@ -246,7 +246,9 @@ def _summary(broken: list[BrokenImageError], num_files: int) -> BrokenImageError
     for (_, problem), of_file in groupby(broken, lambda error: (split_frame_name(error.name or "")[0], error.problem)):
         first, *others = of_file
         named.append(f"{first.name}{f' and {len(others)} more of this file' if others else ''} ({problem})")
+    advice = {(error.fix or "").removesuffix(f", or {SKIP}") for error in broken} - {REPAIR}
+    fix = advice.pop() if len(advice) == 1 else "Repair or remove them"
     return BrokenImageError(
         f"{len(broken)} of {num_files} image files cannot be used: {first_few(named, 3)}",
-        fix=f"Repair or remove them, or {SKIP.replace(' it', ' them')}",
+        fix=f"{fix}, or {SKIP.replace(' it', ' them')}",
     )

@@ -46,7 +46,7 @@ def with_task(image_index: ImageIndex, config: DataConfig, *, asks: bool) -> Ima
     numbers = None if is_several else _numbers(classes)
     if asks and config.task == "auto" and numbers and len(numbers) >= _MANY_NUMBERS:
         raise TwinbudError(
-            f"the {len(classes)} labels are numbers ({first_few(classes, 3)}): grades with an order, or class names?",
+            f"the {len(classes)} labels are numbers ({first_few(classes, 3)}): they may be grades or class names",
             where=image_index.source,
             fix="Give --task ordinal for grades, or --task single for classes without an order",
         )

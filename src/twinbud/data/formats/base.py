@@ -17,6 +17,8 @@ from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError
 
 SKIP = "give --skip-broken to leave it out and list it"
+"""Advice for images of a set, the last part of ``fix``."""
+REPAIR = "Repair or remove the file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,4 +176,4 @@ class BrokenImageError(TwinbudError):
 
     def __init__(self, problem: str, *, name: str | None = None, fix: str | None = None) -> None:
         self.name = name
-        super().__init__(problem, where=name, fix=fix or f"Repair or remove the file, or {SKIP}")
+        super().__init__(problem, where=name, fix=fix or f"{REPAIR}, or {SKIP}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinbud.core.cache import cache_folder
 from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.core.extras import import_extra
 from twinbud.core.progress import SilentProgress
 from twinbud.study.executors.base import Assignment, Event, RunFailed, RunFinished
 from twinbud.study.executors.event_log import StepFilter
@@ -204,7 +205,7 @@ def _execute(task: RunTask, send: _EventSender, machine: str) -> Outcome:
 
 def _locate(task: RunTask) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Return the path of each input on this machine, and the inputs that it lacks; unpack copies once a node."""
-    import ray
+    ray = import_extra("ray", "cluster", where="--executor ray")
 
     paths: dict[str, Path] = {}
     missing = []
@@ -285,7 +286,7 @@ def _resource_cache() -> ResourceCache:
 
 def _node_resources() -> dict[str, float]:
     """Return what the node of this worker has."""
-    import ray
+    ray = import_extra("ray", "cluster", where="--executor ray")
 
     node_id = ray.get_runtime_context().get_node_id()
     return next((node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id), {})
