@@ -80,11 +80,14 @@ class Ordinal(BinaryTask):
         return above_NK.masked_fill(targets_N[:, None] < steps_K, torch.nan)
 
     def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:
-        """Return P(at least k) - P(above k) for each grade k, computed in float64."""
-        above_NK = torch.from_numpy(logits_NK).double().sigmoid().cumprod(dim=1)
-        ones_N1 = torch.ones(len(above_NK), 1, dtype=torch.float64)
-        at_least_NC = torch.cat([ones_N1, above_NK], dim=1)
-        return (at_least_NC - F.pad(above_NK, (0, 1))).numpy()
+        """Return P(at least k) (1 - P(above k | at least k)) for each grade k, computed in float64.
+
+        A product, because the difference P(at least k) - P(above k) loses the digits of a probability near 0.
+        """
+        logits_NK = torch.from_numpy(logits_NK).double()
+        at_least_NC = F.pad(logits_NK.sigmoid().cumprod(dim=1), (1, 0), value=1.0)
+        not_above_NC = F.pad((-logits_NK).sigmoid(), (0, 1), value=1.0)
+        return (at_least_NC * not_above_NC).numpy()
 
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
         """Return the median grade: the number of grades that the image is above with a probability over one half."""
