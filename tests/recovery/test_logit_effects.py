@@ -155,8 +155,18 @@ def test_a_row_of_weight_three_counts_as_three_rows(bias: bool) -> None:
     assert weighted.count == repeated.count
 
 
-@pytest.mark.parametrize("changes", [{}, {"recover_classifier": "off"}], ids=str)
-def test_the_setting_needs_the_logits_of_a_teacher(changes: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"recover": "labelled", "recover_metric": "logits", "recover_classifier": "on"}
-    assert RecoveryConfig(**(settings | changes)).reads_logits
-    assert not RecoveryConfig(recover="labelled").reads_logits
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({}, True),
+        ({"recover_stream": "subspace"}, True),
+        ({"recover_metric": "variance"}, False),
+        ({"recover_stream": "channels"}, False),
+        ({"recover_method": "corp"}, False),
+        ({"recover": "none"}, False),
+    ],
+    ids=str,
+)
+def test_the_setting_needs_the_logits_of_a_teacher(changes: dict[str, Any], needed: bool) -> None:
+    settings: dict[str, Any] = {"recover": "labelled", "recover_stream": "auto", "recover_metric": "logits"}
+    assert RecoveryConfig(**(settings | changes)).reads_logits is needed

@@ -240,6 +240,8 @@ def disabled_settings(config: RunConfig) -> frozenset[str]:
         disabled |= _LEAST_SQUARES
         if recovery.recover_classifier == "off":
             disabled |= _VIEWS
+    if recovery.recover_method != "refit" or recovery.recover_stream == "channels":
+        disabled.add("recover_metric")
     if not recovery.recover_epochs:
         disabled |= _MATCHING
     return frozenset(disabled)

@@ -67,7 +67,8 @@ class RecoveryConfig(Checked):
     @property
     def recovers_by_logits(self) -> bool:
         """Whether errors of the subspace and of least squares count by what they change in the teacher's logits."""
-        return self.recover != "none" and self.recover_refit == "on" and self.recover_metric == "logits"
+        is_least_squares = self.recover != "none" and self.recover_refit == "on" and self.recover_method == "refit"
+        return is_least_squares and self.recover_stream != "channels" and self.recover_metric == "logits"
 
     @property
     def reads_logits(self) -> bool:
