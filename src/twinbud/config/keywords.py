@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from twinbud.config.data_config import NearDuplicates, Subset
 from twinbud.config.reading import Axis
-from twinbud.config.recovery import Recover, RecoverMethod, RecoverStream, RecoverTarget, Switch
+from twinbud.config.recovery import Recover, RecoverMethod, RecoverMetric, RecoverStream, RecoverTarget, Switch
 from twinbud.config.schema import (
     Attention,
     Auto,
@@ -105,6 +105,7 @@ class Settings(TypedDict, total=False):
     recover: Recover
     recover_method: RecoverMethod
     recover_stream: RecoverStream
+    recover_metric: RecoverMetric
     recover_refit: Switch
     recover_classifier: Switch
     recover_views: int

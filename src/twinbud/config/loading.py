@@ -23,7 +23,7 @@ PLANNED = ("teacher", "student", "family", "rule", "attention", "swap_roles")
 """Settings that the plan of ``selected`` holds."""
 _STUDENT_TRAINING = ("learning_rate", "layer_decay", "min_steps", "evaluate_every", "distillation")
 """Settings of the student's training that the fine-tuning of the teacher has of its own, or has not."""
-_LEAST_SQUARES = frozenset({"recover_method", "recover_stream"})
+_LEAST_SQUARES = frozenset({"recover_method", "recover_stream", "recover_metric"})
 _VIEWS = frozenset({"recover_views", "recover_memory"})
 _MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
 _NOT_NUMERIC = frozenset(
@@ -240,6 +240,8 @@ def disabled_settings(config: RunConfig) -> frozenset[str]:
         disabled |= _LEAST_SQUARES
         if recovery.recover_classifier == "off":
             disabled |= _VIEWS
+    if recovery.recover_method != "refit" or recovery.recover_stream == "channels":
+        disabled.add("recover_metric")
     if not recovery.recover_epochs:
         disabled |= _MATCHING
     return frozenset(disabled)

@@ -30,6 +30,7 @@ _TUNED: dict[str, Any] = _REFITTED | {
     "classifier_start": "probe",
     "tune_teacher": True,
     "recover_stream": "auto",
+    "recover_metric": "logits",
     "recover_classifier": "on",
     "mixup": 0.4,
     "average": 0.99,

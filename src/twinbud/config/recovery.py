@@ -12,6 +12,7 @@ from twinbud.core.errors import TwinbudError
 
 Recover = Literal["none", "labelled", "unlabelled"]
 RecoverStream = Literal["channels", "subspace", "auto"]
+RecoverMetric = Literal["variance", "logits"]
 RecoverMethod = Literal["refit", "grail", "corp"]
 RecoverTarget = Literal["own", "all"]
 Switch = Literal["on", "off"]
@@ -31,6 +32,11 @@ class RecoveryConfig(Checked):
         "channels",
         "The student's residual stream: channels of the teacher's, or its principal subspace (ViT); auto: the subspace"
         " where it is possible.",
+    )
+    recover_metric: RecoverMetric = setting(
+        "variance",
+        "What the subspace and least squares spare: what varies most, or what changes the logits of a teacher with the"
+        " classes of the run most (--tune-teacher; subspace only).",
     )
     recover_refit: Switch = setting("on", "Fit each layer to the teacher by least squares.")
     recover_classifier: Switch = setting(
@@ -57,6 +63,17 @@ class RecoveryConfig(Checked):
     def recovers_classifier(self) -> bool:
         """Whether the student's classifier is fitted to the teacher's logits."""
         return self.recover != "none" and self.recover_classifier == "on"
+
+    @property
+    def recovers_by_logits(self) -> bool:
+        """Whether errors of the subspace and of least squares count by what they change in the teacher's logits."""
+        is_least_squares = self.recover != "none" and self.recover_refit == "on" and self.recover_method == "refit"
+        return is_least_squares and self.recover_stream != "channels" and self.recover_metric == "logits"
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether recovery needs the teacher's logits for the classes of the run."""
+        return self.recovers_classifier or self.recovers_by_logits
 
     @property
     def uses_subspace(self) -> bool:

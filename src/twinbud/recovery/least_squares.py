@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,9 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, RecoverySupport
 from twinbud.recovery.channel_map import BlockPair, ChannelMap, at_channels, teacher_branches
 from twinbud.recovery.normal_equations import NormalEquations, by_position, fit_layer
+
+NO_WEIGHTS: Mapping[str, torch.Tensor] = MappingProxyType({})
+"""All positions count alike."""
 
 
 class RefitBatch(NamedTuple):
@@ -76,6 +80,7 @@ def refit_layers(
     *,
     bf16: bool = False,
     on_layer: Callable[[int], None] = lambda done: None,
+    position_weights: Mapping[str, torch.Tensor] = NO_WEIGHTS,
 ) -> list[LayerFit]:
     """Refit the layers of a student that mix channels, in place and in order.
 
@@ -86,6 +91,7 @@ def refit_layers(
         refit_batches: The images, iterated once; at least one batch must be held out and one must not.
         bf16: Whether the networks compute in bf16 autocast.
         on_layer: Called with the number of refitted layers after each one.
+        position_weights: For some layers, by full name, how often each position counts, (L,); see ``logit_effects``.
 
     Returns:
         One entry per layer, in order.
@@ -111,8 +117,11 @@ def refit_layers(
                     )
             for linear in branch.linears:
                 name = recovery.layer_name(channel_map.student, pair.name, linear.name)
+                weights_L = position_weights.get(name)
                 try:
-                    fits.append(LayerFit(name, *_refit_layer(recovery, pair, branch, linear, streams, autocast)))
+                    fits.append(
+                        LayerFit(name, *_refit_layer(recovery, pair, branch, linear, streams, autocast, weights_L))
+                    )
                 except TwinbudError as error:
                     raise error.at(f"layer {name}") from error
                 on_layer(len(fits))
@@ -129,6 +138,7 @@ def _refit_layer(
     linear: LinearMap,
     streams: Sequence[_Streams],
     autocast: torch.autocast,
+    weights_L: torch.Tensor | None,
 ) -> tuple[float, float, float]:
     """Refit one layer of the student; see ``fit_layer``."""
     layer = pair.student.get_submodule(linear.name)
@@ -140,7 +150,7 @@ def _refit_layer(
         targets = stream.targets.pop(linear.name)
         if linear.writes:
             targets, stream.inputs = targets - recovery.tokens(stream.student_stream), inputs
-        equations[stream.is_held_out].add_layer(layer, inputs, targets)
+        equations[stream.is_held_out].add_layer(layer, inputs, targets, weights_L)
     scale = pair.student.get_parameter(linear.scale) if linear.scale else None
     return fit_layer(layer, equations[False], equations[True], scale)
 

@@ -100,7 +100,7 @@ class NormalEquations:
         cross: (I, O) XᵀY.
         power: (O,) sum of Y² over the rows.
         total: (O,) sum of Y over the rows.
-        count: R.
+        count: R, or the sum of the weights of the rows.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -112,29 +112,48 @@ class NormalEquations:
         self.total = torch.zeros(outputs, **like)
         self.count = 0
 
-    def add(self, inputs_RI: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add R rows of inputs, without the constant 1 of a bias, and of targets (..., O)."""
+    def add(self, inputs_RI: torch.Tensor, targets: torch.Tensor, weights_R: torch.Tensor | None = None) -> None:
+        """Add R rows of inputs, without the constant 1 of a bias, and of targets (..., O).
+
+        Args:
+            inputs_RI: The inputs.
+            targets: (..., O) with R rows.
+            weights_R: How often each row counts; once without.
+        """
         rows, targets = inputs_RI.float(), targets.flatten(0, -2).float()
-        total, size = targets.sum(dim=0), rows.shape[1]
-        self.gram[:size, :size] += gram_matrix(rows)
-        self.cross[:size] += rows.T @ targets
+        scaled_rows, scaled_targets, count, size = rows, targets, len(rows), rows.shape[1]
+        if weights_R is not None:
+            column = weights_R.float()[:, None]
+            scaled_rows, scaled_targets, count = rows * column, targets * column, float(column.sum())
+            self.gram[:size, :size] += gram_matrix(rows * column.sqrt())
+        else:
+            self.gram[:size, :size] += gram_matrix(rows)
+        self.cross[:size] += scaled_rows.T @ targets
+        total = scaled_targets.sum(dim=0)
         if size < len(self.gram):  # the bias
-            sums = rows.sum(dim=0)
+            sums = scaled_rows.sum(dim=0)
             self.gram[size, :size] += sums
             self.gram[:size, size] += sums
-            self.gram[size, size] += len(rows)
+            self.gram[size, size] += count
             self.cross[size] += total
-        self.power += targets.square().sum(dim=0)
+        self.power += (scaled_targets * targets).sum(dim=0)
         self.total += total
-        self.count += len(rows)
+        self.count += count
 
-    def add_layer(self, layer: nn.Module, inputs: torch.Tensor, targets_BLO: torch.Tensor) -> None:
+    def add_layer(
+        self,
+        layer: nn.Module,
+        inputs: torch.Tensor,
+        targets_BLO: torch.Tensor,
+        weights_L: torch.Tensor | None = None,
+    ) -> None:
         """Add what enters ``layer`` and its targets, in parts whose patches fit into ``_PATCH_ELEMENTS``.
 
         Args:
             layer: See ``input_rows``.
             inputs: (B, ..., C) for a linear layer, (B, C, H, W) for a convolution.
             targets_BLO: One row per position of the layer's output.
+            weights_L: How often each position counts; once without.
         """
         kernel = layer.kernel_size if isinstance(layer, nn.Conv2d) else (1, 1)
         num_elements = targets_BLO.shape[1] * inputs[0].numel() * kernel[0] * kernel[1]
@@ -142,7 +161,7 @@ class NormalEquations:
             num_elements //= inputs.shape[2] * inputs.shape[3]
         size = max(1, _PATCH_ELEMENTS // num_elements) if max(kernel) > 1 else len(inputs)
         for part, targets in zip(inputs.split(size), targets_BLO.split(size), strict=True):
-            self.add(input_rows(layer, part), targets)
+            self.add(input_rows(layer, part), targets, None if weights_L is None else weights_L.repeat(len(targets)))
 
     def with_rows_of(self, other: NormalEquations) -> NormalEquations:
         """Return the equations of the rows of both."""

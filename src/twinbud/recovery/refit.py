@@ -24,7 +24,8 @@ from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.classifier import refit_classifier
 from twinbud.recovery.compensation import compensate_layers
 from twinbud.recovery.importance import important_indices, with_indices
-from twinbud.recovery.least_squares import LayerFit, refit_layers
+from twinbud.recovery.least_squares import NO_WEIGHTS, LayerFit, refit_layers
+from twinbud.recovery.logit_effects import LogitEffects, measure_effects
 from twinbud.recovery.refit_batches import (
     RefitBatchPlan,
     bytes_needed,
@@ -33,7 +34,8 @@ from twinbud.recovery.refit_batches import (
 )
 from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
 from twinbud.recovery.subspace import principal_subspace, project_weights
-from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
+from twinbud.recovery.teacher_provider import TeacherProvider, num_positions, num_stream_elements
+from twinbud.tasks.base import Task
 from twinbud.training.unlabelled import UnlabelledImages
 
 _KEPT = "kept."
@@ -129,6 +131,7 @@ class Refitter:
     Attributes:
         teacher_provider: The teacher.
         images: Images for both.
+        task: What the teacher's logits mean.
         config: Settings of recovery.
         training: The student's settings; they give seed and augmentation of the images that the statistics are of.
         with_auxiliary: Whether there is an auxiliary with weights of its own.
@@ -138,6 +141,7 @@ class Refitter:
 
     teacher_provider: TeacherProvider
     images: UnlabelledImages
+    task: Task
     config: RecoveryConfig
     training: TrainingConfig
     with_auxiliary: bool
@@ -170,7 +174,11 @@ class Refitter:
                     check_stop()
 
             method = self.config.recover_method
-            fit = refit_layers if method == "refit" else partial(compensate_layers, method=method)
+            if method == "refit":
+                weights = self.effects.position_weights if self._uses_effects(channel_map) else NO_WEIGHTS
+                fit = partial(refit_layers, position_weights=weights)
+            else:
+                fit = partial(compensate_layers, method=method)
             batches = refit_batches(plans, self.images, training)
             fits = fit(refit.applied_to(channel_map), batches, bf16=self.bf16, on_layer=on_layer)
         return replace(refit, fits=tuple(fits), num_views=num_views, seconds=time.perf_counter() - start)
@@ -188,6 +196,24 @@ class Refitter:
         teacher = self.teacher_provider.open()
         batches = refit_batches(self._plan(self.training, teacher), self.images, self.training)
         return measure_stream(teacher, self._family, batches, bf16=self.bf16)
+
+    @cached_property
+    def effects(self) -> LogitEffects:
+        """What changes the teacher's logits, on the same images."""
+        teacher = self.teacher_provider.open()
+        return measure_effects(
+            teacher,
+            self._family,
+            refit_batches(self._plan(self.training, teacher), self.images, self.training),
+            task=self.task,
+            num_positions=num_positions(teacher, self._family.require_recovery(), self.training.image_size),
+            seed=self.training.seed,
+            bf16=self.bf16,
+        )
+
+    def _uses_effects(self, channel_map: ChannelMap) -> bool:
+        """Return whether errors count by what they change in the logits."""
+        return self.config.recovers_by_logits and self._uses_subspace(channel_map)
 
     def _start(self, channel_map: ChannelMap) -> Refit:
         """Give the student the weights that are to be refitted, if they are other ones than those selected."""
@@ -214,6 +240,7 @@ class Refitter:
             stream_width=stream_width,
             with_auxiliary=self.with_auxiliary,
             seed=self.training.seed,
+            effects=self.effects if self._uses_effects(channel_map) else None,
         )
         plan = with_indices(channel_map.plan, subspace.kept, pair_role)
         state = project_weights(subspace, plan, teacher, student, channel_map.family, pair_role)

@@ -24,6 +24,8 @@ from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
 from twinbud.recovery.refit import Refit, Refitter, refitted_layers
 from twinbud.recovery.result import Recovery, StudentRecovery
 from twinbud.recovery.teacher_provider import TeacherProvider
+from twinbud.tasks.base import Task
+from twinbud.tasks.single import SINGLE_LABEL
 from twinbud.training.amp import unfused_attention_in_bf16
 from twinbud.training.checkpoint import START, Checkpoint, EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
@@ -46,6 +48,7 @@ def recover(
     config: RecoveryConfig,
     training: TrainingConfig,
     *,
+    task: Task = SINGLE_LABEL,
     bf16: bool = False,
     checkpoints: CheckpointManager | None = None,
     progress: Progress | None = None,
@@ -59,6 +62,7 @@ def recover(
         images: Images for both networks.
         config: Settings of the stage; ``recover`` must not be "none".
         training: Gives image size, augmentation, weight decay, layer decay, final learning rate and seed.
+        task: What the teacher's logits mean.
         bf16: Whether the networks compute in bf16 autocast.
         checkpoints: Keeps checkpoints of student and auxiliary in its phases ``RECOVERY_PHASES``.
         progress: Shows bars.
@@ -73,9 +77,10 @@ def recover(
     students = students_to_recover(student_pair)
     refitter = Refitter(
         teacher_provider=TeacherProvider(
-            teacher_info, selection, training.image_size, images.device, with_classifier=config.recovers_classifier
+            teacher_info, selection, training.image_size, images.device, with_classifier=config.reads_logits
         ),
         images=images,
+        task=task,
         config=config,
         training=recovery_training_config(config, training, "student"),
         with_auxiliary="auxiliary" in students,

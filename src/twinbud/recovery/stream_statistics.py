@@ -6,8 +6,9 @@ or neurons, U channels of each (the head size, or 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,18 +55,12 @@ def measure_stream(
     Raises:
         TwinbudError: See ``RecoverySupport.stream_norms``.
     """
-    recovery, specs = family.require_recovery(), index_attention(family.specs(teacher), "heads")
+    recovery = family.require_recovery()
     norms = {name: _Mean(teacher.get_submodule(name), _normalized_moments) for name in recovery.stream_norms(teacher)}
     writers: dict[str, tuple[_Mean, torch.Tensor]] = {}
-    for name, block in family.blocks(teacher).items():
-        for linear in recovery.linear_maps(block):
-            if linear.writes:
-                layer, weight = block.get_submodule(linear.name), block.get_parameter(f"{linear.name}.weight")
-                scale = block.get_parameter(linear.scale)[:, None] if linear.scale else 1.0
-                width = specs[f"{name}.{linear.name}.weight"].axes[1]
-                assert isinstance(width, Axis), f"the inputs of {name}.{linear.name} run along no width"
-                weight_OGU = (weight * scale).double().unflatten(1, (-1, width.unit))
-                writers[width.width] = _Mean(layer, _grouped_moments(width.unit)), weight_OGU
+    for writer in stream_writers(teacher, family):
+        weight_OGU = writer.weight.double().unflatten(1, (-1, writer.inputs.unit))
+        writers[writer.inputs.width] = _Mean(writer.layer, _grouped_moments(writer.inputs.unit)), weight_OGU
     meters = [*norms.values(), *(meter for meter, _ in writers.values())]
     try:
         for images_BCSS, _ in refit_batches:
@@ -78,6 +73,33 @@ def measure_stream(
         moments={name: meter.value for name, meter in norms.items()},
         importance={name: _lengths(meter.value, weight_OGU) for name, (meter, weight_OGU) in writers.items()},
     )
+
+
+class StreamWriter(NamedTuple):
+    """A layer whose outputs are added to the stream.
+
+    Attributes:
+        layer: The layer.
+        weight: (O, I), LayerScale included.
+        inputs: The width along which its inputs run: heads or neurons.
+    """
+
+    layer: nn.Module
+    weight: torch.Tensor
+    inputs: Axis
+
+
+def stream_writers(teacher: TimmModel, family: SelectionFamily) -> Iterator[StreamWriter]:
+    """Yield the layers of all blocks that write into the stream, in order."""
+    specs = index_attention(family.specs(teacher), "heads")
+    for name, block in family.blocks(teacher).items():
+        for linear in family.require_recovery().linear_maps(block):
+            if linear.writes:
+                scale = block.get_parameter(linear.scale)[:, None] if linear.scale else 1.0
+                inputs = specs[f"{name}.{linear.name}.weight"].axes[1]
+                assert isinstance(inputs, Axis), f"the inputs of {name}.{linear.name} run along no width"
+                weight = block.get_parameter(f"{linear.name}.weight") * scale
+                yield StreamWriter(block.get_submodule(linear.name), weight, inputs)
 
 
 class _Mean:

@@ -18,6 +18,16 @@ Gains and LayerScale of the student are constants, the teacher's root mean squar
 with constants of 1 the weights would be of another size, for which a step of AdamW is too large. Heads and neurons are
 those that add most to the stream.
 
+With ``LogitEffects`` (a teacher that knows the classes of the run) the directions are those that the logits need. Let
+G be the moments of the gradients g at x̂ (see ``logit_effects``), G' = G / tr(G) + ρ I / D, and C the mean of x̂ᵀx̂ with
+weights that are part even and part proportional to ‖g‖². A reader of s = xM is refitted, and so sees the best linear
+estimate of x̂ that s allows; what that misses costs
+
+    tr(G' (C − C M (MᵀC M)⁻¹ MᵀC)),    least for    M = C^(−1/2) U,
+
+with U the first d − 1 eigenvectors of C^(1/2) G' C^(1/2). E is an orthonormal basis of M's columns. For G' = I it spans
+the first eigenvectors of C again.
+
 SliceGPT (Ashkboos et al., ICLR 2024, arXiv:2401.15024) deletes minor directions of the stream, too. It rotates the
 stream of each block to its own principal components, which puts a product on each shortcut. One P for all blocks keeps
 the student an ordinary ViT.
@@ -38,7 +48,13 @@ from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.models.widths import index_attention
 from twinbud.recovery.importance import important_indices, ranks
+from twinbud.recovery.logit_effects import EVEN_SHARE, LogitEffects
 from twinbud.recovery.stream_statistics import StreamStatistics
+
+_EVEN_COST = 0.01
+"""ρ: first-order effects alone would leave out directions that later layers turn into others."""
+_SMALLEST_MOMENT = 1e-6
+"""Smaller eigenvalues of C, relative to the largest, are rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +82,11 @@ def principal_subspace(
     stream_width: str,
     with_auxiliary: bool,
     seed: int,
+    effects: LogitEffects | None = None,
 ) -> Subspace:
     """Choose the subspace of the student or the auxiliary.
 
-    The student takes the first d − 1 eigenvectors and the most important heads and neurons; beside an auxiliary, they
+    The student takes the first d − 1 directions and the most important heads and neurons; beside an auxiliary, they
     alternate, see ``importance.ranks``.
 
     Args:
@@ -79,22 +96,44 @@ def principal_subspace(
         stream_width: Name of the residual stream's width.
         with_auxiliary: Whether there is an auxiliary with weights of its own.
         seed: Seed of the random map Q.
+        effects: What changes the teacher's logits; without, what varies most is kept.
     """
     size = plan.widths[stream_width].student_size
-    values, vectors = torch.linalg.eigh(statistics.pooled)
-    vectors = vectors.flip(1)  # largest eigenvalue first
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    vectors = vectors * largest.sign()  # the sign of an eigenvector is arbitrary
-    taken = ranks(len(values), size - 1, pair_role=pair_role, with_auxiliary=with_auxiliary, swap_roles=plan.swap_roles)
-    basis = vectors[:, list(taken)]
+    directions = _eigenvectors(statistics.pooled) if effects is None else _effective_directions(statistics, effects)
+    taken = ranks(
+        len(directions), size - 1, pair_role=pair_role, with_auxiliary=with_auxiliary, swap_roles=plan.swap_roles
+    )
+    basis = directions[:, list(taken)]
+    if effects is not None:
+        basis, _ = torch.linalg.qr(basis)
     stream_map = basis @ zero_sum_rows(size, seed).to(basis)
     shares = {name: _share(stream_map, moments) for name, moments in statistics.moments.items()}
     return Subspace(
         stream_map=stream_map.float(),
-        kept=important_indices(statistics.importance, plan, pair_role, with_auxiliary=with_auxiliary),
+        kept=important_indices((effects or statistics).importance, plan, pair_role, with_auxiliary=with_auxiliary),
         shares=shares,
         explained=_share(stream_map, statistics.pooled),
     )
+
+
+def _eigenvectors(moments: torch.Tensor) -> torch.Tensor:
+    """Return the eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first."""
+    _, vectors = torch.linalg.eigh(moments)
+    vectors = vectors.flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return vectors * largest.sign()  # the sign of an eigenvector is arbitrary
+
+
+def _effective_directions(statistics: StreamStatistics, effects: LogitEffects) -> torch.Tensor:
+    """Return C^(−1/2) U, (D, D), the direction that the logits need most first; see the head of this file."""
+    even, weighted = (moments / moments.trace() for moments in (statistics.pooled, effects.moments))
+    values, vectors = torch.linalg.eigh(EVEN_SHARE * even + (1 - EVEN_SHARE) * weighted)
+    values = values.clamp_min(_SMALLEST_MOMENT * values[-1])
+    root, inverse_root = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
+    size = len(values)
+    costs = effects.gradients / effects.gradients.trace().clamp_min(torch.finfo(values.dtype).tiny)
+    costs = costs + _EVEN_COST / size * torch.eye(size).to(values)
+    return inverse_root @ _eigenvectors(root @ costs @ root)
 
 
 def zero_sum_rows(size: int, seed: int) -> torch.Tensor:

@@ -164,8 +164,9 @@ def prepare(
     task = open_task(image_index.task, image_index.classes)
     if teacher is not None and config.training.learns_from_teacher:
         require_classes(teacher, task)
-    if teacher is not None and config.recovery.recovers_classifier:
-        require_classes(teacher, task, off="--recover-classifier off")
+    if teacher is not None and config.recovery.reads_logits:
+        off = "--recover-classifier off" if config.recovery.recovers_classifier else "--recover-metric variance"
+        require_classes(teacher, task, off=off)
     near_pairs = open_near_pairs(config, image_index, image_store.digests, progress, resource_cache)
     to_warn = None if tuned_teacher else progress
     split = split_images(config, image_index, image_store, near_pairs=near_pairs, progress=to_warn)
@@ -226,6 +227,7 @@ def recover_students(job: Job, folder: Path, checkpoints: CheckpointManager, pro
         ),
         recovery,
         job.config.training,
+        task=job.task,
         bf16=job.bf16,
         checkpoints=checkpoints,
         progress=progress,

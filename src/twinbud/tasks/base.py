@@ -125,6 +125,17 @@ class Task(ABC):
         """Compute L_skd (eqs. 1-3), a scalar: from soft targets to the student."""
 
     @abstractmethod
+    def curvature(self, logits_BK: torch.Tensor, noise_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return a scalar whose gradient with respect to the logits shows how an error there changes ``divergence``.
+
+        Args:
+            logits_BK: z.
+            noise_BK: Standard normal; over it, the gradient has as covariance the second derivatives of the sum of the
+                images' divergences, but for a constant factor, where student and targets agree.
+            temperature: τ.
+        """
+
+    @abstractmethod
     def mean_logits(self, one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return logits (B, K) whose softened probabilities are the mean of those of two networks."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from twinbud.tasks.base import Task
-from twinbud.tasks.formulas import binary_divergence, binary_mean_logits
+from twinbud.tasks.formulas import binary_curvature, binary_divergence, binary_mean_logits
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class BinaryTask(Task):
         """See ``binary_divergence``; soft targets are known for every output, also where the label is not."""
         assert not targets_are_probabilities, "no supported variant gives probabilities"
         return binary_divergence(student_BK, targets_BK, temperature)
+
+    def curvature(self, logits_BK: torch.Tensor, noise_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See ``binary_curvature``."""
+        return binary_curvature(logits_BK, noise_BK, temperature)
 
     def mean_logits(self, one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
         """See ``binary_mean_logits``."""

@@ -133,3 +133,20 @@ def f1_threshold(scores_N: np.ndarray, is_positive_N: np.ndarray) -> float:
     below = np.concatenate([[0.0], values])[best]  # a threshold above the next lower score decides alike
     nearest = np.clip(0.5, np.nextafter(below, 1.0), values[best])
     return float(nearest[np.argmin(np.abs(nearest - 0.5))])
+
+
+def softmax_curvature(logits_BK: torch.Tensor, noise_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return a scalar whose gradient has as covariance the curvature of ``softmax_divergence`` where both agree.
+
+    With p = softmax(z/τ) held fixed and standard normal noise ε, the gradient of Σ √p (z − p·z) ε has the covariance
+    diag(p) − pᵀp, the Fisher information of p, for each image.
+    """
+    p_BK = (logits_BK.detach() / temperature).softmax(dim=1)
+    centered_BK = logits_BK - (p_BK * logits_BK).sum(dim=1, keepdim=True)
+    return (p_BK.sqrt() * centered_BK * noise_BK).sum()
+
+
+def binary_curvature(logits_BK: torch.Tensor, noise_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the same for outputs that are compared one by one: the covariance is p (1 − p) with p = σ(z/τ)."""
+    p_BK = (logits_BK.detach() / temperature).sigmoid()
+    return ((p_BK * (1 - p_BK)).sqrt() * logits_BK * noise_BK).sum()

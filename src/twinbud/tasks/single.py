@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from twinbud.config.task import TaskName
 from twinbud.tasks.base import Task
-from twinbud.tasks.formulas import softmax_divergence, softmax_mean_logits
+from twinbud.tasks.formulas import softmax_curvature, softmax_divergence, softmax_mean_logits
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class SingleLabel(Task):
         return softmax_divergence(
             student_BK, targets_BK, temperature, targets_are_probabilities=targets_are_probabilities
         )
+
+    def curvature(self, logits_BK: torch.Tensor, noise_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+        """See ``softmax_curvature``."""
+        return softmax_curvature(logits_BK, noise_BK, temperature)
 
     def mean_logits(self, one_BK: torch.Tensor, other_BK: torch.Tensor, temperature: float) -> torch.Tensor:
         """See ``softmax_mean_logits``."""
