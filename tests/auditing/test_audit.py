@@ -11,9 +11,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import twinbud
+from twinbud.auditing import probes
 from twinbud.auditing.facts import FileFacts, read_facts
 from twinbud.auditing.findings import Audit
-from twinbud.auditing.probes import Probe, border_probe, metadata_probes
+from twinbud.auditing.probes import Probe, border_probe, corrected, least_p_value, metadata_probes
 from twinbud.core.errors import TwinbudError
 
 SIDE = 64
@@ -52,7 +53,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Audit, Path]:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
     lines.append("broken.png,well,canary97,train")
     (folder / "images.csv").write_text("\n".join(lines) + "\n")
-    found = twinbud.audit(folder / "images.csv", output=folder / "audit", pixel_cache=False, show_progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "NUM_SHUFFLES", 79)  # enough for a corrected p-value of 3/80
+        found = twinbud.audit(folder / "images.csv", output=folder / "audit", pixel_cache=False, show_progress=False)
     return found, folder / "audit"
 
 
@@ -69,9 +72,9 @@ def test_the_planted_copies_leaks_and_labels_are_found_and_no_others(planted: tu
 
 
 def test_a_mark_in_the_border_is_reported_and_equal_sizes_are_not(planted: tuple[Audit, Path]) -> None:
-    probes = {probe.name: probe for probe in planted[0].probes}
-    assert probes["the border of the image"].is_suspicious
-    assert probes["size"].reason == "it is the same for all images"
+    found = {probe.name: probe for probe in planted[0].probes}
+    assert found["the border of the image"].is_suspicious
+    assert found["size"].reason == "it is the same for all images"
 
 
 def test_page_and_json_hold_the_findings_and_no_patient(planted: tuple[Audit, Path]) -> None:
@@ -94,7 +97,7 @@ def test_a_border_without_marks_predicts_nothing() -> None:
     thumbnails = np.stack([scan(number) for number in range(60)])
     probe = border_probe(thumbnails, ["ab"[number % 2] for number in range(60)], np.arange(60))
     assert probe.balanced_accuracy is not None
-    assert not probe.is_suspicious
+    assert not corrected([probe])[0].is_suspicious
 
 
 def test_a_size_that_differs_between_classes_is_suspicious_and_a_random_mode_is_not() -> None:
@@ -104,7 +107,7 @@ def test_a_size_that_differs_between_classes_is_suspicious_and_a_random_mode_is_
         FileFacts(width=200 + 40 * (label == "b"), height=200, mode=("L", "RGB")[generator.integers(2)])
         for label in labels
     ]
-    probes = {probe.name: probe for probe in metadata_probes(facts, labels, np.arange(80))}
+    probes = {probe.name: probe for probe in corrected(metadata_probes(facts, labels, np.arange(80)))}
     assert probes["size"].balanced_accuracy == 1
     assert probes["size"].is_suspicious
     assert not probes["mode"].is_suspicious
@@ -116,14 +119,43 @@ def test_images_of_one_patient_do_not_vouch_for_each_other() -> None:
     labels = ["ab"[patient % 2] for patient in patients]
     sizes = np.random.default_rng(1).permutation(20) * 10 + 100
     facts = [FileFacts(width=int(sizes[patient]), height=100) for patient in patients]
-    (probe,) = metadata_probes(facts, labels, patients)
+    (probe,) = corrected(metadata_probes(facts, labels, patients))
+    assert probe.p_value is not None
     assert not probe.is_suspicious
 
 
 def test_a_class_of_too_few_patients_is_not_measured() -> None:
     facts = [FileFacts(width=100 + number, height=100) for number in range(12)]
     (probe,) = metadata_probes(facts, ["ab"[number % 2] for number in range(12)], np.arange(12) // 4)
-    assert probe == Probe(name="size", reason="a class has fewer than 5 patients or groups of images")
+    assert probe == Probe(
+        name="size", reason="too few images to judge: a class has fewer than 10 patients or groups of images"
+    )
+
+
+def test_noise_of_small_sets_is_marked_as_rarely_as_its_p_values_say() -> None:
+    """Of 16 sets without any shortcut, one is expected at a p-value of 0.05 or less, and half at 0.5."""
+    labels = ["ab"[number % 2] for number in range(24)]
+    marked, likely = 0, 0
+    for seed in range(16):
+        sizes = np.random.default_rng(seed).integers(100, 300, 24)
+        facts = [FileFacts(width=int(size), height=100) for size in sizes]
+        (probe,) = corrected(metadata_probes(facts, labels, np.arange(24)))
+        marked += probe.is_suspicious
+        likely += probe.p_value is not None and probe.p_value <= 0.5
+    assert marked <= 2
+    assert 3 <= likely <= 13
+
+
+def test_p_values_are_corrected_for_the_number_of_probes_measured() -> None:
+    probes = [
+        Probe(name="border", balanced_accuracy=0.9, chance=0.5, p_value=0.02),
+        Probe(name="size", balanced_accuracy=0.9, chance=0.5, p_value=0.03),
+        Probe(name="mode", reason="it is the same for all images"),
+    ]
+    assert [probe.corrected_p_value for probe in corrected(probes)] == [0.04, 0.06, None]
+    assert [probe.is_suspicious for probe in corrected(probes)] == [True, False, False]
+    assert [probe.is_suspicious for probe in corrected(probes[:1])] == [True]
+    assert least_p_value(probes) == 2 / 200
 
 
 def test_facts_of_a_dicom_file_are_its_own_and_no_more(tmp_path: Path) -> None:

@@ -130,9 +130,14 @@ def _drop(contents: bytes, generator: random.Random) -> bytes:
     return contents[:place] + contents[end:]
 
 
+_MAX_REPEATED_BYTES = 64 * 2**20
+
+
 def _repeat(contents: bytes, generator: random.Random) -> bytes:
+    """Repeat an element; one that is large already (nested by another change) less often: files are not that large."""
     place, _, end = generator.choice(elements_of(contents))
-    return contents[:end] + contents[place:end] * generator.choice((1, 2, 500)) + contents[end:]
+    count = min(generator.choice((1, 2, 500)), max(1, _MAX_REPEATED_BYTES // max(1, end - place)))
+    return contents[:end] + contents[place:end] * count + contents[end:]
 
 
 def _nest(contents: bytes, generator: random.Random) -> bytes:

@@ -58,6 +58,12 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+def decode_and_measure(path: Path, frame: int, plane: Plane) -> tuple[int, float]:
+    """The height of an image, and the most memory in MiB that this process ever held; for a process of its own."""
+    image = decode(path, name="scan", max_megapixels=PIXELS, frame=frame, plane=plane)
+    return image.shape[0], peak_mib()
+
+
 class _Worker:
     def __init__(self, damage: Damage) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would start with this process's memory

@@ -25,11 +25,13 @@ from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import hints_of
 from twinbud.config.keywords import TeachSettings
 from twinbud.config.schema import TrainingConfig
-from twinbud.config.teaching import TEACHING_SETTINGS
+from twinbud.config.teaching import TEACHING_SETTINGS, teach_config
+from twinbud.core.progress import SilentProgress
 from twinbud.data import image_loading
 from twinbud.data.formats import decoding
 from twinbud.data.split_file import SplitRow, read_split, write_split
 from twinbud.runs import memory, teach
+from twinbud.runs.teach_images import TeachingImages, list_teaching_images, open_teaching_images
 from twinbud.teaching.step import TeachingStep
 
 LEARNER = "test_convnext"
@@ -221,6 +223,29 @@ def test_copies_of_test_images_are_left_out_and_listed(images: Path, source: str
     folder = taught(copy, source, tmp_path / "teacher", "--split", run / "split.csv", "--epochs", 1)
     assert [row["path"] for row in rows(folder / "left_out.csv")] == [other]
     assert digests[tested] not in {row["pixels_sha256"] for row in rows(folder / "seen_images.csv")}
+
+
+def test_near_duplicates_all_teach_or_all_measure(source: str, tmp_path: Path) -> None:
+    config = {"image_size": 64, "epochs": 1, "data": str(tmp_path / "images"), "pixel_cache": False}
+    save_discs(tmp_path / "images", 20)
+    for path in sorted((tmp_path / "images").iterdir()):
+        Image.open(path).point([round(0.8 * value + 30) for value in range(256)]).save(
+            path.with_stem(f"{path.stem}-brighter")
+        )
+    sides = {}
+    for choice in ("group", "ignore"):
+        images = teaching_images(source, tmp_path / "out", near_duplicates=choice, **config)
+        held_out = {images.image_index.rows[row].path[:3] for row in images.held_out}
+        sides[choice] = held_out & {images.image_index.rows[row].path[:3] for row in images.train}
+        told = "20 groups of near-duplicates found (40 images): each group is in one part only"
+        assert (told in images.notes) == (choice == "group")
+    assert sides["group"] == set()
+    assert sides["ignore"] != set()
+
+
+def teaching_images(source: str, output: Path, *, pixel_cache: bool, **settings: Any) -> TeachingImages:
+    config = teach_config(settings, architecture=LEARNER, source=source, output=output, pixel_cache=pixel_cache)
+    return open_teaching_images(list_teaching_images(config.data), config, SilentProgress())
 
 
 @pytest.mark.parametrize("step", [1, 3, 5], ids="step {}".format)

@@ -11,7 +11,7 @@ import numpy as np
 
 from twinbud.auditing.facts import UNKNOWN, FileFacts, read_facts
 from twinbud.auditing.findings import Audit, Pair
-from twinbud.auditing.probes import border_probe, metadata_probes
+from twinbud.auditing.probes import border_probe, corrected, metadata_probes
 from twinbud.config.data_config import DataConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
@@ -85,7 +85,7 @@ def examine(config: DataConfig, progress: Progress, *, pixel_cache: bool = True)
         patients_in_two_parts=_patients_in_two_parts(image_index.rows),
         contradictions=_contradictions(image_index.rows, groups, pairs),
         inverted=inverted_images(thumbnails),
-        probes=tuple(probes),
+        probes=corrected(probes),
         has_split=image_index.has_splits,
         notes=image_index.notes,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from twinbud.auditing.findings import Audit, Pair
+from twinbud.auditing.probes import MAX_P, NUM_SHUFFLES, least_p_value
 from twinbud.core.files import new_folder, write_json, write_text
 from twinbud.data.image_store import load_images
 from twinbud.data.split_notes import counted
@@ -71,7 +72,7 @@ def summary_lines(audit: Audit) -> list[str]:
         f"{counted(audit.num_near_groups, 'group')}.",
         *(
             f"The class can be told from {probe.name}: balanced accuracy {probe.balanced_accuracy:.2f}, "
-            f"chance {probe.chance:.2f}."
+            f"chance {probe.chance:.2f}, corrected p {probe.corrected_p_value:.3f}."
             for probe in audit.probes
             if probe.is_suspicious
         ),
@@ -106,6 +107,9 @@ def _page(audit: Audit, max_megapixels: float) -> str:
         totals={name: len(pairs) for name, pairs in sections.items()},
         inverted=[(pictures[index], audit.rows[index].path) for index in inverted],
         max_rows=MAX_ROWS,
+        least_p=least_p_value(audit.probes),
+        max_p=MAX_P,
+        num_shuffles=NUM_SHUFFLES,
         data_file=DATA,
     )
 

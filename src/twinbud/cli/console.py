@@ -22,6 +22,7 @@ from twinbud.report.page import number, percent
 
 if TYPE_CHECKING:
     from twinbud.auditing.findings import Audit
+    from twinbud.evaluation.leak import LeakMetrics
     from twinbud.runs.demo import Demo
     from twinbud.runs.inference import Evaluation
     from twinbud.runs.result import RunResult
@@ -36,6 +37,9 @@ def show_run(run: RunResult) -> None:
     """Print the metrics of a run, what to keep in mind, and where everything is."""
     console = _console()
     console.print(_metrics_table(run.metrics))
+    if run.metrics.leak is not None:
+        console.print(_leak_table(run.metrics.leak))
+        console.print(run.metrics.leak.claim, markup=False)
     for note in run.summary.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"model:  {run.folder / 'model'}", markup=False)
@@ -155,6 +159,16 @@ def _metrics_table(metrics: EvaluationMetrics) -> Table:
     for name, (word, _) in metrics.texts.items():
         cells = [cell for part in (metrics, patients) if part for cell in _value_and_interval(part, name)]
         table.add_row(word, *cells)
+    return table
+
+
+def _leak_table(leak: LeakMetrics) -> Table:
+    table = Table(title="What a naive split would claim", title_justify="left")
+    for name in ("test images", "number", "accuracy", "95 % interval"):
+        table.add_column(name, justify="left" if name == "test images" else "right")
+    for name, (count, accuracy, ends) in leak.rows.items():
+        interval = f"{percent(ends[0])} – {percent(ends[1])}" if ends else "–"
+        table.add_row(name, f"{count:,}", percent(accuracy), interval)
     return table
 
 

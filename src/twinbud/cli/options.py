@@ -17,7 +17,7 @@ from twinbud.config.teaching import TEACHING_DEFAULTS, TEACHING_HELP, TEACHING_S
 from twinbud.core.errors import TwinbudError
 from twinbud.study.executors.names import EXECUTORS
 
-HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits")
+HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits", "measure_leak")
 """Options of a run that are not settings: they change no result."""
 WEIGHTS = ("float32", "float16")
 STUDY_FOLDER = Path("runs/study")
@@ -164,11 +164,16 @@ def _resume() -> list[Option]:
 
 def _train() -> list[Option]:
     config = "YAML file of settings. Options override it; --teacher and --selected override all it says of weights."
+    leak = (
+        "Train a second time, in RUN/naive, on a split that ignores near-duplicates and identical images, and report"
+        " what it would claim."
+    )
     return [
         _path("--config", config, "FILE.yaml"),
         *_output("Run folder to make.", required=True),
         *_resume(),
         _logits(),
+        _flag("--measure-leak", leak),
         *(
             _setting(name, "" if name == "data" else None, group=setting.stage, profiles=True)
             for name, setting in all_settings().items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import option_of
 from twinbud.core.errors import TwinbudError
 
@@ -72,6 +73,21 @@ def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: b
             where="--tune-teacher",
             fix="Add --distillation teacher, or give --no-tune-teacher",
         )
+
+
+def require_two_splits(data: DataConfig) -> None:
+    """Require settings of images with which ``--measure-leak`` has two splits to compare.
+
+    Raises:
+        TwinbudError: A split is given, or the run's own split ignores copies.
+    """
+    reason = "--measure-leak, which makes two splits and compares them"
+    problem = f"'{data.split}' contradicts {reason}"
+    if data.split is not None:
+        raise TwinbudError(problem, where="--split", fix="Leave out one of the two")
+    require(data.near_duplicates == "group", "near_duplicates", data.near_duplicates, reason, "group")
+    if data.split_duplicates:
+        raise TwinbudError(f"it contradicts {reason}", where="--split-duplicates", fix="Leave out one of the two")
 
 
 def unopened_teacher(name: str, value: str) -> TwinbudError:

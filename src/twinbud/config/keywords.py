@@ -126,6 +126,7 @@ class TeachSettings(TypedDict, total=False):
     patient_column: str
     split_column: str
     split: str | Path | None
+    near_duplicates: NearDuplicates
     window: str
     frames: str
     axis: Axis

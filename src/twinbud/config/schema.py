@@ -14,7 +14,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from twinbud.config.combinations import require, require_importance, require_student, require_tunable, unopened_teacher
+from twinbud.config.combinations import (
+    require,
+    require_importance,
+    require_student,
+    require_tunable,
+    require_two_splits,
+    unopened_teacher,
+)
 from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
@@ -204,6 +211,8 @@ class RunConfig(Checked):
         checkpoint_seconds: Seconds of training between two checkpoints, at least 0; does not change results.
         pixel_cache: Keep decoded images in the cache folder and read them from there; does not change results.
         logits: Write logits to ``predictions.csv``, too; does not change results.
+        measure_leak: Train a second time, in a folder inside ``output``, on a split that ignores identical images and
+            near-duplicates, and report what it would claim; does not change the first run.
         teacher_cache: Folder where runs that fine-tune the teacher in the same way share it; None: in the run folder.
 
     Raises:
@@ -221,6 +230,7 @@ class RunConfig(Checked):
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     pixel_cache: bool = True
     logits: bool = False
+    measure_leak: bool = False
     teacher_cache: Path | None = None
 
     @property
@@ -237,6 +247,8 @@ class RunConfig(Checked):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
+        if self.measure_leak:
+            require_two_splits(self.data)
         method, auxiliary, distillation = self.model.method, self.model.auxiliary, self.training.distillation
         is_whole = method in WHOLE_METHODS
         require_student(f"--method {method}", self.model.student, self.model.selected, is_whole=is_whole)

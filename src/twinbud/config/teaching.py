@@ -25,12 +25,15 @@ TEACHING_DEFAULTS: dict[str, Any] = {
     "warmup": 0.1,
     "clip_norm": 1.0,
     "drop_path": 0.0,
+    "near_duplicates": "group",
 }
 """Settings whose defaults differ from the schema's."""
 TEACHING_HELP = {
     "data": "Folder of images, with or without class folders, CSV file with or without labels, or a set by name.",
     "label_column": "CSV column of the class name, which may be absent; only the measurements read labels.",
     "split": "split.csv of a run on the same images: those that it does not train on are left out, unopened.",
+    "near_duplicates": "Images that show the same picture, re-encoded, brightened, mirrored or slightly cropped: group "
+    "lets them all teach or all measure.",
     "epochs": "Passes over the images.",
     "drop_path": "Stochastic depth probability of the network; auto: 0 for ViT, 0.1 for ConvNeXt.",
     "precision": "float32, or bf16 autocast where a network gains from it; auto: bf16 where this machine is faster.",
@@ -38,10 +41,11 @@ TEACHING_HELP = {
 }
 """Help of settings that mean something else here than in ``twinbud train``, or are described in its terms there."""
 TEACHING_SETTINGS = (
-    "data", "data_root", "image_column", "label_column", "patient_column", "split_column", "split", "window",
-    "frames", "axis", "volume", "patient_salt", "skip_broken", "max_megapixels", "image_size", "epochs", "min_steps",
-    "batch_size", "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm", "drop_path",
-    "crop_scale", "flip", "rotate", "brightness", "contrast", "cutout", "precision", "seed", "device", "threads",
+    "data", "data_root", "image_column", "label_column", "patient_column", "split_column", "split", "near_duplicates",
+    "window", "frames", "axis", "volume", "patient_salt", "skip_broken", "max_megapixels", "image_size", "epochs",
+    "min_steps", "batch_size", "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm",
+    "drop_path", "crop_scale", "flip", "rotate", "brightness", "contrast", "cutout", "precision", "seed", "device",
+    "threads",
 )  # fmt: skip
 """Names of the settings, in the order of the command line."""
 _NOT_NUMERIC = {"data", "data_root", "split", "device", "threads", "skip_broken", "max_megapixels", "patient_salt"}

@@ -21,6 +21,7 @@ from twinbud.data.formats.base import FileSurvey, NoPixels
 from twinbud.data.formats.decoding import survey, surveyor_of, without_warnings
 from twinbud.data.identity import same_path_key, visible_text
 from twinbud.data.index import IgnoredFile, ImageIndex, ImageRow, frame_name, split_frame_name
+from twinbud.data.mixed_series import mixed_notes
 from twinbud.data.patient_salt import PatientSalt
 
 _Surveys = Mapping[int, FileSurvey | NoPixels]
@@ -94,6 +95,7 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
     notes = [_note(len(empty), "file", f"without an image, left out: {first_few(map(visible_text, empty), 3)}")]
     warnings = Counter(text for known in surveys.values() if isinstance(known, FileSurvey) for text in known.warnings)
     notes += [_note(count, "file", text) for text, count in sorted(warnings.items())]
+    notes += mixed_notes({row.path: surveys[index] for index, row in enumerate(rows) if index in surveys})
     return Frames(rows=tuple(found), left_out=tuple(left_out), notes=tuple(filter(None, notes)))
 
 

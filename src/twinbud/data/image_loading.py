@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import torch
 
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import ImageFile, digest, read_file
+from twinbud.data.formats.mapped import sha256
 from twinbud.data.index import ImageRef
 from twinbud.data.pixel_cache import PixelCache, SmallImage, entry_name
 from twinbud.data.preprocessing import resize
@@ -80,7 +80,7 @@ def load_file(
         contents = read_file(images[0].file, names[0])
     except BrokenImageError as error:
         return [BrokenImageError(error.problem, name=name, fix=error.fix) for name in names]
-    contents_digest = hashlib.sha256(contents).digest()
+    contents_digest = sha256(contents)
     file = ImageFile(contents, max_megapixels=max_megapixels, plane=images[0].plane)
     loaded: list[SmallImage | BrokenImageError] = []
     for image_ref, name in zip(images, names, strict=True):

@@ -20,6 +20,7 @@ from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_json, write_json
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.evaluation.bootstrap import Interval
+from twinbud.evaluation.leak import LeakMetrics
 from twinbud.evaluation.metrics import EvaluationMetrics
 from twinbud.training.checkpoint import EpochRecord
 
@@ -91,6 +92,8 @@ class RunSummary:
     """Label and value of each property of the run: method, teacher, student, time and others."""
     metrics: EvaluationMetrics
     """Of the test part."""
+    leak: LeakMetrics | None = None
+    """What a split would claim that ignores copies; None if it was not measured."""
     num_train: int | None = None
     """Number of labelled training images; None if unknown."""
     histories: Histories = field(default_factory=dict)

@@ -33,6 +33,7 @@ def train(
     checkpoint_seconds: float = 60.0,
     pixel_cache: bool = True,
     logits: bool = False,
+    measure_leak: bool = False,
     show_progress: bool = True,
     **settings: Unpack[Settings],
 ) -> RunResult:
@@ -49,6 +50,8 @@ def train(
         checkpoint_seconds: Seconds of training between two checkpoints.
         pixel_cache: Keep decoded images in the cache folder and read them from there.
         logits: Write logits to ``predictions.csv``, too.
+        measure_leak: Train a second time, in ``output/naive``, on a split that ignores near-duplicates and identical
+            images, and report in ``metrics.leak`` what it would claim.
         show_progress: Report on standard error.
         **settings: Any setting of ``twinbud.config.schema``; the others have the defaults of ``profile``, which is
             ``"best"`` (recommended) unless given. ``profile="paper"`` takes the paper's values.
@@ -82,6 +85,7 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
         pixel_cache=pixel_cache,
         logits=logits,
+        measure_leak=measure_leak,
     )
     return train(config, _progress(show_progress))
 

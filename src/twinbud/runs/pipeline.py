@@ -42,6 +42,7 @@ from twinbud.runs.context import (
     with_decisions,
 )
 from twinbud.runs.cost import cost_of
+from twinbud.runs.leak import check_measurable, train_naive
 from twinbud.runs.network_cost import measure_network
 from twinbud.runs.probe import probe, start_from_probe
 from twinbud.runs.report import save_report
@@ -50,6 +51,7 @@ from twinbud.runs.result import RunCost, RunMetrics, RunResult
 from twinbud.runs.resume import open_checkpoint_manager, open_tuning_checkpoints, previous_precision
 from twinbud.runs.run_dir import (
     METRICS,
+    NAIVE,
     RECOVERY_FILE,
     TEACHER,
     require_run_output,
@@ -92,7 +94,9 @@ def train(
         progress.note(text)
     with cpu_threads(config.training.threads):
         job, checkpoints = open_first_stage(config, progress, resource_cache)
-        with started_run(config.output, force=config.force, resume=config.resume) as folder:
+        keep = [NAIVE] if config.measure_leak else ()
+        with started_run(config.output, force=config.force, resume=config.resume, keep=keep) as folder:
+            naive = train_naive(config, job, partial(train, progress=progress, resource_cache=resource_cache))
             tuned = None
             if config.tuning.tune_teacher:
                 with checkpoints.stop_on_signal():
@@ -107,6 +111,7 @@ def train(
             cost = cost_of(history, memory, num_train=len(job.split.labelled), recovery=recovery, tuned=tuned)
             job = with_decisions(job)
             predictions, metrics = evaluate_student(job, history, cost)
+            metrics = naive.beside(metrics) if naive else metrics
             save_outputs(job, folder, predictions, metrics)
             shown = tuned.history if tuned and not history.epochs else history
             summary = summarize(job, shown, predictions, metrics, environment)
@@ -129,11 +134,13 @@ def open_first_stage(
     """Prepare the run, or the fine-tuning of its teacher, before anything is written; a refused run changes nothing."""
     if not config.tuning.tune_teacher:
         job = prepare(config, progress, resource_cache)
+        check_measurable(job)
         return job, open_checkpoint_manager(job, progress)
     student_spec = open_initialization(config).student_spec  # one that would not fit is refused before the fine-tuning
     if config.recovery.recover != "none":
         require_comparable(student_spec, read_teacher_info(config.model.teacher or ""), config.training.image_size)
     job = prepare(tuning_config(config), progress, resource_cache)
+    check_measurable(job)
     return job, open_tuning_checkpoints(job, progress)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twinbud.core.typed_json import from_json
+from twinbud.evaluation.leak import LeakMetrics
 from twinbud.evaluation.metrics import EvaluationMetrics
 from twinbud.evaluation.predictions import Predictions
 from twinbud.report.model import RunSummary
@@ -82,6 +83,8 @@ class RunMetrics(RunCost, EvaluationMetrics):
     """Accuracy at that epoch, in [0, 1]; never the reported result."""
     val: EvaluationMetrics | None = None
     """Of the validation part; None without one, and then absent from the JSON."""
+    leak: LeakMetrics | None = None
+    """What a split would claim that ignores copies; None without ``--measure-leak``, and then absent from the JSON."""
 
     @property
     def evaluation(self) -> EvaluationMetrics:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,6 +35,8 @@ REPORT = "report.html"
 RECOVERY_FILE = "recovery.json"
 TEACHER = "teacher"
 """The fine-tuned teacher, a model folder."""
+NAIVE = "naive"
+"""The run folder of the second run of ``--measure-leak``."""
 CHECKPOINTS = "checkpoints"
 """Exists in an unfinished run; ``--resume`` continues from its content."""
 TEACHING_SETTINGS = "teach.yaml"
@@ -58,21 +60,26 @@ class FolderKind:
 
 _EVENTS, _DRAFTS = "events.out.tfevents.*", ".*.draft"
 _SAVED = ("step-*", ".step-*.draft")
+_RUN_FILES = {
+    ".": (
+        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
+        "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
+        _DRAFTS,
+    ),
+    "model": ("config.json", "model.safetensors", "README.md", _DRAFTS),
+    TEACHER: ("config.json", "model.safetensors", "tuning.json"),
+    CHECKPOINTS: (*_SAVED, *PHASES),
+    **{f"{CHECKPOINTS}/{phase}": _SAVED for phase in PHASES},
+}  # fmt: skip
 RUN_FOLDER = FolderKind(
     noun="run",
     files={
-        ".": (
-            MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
-            "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
-            _DRAFTS,
-        ),
-        "model": ("config.json", "model.safetensors", "README.md", _DRAFTS),
-        TEACHER: ("config.json", "model.safetensors", "tuning.json"),
-        CHECKPOINTS: (*_SAVED, *PHASES),
-        **{f"{CHECKPOINTS}/{phase}": _SAVED for phase in PHASES},
+        **_RUN_FILES,
+        ".": (*_RUN_FILES["."], NAIVE),
+        **{f"{NAIVE}/{folder}".removesuffix("/."): names for folder, names in _RUN_FILES.items()},
     },
     required=frozenset({CONFIG, METRICS}),
-)  # fmt: skip
+)
 """Output of ``twinbud train``."""
 TEACHER_FOLDER = FolderKind(
     noun="teacher",
@@ -175,10 +182,19 @@ def _ways_on(folder: Path) -> str:
 
 
 @contextmanager
-def started_run(folder: Path, *, force: bool, resume: bool = False, kind: FolderKind = RUN_FOLDER) -> Iterator[Path]:
-    """Yield a run folder, locked and marked as unfinished; empty but for checkpoints to resume from.
+def started_run(
+    folder: Path, *, force: bool, resume: bool = False, kind: FolderKind = RUN_FOLDER, keep: Collection[str] = ()
+) -> Iterator[Path]:
+    """Yield a run folder, locked and marked as unfinished; empty but for what a run resumes from.
 
     The mark goes when the context ends without an error.
+
+    Args:
+        folder: The folder, made if it is missing.
+        force: Replace an earlier run.
+        resume: Continue an unfinished run: keep its checkpoints.
+        kind: What the folder may hold.
+        keep: Names that a resumed run keeps besides.
 
     Raises:
         TwinbudError: See ``require_run_output``; the disk is full or the folder may not be written.
@@ -189,7 +205,7 @@ def started_run(folder: Path, *, force: bool, resume: bool = False, kind: Folder
     with _locked(folder):
         _require_replaceable(folder, force=force, resume=resume, kind=kind)  # what another process did meanwhile
         try:
-            with _marked(folder, keep={CHECKPOINTS} if resume else set()):
+            with _marked(folder, keep={CHECKPOINTS, *keep} if resume else set()):
                 yield folder
         finally:
             with suppress(OSError):  # Windows keeps an open file

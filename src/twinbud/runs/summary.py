@@ -65,6 +65,7 @@ def summarize(
         title=f"{job.config.model.method} on {_short(job.config.data.data)}",
         facts=_facts(job, metrics, environment),
         metrics=metrics.evaluation,
+        leak=metrics.leak,
         num_train=metrics.num_train,
         histories={"": history.epochs} if history.epochs else {},
         mistakes=_mistakes(job, predictions),

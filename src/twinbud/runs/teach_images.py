@@ -22,8 +22,8 @@ from twinbud.data.preprocessing import Preprocessing
 from twinbud.data.seen_images import SEEN_IMAGES
 from twinbud.data.source import read_unlabelled_index
 from twinbud.data.split_file import PartName, SplitRow, matching_rows
-from twinbud.data.split_notes import counted
-from twinbud.runs.context import decode_images
+from twinbud.data.split_notes import counted, near_duplicate_notes
+from twinbud.runs.context import decode_images, look_for_near_duplicates
 from twinbud.teaching.quality import MeasuredImages
 from twinbud.training.unlabelled import UnlabelledImages
 
@@ -60,10 +60,10 @@ class TeachingImages:
         image_index: The images.
         image_store: Their pixels.
         train: Rows that train, ascending.
-        held_out: Rows that only measure; no image of the same patient or with the same pixels trains.
+        held_out: Rows that only measure; no image of the same patient or of the same picture trains.
         fitted: Rows of ``train`` that the measurements fit linear maps on.
         labelled: Rows whose labels the measurements read.
-        groups: (N,) int: the group of every row; one group has one patient, or identical images.
+        groups: (N,) int: the group of every row; one group has one patient, identical images, or near-duplicates.
         notes: Plain sentences about the images.
     """
 
@@ -167,14 +167,25 @@ def open_teaching_images(listed: ListedImages, config: TeachConfig, progress: Pr
         notes += (f"{counted(len(copies), 'training image')} left out: identical to validation or test images",)
     _require_enough(len(image_index.rows), image_index.source)
     rows, seed = image_index.rows, config.training.seed
-    groups = find_groups(
-        rows, image_store.digests, blank=blank_digests(image_store), keep_duplicates_together=True
-    ).numbers
+    near = ()
+    if config.data.groups_near_duplicates:
+        near = look_for_near_duplicates(
+            image_index, image_store.digests, config.data, progress, pixel_cache=config.pixel_cache
+        )
+    found = find_groups(
+        rows,
+        image_store.digests,
+        blank=blank_digests(image_store),
+        keep_duplicates_together=True,
+        near_pairs=[(pair.first, pair.second) for pair in near],
+    )
+    notes += tuple(near_duplicate_notes(found)) if config.data.groups_near_duplicates else ()
+    groups = found.numbers
     held_out = _held_out(groups, seed)
     if not held_out:
         raise TwinbudError(
-            f"the {len(rows)} images are all of one patient, or identical, so that none can measure what the others"
-            " teach",
+            f"the {len(rows)} images are all of one patient, or show one picture, so that none can measure what the"
+            " others teach",
             where=image_index.source,
             fix="Add images of other patients",
         )

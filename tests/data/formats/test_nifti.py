@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import multiprocessing
 import sys
+import tempfile
 import tracemalloc
+from pathlib import Path
 from typing import Any, get_args
 
 import nibabel
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 
 from helpers.dicom_files import dicom
-from helpers.limits import PIXELS, decode_mutations
+from helpers.limits import PIXELS, decode_and_measure, decode_mutations
 from helpers.volumes import (
     CHANGES,
     brain,
@@ -25,9 +29,10 @@ from helpers.volumes import (
 )
 from twinbud.config.reading import Axis, Plane
 from twinbud.core.errors import TwinbudError
+from twinbud.data.formats import decoding, mapped, volume
 from twinbud.data.formats import nifti as nifti_module
 from twinbud.data.formats.base import BrokenImageError
-from twinbud.data.formats.decoding import ImageFile, decode
+from twinbud.data.formats.decoding import ImageFile, decode, read_file
 from twinbud.data.formats.nifti import NiftiReader
 
 NUM_MUTATIONS = 150
@@ -246,7 +251,9 @@ def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
     bomb = gzip.compress(head) + gzip.compress(bytes(2**25), 9) * 8
     tracemalloc.start()
     try:
-        assert "is too large: 0 MiB that unpack to 2059937 MiB or more" in refusal(bomb)
+        assert "is too large: 2059937 MiB for 6000×6000×30000 voxels" in refusal(bomb)
+        lie = gzip.compress(nifti(brain(), dim_1=1000, dim_2=1000, dim_3=1000)[:352])
+        assert "is truncated (at most " in refusal(lie)
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
         tracemalloc.stop()
@@ -256,6 +263,54 @@ def test_a_packed_file_with_more_volumes_than_memory_is_read_up_to_the_one_that_
     contents = nifti(brain((9, 8, 7, 3)), packed=True)
     longer = gzip.compress(with_fields(gzip.decompress(contents), dim_4=30_000) + bytes(2**20))
     assert np.array_equal(slices(longer, volume=2), slices(contents, volume=2))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("axis", get_args(Axis))
+def test_a_volume_too_large_for_the_memory_gives_the_same_slices(
+    axis: Axis, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"scan.nii{'.gz' * packed}"
+    path.write_bytes(nifti(*stored(brain(dtype="f4"), (1, 2, 0), (1, -1, 1)), packed=packed))
+    expected = slices(path.read_bytes(), axis)
+    assert isinstance(read_file(path, "scan"), bytes)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(mapped, "_STEP", 64)
+    monkeypatch.setattr(volume, "_PART", 50)
+    monkeypatch.setattr(volume, "_RELEASED", 2)
+    contents = read_file(path, "scan")
+    assert not isinstance(contents, bytes)
+    assert mapped.sha256(contents) == hashlib.sha256(path.read_bytes()).digest()
+    file = ImageFile(contents, max_megapixels=PIXELS, plane=Plane(axis))
+    assert np.array_equal([file.decode(frame, name="scan") for frame in range(len(expected))], expected)
+
+
+def test_a_packed_volume_that_would_fill_the_memory_is_unpacked_to_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = nifti(brain((9, 8, 7, 3)), packed=True)
+    expected = slices(packed, "coronal", volume=1)
+    monkeypatch.setattr(nifti_module, "MAX_UNPACKED_BYTES", 1000)
+    assert np.array_equal(slices(packed, "coronal", volume=1), expected)
+    assert refusal(gzip.compress(nifti(brain())[:-1])).startswith("is truncated (1359 of 1360 bytes")
+    assert refusal(nifti(brain(dtype="f8"), packed=True)[:-8] + bytes(8)).startswith("is damaged (its gzip stream)")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert "for which a temporary file cannot be written (No such file or directory)" in refusal(packed, volume=0)
+
+
+def test_a_volume_of_300_mib_is_decoded_in_less_memory_than_it_has(tmp_path: Path) -> None:
+    """A sparse file of zeros but for its last slice; the process that decodes it holds the libraries, too."""
+    path, side = tmp_path / "large.nii", 1000
+    path.write_bytes(nifti(np.zeros((8, 8, 8), np.uint8), dim_1=side, dim_2=side, dim_3=300)[:352])
+    with path.open("r+b") as file:
+        file.truncate(352 + 300 * side**2)
+        file.seek(352 + 299 * side**2)
+        file.write(bytes(range(256)) * (side**2 // 256))
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        height, mib = pool.apply(decode_and_measure, (path, 150, Plane("coronal")))
+    assert height == 300
+    assert mib < 260
 
 
 def test_a_large_slice_is_refused_before_it_is_decoded() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -91,6 +91,25 @@ class ImageReader(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trait:
+    """Something that all files of a series, or of a patient, have in common where nothing is mixed up.
+
+    Attributes:
+        group: What the files are of.
+        key: Key of the series or patient, hashed already.
+        name: What they have in common ("modality").
+        value: The file's; compared with that of the others.
+        shown: Whether the value may be shown to the user: it says nothing about a patient.
+    """
+
+    group: Literal["series", "patient"]
+    key: str
+    name: str
+    value: str
+    shown: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileSurvey:
     """What a file holds, from its header alone.
 
@@ -100,6 +119,7 @@ class FileSurvey:
         series: Key of the series of files that it belongs to, hashed already; None if it belongs to none.
         position: Its place in that series: files are sorted by it.
         warnings: What to warn of, each a clause that completes "3 files" ("may show burnt-in patient data").
+        traits: What other files of its series or patient should have in common with it.
     """
 
     num_frames: int = 1
@@ -107,6 +127,7 @@ class FileSurvey:
     series: str | None = None
     position: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+    traits: tuple[Trait, ...] = ()
 
 
 class SurveyedReader(ImageReader, Protocol):

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,9 @@ from twinbud.data.formats.base import (
     UnreadableImage,
 )
 from twinbud.data.formats.dicom import DicomReader
-from twinbud.data.formats.nifti import NiftiReader
+from twinbud.data.formats.mapped import Contents, map_path
+from twinbud.data.formats.nifti import NiftiReader, head_of
+from twinbud.data.formats.nifti_header import is_nifti
 from twinbud.data.formats.raster import RasterReader
 
 SURVEYED: tuple[SurveyedReader, ...] = (DicomReader(), NiftiReader())
@@ -40,7 +43,7 @@ READERS: tuple[ImageReader, ...] = (*SURVEYED, RasterReader())
 """All readers; the first whose ``probe`` accepts a file reads it. A DICOM file may start like a TIFF file, too."""
 _REPORT = "Report this error, which may be a fault of the reader"
 MAX_FILE_BYTES = 208 * 2**20
-"""Larger files are refused unread: 36 megapixels of 16-bit RGB, uncompressed, are 206 MiB."""
+"""Larger files are refused unread, but for volumes, which are mapped. 36 megapixels of 16-bit RGB are 206 MiB."""
 
 
 def decode(
@@ -80,12 +83,12 @@ class ImageFile:
     """One file, to decode its frames one after the other in one thread; what they share is read once.
 
     Args:
-        contents: Bytes of the file.
+        contents: Bytes of the file, or a mapped file, as ``read_file`` returns it.
         max_megapixels: Largest number of pixels of a frame, in millions, checked before pixels are decoded.
         plane: Which slices of a volume are its frames; axial ones of a file's only volume by default.
     """
 
-    def __init__(self, contents: bytes, *, max_megapixels: float, plane: Plane | None = None) -> None:
+    def __init__(self, contents: Contents, *, max_megapixels: float, plane: Plane | None = None) -> None:
         self.contents, self.max_megapixels = contents, max_megapixels
         self._plane = plane or Plane()
         self._reader: ImageReader | None = None
@@ -166,8 +169,8 @@ def digest(image: np.ndarray) -> str:
     return sha256.hexdigest()
 
 
-def read_file(path: Path, name: str) -> bytes:
-    """Read an image file.
+def read_file(path: Path, name: str) -> Contents:
+    """Read an image file; map a volume that is too large to be in memory.
 
     Raises:
         BrokenImageError: The file is missing, cannot be opened or is too large.
@@ -178,13 +181,15 @@ def read_file(path: Path, name: str) -> bytes:
         raise BrokenImageError("the file does not exist (was it moved or removed?)", name=name) from error
     except OSError as error:
         if error.errno == errno.EFBIG:
+            if is_nifti(head_of(read_head(path, HEAD_BYTES))):
+                return map_path(path)
             problem = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({error.strerror})"
             raise BrokenImageError(problem, name=name) from error
         raise BrokenImageError(f"the file cannot be opened ({error.strerror})", name=name) from error
 
 
 def _read(
-    reader: ImageReader, contents: bytes, frame: int | None, window: str | None, max_megapixels: float
+    reader: ImageReader, contents: Any, frame: int | None, window: str | None, max_megapixels: float
 ) -> np.ndarray:
     try:
         number = _check_header(reader.describe(contents), frame, max_megapixels)
@@ -199,7 +204,9 @@ def _read(
         raise UnreadableImage(f"cannot be decoded: {name} failed ({first_line(error)})", _REPORT) from error
 
 
-def _find_reader(contents: bytes) -> ImageReader:
+def _find_reader(contents: Contents) -> ImageReader:
+    if not isinstance(contents, bytes):
+        return NiftiReader()
     if not contents:
         raise UnreadableImage("is empty (0 bytes)")
     for reader in READERS:

@@ -16,7 +16,7 @@ import numpy as np
 
 from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError
-from twinbud.data.formats.base import FileSurvey, ImageInfo, UnreadableImage
+from twinbud.data.formats.base import FileSurvey, ImageInfo, Trait, UnreadableImage
 from twinbud.data.formats.dicom_elements import DicomElements
 from twinbud.data.formats.dicom_header import read_header, recognizes
 from twinbud.data.formats.dicom_layout import PixelLayout, read_layout
@@ -25,6 +25,15 @@ from twinbud.data.formats.dicom_window import to_rgb
 from twinbud.data.identity import comparison_key, is_missing_patient
 
 _BURNED_IN = "may show patient data in their pixels (BurnedInAnnotation is YES)"
+
+_MODALITIES = (
+    "AU BDUS BI BMD CD CR CT CTPROTOCOL DG DMS DX EC ECG EM EPS ES FA FS FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LP "
+    "LS M3D MA MG MR MS NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE "
+    "RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF XA "
+    "XAPROTOCOL XC"
+)
+MODALITIES = frozenset(_MODALITIES.split())
+"""The standard's words for modalities; any other text of a header is not shown."""
 
 
 class DicomReader:
@@ -55,12 +64,14 @@ class DicomReader:
             patient, place = _patient(elements), _place_in_volume(elements)
             series = elements.text("SeriesInstanceUID") if place and num_frames == 1 else ""
             burned_in = elements.text("BurnedInAnnotation") == "YES"
+            traits = tuple(_traits(elements, layout, hashed))
         return FileSurvey(
             num_frames=num_frames,
             patient=hashed(patient) if patient else None,
             series=hashed(f"series {series} {_volume(elements, layout)}") if series else None,
             position=place,
             warnings=(_BURNED_IN,) if burned_in else (),
+            traits=traits,
         )
 
     def describe(self, contents: bytes) -> ImageInfo:
@@ -115,5 +126,22 @@ def _place_in_volume(elements: DicomElements) -> tuple[float, ...]:
 
 
 def _volume(elements: DicomElements, layout: PixelLayout) -> str:
-    """Return what the images of one volume share within a series: size and orientation."""
-    return f"{layout.columns}x{layout.rows} {np.round(elements.decimals('ImageOrientationPatient'), 2).tolist()}"
+    """Return what the images of one volume share within a series: size, orientation, modality, colors and patient."""
+    kind = f"{layout.columns}x{layout.rows} {elements.text('Modality')} {layout.photometric} {_patient(elements)}"
+    return f"{kind} {np.round(elements.decimals('ImageOrientationPatient'), 2).tolist()}"
+
+
+def _traits(elements: DicomElements, layout: PixelLayout, hashed: Callable[[str], str]) -> Iterator[Trait]:
+    """Yield what the images of a series share by the standard (modality, patient) or by habit, and a patient's sex."""
+    series, patient = elements.text("SeriesInstanceUID"), _patient(elements)
+    if series:
+        key, modality = hashed(f"series {series}"), elements.text("Modality")
+        if modality:
+            shown = modality if modality in MODALITIES else "another one"
+            yield Trait(group="series", key=key, name="modality", value=shown)
+        if patient:
+            yield Trait(group="series", key=key, name="patient", value=hashed(patient), shown=False)
+        yield Trait(group="series", key=key, name="size", value=f"{layout.columns}×{layout.rows}")
+        yield Trait(group="series", key=key, name="photometric interpretation", value=layout.photometric)
+    if patient and (sex := elements.text("PatientSex")) in ("M", "F"):
+        yield Trait(group="patient", key=hashed(patient), name="sex", value=sex, shown=False)

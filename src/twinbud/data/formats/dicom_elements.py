@@ -23,7 +23,9 @@ _MAX_VALUE_BYTES = 16 * 2**20
 
 TAGS: Final = {
     "SOPClassUID": 0x00080016,
+    "Modality": 0x00080060,
     "PatientID": 0x00100020,
+    "PatientSex": 0x00100040,
     "StudyInstanceUID": 0x0020000D,
     "SeriesInstanceUID": 0x0020000E,
     "InstanceNumber": 0x00200013,

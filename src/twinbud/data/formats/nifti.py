@@ -1,31 +1,38 @@
 """Reads NIfTI-1 and NIfTI-2 volumes (``.nii``, ``.nii.gz``), slice by slice; needs the extra ``nifti``.
 
 ``nifti_header`` has the rules for what a file says of itself, ``volume`` those for slices and intensities. A file is
-unpacked no further than to the end of the volume that is read.
+unpacked no further than to the end of the volume that is read. What is too large for the memory is mapped (``mapped``).
 """
 
 from __future__ import annotations
 
 import gzip
+import mmap
+import tempfile
 import zlib
 from collections.abc import Callable
 from functools import partial
-from io import BytesIO
-from typing import BinaryIO, ClassVar, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import numpy as np
 
 from twinbud.config.reading import AUTO_WINDOW, DICOM_WINDOW, Plane, window_limits
 from twinbud.data.formats.base import FileSurvey, ImageInfo, UnreadableImage
+from twinbud.data.formats.mapped import Contents, map_file, stream_of
 from twinbud.data.formats.nifti_header import HEAD_BYTES, NiftiHeader, is_nifti, read_header
 from twinbud.data.formats.volume import Range, Volume, full_range, plane_size, render, robust_range, window_range
 
 MAX_UNPACKED_BYTES = 360 * 2**20
-"""Most that a compressed file and its unpacked bytes, up to the end of the volume, take together."""
+"""Most that a compressed file and its unpacked bytes, up to the end of the volume, take together in memory."""
+MAX_VOLUME_BYTES = 2**31
+"""Largest volume, of a file that is mapped, or unpacked to a temporary file. Of a compressed file of several volumes,
+those before it count."""
 _GZIP = b"\x1f\x8b\x08"
 _PACKED_HEAD_BYTES = 2**16
 _STEP = 2**20
 _Made = TypeVar("_Made")
+_MAX_RATIO = 1100
+"""Deflate makes no more bytes than 1,032 of one."""
 _SQUARE = 1.1
 """Pixels whose sides have a ratio of no more than this count as square."""
 
@@ -45,7 +52,7 @@ class NiftiReader:
 
     def __init__(self, plane: Plane | None = None) -> None:
         self.plane = plane or Plane()
-        self._contents = b""
+        self._contents: Contents = b""
         self._header: NiftiHeader | None = None
         self._volume: Callable[[], Volume] | None = None
         self._ranges: dict[str | None, Callable[[], Range]] = {}
@@ -58,9 +65,9 @@ class NiftiReader:
         """Return whether a file starts like a NIfTI file, compressed or not, or like half of a pair."""
         return is_nifti(head_of(head))
 
-    def probe(self, contents: bytes) -> bool:
+    def probe(self, contents: Contents) -> bool:
         """Return whether a file is NIfTI, or half of a pair."""
-        return self.recognizes(contents)
+        return is_nifti(head_of(contents))
 
     def survey(self, file: BinaryIO, *, hashed: Callable[[str], str]) -> FileSurvey:  # noqa: ARG002 - names no patient
         """Count the slices, from the header; see ``SurveyedReader.survey``."""
@@ -68,7 +75,7 @@ class NiftiReader:
         count, _, _ = self._sizes(header)
         return FileSurvey(num_frames=count, warnings=tuple(_warnings(header, self.plane)))
 
-    def describe(self, contents: bytes) -> ImageInfo:
+    def describe(self, contents: Contents) -> ImageInfo:
         """Read the size of a slice and their number; see ``ImageReader.describe``."""
         header = self._header_of(contents)
         count, height, width = self._sizes(header)
@@ -80,7 +87,7 @@ class NiftiReader:
             has_named_frames=True,
         )
 
-    def read(self, contents: bytes, *, frame: int, window: str | None) -> np.ndarray:
+    def read(self, contents: Contents, *, frame: int, window: str | None) -> np.ndarray:
         """Decode a slice to (H, W, 3) uint8, by the rules of ``formats.volume``; see ``ImageReader.read``."""
         header = self._header_of(contents)
         if self._volume is None:
@@ -95,7 +102,7 @@ class NiftiReader:
             self._ranges[window] = _once(partial(_range, volume, window))
         return render(volume, self.plane.axis, frame, self._ranges[window]())
 
-    def _header_of(self, contents: bytes) -> NiftiHeader:
+    def _header_of(self, contents: Contents) -> NiftiHeader:
         if self._header is None or contents is not self._contents:
             self._contents, self._header, self._volume, self._ranges = contents, None, None, {}
             self._header = read_header(head_of(contents))
@@ -148,9 +155,9 @@ def _warnings(header: NiftiHeader, plane: Plane) -> list[str]:
     return warnings
 
 
-def head_of(contents: bytes) -> bytes:
+def head_of(contents: Contents) -> bytes:
     """Return the first bytes of the unpacked file; of a damaged gzip stream what can be unpacked."""
-    if not contents.startswith(_GZIP):
+    if not _is_packed(contents):
         return contents[:HEAD_BYTES]
     try:
         return zlib.decompressobj(wbits=31).decompress(contents[: 2**16], HEAD_BYTES)
@@ -158,8 +165,14 @@ def head_of(contents: bytes) -> bytes:
         return b""
 
 
-def open_volume(contents: bytes, header: NiftiHeader, number: int) -> Volume:
+def _is_packed(contents: Contents) -> bool:
+    return contents[: len(_GZIP)] == _GZIP
+
+
+def open_volume(contents: Contents, header: NiftiHeader, number: int) -> Volume:
     """Return one volume of a file in RAS+, without a copy if the file is not compressed.
+
+    A compressed file that is too large for the memory is unpacked to a temporary file.
 
     Args:
         contents: Bytes of the file.
@@ -167,10 +180,14 @@ def open_volume(contents: bytes, header: NiftiHeader, number: int) -> Volume:
         number: Number of the volume, counted from 0.
 
     Raises:
-        UnreadableImage: The file is truncated or damaged, or would need too much memory.
+        UnreadableImage: The file is truncated or damaged, or the volume is too large.
     """
     start = header.offset + number * header.volume_bytes
-    samples = _unpack(contents, start, header) if contents.startswith(_GZIP) else _view(contents, start, header)
+    if _is_packed(contents):
+        samples = _unpack(contents, start, header)
+    else:
+        samples = _view(contents, start, header)
+        _check_size(header, header.volume_bytes)
     flat = samples.view(header.dtype)
     color = (3,) if header.is_rgb else ()
     stored = flat.reshape(*color, *header.shape, order="F")
@@ -178,37 +195,73 @@ def open_volume(contents: bytes, header: NiftiHeader, number: int) -> Volume:
 
     stored = np.moveaxis(stored, 0, -1) if header.is_rgb else stored
     voxels = apply_orientation(stored, header.orientation)
-    return Volume(voxels=voxels, flat=flat, slope=header.slope, intercept=header.intercept)
+    mapped = _mapped_file(samples)
+    return Volume(voxels=voxels, flat=flat, slope=header.slope, intercept=header.intercept, mapped=mapped)
 
 
-def _view(contents: bytes, start: int, header: NiftiHeader) -> np.ndarray:
+def _mapped_file(samples: np.ndarray) -> mmap.mmap | None:
+    """Return the mapped file that an array is a view of; None if it is in memory."""
+    owner: Any = samples.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    return owner if isinstance(owner, mmap.mmap) else None
+
+
+def _check_size(header: NiftiHeader, num_bytes: int) -> None:
+    if num_bytes > MAX_VOLUME_BYTES:
+        raise UnreadableImage(
+            f"is too large: {num_bytes / 2**20:.0f} MiB for {header.sizes} voxels, up to the end of the volume "
+            f"(the limit is {MAX_VOLUME_BYTES >> 20} MiB)",
+            "Crop it, save it with 16 bits a voxel, or divide it",
+        )
+
+
+def _view(contents: Contents, start: int, header: NiftiHeader) -> np.ndarray:
     if start + header.volume_bytes > len(contents):
         raise _truncated(header, start + header.volume_bytes, len(contents))
     return np.frombuffer(contents, np.uint8, count=header.volume_bytes, offset=start)
 
 
-def _unpack(contents: bytes, start: int, header: NiftiHeader) -> np.ndarray:
+def _unpack(contents: Contents, start: int, header: NiftiHeader) -> np.ndarray:
+    """Unpack one volume to memory or, if that would take too much, to a temporary file, which is mapped."""
     end = start + header.volume_bytes
-    if len(contents) + end > MAX_UNPACKED_BYTES:
-        raise UnreadableImage(
-            f"is too large: {len(contents) / 2**20:.0f} MiB that unpack to {end / 2**20:.0f} MiB or more for "
-            f"{header.sizes} voxels (the limit is {MAX_UNPACKED_BYTES >> 20} MiB together)",
-            "Crop it, save it with 16 bits a voxel, or divide it",
-        )
+    _check_size(header, end)
+    if end > (most := _MAX_RATIO * len(contents)):  # before anything is written
+        raise _truncated(header, end, most, "at most ")
+    in_memory = isinstance(contents, bytes) and len(contents) + end <= MAX_UNPACKED_BYTES
     try:
-        with gzip.GzipFile(fileobj=BytesIO(contents)) as stream:
+        with gzip.GzipFile(fileobj=stream_of(contents)) as stream:
             if (skipped := stream.seek(start)) < start:
                 raise _truncated(header, end, skipped)
-            # the system gives memory to the pages that are written, so a header that lies takes none
-            samples = np.empty(header.volume_bytes, np.uint8)
-            if (filled := _fill(stream, samples)) < len(samples):
-                raise _truncated(header, end, start + filled)
+            samples = _unpack_to_memory(stream, header) if in_memory else _unpack_to_file(stream, header)
+            if len(samples) < header.volume_bytes:
+                raise _truncated(header, end, start + len(samples))
             stream.read(1)  # where the file ends here, its checksum is compared
     except EOFError as error:
         raise UnreadableImage("is truncated (its gzip stream has no end)") from error
-    except (OSError, zlib.error) as error:
+    except (gzip.BadGzipFile, zlib.error) as error:
         raise UnreadableImage("is damaged (its gzip stream)") from error
+    except OSError as error:  # of the temporary file
+        raise UnreadableImage(
+            f"unpacks to {end / 2**20:.0f} MiB, for which a temporary file cannot be written ({error.strerror})",
+            f"Free space in {tempfile.gettempdir()}, name another folder with TMPDIR, or save it without compression",
+        ) from error
     return samples
+
+
+def _unpack_to_memory(stream: gzip.GzipFile, header: NiftiHeader) -> np.ndarray:
+    # the system gives memory to the pages that are written, so a header that lies takes none
+    samples = np.empty(header.volume_bytes, np.uint8)
+    return samples[: _fill(stream, samples)]
+
+
+def _unpack_to_file(stream: gzip.GzipFile, header: NiftiHeader) -> np.ndarray:
+    with tempfile.TemporaryFile(prefix="twinbud-") as file:
+        left = header.volume_bytes
+        while left and (data := stream.read(min(_STEP, left))):
+            file.write(data)
+            left -= len(data)
+        file.flush()
+        return np.frombuffer(map_file(file), np.uint8) if file.tell() else np.empty(0, np.uint8)
 
 
 def _fill(stream: gzip.GzipFile, buffer: np.ndarray) -> int:
@@ -219,6 +272,6 @@ def _fill(stream: gzip.GzipFile, buffer: np.ndarray) -> int:
     return done
 
 
-def _truncated(header: NiftiHeader, expected: int, found: int) -> UnreadableImage:
-    problem = f"is truncated ({found} of {expected} bytes for {header.sizes} voxels)"
+def _truncated(header: NiftiHeader, expected: int, found: int, limit: str = "") -> UnreadableImage:
+    problem = f"is truncated ({limit}{found} of {expected} bytes for {header.sizes} voxels)"
     return UnreadableImage(problem)

@@ -22,6 +22,7 @@ Intensities
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +33,14 @@ import numpy as np
 from twinbud.config.reading import Axis
 from twinbud.data.formats.base import UnreadableImage
 from twinbud.data.formats.intensity import Box, Samples, scale_to_8_bits
+from twinbud.data.formats.mapped import copied, release
 from twinbud.data.formats.order_statistics import quantiles
 
 LOW_SHARE, HIGH_SHARE = 0.005, 0.995
 _PLACES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 _PART = 2**18
+_RELEASED = 64
+"""Parts of a mapped file that are read before their memory is given back: at most 128 MiB."""
 _Number = TypeVar("_Number", int, float)
 Range = tuple[float, float]
 
@@ -50,12 +54,14 @@ class Volume:
         flat: The same samples in one dimension, in any order.
         slope: The value of a sample is ``sample * slope + intercept``.
         intercept: See ``slope``.
+        mapped: The file that the samples are views of, if it is too large to be in memory.
     """
 
     voxels: np.ndarray
     flat: np.ndarray
     slope: float = 1.0
     intercept: float = 0.0
+    mapped: mmap.mmap | None = None
 
     @property
     def is_rgb(self) -> bool:
@@ -150,6 +156,8 @@ def render(volume: Volume, axis: Axis, index: int, limits: Range | None) -> np.n
         limits: Values that become 0 and 255; None for RGB, which keeps its samples.
     """
     image = plane(volume.voxels, axis, index)
+    if volume.mapped is not None:
+        image = copied(image, volume.mapped)
     if limits is None:
         return np.ascontiguousarray(image)
     low, high = limits
@@ -169,6 +177,8 @@ def _parts(volume: Volume, *, with_zero: bool) -> Iterator[np.ndarray]:
     zero = None if with_zero else _zero_sample(volume)
     for start in range(0, volume.flat.size, _PART):
         part = volume.flat[start : start + _PART].astype(native, copy=False)
+        if volume.mapped is not None and start // _PART % _RELEASED == 0:
+            release(volume.mapped)
         keep = np.isfinite(part) if native.kind == "f" else np.ones(part.shape, bool)
         if zero is not None:
             keep &= part != zero
