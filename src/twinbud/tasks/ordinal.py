@@ -84,9 +84,9 @@ class Ordinal(BinaryTask):
 
         A product, because the difference P(at least k) - P(above k) loses the digits of a probability near 0.
         """
-        logits_NK = torch.from_numpy(logits_NK).double()
-        at_least_NC = F.pad(logits_NK.sigmoid().cumprod(dim=1), (1, 0), value=1.0)
-        not_above_NC = F.pad((-logits_NK).sigmoid(), (0, 1), value=1.0)
+        steps_NK = torch.from_numpy(logits_NK).double()
+        at_least_NC = F.pad(steps_NK.sigmoid().cumprod(dim=1), (1, 0), value=1.0)
+        not_above_NC = F.pad((-steps_NK).sigmoid(), (0, 1), value=1.0)
         return (at_least_NC * not_above_NC).numpy()
 
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
