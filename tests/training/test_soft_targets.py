@@ -121,7 +121,7 @@ def test_same_class_pairs_are_of_one_class_and_have_views_of_their_own(monkeypat
     data = LabelledImages(images_NCSS=images, labels_N=LABELS, preprocessing=half_preprocessing())
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, NUM_CLASSES))
     network.num_classes = NUM_CLASSES  # pyright: ignore[reportArgumentType]
-    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    batches: list[tuple[torch.Tensor, torch.Tensor, None]] = []
     taken = TrainingStep.__call__
 
     def spy(self: TrainingStep, images: torch.Tensor, labels: torch.Tensor, rate: float, *others: Any) -> Any:
@@ -132,7 +132,7 @@ def test_same_class_pairs_are_of_one_class_and_have_views_of_their_own(monkeypat
     fit(StudentPair(student=network, auxiliary=network), data, config)
     assert len(batches) == 4
     normalize = data.preprocessing.normalization(torch.device("cpu"))
-    for number, (rows, partners) in enumerate(batches):
+    for number, (rows, partners, _) in enumerate(batches):
         epoch = 1 + number // 2
         chosen = draw_same_class_pairs(LABELS, 5, epoch)[rows]
         views = draw_views(5, epoch, NUM_SAMPLES, crop_scale=config.crop_scale, flip=config.flip)

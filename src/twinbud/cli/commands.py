@@ -37,9 +37,11 @@ def train(chosen: Namespace) -> None:
     """Run ``twinbud train``."""
     config = train_config(chosen)
     from twinbud.cli.console import show_run
-    from twinbud.runs import pipeline
+    from twinbud.runs.divided import train_in_all_processes
 
-    show_run(pipeline.train(config, TerminalProgress()))
+    run = train_in_all_processes(config, TerminalProgress())
+    if run is not None:
+        show_run(run)
 
 
 def train_config(chosen: Namespace) -> Any:

@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from twinbud.cli.streams import tolerant_streams
 from twinbud.core.cache import use_temporary_home
-from twinbud.core.errors import Stopped, TwinbudError, unknown_choice
+from twinbud.core.errors import ReportedElsewhereError, Stopped, TwinbudError, unknown_choice
 from twinbud.core.files import require_unicode
+from twinbud.core.launch import is_first_of_machine, require_single_process
 
 USER_ERROR = 2
 STOPPED = 75
@@ -57,15 +58,21 @@ def _exit_code(words: list[str]) -> int:
         else:
             _run(words)
     except TwinbudError as error:
-        print(f"twinbud: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _end(USER_ERROR, str(error))
     except Stopped as stop:
-        print(f"twinbud: {stop}", file=sys.stderr)
-        return STOPPED
+        return _end(STOPPED, str(stop))
     except KeyboardInterrupt:
-        print("twinbud: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _end(INTERRUPTED, "interrupted")
+    except ReportedElsewhereError as reported:
+        return reported.exit_code
     return 0
+
+
+def _end(code: int, text: str) -> int:
+    """Say why the command ends, once a machine."""
+    if is_first_of_machine():
+        print(f"twinbud: {text}", file=sys.stderr)
+    return code
 
 
 def _run(words: list[str]) -> None:
@@ -75,6 +82,8 @@ def _run(words: list[str]) -> None:
         raise TwinbudError(f"'{words[0]}' is no command", fix="Run: twinbud --help")
     if words[0] not in COMMANDS:
         raise unknown_choice("COMMAND", words[0], COMMANDS)
+    if words[0] != "train":
+        require_single_process(f"twinbud {words[0]}")
     from twinbud.cli import commands
     from twinbud.cli.options import parse
 

@@ -37,6 +37,18 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
     """A run has been stopped on request; the text says after which step, and how to continue."""
 
 
+class ReportedElsewhereError(Exception):
+    """Another process of the same command says why it ends; this one says nothing.
+
+    Args:
+        exit_code: With which this process ends.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"exit code {exit_code}")
+
+
 def unknown_choice(what: str, value: object, choices: Iterable[str]) -> TwinbudError:
     """Return the error for a value outside a list of choices; it names the nearest choice."""
     valid = list(choices)

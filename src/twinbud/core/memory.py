@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from twinbud.core.launch import launched
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _CONTAINER = Path("/sys/fs/cgroup")
@@ -17,6 +19,7 @@ def available_bytes(device: torch.device) -> int:
     """Return the free memory of the GPU, or of the machine but no more than its container may still take.
 
     Memory that torch holds on a GPU without using it counts as free, and so do files that the system keeps in memory.
+    Processes of one command on one machine get equal parts of its memory.
     """
     import psutil  # not above: on Linux it needs modules that other systems lack
 
@@ -31,7 +34,8 @@ def available_bytes(device: torch.device) -> int:
         lines = (_CONTAINER / "memory.stat").read_text(encoding="ascii").splitlines()
         files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free = min(free, max(0, limit - used + files))
-    return free
+    launch = launched()
+    return free // launch.local_count if launch else free
 
 
 class PeakMemory:

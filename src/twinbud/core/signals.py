@@ -22,11 +22,13 @@ def heeded_signals() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def stop_on_signal(request_stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signal(request_stop: Callable[[], None], *, repeatedly: bool = False) -> Iterator[None]:
     """Call ``request_stop`` at the first signal while the context lasts; a second one ends the process at once.
 
     Args:
         request_stop: Called inside the signal handler, so that it should only set a flag.
+        repeatedly: Let later signals end nothing either. After Ctrl-C, which reaches all processes of a terminal,
+            ``torchrun`` sends each of its own one more, and ends them by SIGKILL half a minute later.
 
     Outside the main thread, and for signals that are ignored when the context begins, nothing changes.
     """
@@ -38,8 +40,9 @@ def stop_on_signal(request_stop: Callable[[], None]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         del number, frame
         request_stop()
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
+        if not repeatedly:
+            for each in before:
+                signal.signal(each, signal.SIG_DFL)
 
     for number in before:
         signal.signal(number, handle)

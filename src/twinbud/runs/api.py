@@ -72,8 +72,10 @@ def train(
         True
     """
     from twinbud.config.loading import run_config
+    from twinbud.core.launch import require_single_process
     from twinbud.runs.pipeline import train
 
+    require_single_process("twinbud.train()")
     chosen: dict[str, Any] = {"data": str(data), **settings}
     if teacher is not None:
         chosen["teacher"] = teacher

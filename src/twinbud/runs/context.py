@@ -33,6 +33,7 @@ from twinbud.tasks.base import Task
 from twinbud.training.amp import PrecisionChoice
 from twinbud.training.compile import Compilation
 from twinbud.training.fit import LabelledImages
+from twinbud.training.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Job:
     device: torch.device
     precision: PrecisionChoice
     compilation: Compilation
+    processes: Processes | None = None
+    """Those that share the batches of training; None where this one is alone."""
 
     @property
     def bf16(self) -> bool:

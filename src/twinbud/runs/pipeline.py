@@ -25,14 +25,13 @@ from twinbud.evaluation.predictions import Predictions, write_predictions
 from twinbud.models.initialization import open_initialization
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import TeacherInfo, read_teacher_info
-from twinbud.models.teacher_classifier import open_teacher_classifier, require_classes
+from twinbud.models.teacher_classifier import require_classes
 from twinbud.recovery.result import Recovery
 from twinbud.recovery.stage import recover
 from twinbud.recovery.teacher_provider import require_comparable
 from twinbud.report.history import history_writer
 from twinbud.runs.context import (
     Job,
-    labelled_images,
     list_images,
     open_images,
     open_near_pairs,
@@ -42,6 +41,7 @@ from twinbud.runs.context import (
     with_decisions,
 )
 from twinbud.runs.cost import cost_of
+from twinbud.runs.fitting import announce_job, fit_job
 from twinbud.runs.leak import check_measurable, train_naive
 from twinbud.runs.network_cost import measure_network
 from twinbud.runs.probe import probe, start_from_probe
@@ -66,13 +66,16 @@ from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import choose_compilation
 from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
-from twinbud.training.fit import fit
-from twinbud.training.two_phase import fit_in_two_phases
+from twinbud.training.processes import Processes
 from twinbud.training.unlabelled import UnlabelledImages
 
 
 def train(
-    config: RunConfig, progress: Progress | None = None, *, resource_cache: ResourceCache | None = None
+    config: RunConfig,
+    progress: Progress | None = None,
+    *,
+    resource_cache: ResourceCache | None = None,
+    processes: Processes | None = None,
 ) -> RunResult:
     """Train a small classifier with weights from a large pretrained model, and evaluate it on held-out images.
 
@@ -80,6 +83,7 @@ def train(
         config: All settings of the run; see ``twinbud.config.schema``.
         progress: Receives progress and notes; silent by default.
         resource_cache: Images and teachers opened by earlier runs of this process; empty by default.
+        processes: Those that train together, of which this is the first (``runs.divided``); None: this one is alone.
 
     Returns:
         Metrics of the test part after the last epoch, and the run folder.
@@ -93,18 +97,20 @@ def train(
     for text in setting_notes(config):
         progress.note(text)
     with cpu_threads(config.training.threads):
-        job, checkpoints = open_first_stage(config, progress, resource_cache)
+        job, checkpoints = open_first_stage(config, progress, resource_cache, processes)
+        repeatedly = processes is not None
         keep = [NAIVE] if config.measure_leak else ()
         with started_run(config.output, force=config.force, resume=config.resume, keep=keep) as folder:
             naive = train_naive(config, job, partial(train, progress=progress, resource_cache=resource_cache))
             tuned = None
             if config.tuning.tune_teacher:
-                with checkpoints.stop_on_signal():
+                with checkpoints.stop_on_signal(repeatedly=repeatedly):
                     tuned = tune_teacher(job, folder / TEACHER, checkpoints, progress)
-                job = prepare(config, progress, resource_cache, tuned.info)
+                job = prepare(config, progress, resource_cache, tuned.info, processes)
+                announce_job(job, tuned.info)
                 checkpoints = open_checkpoint_manager(job, progress)
             environment = save_inputs(job, folder)
-            with checkpoints.stop_on_signal():
+            with checkpoints.stop_on_signal(repeatedly=repeatedly):
                 recovery = recover_students(job, folder, checkpoints, progress)
                 memory = PeakMemory(job.device)
                 history = train_student(job, folder, checkpoints, progress, tuned)
@@ -129,23 +135,29 @@ def train(
 
 
 def open_first_stage(
-    config: RunConfig, progress: Progress, resource_cache: ResourceCache
+    config: RunConfig, progress: Progress, resource_cache: ResourceCache, processes: Processes | None = None
 ) -> tuple[Job, CheckpointManager]:
     """Prepare the run, or the fine-tuning of its teacher, before anything is written; a refused run changes nothing."""
     if not config.tuning.tune_teacher:
-        job = prepare(config, progress, resource_cache)
+        job = prepare(config, progress, resource_cache, processes=processes)
         check_measurable(job)
+        announce_job(job)
         return job, open_checkpoint_manager(job, progress)
     student_spec = open_initialization(config).student_spec  # one that would not fit is refused before the fine-tuning
     if config.recovery.recover != "none":
         require_comparable(student_spec, read_teacher_info(config.model.teacher or ""), config.training.image_size)
-    job = prepare(tuning_config(config), progress, resource_cache)
+    job = prepare(tuning_config(config), progress, resource_cache, processes=processes)
     check_measurable(job)
+    announce_job(job)
     return job, open_tuning_checkpoints(job, progress)
 
 
 def prepare(
-    config: RunConfig, progress: Progress, resource_cache: ResourceCache, tuned_teacher: TeacherInfo | None = None
+    config: RunConfig,
+    progress: Progress,
+    resource_cache: ResourceCache,
+    tuned_teacher: TeacherInfo | None = None,
+    processes: Processes | None = None,
 ) -> Job:
     """Read and split the images, open the teacher, and build student and auxiliary; quick checks come first.
 
@@ -154,6 +166,7 @@ def prepare(
         progress: Shows the decoding of images.
         resource_cache: Images and initial weights of earlier runs.
         tuned_teacher: Takes the place of ``config.model.teacher``.
+        processes: See ``Job``.
     """
     device = choose_device(config.training.device)
     listed = list_images(config, progress, resource_cache)
@@ -180,6 +193,7 @@ def prepare(
     gc.collect()  # reference cycles keep the networks of an earlier run, which would count as memory of this one
     family = initialization.student_spec.family
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
+    compilation = choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps)
     return Job(
         config=replace(config, model=initialization.model, training=training),
         image_index=image_index,
@@ -191,7 +205,8 @@ def prepare(
         student_pair=initialization.build(training, num_classes=task.num_outputs, device=device),
         device=device,
         precision=choose_precision(training.precision, device, previous=previous_precision(config)),
-        compilation=choose_compilation(training.compile, device, plan_steps(training, len(split.labelled)).num_steps),
+        compilation=compilation if processes is None else compilation.without_graphs("several processes"),
+        processes=processes,
     )
 
 
@@ -264,25 +279,12 @@ def train_student(
         job.student_pair.student.load_state_dict(tuned.info.weights())
         with history_writer(folder, tuned.history.epochs):
             return tuned.history
-    preprocessing = job.initialization.student_spec.preprocessing(job.config.training.image_size)
-    data = labelled_images(job)
-    teacher = None
-    if job.config.training.learns_from_teacher:
-        assert job.teacher is not None
-        teacher = open_teacher_classifier(
-            job.teacher, job.task, preprocessing=preprocessing, device=job.device, bf16=job.precision.bf16
-        )
     start = start_from_probe(job, checkpoints, progress)
     progress.note(f"compilation: {job.compilation.name} ({job.compilation.reason})")
-    fit_function = fit_in_two_phases if job.config.training.num_phases == 2 else partial(fit, teacher=teacher)
     with history_writer(folder, checkpoints.records) as record:
-        history = fit_function(
-            job.student_pair,
-            data,
-            job.config.training,
+        history = fit_job(
+            job,
             Execution(
-                bf16=job.bf16,
-                compilation=job.compilation,
                 checkpoints=checkpoints,
                 progress=progress,
                 label=f"training {job.config.model.method}",

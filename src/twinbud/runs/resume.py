@@ -22,7 +22,7 @@ def run_identity(job: Job) -> dict[str, Any]:
     """Return all that the weights of a run depend on, as plain JSON, except the number of threads."""
     identity = numeric_settings(job.config) | {
         "precision": job.precision.name,
-        "compile": job.compilation.name,
+        "compile": "inductor" if job.compilation.inductor else "none",  # a CUDA graph repeats the same operations
         "images": fingerprint(job.image_index, job.image_store.digests, job.split),
         "initial weights": job.initialization.fingerprint(),
     }

@@ -25,14 +25,14 @@ from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import TeacherInfo, read_teacher_info
-from twinbud.runs.context import Job, labelled_images
+from twinbud.runs.context import Job
+from twinbud.runs.fitting import fit_job
 from twinbud.runs.memory import require_training_memory
 from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
-from twinbud.training.fit import fit
 
 TUNING_FILE = "tuning.json"
 _UNUSED = ("profile", "distillation", "alpha", "beta", "temperature")
@@ -128,18 +128,8 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
     )
     memory, student_pair, training = PeakMemory(job.device), job.student_pair, job.config.training
     start = start_from_probe(job, checkpoints, progress)
-    history = fit(
-        student_pair,
-        labelled_images(job),
-        training,
-        Execution(
-            bf16=job.bf16,
-            compilation=job.compilation,
-            checkpoints=checkpoints,
-            progress=progress,
-            label="fine-tuning the teacher",
-        ),
-    ).after(start)
+    execution = Execution(checkpoints=checkpoints, progress=progress, label="fine-tuning the teacher")
+    history = fit_job(job, execution).after(start)
     with new_folder(folder) as draft:
         save_model_folder(
             draft,

@@ -41,14 +41,8 @@ class CheckpointManager:
         """The epochs that were finished before the checkpoint to continue from."""
         return self.checkpoint.position.records if self.checkpoint else ()
 
-    def save_if_due(self, checkpoint: Callable[[], Checkpoint], num_steps: int, *, is_last: bool = False) -> None:
-        """Save after an epoch if enough time has passed, or if it is the last one and that is to be saved.
-
-        Raises:
-            Stopped: A stop was requested; the checkpoint is saved.
-        """
-        if self.stop_requested:
-            self.save_and_stop(checkpoint, num_steps)
+    def save_if_due(self, checkpoint: Callable[[], Checkpoint], *, is_last: bool = False) -> None:
+        """Save after an epoch if enough time has passed, or if it is the last one and that is to be saved."""
         is_due = time.monotonic() - self.saved_at >= self.every_seconds or (is_last and self.save_last)
         if self.folder is not None and is_due:
             self.save(checkpoint())
@@ -80,6 +74,10 @@ class CheckpointManager:
         for phase in self.phases.values():
             phase.request_stop()
 
-    def stop_on_signal(self) -> AbstractContextManager[None]:
-        """Return a context in which a signal to stop (see ``core.signals``) requests a stop after the current step."""
-        return stop_on_signal(self.request_stop)
+    def stop_on_signal(self, *, repeatedly: bool = False) -> AbstractContextManager[None]:
+        """Return a context in which a signal to stop requests a stop after the current step.
+
+        Args:
+            repeatedly: See ``core.signals.stop_on_signal``.
+        """
+        return stop_on_signal(self.request_stop, repeatedly=repeatedly)

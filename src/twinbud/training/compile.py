@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar, cast
 
 import torch
@@ -42,6 +42,10 @@ class Compilation:
         """``none``, ``inductor``, ``graphs`` or ``inductor+graphs``."""
         parts = [name for name in ("inductor", "graphs") if getattr(self, name)]
         return "+".join(parts) or "none"
+
+    def without_graphs(self, reason: str) -> Compilation:
+        """Return the same without CUDA graphs, which compute what is computed without them."""
+        return replace(self, graphs=False, reason=f"{self.reason}; no CUDA graph: {reason}") if self.graphs else self
 
 
 EAGER = Compilation(inductor=False, graphs=False, reason="eager")

@@ -213,11 +213,17 @@ class EpochLoop(ABC, Generic[BatchT]):
             self.position = replace(START, num_steps=self.step.num_steps, epoch=epoch + 1, records=tuple(self.records))
             yield self.records[-1]
 
+    def stop_requested(self) -> bool:
+        """Return whether to stop after the current step."""
+        return self.checkpoints.stop_requested
+
     def save_if_due(self) -> None:
         """Save a checkpoint after an epoch, if one is due; raise Stopped if a stop was requested."""
         self.position = replace(self.position, records=tuple(self.records))
+        if self.stop_requested():
+            self.checkpoints.save_and_stop(self._checkpoint, self.step.num_steps)
         is_last = self.position.epoch > self.plan.epochs
-        self.checkpoints.save_if_due(self._checkpoint, self.step.num_steps, is_last=is_last)
+        self.checkpoints.save_if_due(self._checkpoint, is_last=is_last)
 
     def history(self) -> History:
         """Return all epochs and their cost."""
@@ -257,7 +263,7 @@ class EpochLoop(ABC, Generic[BatchT]):
             torch.manual_seed(stream_seed("drop-path", config.seed, self.step.num_steps))
             self.train_batch(batch, self._learning_rate(self.step.num_steps), running_means)
             self.reporter.update(self.step.num_steps, epoch, running_means)
-            if self.checkpoints.stop_requested:
+            if self.stop_requested():
                 self.position = replace(
                     begun,
                     num_steps=self.step.num_steps,

@@ -9,6 +9,7 @@ from twinbud.core.progress import Progress, SilentProgress
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.checkpoint_manager import CheckpointManager
 from twinbud.training.compile import EAGER, Compilation
+from twinbud.training.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Execution:
         on_epoch: Called with the record of each epoch, after its test pass.
         test_accuracy: Returns the student's test accuracy, in [0, 1]; called every ``TrainingConfig.evaluate_every``
             epochs, outside the measured time.
+        processes: Those that share each batch, of which this is one; None: this one computes it all. The first one
+            alone has checkpoints, records and test passes.
     """
 
     bf16: bool = False
@@ -33,3 +36,4 @@ class Execution:
     label: str = "training"
     on_epoch: Callable[[EpochRecord], None] | None = None
     test_accuracy: Callable[[], float] | None = None
+    processes: Processes | None = None

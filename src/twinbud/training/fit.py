@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from twinbud.config.schema import TrainingConfig
+from twinbud.core.typed_json import from_json, to_json
 from twinbud.data.augment import Views
 from twinbud.data.image_store import ImageSubset
 from twinbud.data.mixing import mix
@@ -22,9 +25,12 @@ from twinbud.tasks.balance import balance_loss, draw_balanced_samples
 from twinbud.tasks.base import UNBALANCED, Balancing, Task
 from twinbud.tasks.single import SINGLE_LABEL, SingleLabel
 from twinbud.training.amp import unfused_attention_in_bf16
+from twinbud.training.checkpoint import Position
+from twinbud.training.drop_path import divided_drop_path
 from twinbud.training.epoch_loop import EpochLoop, History, plan_steps, preserved_rng_state
 from twinbud.training.epoch_plan import draw_training_mixing
 from twinbud.training.execution import Execution
+from twinbud.training.processes import Processes, Share
 from twinbud.training.running_means import RunningMeans
 from twinbud.training.same_class_pairs import draw_same_class_pairs
 from twinbud.training.train_step import Objective, TrainingStep
@@ -93,10 +99,13 @@ def fit(
         compilation=execution.compilation,
         batch_size=config.batch_size,
         teacher=teacher,
+        processes=execution.processes,
     )
+    is_divided = execution.processes is not None
     with (
         preserved_rng_state(data.device),
         unfused_attention_in_bf16((student_pair.student, student_pair.auxiliary), data.device, bf16=execution.bf16),
+        divided_drop_path(student_pair.student, lambda: step.share) if is_divided else nullcontext(),
         execution.progress.bar(execution.label, plan.num_steps, kind="steps") as advance,
     ):
         training = _TrainingLoop(
@@ -140,8 +149,11 @@ def objective(
     )
 
 
-_Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""Sample numbers, images, labels and, for ``cs-kd-pair``, an image of the same class for each."""
+_Batch = tuple[Share | None, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Sample numbers, images, labels and, for ``cs-kd-pair``, an image of the same class for each.
+
+Where several processes share the batch, they are those of this one, after its share.
+"""
 
 
 class _TrainingLoop(EpochLoop[_Batch]):
@@ -150,10 +162,29 @@ class _TrainingLoop(EpochLoop[_Batch]):
     step: TrainingStep
     data: LabelledImages
 
+    def __init__(self, step: TrainingStep, *arguments: Any, **options: Any) -> None:
+        super().__init__(step, *arguments, **options)
+        self.processes = step.processes
+        if self.processes is not None:
+            self._start_like_the_first(self.processes)
+
+    def _start_like_the_first(self, processes: Processes) -> None:
+        """Take over the position and the tensors of the first process."""
+        self.position = from_json(Position, processes.share_json(to_json(self.position)), "position")
+        tensors = processes.share_tensors(self.step.tensors())
+        if not processes.is_first:
+            self.step.restore(tensors, self.position.num_steps)
+            self.records = list(self.position.records)
+
     @property
     def measures(self) -> tuple[str, ...]:
         """The losses and the accuracy."""
         return ("loss", "loss_ce", *(("loss_skd",) if self.step.targets.are_soft else ()), "accuracy")
+
+    def stop_requested(self) -> bool:
+        """Return whether to stop after the current step, as any of the processes was asked to."""
+        requested = super().stop_requested()
+        return requested if self.processes is None else self.processes.any(requested)
 
     def start_epoch(self) -> None:
         """Set the student to training mode, since a test pass sets it to evaluation mode."""
@@ -161,6 +192,12 @@ class _TrainingLoop(EpochLoop[_Batch]):
 
     def epoch_batches(self, order: Sequence[torch.Tensor], views: Views, epoch: int) -> Iterator[_Batch]:
         """See ``EpochLoop``; a sampler gives each place of the order a sample, and a view and mixing of its own."""
+        mixing = draw_training_mixing(self.config, epoch, len(self.data), self.data.device)
+        shares: Sequence[Share | None] = [None] * len(order)
+        if self.processes is not None:
+            with_previous, share_of = mixing is not None, self.processes.share
+            shares = [share_of(len(places)) for places in order]
+            order = [share_of(len(places)).of(places, with_previous=with_previous) for places in order]
         samples = order
         if self.config.balance == "sampler":
             drawn_N = draw_balanced_samples(self.step.objective.task, self.data.labels_N, self.config.seed, epoch)
@@ -169,21 +206,24 @@ class _TrainingLoop(EpochLoop[_Batch]):
         if self.step.targets.needs_same_class_pairs:
             same_class_N = draw_same_class_pairs(self.data.labels_N.cpu(), self.config.seed, epoch).to(self.data.device)
             same_class_batches = self.augmented_batches([same_class_N[rows] for rows in samples], views)
-        mixing = draw_training_mixing(self.config, epoch, len(self.data), self.data.device)
         augmented = self.augmented_batches(samples, views, order)
-        for places_B, rows_B, images_BCSS, same_class_BCSS in zip(
-            order, samples, augmented, same_class_batches, strict=True
+        for share, places_B, rows_B, images_BCSS, same_class_BCSS in zip(
+            shares, order, samples, augmented, same_class_batches, strict=True
         ):
             labels_B = self.data.labels_N[rows_B]
             if mixing is None:
-                yield rows_B, images_BCSS, labels_B, same_class_BCSS
-            else:
-                labels_BC = self.step.objective.task.to_mix(labels_B)
-                yield rows_B, *mix(images_BCSS, labels_BC, mixing[places_B]), same_class_BCSS
+                yield share, rows_B, images_BCSS, labels_B, same_class_BCSS
+                continue
+            labels_BC = self.step.objective.task.to_mix(labels_B)
+            images_BCSS, labels_BC = mix(images_BCSS, labels_BC, mixing[places_B])
+            # the first row of a share is the previous one's last, which only the second one is mixed with
+            first = 0 if share is None else 1
+            yield share, rows_B[first:], images_BCSS[first:], labels_BC[first:], same_class_BCSS
 
     def train_batch(self, batch: _Batch, learning_rate: float, running_means: RunningMeans) -> None:
         """See ``EpochLoop``."""
-        rows_B, images_BCSS, labels, same_class_BCSS = batch
-        result = self.step(images_BCSS, labels, learning_rate, rows_B, same_class_BCSS)
-        losses = [loss.double() * len(rows_B) for loss in result.losses if loss is not None]
-        running_means.add([*losses, result.num_correct.double()], len(rows_B))
+        share, rows_B, images_BCSS, labels, same_class_BCSS = batch
+        result = self.step(images_BCSS, labels, learning_rate, rows_B, same_class_BCSS, share)
+        num_images = len(rows_B) if share is None else share.total
+        losses = [loss.double() * num_images for loss in result.losses if loss is not None]
+        running_means.add([*losses, result.num_correct.double()], num_images)

@@ -11,6 +11,7 @@ from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.registry import family_of
+from twinbud.training.processes import Processes
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -25,6 +26,7 @@ class Optimizer:
         steps_per_epoch: For the epoch and batch in errors.
         layer_decay: Factor of the learning rate from each layer to the previous one, in (0, 1]; 1: one rate for all.
         advice: What an error about a step that is not finite recommends.
+        processes: Add the gradients of several processes; None: this one computes the whole batch.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Optimizer:
         steps_per_epoch: int | None = None,
         layer_decay: float = 1.0,
         advice: str = "lower --learning-rate",
+        processes: Processes | None = None,
     ) -> None:
         self.advice = advice if clip_norm is not None else f"{advice} or set --clip-norm 1"
         self.networks, self.clip_norm, self.steps_per_epoch = networks, clip_norm, steps_per_epoch
+        self.processes = processes
         self.parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.deferred = self.device.type == "cuda"
@@ -76,6 +80,8 @@ class Optimizer:
         self.number += 1
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
+        if self.processes is not None:
+            self.processes.sum_gradients(self.parameters)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         is_finite = self._check_finite(loss.detach(), norm)
         if self.clip_norm is not None:

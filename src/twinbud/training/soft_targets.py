@@ -55,12 +55,14 @@ class SoftTargets:
         targets_are_probabilities: Whether ``targets`` returns probabilities instead of logits to be softened at τ.
         are_soft: Whether the variant has soft targets at all.
         needs_same_class_pairs: Whether batches need ``same_class_BCSS``.
+        updates_from_inputs: Whether ``update`` reads ``inputs``: it gets those of the whole batch, as of all else.
         state: Tensors that later steps depend on, by name; updated in place, at fixed device addresses.
     """
 
     targets_are_probabilities: bool = False
     are_soft: bool = True
     needs_same_class_pairs: bool = False
+    updates_from_inputs: bool = False
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
@@ -205,6 +207,8 @@ class PreviousEpochTargets(AuxiliaryTargets):
     captured part of the step, and its logits are an input of that part: the part is then the same in every epoch, and
     the auxiliary does not run after the first one.
     """
+
+    updates_from_inputs = True
 
     def __init__(
         self, temperature: float, auxiliary: nn.Module, like: torch.Tensor, num_classes: int, num_samples: int

@@ -16,6 +16,7 @@ from torch import nn
 from twinbud.config.schema import Distillation
 from twinbud.models.student_pair import StudentPair
 from twinbud.tasks.base import UNBALANCED, Balancing, Task
+from twinbud.tasks.formulas import at_least_float32
 from twinbud.tasks.single import SINGLE_LABEL
 from twinbud.training.batch_norm import running_statistics
 from twinbud.training.compile import EAGER, Compilation, compiled
@@ -23,6 +24,7 @@ from twinbud.training.cuda_graph import RecordedFunction
 from twinbud.training.ema import ema_update, unbiased_beta
 from twinbud.training.losses import Losses, total_loss
 from twinbud.training.optimizer import Optimizer, part
+from twinbud.training.processes import Processes, Share
 from twinbud.training.soft_targets import Batch, open_soft_targets
 
 
@@ -84,6 +86,7 @@ class TrainingStep:
         compilation: Whether to compile the networks and to capture the whole step in a CUDA graph.
         batch_size: Batch size to compile for; batches of other sizes, such as the last of an epoch, run in eager mode.
         teacher: See ``open_soft_targets``.
+        processes: Those that share each batch; None: this one computes it all.
     """
 
     def __init__(
@@ -98,8 +101,10 @@ class TrainingStep:
         compilation: Compilation = EAGER,
         batch_size: int | None = None,
         teacher: nn.Module | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.processes = steps_per_epoch, processes
+        self.share = Share(0, 1, 1)  # of the current step, where there are several processes
         self.student_pair = student_pair
         self.objective = objective
         self.targets = open_soft_targets(
@@ -116,6 +121,7 @@ class TrainingStep:
             layer_decay=layer_decay,
             clip_norm=objective.clip_norm,
             steps_per_epoch=steps_per_epoch,
+            processes=processes,
         )
         self.average: nn.Module | None = None
         if objective.average is not None:
@@ -133,6 +139,7 @@ class TrainingStep:
         learning_rate: float,
         rows_B: torch.Tensor | None = None,
         same_class_BCSS: torch.Tensor | None = None,
+        share: Share | None = None,
     ) -> StepResult:
         """Run one training step.
 
@@ -142,12 +149,17 @@ class TrainingStep:
             learning_rate: Learning rate of this step.
             rows_B: int64 sample numbers, for ``tf-kd``.
             same_class_BCSS: Normalized float32 images of the same classes, for ``cs-kd-pair``.
+            share: Which images of the batch these are, where several processes share it.
+
+        Returns:
+            That of the whole batch, also where several processes share it.
 
         Raises:
             TwinbudError: The loss or its gradient is not finite; no network is updated. On a GPU the step does not
                 synchronize: it skips the update, and ``check`` raises the error later.
         """
         self.optimizer.set_rate(learning_rate)
+        self.share = share or self.share
         is_first_epoch = self.steps_per_epoch is None or self.num_steps < self.steps_per_epoch
         with torch.no_grad(), self._autocast():
             inputs = self.targets.inputs(Batch(images_BCSS, rows_B, same_class_BCSS, is_first_epoch))
@@ -157,6 +169,8 @@ class TrainingStep:
 
     def _update(self, images_BCSS: torch.Tensor, labels: torch.Tensor, *inputs: torch.Tensor) -> StepResult:
         """Run the device part of the step; on a GPU it never synchronizes, so that a CUDA graph can capture it."""
+        if self.processes is not None:
+            labels = self.processes.gather(labels, self.share)
         compute = self.compiled_losses if len(labels) == self.batch_size else None
         losses, student_BK, target_logits_BK = (compute or self._losses)(images_BCSS, labels, *inputs)
         is_finite = self.optimizer.step(losses.total)
@@ -165,6 +179,8 @@ class TrainingStep:
         if self.average is not None and self.objective.average is not None:
             beta = unbiased_beta(self.objective.average, self.optimizer.number)
             ema_update(self.average, self.student_pair.student, beta, is_finite)
+        if self.processes is not None and self.targets.updates_from_inputs:
+            inputs = tuple(self.processes.gather(each, self.share) for each in inputs)
         self.targets.update(student_BK, target_logits_BK, labels, inputs, is_finite)
         return StepResult(losses.detached(), self.objective.task.num_correct(student_BK, labels))
 
@@ -217,15 +233,22 @@ class TrainingStep:
     def _losses(
         self, images_BCSS: torch.Tensor, labels: torch.Tensor, *inputs: torch.Tensor
     ) -> tuple[Losses, torch.Tensor, torch.Tensor | None]:
-        """Return the losses, the student's logits (B, K) and the logits (B, K) behind its soft targets."""
+        """Return the losses, the student's logits (B, K) and the logits (B, K) behind its soft targets.
+
+        Images and inputs are those of this process, the labels and all that is returned those of the whole batch.
+        """
         objective, targets = self.objective, self.targets
         with self._autocast():
             # before the student's forward pass, so that its activations do not occupy memory yet
             with torch.no_grad():
                 target_logits_BK = targets.logits(images_BCSS, *inputs)
             # the variance of one image would be that of its pixels alone; of one value, it does not exist
-            with running_statistics(self.student_pair.student) if len(labels) == 1 else nullcontext():
+            with running_statistics(self.student_pair.student) if len(images_BCSS) == 1 else nullcontext():
                 student_BK = self.student_pair.student(images_BCSS)
+        if self.processes is not None:
+            student_BK = self.processes.gather(at_least_float32(student_BK), self.share)
+            if target_logits_BK is not None:
+                target_logits_BK = self.processes.gather(at_least_float32(target_logits_BK), self.share)
         losses = total_loss(
             student_BK,
             targets.targets(target_logits_BK, labels),
