@@ -1,4 +1,4 @@
-"""What is too long for the suite: 25,000 damaged images through the decoder, and 60 killed runs; ``make soak``."""
+"""What is too long for the suite: 25,000 damaged images, 60 killed runs, Ctrl-C under torchrun; ``make soak``."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--volumes", type=int, default=5_000)
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--interrupts", type=int, default=3)
     wanted = parser.parse_args()
     failures = [*soak_decoding(wanted.mutations, mutation, "PNG and JPEG")]
     failures += soak_decoding(wanted.mutations, dicom_mutation, "DICOM")
     failures += soak_decoding(wanted.volumes, volume_mutation, "NIfTI")
     failures += soak_resuming(wanted.kills)
+    failures += soak_torchrun(wanted.interrupts)
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures else 0
@@ -91,6 +93,27 @@ def soak_resuming(count: int) -> list[str]:
     print(f"kills survived: {kills.total()}/{count} ({told})")
     print(f"killed runs bit-identical to a whole one: {sum(same)}/{len(same)}, {time.perf_counter() - start:.0f} s")
     return [f"run {number} differs" for number, equal in enumerate(same, start=1) if not equal]
+
+
+def soak_torchrun(count: int) -> list[str]:
+    """Runs of two processes, stopped by Ctrl-C: each ends bit for bit like the run that was left alone."""
+    from helpers.killing import results, small_run
+    from helpers.torchrun import finish_under_torchrun, interrupt_under_torchrun
+
+    start, generator, failures = time.perf_counter(), random.Random(0), list[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*small_run(Path(folder)), "--epochs", "100"]
+        if count:
+            finish_under_torchrun(words, Path(folder) / "whole")
+        for number in range(count):
+            run = Path(folder) / f"run-{number}"
+            failures += interrupt_under_torchrun(words, run, generator)
+            finish_under_torchrun([*words, "--resume"], run)
+            if results(run) != results(Path(folder) / "whole"):
+                failures.append(f"the run of two processes that was stopped as number {number} ended otherwise")
+    seconds = time.perf_counter() - start
+    print(f"runs of two processes stopped by Ctrl-C: {count}, failures: {len(failures)}, {seconds:.0f} s", flush=True)
+    return failures
 
 
 if __name__ == "__main__":

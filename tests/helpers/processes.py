@@ -73,7 +73,7 @@ def started_together(words: list[list[str]], log: Path) -> Iterator[list[Command
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     commands = [
-        start(each, log.with_name(f"{log.name}-{rank}"), place | {"RANK": str(rank), "WORLD_SIZE": str(len(words))})
+        start(each, log.with_name(f"{log.stem}-{rank}"), place | {"RANK": str(rank), "WORLD_SIZE": str(len(words))})
         for rank, each in enumerate(words)
     ]
     try:
