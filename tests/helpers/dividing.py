@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from helpers.builders import VIT, half_preprocessing, random_model
 from helpers.processes import FORK_SERVER
@@ -65,7 +66,7 @@ class Trained:
 def trained(case: Case, processes: Processes | None = None) -> Trained:
     """Train for two epochs of batches of 4, 4 and 2 images."""
     outputs = case.task.num_outputs if case.task else 3
-    settings = {"temperature": 4.0, "drop_path": 0.0, "learning_rate": 1e-4} | case.settings
+    settings: dict[str, Any] = {"temperature": 4.0, "drop_path": 0.0, "learning_rate": 1e-4} | case.settings
     config = TrainingConfig(image_size=28, epochs=2, batch_size=BATCH_SIZE, **settings)
     generator = torch.Generator().manual_seed(0)
     data = LabelledImages(
@@ -90,7 +91,7 @@ def trained(case: Case, processes: Processes | None = None) -> Trained:
 
 def train_together(count: int, folder: Path) -> list[dict[str, Trained]]:
     """Train every case in ``count`` processes; the results of each process."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = [FORK_SERVER.Process(target=_train_all, args=(rank, count, store.port, folder)) for rank in range(count)]
     for process in started:
         process.start()
@@ -101,7 +102,7 @@ def train_together(count: int, folder: Path) -> list[dict[str, Trained]]:
 
 def _train_all(rank: int, count: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store = TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
     for name, case in CASES.items():
         result = trained(case, Processes(rank, count))

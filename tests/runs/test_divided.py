@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -61,6 +62,8 @@ def test_a_run_in_two_processes_with_a_tuned_teacher_gives_what_one_process_give
     first, second = together([*words, "--output", str(tmp_path / "two")], tmp_path / "log")
     assert (first.code, second) == (0, Answer(0, "", "")), first.err
     assert same_to_float32(tmp_path / "one", tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert ", processes: 2" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
 
 
 def stopped(command: list[str], run: Path, count: int, *signalled: int) -> list[Answer]:

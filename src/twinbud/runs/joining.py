@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from twinbud.config.schema import Device
 from twinbud.core.errors import ReportedElsewhereError, Stopped, TwinbudError, first_line
@@ -69,7 +70,7 @@ def _choose_backend(launch: Launch, device: Device) -> str:
 def _meet(launch: Launch, backend: str) -> Any:
     """Return the store that the processes share."""
     try:
-        store, rank, count = next(iter(dist.rendezvous("env://", timeout=_MEETING)))
+        store, rank, count = next(iter(rendezvous("env://", timeout=_MEETING)))
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_WAITING)
     except (RuntimeError, ValueError) as error:
         problem = f"process {launch.rank + 1} of {launch.count} cannot reach the others ({first_line(error)})"

@@ -224,6 +224,7 @@ def save_inputs(job: Job, folder: Path) -> dict[str, Any]:
         "precision_reason": job.precision.reason if job.bf16 == job.precision.bf16 else SLOWER_IN_BF16,
         "compilation": job.compilation.name,
         "compilation_reason": job.compilation.reason,
+        **({"processes": job.processes.count} if job.processes else {}),
         "seeds": {"seed": job.config.training.seed, "split_seed": job.config.data.split_seed},
     }
     write_json(folder / "environment.json", environment)

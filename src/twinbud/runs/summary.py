@@ -102,7 +102,8 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Seeds": f"sampling {training.seed}, split {job.config.data.split_seed}",
         "Precision": f"{environment['precision']} ({environment['precision_reason']})",
         "Compilation": f"{environment['compilation']} ({environment['compilation_reason']})",
-        "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}",
+        "Device": f"{environment['device']}: {environment['device_name']}, threads: {environment['threads']}"
+        + (f", processes: {environment['processes']}" if "processes" in environment else ""),
         "Time": _time(metrics),
         "Network": _network(metrics),
         "Peak memory": f"{metrics.peak_memory_mib:,.0f} MiB",

@@ -69,8 +69,10 @@ def study(
         >>> len(done.missing)  # doctest: +SKIP
         0
     """
+    from twinbud.core.launch import require_single_process
     from twinbud.study.run import StudyRequest, execute_study, plan_study, require_success
 
+    require_single_process("twinbud.study()")
     request = StudyRequest(
         recipe=Path(recipe),
         runs=Path(runs),

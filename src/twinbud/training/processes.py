@@ -76,7 +76,6 @@ class Processes:
         """Return this process's share of ``total`` images; shares differ by one image at most."""
         return Share(total * self.rank // self.count, total * (self.rank + 1) // self.count, total)
 
-    @torch.compiler.disable
     def gather(self, own: torch.Tensor, share: Share) -> torch.Tensor:
         """Return the rows of all processes; gradients flow to the own ones.
 
@@ -90,16 +89,14 @@ class Processes:
         own = own[: share.stop - share.start]
         whole = own.new_zeros(share.total, *own.shape[1:])
         whole[share.start : share.stop] = own.detach()
-        with _explained():
-            dist.all_reduce(whole)
+        _sum(whole)
         return torch.cat([whole[: share.start], own, whole[share.stop :]])
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        with _explained():
-            dist.all_reduce(flat)
+        _sum(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -128,6 +125,13 @@ class Processes:
                 content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
             dist.broadcast(content, 0)
         return content.numpy().tobytes()
+
+
+@torch.compiler.disable()
+def _sum(tensor: torch.Tensor) -> None:
+    """Replace a tensor by its sum over the processes."""
+    with _explained():
+        dist.all_reduce(tensor)
 
 
 @contextmanager
