@@ -123,7 +123,7 @@ def test_a_node_that_shares_no_files_gets_copies_and_returns_results(small: Smal
         assert stopped.code == 75, stopped.err
         assert "the same command resumes the study" in stopped.err
         assert wait_until_ended(tasks) == []
-        # in a process of its own: in this one, its tasks ran on the head after the other test of this file
+        # in a process of its own: this one is connected to the cluster of the other test of this file
         answer = start_study(small.recipe, small.images, runs, *options, "--address", cluster.address).wait()
         assert answer.code == 0, answer.err
     assert timeless_tables(small.recipe, runs, tmp_path / "found") == small.tables

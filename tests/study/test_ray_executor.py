@@ -395,3 +395,15 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_one_line(
     with pytest.raises(TwinbudError) as found:
         ray_cluster.connect(None)
     assert f"--address auto: {expected}" in str(found.value)
+
+
+def test_a_process_that_is_connected_to_another_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs would be executed on the cluster of an earlier study, which may see other files."""
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    fake = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    for address in (None, "10.0.0.1:6379"):
+        assert ray_cluster.connect(address) is fake
+    for other in ("10.0.0.1:6380", "10.0.0.2:6379"):
+        with pytest.raises(TwinbudError, match="connected to another Ray cluster, at 10.0.0.1:6379"):
+            ray_cluster.connect(other)

@@ -78,11 +78,14 @@ def connect(address: str | None) -> Any:
         The module ``ray``.
 
     Raises:
-        TwinbudError: Ray is not installed, or the cluster cannot be reached or runs another version.
+        TwinbudError: Ray is not installed, the cluster cannot be reached or runs another version, or this process is
+            connected to another one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = import_extra("ray", "cluster", where=WHERE, otherwise="use --executor local")
     if ray.is_initialized():
+        if address is not None:
+            _require_same_cluster(address, ray.get_runtime_context().gcs_address)
         return ray
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     where = f"--address {address}"
@@ -101,6 +104,24 @@ def connect(address: str | None) -> Any:
         fix = "Run the command on a node of the cluster, where 'ray status' answers"
         raise TwinbudError(f"the cluster cannot be joined ({first_line(error)})", where=where, fix=fix) from error
     return ray
+
+
+def _require_same_cluster(address: str, connected: str) -> None:
+    """Refuse an address other than that of the cluster that this process is connected to: it cannot be in two."""
+    host, _, port = address.rpartition(":")
+    connected_host, _, connected_port = connected.rpartition(":")
+    hosts = {_ip(host), _ip(connected_host)}
+    if port == connected_port and (len(hosts) == 1 or any(ip.startswith("127.") for ip in hosts)):
+        return
+    problem = f"this process is connected to another Ray cluster, at {connected}"
+    raise TwinbudError(problem, where=f"--address {address}", fix="Call ray.shutdown() first, or use another process")
+
+
+def _ip(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return host
 
 
 def _require_reachable(address: str, where: str) -> None:
