@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twinbud.config.loading import settings_of, with_absolute_paths
 from twinbud.config.schema import RunConfig
 from twinbud.core.csv_files import read_cells
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError
 from twinbud.core.files import read_json
 from twinbud.data.duplicates import blank_digests
 from twinbud.data.split_file import read_split
 from twinbud.evaluation.leak import compare_splits, shown_in_training
 from twinbud.runs.context import Job
+from twinbud.runs.inner_run import finish_inner_run
 from twinbud.runs.result import RunMetrics
-from twinbud.runs.run_dir import MARKER, METRICS, NAIVE, read_settings
+from twinbud.runs.run_dir import MARKER, METRICS, NAIVE
 
 _AGAIN = "Replace both runs with --force"
 
@@ -89,19 +89,8 @@ def train_naive(config: RunConfig, job: Job, train: Callable[[RunConfig], Any]) 
         return None
     learns_unlabelled = config.recovery.recover == "unlabelled"
     config = naive_config(config)
-    if config.output.is_dir() and (config.output / METRICS).exists() and not (config.output / MARKER).exists():
-        _require_same_settings(config)
-    else:
-        train(config)
+    finish_inner_run(config, train, option="--measure-leak")
     return _read(job, config.output, learns_unlabelled=learns_unlabelled)
-
-
-def _require_same_settings(config: RunConfig) -> None:
-    saved, wanted = read_settings(config.output), settings_of(with_absolute_paths(config))
-    different = sorted(name for name, value in wanted.items() if value not in ("auto", saved.get(name)))
-    if different:
-        problem = f"the finished run of --measure-leak has other settings ({first_few(different, 3)})"
-        raise TwinbudError(problem, where=str(config.output), fix=_AGAIN)
 
 
 def _read(job: Job, folder: Path, *, learns_unlabelled: bool) -> NaiveRun:
