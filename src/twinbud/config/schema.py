@@ -196,6 +196,19 @@ class TuningConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fold(Checked):
+    """One fold of the labelled images.
+
+    Attributes:
+        number: From 1 to ``count``.
+        count: Number of folds, at least 2.
+    """
+
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
     """One run: data, models, training, recovery, and the run folder.
 
@@ -214,6 +227,7 @@ class RunConfig(Checked):
         measure_leak: Train a second time, in a folder inside ``output``, on a split that ignores identical images and
             near-duplicates, and report what it would claim; does not change the first run.
         teacher_cache: Folder where runs that fine-tune the teacher in the same way share it; None: in the run folder.
+        fold: Train without this fold of the labelled images, and measure on it; None: on the test part.
 
     Raises:
         TwinbudError: Method, auxiliary, distillation and recovery contradict each other.
@@ -232,6 +246,7 @@ class RunConfig(Checked):
     logits: bool = False
     measure_leak: bool = False
     teacher_cache: Path | None = None
+    fold: Fold | None = None
 
     @property
     def auxiliary(self) -> Auxiliary:

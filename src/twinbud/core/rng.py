@@ -31,6 +31,7 @@ Stream = Literal[
     "phantom",
     "proof",
     "teaching",
+    "trust",
 ]
 """Names of the random streams. ``student`` initializes the body of the baselines CM2-CM4. ``partner`` draws the
 same-class pairs of ``cs-kd-pair``; another name would change its numbers."""

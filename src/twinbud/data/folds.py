@@ -113,21 +113,32 @@ def _multi_label_folds(members: Members, groups: np.ndarray, split_seed: int) ->
 
 def _folds(labels: np.ndarray, groups: np.ndarray, split_seed: int) -> Iterator[np.ndarray]:
     """Yield (N,) bool each: five folds, or as many as the number of groups or the largest class allows."""
-    num_groups = len(set(groups.tolist()))
-    num_folds = min(NUM_FOLDS, num_groups, max(Counter(labels.tolist()).values()))
+    num_folds = min(NUM_FOLDS, len(set(groups.tolist())), max(Counter(labels.tolist()).values()))
     if num_folds < 2:
         return
-    random_state = stream_seed("split", split_seed) % 2**32
-    options = {"n_splits": num_folds, "shuffle": True, "random_state": random_state}
-    alone = num_groups == len(labels)
+    for chosen in split_folds(labels, groups, num_folds, stream_seed("split", split_seed)):
+        in_test = np.zeros(len(labels), bool)
+        in_test[chosen] = True
+        yield in_test
+
+
+def split_folds(labels: np.ndarray, groups: np.ndarray, num_folds: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the ascending (M,) int indices of each fold: stratified by class, whole groups.
+
+    Args:
+        labels: (N,) class names.
+        groups: (N,) int.
+        num_folds: At most the number of groups.
+        seed: Seed of the shuffle.
+    """
+    options = {"n_splits": num_folds, "shuffle": True, "random_state": seed % 2**32}
+    alone = len(set(groups.tolist())) == len(labels)
     folds = StratifiedKFold(**options) if alone else StratifiedGroupKFold(**options)
     with warnings.catch_warnings():
-        # a class with fewer images than folds: the caller puts it on both sides
+        # a class with fewer images than folds, which the callers see to
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         for _, chosen in folds.split(labels, labels, None if alone else groups):
-            in_test = np.zeros(len(labels), bool)
-            in_test[chosen] = True
-            yield in_test
+            yield chosen
 
 
 def _put_classes_on_both_sides(in_test: np.ndarray, members: Members, groups: np.ndarray) -> None:

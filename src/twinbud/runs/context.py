@@ -14,6 +14,7 @@ from twinbud.config.schema import INHERITING_METHODS, WHOLE_METHODS, RunConfig
 from twinbud.config.teaching import TeachConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
+from twinbud.data.cross_fitting import take_fold
 from twinbud.data.duplicates import blank_digests
 from twinbud.data.image_store import ImageStore, load_image_store
 from twinbud.data.index import ImageIndex
@@ -188,14 +189,10 @@ def split_images(
     Raises:
         TwinbudError: See ``make_split`` and ``images_seen_before``.
     """
-    split = make_split(
-        image_index,
-        image_store.digests,
-        config.data,
-        seed=config.training.seed,
-        blank=blank_digests(image_store),
-        near_pairs=near_pairs,
-    )
+    digests, blank = image_store.digests, blank_digests(image_store)
+    split = make_split(image_index, digests, config.data, seed=config.training.seed, blank=blank, near_pairs=near_pairs)
+    if config.fold is not None:
+        split = take_fold(split, image_index, digests, blank=blank, fold=config.fold, split_seed=config.data.split_seed)
     warning = seen_before_note([image_store.digests[row] for row in split.test], images_seen_before(config))
     if warning is None:
         return split

@@ -1,0 +1,78 @@
+"""Options of a command, and how its words are parsed: errors are one line."""
+
+from __future__ import annotations
+
+import difflib
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NoReturn
+
+from twinbud.config.settings import STAGES
+from twinbud.core.errors import TwinbudError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One argument of a command: name or metavar, help, group, keywords of ``add_argument``, and other names."""
+
+    name: str
+    help: str
+    group: str = ""
+    keywords: dict[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that argparse takes: the name, and what some call the same."""
+        return self.name, *self.aliases
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The words that give the option; none for a positional argument."""
+        if not self.name.startswith("--"):
+            return ()
+        is_switch = self.keywords.get("action") is BooleanOptionalAction
+        return (self.name, f"--no-{self.name[2:]}") if is_switch else self.words
+
+
+class _Parser(ArgumentParser):
+    """Raises errors as one line instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TwinbudError(message, where=self.prog, fix=f"Run: {self.prog} --help")
+
+
+def parse_options(command: str, usage: str, options: Sequence[Option], words: Sequence[str], about: str) -> Namespace:
+    """Parse the words that follow a command.
+
+    Args:
+        command: Its name.
+        usage: How it is called.
+        options: All that it has.
+        words: What the user wrote.
+        about: A sentence for its help.
+
+    Raises:
+        TwinbudError: An unknown option, or one without its value.
+    """
+    names = ["--help", *(name for option in options for name in option.spellings)]
+    for word in words[: words.index("--")] if "--" in words else words:
+        if word.startswith("--") and word.partition("=")[0] not in names:
+            raise _unknown_option(command, word.partition("=")[0], names)
+    prog = f"twinbud {command}"
+    parser = _Parser(prog=prog, usage=f"{prog} {usage}", description=about, allow_abbrev=False)
+    for group, members in groupby(options, key=lambda option: option.group):
+        text = str(STAGES[group].__doc__).partition("\n")[0] if group else None
+        target = parser.add_argument_group(group, text) if group else parser
+        for option in members:
+            target.add_argument(*option.words, help=option.help.replace("%", "%%"), **option.keywords)
+    return parser.parse_args(words)
+
+
+def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudError:
+    """Return the error for an option that does not exist; it names the nearest one instead of all."""
+    near = difflib.get_close_matches(option, names, n=1)
+    fix = f"Did you mean {near[0]}? All options" if near else "All options"
+    return TwinbudError(f"{option} is no option", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help")
