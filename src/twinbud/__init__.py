@@ -4,6 +4,7 @@ Whole jobs, one call each, as the command line does them:
 
 - ``train``: train, evaluate and save a student.
 - ``evaluate``: evaluate a finished run on its own test images, or on others.
+- ``calibrate``: make the probabilities of a finished run trustworthy, and measure how far they are.
 - ``predict``: classify images.
 - ``read_image``: read the pixels of one image as the network sees them before resizing.
 - ``open_model``: open a trained network for inference.
@@ -25,6 +26,7 @@ from twinbud.auditing.api import audit
 from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
 from twinbud.runs.api import evaluate, open_model, predict, select, train
+from twinbud.runs.calibrate_api import calibrate
 from twinbud.runs.catalog import datasets, families, widths
 from twinbud.runs.teach_api import teach
 
@@ -36,6 +38,7 @@ else:
 __all__ = [
     "TwinbudError",
     "audit",
+    "calibrate",
     "datasets",
     "evaluate",
     "families",

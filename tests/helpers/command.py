@@ -54,6 +54,8 @@ def refusal(answer: Answer) -> str:
     *before, line = answer.err.splitlines()
     assert line.startswith("twinbud: ")
     assert line.endswith((".", "?", "--help"))
-    progress = ("compilation: ", "reading headers: ", "decoding: ", "looking for near-duplicates: ", "training ")
+    progress = (
+        "compilation: ", "reading headers: ", "decoding: ", "looking for near-duplicates: ", "training ", "fold "
+    )  # fmt: skip
     assert all(text.startswith(progress) for text in before), answer.err
     return line.removeprefix("twinbud: ")

@@ -343,10 +343,9 @@ def test_train_and_evaluate_warn_of_test_images_that_the_teacher_has_seen(
     assert warning in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     shutil.rmtree(moved)  # as on another machine
     evaluated = command("evaluate", tmp_path / "run")
-    assert evaluated.out.count(f"note: {warning}") == 1
+    assert evaluated.out.count(f"warning: {warning}") == 1
     evaluation = twinbud.evaluate(tmp_path / "run", show_progress=False)
-    assert evaluation.warning is not None
-    assert evaluation.warning.startswith(warning)
+    assert evaluation.warnings[0].startswith(warning)
 
 
 def test_no_warning_where_the_teacher_saw_the_training_part_alone(
@@ -356,7 +355,7 @@ def test_no_warning_where_the_teacher_saw_the_training_part_alone(
     answer = command(*words, "--method", "selection", "--split", split, "--output", tmp_path / "run")
     assert answer.code == 0, answer.err
     assert "learned from" not in answer.err + answer.out
-    assert twinbud.evaluate(tmp_path / "run", show_progress=False).warning is None
+    assert twinbud.evaluate(tmp_path / "run", show_progress=False).warnings == ()
 
 
 def test_a_random_student_of_the_same_architecture_has_seen_nothing(

@@ -14,7 +14,7 @@ from twinbud.config.loading import merge_settings, read_settings_file, run_confi
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
-from twinbud.runs import api, catalog, teach_api
+from twinbud.runs import api, calibrate_api, catalog, teach_api
 
 
 def demo(chosen: Namespace) -> None:
@@ -65,6 +65,14 @@ def evaluate(chosen: Namespace) -> None:
     from twinbud.cli.console import show_evaluation
 
     show_evaluation(evaluation, chosen.output)
+
+
+def calibrate(chosen: Namespace) -> None:
+    """Run ``twinbud calibrate``."""
+    calibrated = calibrate_api.calibrate(**vars(chosen))
+    from twinbud.cli.trust_display import show_calibration
+
+    show_calibration(calibrated.report, calibrated.folder)
 
 
 def predict(chosen: Namespace) -> None:
@@ -162,6 +170,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "predict": predict,
     "report": report,
     "select": select,

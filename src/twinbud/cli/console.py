@@ -51,8 +51,13 @@ def show_evaluation(evaluation: Evaluation, output: Path | None) -> None:
     """Print the metrics, which images they are of, and where they were written."""
     console = _console()
     console.print(_metrics_table(evaluation.metrics))
-    for note in (evaluation.note, *([evaluation.warning] if evaluation.warning else [])):
-        console.print(f"note: {note}", markup=False)
+    if evaluation.trust is not None:
+        from twinbud.cli.trust_display import show_trust
+
+        show_trust(evaluation.trust, console)
+    console.print(f"note: {evaluation.note}", markup=False)
+    for warning in evaluation.warnings:
+        console.print(f"warning: {warning}", markup=False)
     show_ignored(evaluation.ignored)
     if output is not None:
         console.print(f"written: {output}", markup=False)

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Compare a random start, the method of the paper and the recommended recipe on generated images.",
     "train": "Train, evaluate and save a student; the result is a run folder.",
     "evaluate": "Evaluate a finished run on its own test images, or on others.",
+    "calibrate": "Calibrate the probabilities of a finished run, and measure how far they can be trusted.",
     "predict": "Classify images with a finished run or a model folder.",
     "report": "Write the page and the model card of a finished run again, without images or teacher.",
     "select": "Select the weights of student and auxiliary from a teacher, for training on another machine.",
@@ -91,7 +92,7 @@ def _run(words: list[str]) -> None:
 
 
 def _contents() -> str:
-    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     usage = "usage: twinbud COMMAND [options]\n       twinbud COMMAND --help\n       twinbud --version"
     return "\n".join([usage, "", DESCRIPTION, "", "commands:", *lines])
 

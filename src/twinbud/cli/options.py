@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import SUPPRESS, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
+from twinbud.cli.parsing import Option, parse_options
+from twinbud.config.calibration import CALIBRATION_SOURCES, COVERAGE, MIN_VALIDATION_IMAGES, NUM_FOLDS
 from twinbud.config.fields import option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
-from twinbud.config.settings import STAGES, all_settings
+from twinbud.config.settings import all_settings
 from twinbud.config.teaching import TEACHING_DEFAULTS, TEACHING_HELP, TEACHING_SETTINGS
-from twinbud.core.errors import TwinbudError
 from twinbud.study.executors.names import EXECUTORS
 
 HANDLING = ("output", "force", "resume", "checkpoint_seconds", "pixel_cache", "logits", "measure_leak")
@@ -28,43 +26,13 @@ _METAVARS = {
     "frames": "all|middle|N",
     "patient_salt": "FILE",
 }
-_ALIASES = {"--frames": ("--slices",)}
-"""Options with a second name: the frames of a volume are its slices."""
+_ALIASES = {"frames": ("--slices",)}
+"""Settings with a second name: the frames of a volume are its slices."""
 _IMAGES = (
     "data", "data_root", "image_column", "label_column", "label_columns", "patient_column", "split_column",
     "patient_salt",
 )  # fmt: skip
 _READING = ("skip_broken", "max_megapixels")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One argument of a command: its name or metavar, help, group, and keywords of ``ArgumentParser.add_argument``."""
-
-    name: str
-    help: str
-    group: str = ""
-    keywords: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words that argparse takes: the name, and what some call the same."""
-        return self.name, *_ALIASES.get(self.name, ())
-
-    @property
-    def spellings(self) -> tuple[str, ...]:
-        """The words that give the option; none for a positional argument."""
-        if not self.name.startswith("--"):
-            return ()
-        is_switch = self.keywords.get("action") is BooleanOptionalAction
-        return (self.name, f"--no-{self.name[2:]}") if is_switch else self.words
-
-
-class _Parser(ArgumentParser):
-    """Raises errors as one line instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise TwinbudError(message, where=self.prog, fix=f"Run: {self.prog} --help")
 
 
 def parse(words: Sequence[str], description: str = "") -> Namespace:
@@ -75,26 +43,7 @@ def parse(words: Sequence[str], description: str = "") -> Namespace:
     """
     command, *rest = words
     usage, make_options = OPTIONS[command]
-    options = make_options()
-    names = ["--help", *(name for option in options for name in option.spellings)]
-    for word in rest[: rest.index("--")] if "--" in rest else rest:
-        if word.startswith("--") and word.partition("=")[0] not in names:
-            raise _unknown_option(command, word.partition("=")[0], names)
-    prog = f"twinbud {command}"
-    parser = _Parser(prog=prog, usage=f"{prog} {usage}", description=description, allow_abbrev=False)
-    for group, members in groupby(options, key=lambda option: option.group):
-        about = str(STAGES[group].__doc__).partition("\n")[0] if group else None
-        target = parser.add_argument_group(group, about) if group else parser
-        for option in members:
-            target.add_argument(*option.words, help=option.help.replace("%", "%%"), **option.keywords)
-    return parser.parse_args(rest)
-
-
-def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudError:
-    """Return the error for an option that does not exist; it names the nearest one instead of all."""
-    near = difflib.get_close_matches(option, names, n=1)
-    fix = f"Did you mean {near[0]}? All options" if near else "All options"
-    return TwinbudError(f"{option} is no option", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help")
+    return parse_options(command, usage, make_options(), rest, description)
 
 
 def _setting(
@@ -108,7 +57,8 @@ def _setting(
         return Option(option_of(name), text, group, {"action": BooleanOptionalAction, "default": SUPPRESS})
     metavar = _METAVARS.get(name, name.rpartition("_")[2].upper())
     choices = get_args(setting.hint) if get_origin(setting.hint) is Literal else ()
-    return Option(option_of(name), text, group, {"default": SUPPRESS, "metavar": "|".join(choices) or metavar})
+    keywords = {"default": SUPPRESS, "metavar": "|".join(choices) or metavar}
+    return Option(option_of(name), text, group, keywords, _ALIASES.get(name, ()))
 
 
 def _default(name: str, *, profiles: bool) -> str:
@@ -212,6 +162,23 @@ def _evaluate() -> list[Option]:
     ]
 
 
+def _calibrate() -> list[Option]:
+    on = (
+        "Images to calibrate on: the validation part, or the labelled images in folds"
+        f" [{CALIBRATION_SOURCES[0]}: val if it has {MIN_VALIDATION_IMAGES}]."
+    )
+    folds = f"Folds of the labelled images; the run is repeated without each of them [{NUM_FOLDS}]."
+    coverage = f"Probability with which a prediction set contains the right class [{COVERAGE:g}]."
+    return [
+        _path("run", "Output of 'twinbud train'.", "RUN"),
+        Option("--on", on, keywords={"default": CALIBRATION_SOURCES[0], "metavar": "|".join(CALIBRATION_SOURCES)}),
+        Option("--folds", folds, keywords={"default": NUM_FOLDS, "metavar": "N"}),
+        Option("--coverage", coverage, keywords={"default": COVERAGE, "metavar": "SHARE"}),
+        _flag("--per-class", "Ensure the coverage for the images of each class."),
+        _flag("--force", "Calibrate a calibrated run again."),
+    ]
+
+
 def _predict() -> list[Option]:
     return [
         _path("model", "A finished run, or its model folder.", "RUN|MODEL_FOLDER"),
@@ -305,6 +272,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "demo": ("[--output DIR] [--force]", _demo),
     "train": ("--data PATH|NAME (--teacher T | --selected DIR) [options] --output RUN", _train),
     "evaluate": ("RUN [--data PATH|NAME] [options] [--output DIR]", _evaluate),
+    "calibrate": ("RUN [--on auto|folds|val] [options]", _calibrate),
     "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),

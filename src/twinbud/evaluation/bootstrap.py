@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twinbud.core.rng import numpy_stream
+from twinbud.data.identity import patient_key
 from twinbud.evaluation.calibration import brier_per_image, calibration_gaps
 from twinbud.evaluation.order import weighted_order_metrics
 from twinbud.evaluation.predictions import Predictions
@@ -30,6 +31,13 @@ def unit_of_each_image(patients: Sequence[str | None] | None, num_images: int) -
     index: dict[tuple[str, str | int], int] = {}
     keys = (("image", i) if patient is None else ("patient", patient) for i, patient in enumerate(patients))
     return np.array([index.setdefault(key, len(index)) for key in keys])
+
+
+def bootstrap_units(predictions: Predictions) -> tuple[bool, np.ndarray]:
+    """Return whether any patient is known, and the (N,) index of the unit of each image."""
+    patients = [patient_key(patient) for patient in predictions.patient_ids or ()]
+    by_patient = any(patient is not None for patient in patients)
+    return by_patient, unit_of_each_image(patients if by_patient else None, len(predictions.paths))
 
 
 def confidence_intervals(

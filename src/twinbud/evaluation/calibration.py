@@ -32,7 +32,7 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
         confidence: (N,) float64 probability of the predicted class.
         correct: (N,) bool, whether the prediction equals the label.
     """
-    gaps = np.bincount(_bin_index(confidence), weights=correct - confidence, minlength=NUM_CALIBRATION_BINS)
+    gaps = np.bincount(equal_width_bins(confidence), weights=correct - confidence, minlength=NUM_CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
@@ -47,7 +47,7 @@ def calibration_gaps(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
         (N, 15) float64 in [-1, 1]; |sums over the images|, summed and divided by N, is the expected calibration error.
     """
     gaps = np.zeros((len(confidence), NUM_CALIBRATION_BINS))
-    gaps[np.arange(len(confidence)), _bin_index(confidence)] = correct - confidence
+    gaps[np.arange(len(confidence)), equal_width_bins(confidence)] = correct - confidence
     return gaps
 
 
@@ -66,7 +66,7 @@ def brier_per_image(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> tuple[ReliabilityBin, ...]:
     """Compute the 15 bins behind the expected calibration error; arguments as there."""
-    bins = _bin_index(confidence)
+    bins = equal_width_bins(confidence)
     rows: list[ReliabilityBin] = []
     for index in range(NUM_CALIBRATION_BINS):
         inside = bins == index
@@ -82,6 +82,13 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> tuple[Relia
     return tuple(rows)
 
 
-def _bin_index(confidence: np.ndarray) -> np.ndarray:
-    """Return the (N,) int64 index of the bin (low, high] that contains each confidence."""
+def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
+    """Return the (N,) int64 index of the bin (low, high], of 15, that contains each confidence."""
     return np.clip(np.ceil(confidence * NUM_CALIBRATION_BINS).astype(int) - 1, 0, NUM_CALIBRATION_BINS - 1)
+
+
+def equal_mass_bins(confidence: np.ndarray) -> np.ndarray:
+    """Return the (N,) int64 index of one of 15 bins that hold about equally many of the ordered confidences."""
+    ranks = np.empty(len(confidence), dtype=np.int64)
+    ranks[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
+    return ranks * NUM_CALIBRATION_BINS // len(confidence)

@@ -22,8 +22,7 @@ from sklearn.metrics import (
 
 from twinbud.config.task import Aggregate
 from twinbud.core.errors import TwinbudError
-from twinbud.data.identity import patient_key
-from twinbud.evaluation.bootstrap import Interval, confidence_intervals, unit_of_each_image
+from twinbud.evaluation.bootstrap import Interval, bootstrap_units, confidence_intervals
 from twinbud.evaluation.calibration import (
     brier_per_image,
     expected_calibration_error,
@@ -69,7 +68,7 @@ def evaluate(
 
 def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int) -> EvaluationMetrics:
     labels = _require_labels(predictions)
-    by_patient, unit_of_image = _bootstrap_units(predictions)
+    by_patient, unit_of_image = bootstrap_units(predictions)
     units: dict[str, Any] = {
         "bootstrap_unit": "patient" if by_patient else "image",
         "num_bootstrap_units": int(unit_of_image.max()) + 1,
@@ -115,13 +114,6 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
         task=predictions.asked.name if predictions.asked.has_order else None,
         **units,
     )
-
-
-def _bootstrap_units(predictions: Predictions) -> tuple[bool, np.ndarray]:
-    """Return whether any patient is known, and the unit of each image."""
-    patients = [patient_key(patient) for patient in predictions.patient_ids or ()]
-    by_patient = any(patient is not None for patient in patients)
-    return by_patient, unit_of_each_image(patients if by_patient else None, len(predictions.paths))
 
 
 def _require_labels(predictions: Predictions) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from twinbud.core.csv_files import write_csv
+from twinbud.core.csv_files import read_cells, write_csv
 from twinbud.core.errors import TwinbudError
 from twinbud.tasks.base import Task
 from twinbud.tasks.single import SingleLabel
@@ -45,6 +45,12 @@ class Predictions:
 
     task: Task | None = None
     """What was asked of the images; None for one class an image."""
+
+    sets: np.ndarray | None = None
+    """(N, C) bool: which classes the prediction set of each image contains; None without prediction sets."""
+
+    is_novel: np.ndarray | None = None
+    """(N,) bool: whether an image is unlike those that the network was made for; None where it is not known."""
 
     def __post_init__(self) -> None:
         columns = {"probabilities": (self.probabilities, self.classes), "logits": (self.logits, self.output_names)}
@@ -89,9 +95,13 @@ class Predictions:
         labels: np.ndarray | None = None,
         patient_ids: tuple[str | None, ...] | None = None,
         task: Task | None = None,
+        temperature: float = 1.0,
     ) -> Predictions:
-        """Build predictions from float32 logits, one column for each output; probabilities are computed in float64."""
-        probabilities = (task or SingleLabel(classes)).probabilities(logits)
+        """Build predictions from float32 logits, one column for each output; probabilities are computed in float64.
+
+        ``temperature`` divides the logits before they become probabilities; ``logits`` stay as they are.
+        """
+        probabilities = (task or SingleLabel(classes)).probabilities(logits / np.float32(temperature))
         return cls(
             paths=paths,
             labels=labels,
@@ -153,6 +163,14 @@ class Predictions:
         return wrong[np.argsort(-self.mistakes[wrong], kind="stable")][:limit]
 
 
+SET_SEPARATOR = "|"
+"""Between the classes of a prediction set in CSV files."""
+
+
+def _chosen(names: Sequence[str], is_chosen: np.ndarray) -> list[str]:
+    return [name for name, chosen in zip(names, is_chosen, strict=True) if chosen]
+
+
 def write_predictions(path: Path, predictions: Predictions, *, logits: bool = False) -> None:
     """Write the CSV of ``prediction_rows`` as UTF-8, replacing ``path`` as a whole.
 
@@ -162,12 +180,31 @@ def write_predictions(path: Path, predictions: Predictions, *, logits: bool = Fa
     write_csv(path, prediction_rows(predictions, logits=logits))
 
 
+def read_predictions(path: Path, task: Task) -> Predictions:
+    """Read the labelled predictions, with their logits, that ``write_predictions`` wrote.
+
+    Raises:
+        TwinbudError: The file cannot be read, or lacks a column or a number.
+    """
+    names = [f"logit_{name}" for name in task.output_names]
+    rows = list(read_cells(path, ("path", "label", *names), exact=("path", "label")))
+    fix = "Write the file again with 'twinbud'"
+    try:
+        logits = np.array([[float(cells[name]) for name in names] for _, cells in rows], dtype=np.float32)
+        labels = task.encode([cells["label"] for _, cells in rows]).numpy()
+    except ValueError as error:
+        raise TwinbudError(f"a value cannot be read ({error})", where=str(path), fix=fix) from error
+    paths = tuple(cells["path"] for _, cells in rows)
+    return Predictions.from_logits(logits, paths=paths, classes=task.classes, labels=labels, task=task)
+
+
 def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterator[list[str]]:
     """Yield the cells of the CSV file, header first, then one row per image.
 
     Columns: ``path``, ``label`` (empty if unknown), ``prediction``, ``probability_CLASS`` of each class with 8
-    significant digits and, if requested, ``logit_NAME`` of each output (a class, or what the
-    task names) with 9, which restore the float32 exactly.
+    significant digits; where they are known, ``set`` (the classes of the prediction set) and ``ood`` (1 for an image
+    unlike those that the network was made for, else 0); and, if requested, ``logit_NAME`` of each output (a class, or
+    what the task names) with 9 digits, which restore the float32 exactly.
 
     Raises:
         TwinbudError: Logits are requested but unknown.
@@ -175,6 +212,12 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     classes, asked = predictions.classes, predictions.asked
     header = ["path", "label", "prediction", *(f"probability_{name}" for name in classes)]
     columns = [[[f"{value:.8g}" for value in row] for row in predictions.probabilities]]
+    if predictions.sets is not None:
+        header.append("set")
+        columns.append([[SET_SEPARATOR.join(_chosen(classes, row))] for row in predictions.sets])
+    if predictions.is_novel is not None:
+        header.append("ood")
+        columns.append([[str(int(value))] for value in predictions.is_novel])
     if logits:
         if predictions.logits is None:
             fix = "Leave out --logits, or predict with the model again"

@@ -23,6 +23,7 @@ from twinbud.evaluation.bootstrap import Interval
 from twinbud.evaluation.leak import LeakMetrics
 from twinbud.evaluation.metrics import EvaluationMetrics
 from twinbud.training.checkpoint import EpochRecord
+from twinbud.trust.report import TrustReport
 
 FORMAT_VERSION = 1
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -94,6 +95,8 @@ class RunSummary:
     """Of the test part."""
     leak: LeakMetrics | None = None
     """What a split would claim that ignores copies; None if it was not measured."""
+    trust: TrustReport | None = None
+    """How far the answers can be trusted; None before ``twinbud calibrate``."""
     num_train: int | None = None
     """Number of labelled training images; None if unknown."""
     histories: Histories = field(default_factory=dict)

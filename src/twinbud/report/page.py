@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from twinbud.core.progress import duration
 from twinbud.evaluation.metrics import IMBALANCE, EvaluationMetrics
 from twinbud.report import figures
 from twinbud.report.model import RunSummary
+from twinbud.report.trust_figures import decision_figure, roc_figure
 from twinbud.tasks.opening import open_task
+from twinbud.trust.measure import Calibration
+from twinbud.trust.operating_points import CRITERIA
+from twinbud.trust.report import broken_promises
 
 
 def write_report(path: Path, summary: RunSummary) -> None:
@@ -25,8 +30,12 @@ def write_report(path: Path, summary: RunSummary) -> None:
     Raises:
         TwinbudError: The disk is full or the folder cannot be written.
     """
-    filters = {"picture": _picture, "figure": _figure, "value": _setting}
-    write_text(path, render("page.html.jinja", summary, filters, autoescape=True))
+    filters = {"picture": _picture, "figure": _figure, "value": _setting, "broken": broken_promises}
+    values = {
+        "calibration_names": {part.name: part.metadata["label"] for part in fields(Calibration) if part.metadata},
+        "criterion_names": CRITERIA,
+    }
+    write_text(path, render("page.html.jinja", summary, filters, autoescape=True, **values))
 
 
 def render(
@@ -176,6 +185,10 @@ def _figure(summary: RunSummary, name: str) -> Markup:
         "loss": lambda: figures.loss_curves(summary.histories),
         "accuracy": lambda: figures.accuracy_curves(summary.histories),
         "confusion": lambda: figures.confusion_matrix_figure(metrics.confusion_matrix, metrics.classes),
-        "reliability": lambda: figures.reliability_diagram(metrics.reliability),
+        "reliability": lambda: figures.reliability_diagram(
+            summary.trust.after.reliability if summary.trust else metrics.reliability
+        ),
     }
+    if summary.trust is not None:
+        draw |= {"roc": partial(roc_figure, summary.trust), "decision": partial(decision_figure, summary.trust)}
     return Markup(draw[name]())

@@ -251,9 +251,9 @@ def open_model(folder: str | Path) -> nn.Module:
         >>> type(model).__name__  # doctest: +SKIP
         'VisionTransformer'
     """
-    from twinbud.runs.inference import open_model as open_folder
+    from twinbud.runs.classifier import open_classifier
 
-    return open_folder(Path(folder)).model
+    return open_classifier(Path(folder)).model_folder.model
 
 
 def select(

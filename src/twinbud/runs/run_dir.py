@@ -37,6 +37,8 @@ TEACHER = "teacher"
 """The fine-tuned teacher, a model folder."""
 NAIVE = "naive"
 """The run folder of the second run of ``--measure-leak``."""
+FOLDS = "folds"
+"""The run folders of ``twinbud calibrate``, one a fold, until all have finished."""
 CHECKPOINTS = "checkpoints"
 """Exists in an unfinished run; ``--resume`` continues from its content."""
 TEACHING_SETTINGS = "teach.yaml"
@@ -66,7 +68,7 @@ _RUN_FILES = {
         "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
         _DRAFTS,
     ),
-    "model": ("config.json", "model.safetensors", "README.md", _DRAFTS),
+    "model": ("config.json", "model.safetensors", "README.md", "trust.json", "trust.safetensors", _DRAFTS),
     TEACHER: ("config.json", "model.safetensors", "tuning.json"),
     CHECKPOINTS: (*_SAVED, *PHASES),
     **{f"{CHECKPOINTS}/{phase}": _SAVED for phase in PHASES},
@@ -75,7 +77,7 @@ RUN_FOLDER = FolderKind(
     noun="run",
     files={
         **_RUN_FILES,
-        ".": (*_RUN_FILES["."], NAIVE),
+        ".": (*_RUN_FILES["."], NAIVE, FOLDS),
         **{f"{NAIVE}/{folder}".removesuffix("/."): names for folder, names in _RUN_FILES.items()},
     },
     required=frozenset({CONFIG, METRICS}),
@@ -105,7 +107,7 @@ def require_run_output(folder: Path, *, force: bool, resume: bool = False, kind:
     with explained_writes(folder):
         is_locked = (folder / LOCK).exists()
     if is_locked:
-        with _locked(folder):
+        with locked(folder):
             pass
     _require_replaceable(folder, force=force, resume=resume, kind=kind)
 
@@ -132,7 +134,7 @@ def _require_replaceable(folder: Path, *, force: bool, resume: bool, kind: Folde
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing run folder.
 
     Raises:
@@ -202,7 +204,7 @@ def started_run(
     require_run_output(folder, force=force, resume=resume, kind=kind)
     with explained_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         _require_replaceable(folder, force=force, resume=resume, kind=kind)  # what another process did meanwhile
         try:
             with _marked(folder, keep={CHECKPOINTS, *keep} if resume else set()):

@@ -200,6 +200,14 @@ class Task(ABC):
         del examples
         return self
 
+    def at_temperature(self, temperature: float) -> Task:
+        """Return the task that decides about the probabilities of z / T as this one does about those of z.
+
+        The most probable class is the same at every T. The median grade is that of z / T, which may differ.
+        """
+        del temperature
+        return self
+
     def aggregate(self, probabilities_NC: np.ndarray, how: Aggregate) -> np.ndarray:
         """Join the probabilities of the images of one patient: (C,) float64, which sum to 1."""
         if how == "mean":

@@ -153,6 +153,12 @@ class MultiLabel(BinaryTask):
         )
         return replace(self, thresholds=tuple(thresholds))
 
+    def at_temperature(self, temperature: float) -> Task:
+        """Return the task with thresholds that σ(z / T) reaches where σ(z) reaches those of this one."""
+        with np.errstate(divide="ignore"):
+            logits_C = np.log(self.decisive) - np.log1p(-self.decisive)
+        return replace(self, thresholds=tuple((1 / (1 + np.exp(-logits_C / temperature))).tolist()))
+
     def aggregate(self, probabilities_NC: np.ndarray, how: Aggregate) -> np.ndarray:
         """Join the probabilities of each label by itself."""
         if how == "mean":

@@ -1,0 +1,235 @@
+"""Calibrate a finished run: probabilities, prediction sets, operating points, and which images it is not made for."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from twinbud.config.calibration import COVERAGE, MIN_VALIDATION_IMAGES, NUM_FOLDS, CalibrationSource
+from twinbud.config.loading import run_config
+from twinbud.config.schema import RunConfig
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.progress import Progress, SilentProgress
+from twinbud.data.identity import patient_key
+from twinbud.data.split_file import SplitRow, read_split
+from twinbud.evaluation.bootstrap import unit_of_each_image
+from twinbud.evaluation.predict import predict_outputs
+from twinbud.evaluation.predictions import Predictions
+from twinbud.models.model_folder import ModelFolder, open_model_folder
+from twinbud.report.model import read_summary, write_summary
+from twinbud.runs.context import open_images
+from twinbud.runs.cross_fit import Examples, RunImages, cross_fit
+from twinbud.runs.report import rebuild_report
+from twinbud.runs.resource_cache import ResourceCache
+from twinbud.runs.run_dir import FOLDS, SUMMARY, locked, read_settings
+from twinbud.training.amp import cpu_threads
+from twinbud.trust.conformal import fit_prediction_sets, require_reachable
+from twinbud.trust.novelty import Novelty, fit_novelty, novelty_threshold
+from twinbud.trust.operating_points import choose_points
+from twinbud.trust.record import TRUST_FILE, Trust, TrustedModel, hash_weights, write_trust
+from twinbud.trust.report import TrustReport, against_rest, measure_trust
+from twinbud.trust.shifts import SHIFTS
+from twinbud.trust.temperature import fit_temperature
+
+MAX_SHIFTED_IMAGES = 200
+"""Test images on which the novelty threshold is checked against changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedRun:
+    """The result of ``calibrate_run``."""
+
+    folder: Path
+    report: TrustReport
+    """Measured on the test part of the run."""
+
+
+def calibrate_run(
+    folder: Path,
+    *,
+    on: CalibrationSource = "auto",
+    num_folds: int = NUM_FOLDS,
+    coverage: float = COVERAGE,
+    per_class: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> CalibratedRun:
+    """Find out how far the answers of a finished run can be trusted, without using its test part for it.
+
+    Writes ``trust.json`` and ``trust.safetensors`` into the model folder, and the report of the run again.
+
+    Args:
+        folder: Run folder.
+        on: The images to calibrate on. ``val``: the validation part. ``folds``: the labelled images, each by a model
+            that is trained like that of the run without the fold that the image is in. ``auto``: the validation part if
+            it has at least 100 images.
+        num_folds: Number of folds, at least 2; so many runs are executed.
+        coverage: Probability, in (0, 1), with which a prediction set contains the right class.
+        per_class: Ensure it for the images of each class.
+        force: Calibrate a calibrated run again.
+        progress: Receives progress; silent by default.
+
+    Raises:
+        TwinbudError: The run is not finished, is calibrated, or its images have changed; or there are too few images.
+        Stopped: The process received a signal to stop; the same call goes on.
+    """
+    progress = progress or SilentProgress()
+    if num_folds < 2:
+        raise TwinbudError(f"{num_folds} is fewer than 2", where="--folds", fix="Give at least 2")
+    if not 0 < coverage < 1:
+        problem = f"{coverage:g} is not a probability between 0 and 1"
+        raise TwinbudError(problem, where="--coverage", fix="Give a value such as 0.9")
+    settings = read_settings(folder)
+    config = run_config(settings, output=folder)
+    if (folder / "model" / TRUST_FILE).exists() and not force:
+        fix = "Calibrate it again with --force"
+        raise TwinbudError("the run is calibrated already", where=str(folder), fix=fix)
+    summary = read_summary(folder / SUMMARY)
+    with locked(folder), cpu_threads(config.training.threads):
+        resource_cache = ResourceCache()
+        images = _open_images(config, progress, resource_cache)
+        model_folder = open_model_folder(folder / "model")
+        uses_validation = _uses_validation(on, images)
+        rows = images.rows("val") if uses_validation else images.rows("train", labelled=True)
+        labels, patients = images.targets(model_folder, rows), _patients(images, rows)
+        wanted = {"classes": model_folder.classes, "coverage": coverage, "per_class": per_class}
+        if model_folder.task.is_exclusive:
+            require_reachable(labels, patients, **wanted)  # before models are trained for it
+        if uses_validation:
+            examples = _validation_examples(images, model_folder)
+        else:
+            examples = cross_fit(config, images, num_folds, progress, resource_cache)
+        trusted = _fit(folder, images, model_folder, examples, coverage=coverage, per_class=per_class)
+        report = _measure(images, model_folder, trusted, seed=config.training.seed)
+        write_trust(folder / "model", replace(trusted, trust=report.trust))
+        write_summary(folder / SUMMARY, replace(summary, trust=report))
+        rebuild_report(folder)
+        shutil.rmtree(folder / FOLDS, ignore_errors=True)
+    return CalibratedRun(folder=folder, report=report)
+
+
+def _open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> RunImages:
+    """Decode the images of the run, and require that they are those that it read.
+
+    Raises:
+        TwinbudError: Images are missing, or have changed.
+    """
+    image_index, image_store = open_images(config, progress, resource_cache)
+    by_path = {row.image_path: row for row in read_split(config.output / "split.csv")}
+    split: list[SplitRow] = []
+    changed = [path for path in by_path if path not in {row.path for row in image_index.rows}]
+    for row, digest in zip(image_index.rows, image_store.digests, strict=True):
+        known = by_path.get(row.path)
+        if known is None or known.digest not in (None, digest) or known.label != row.label:
+            changed.append(row.path)
+        else:
+            split.append(known)
+    if changed:
+        raise TwinbudError(
+            f"{len(changed)} images are not those of the run ({first_few(changed)})",
+            where=image_index.source,
+            fix="Restore the images and their labels, or train again",
+        )
+    return RunImages(image_index=image_index, image_store=image_store, split=tuple(split))
+
+
+def _uses_validation(on: CalibrationSource, images: RunImages) -> bool:
+    num_validation = len(images.rows("val"))
+    if on == "val" and not num_validation:
+        fix = "Give --on folds, or train with a validation part"
+        raise TwinbudError("the run has no validation part", where="--on val", fix=fix)
+    return on == "val" or (on == "auto" and num_validation >= MIN_VALIDATION_IMAGES)
+
+
+def _validation_examples(images: RunImages, model_folder: ModelFolder) -> Examples:
+    rows = images.rows("val")
+    outputs = images.outputs(model_folder, rows)
+    novelty = _novelty_of(images, model_folder)
+    return Examples(
+        rows=rows, logits_NK=outputs.logits_NK, novelty_N=novelty.scores(outputs.features_ND), num_folds=None
+    )
+
+
+def _novelty_of(images: RunImages, model_folder: ModelFolder) -> Novelty:
+    learned = images.rows("train", labelled=True)
+    return fit_novelty(images.outputs(model_folder, learned).features_ND, images.targets(model_folder, learned))
+
+
+def _fit(
+    folder: Path, images: RunImages, model_folder: ModelFolder, examples: Examples, *, coverage: float, per_class: bool
+) -> TrustedModel:
+    """Choose everything that is chosen, on images that the models had not learned from."""
+    task = model_folder.task
+    labels, patients = images.targets(model_folder, examples.rows), _patients(images, examples.rows)
+    weights_N = 1 / np.bincount(patients)[patients]
+    temperature = fit_temperature(task, examples.logits_NK, labels, weights_N)
+    predictions = _predictions(images, model_folder, examples.rows, examples.logits_NK, temperature)
+    sets = None
+    if task.is_exclusive:
+        sets = fit_prediction_sets(
+            predictions.probabilities, labels, patients, classes=task.classes, coverage=coverage, per_class=per_class
+        )
+    points = {}
+    for k, name in enumerate(task.classes):
+        probability_N, is_positive_N, is_known_N = against_rest(predictions, k)
+        points[name] = choose_points(is_positive_N[is_known_N], probability_N[is_known_N])
+    trust = Trust(
+        weights_sha256=hash_weights(folder / "model"),
+        source="val" if examples.num_folds is None else "folds",
+        num_images=len(examples.rows),
+        num_patients=int(patients.max()) + 1,
+        num_folds=examples.num_folds,
+        temperature=temperature,
+        sets=sets,
+        points=points,
+        novelty_threshold=novelty_threshold(examples.novelty_N),
+        shifts={},
+    )
+    return TrustedModel(trust=trust, novelty=_novelty_of(images, model_folder))
+
+
+def _measure(images: RunImages, model_folder: ModelFolder, trusted: TrustedModel, *, seed: int) -> TrustReport:
+    """Open the test part once, and measure what was chosen."""
+    rows = images.rows("test")
+    outputs = images.outputs(model_folder, rows)
+    before = _predictions(images, model_folder, rows, outputs.logits_NK, 1.0)
+    after = trusted.apply(before, outputs)
+    trust = replace(trusted.trust, shifts=_found_shifts(images, model_folder, trusted, rows))
+    return measure_trust(trust, before, after, seed=seed)
+
+
+def _found_shifts(
+    images: RunImages, model_folder: ModelFolder, trusted: TrustedModel, rows: tuple[int, ...]
+) -> dict[str, float]:
+    """Return the share of changed test images that the novelty threshold finds, by the change."""
+    pixels_NCSS = images.image_store.rows(rows[:MAX_SHIFTED_IMAGES])[torch.arange(min(len(rows), MAX_SHIFTED_IMAGES))]
+    found: dict[str, float] = {}
+    for name, shift in {"none": lambda same: same, **SHIFTS}.items():
+        outputs = predict_outputs(model_folder.model, shift(pixels_NCSS), preprocessing=model_folder.preprocessing)
+        scores_N = trusted.novelty.scores(outputs.features_ND)
+        found[name] = float((scores_N > trusted.trust.novelty_threshold).mean())
+    return found
+
+
+def _predictions(
+    images: RunImages, model_folder: ModelFolder, rows: tuple[int, ...], logits_NK: np.ndarray, temperature: float
+) -> Predictions:
+    known = [images.image_index.rows[row] for row in rows]
+    return Predictions.from_logits(
+        logits_NK,
+        paths=tuple(row.path for row in known),
+        classes=model_folder.classes,
+        labels=images.targets(model_folder, rows),
+        patient_ids=tuple(row.patient_id for row in known) if images.image_index.has_patients else None,
+        task=model_folder.task.at_temperature(temperature),
+        temperature=temperature,
+    )
+
+
+def _patients(images: RunImages, rows: tuple[int, ...]) -> np.ndarray:
+    """Return the number of each image's patient; an image without a known one has a number of its own."""
+    return unit_of_each_image([patient_key(images.image_index.rows[row].patient_id) for row in rows], len(rows))

@@ -1,0 +1,70 @@
+"""Whether an image is unlike those that a network was made for: a distance in the space of its features.
+
+The score is the squared Mahalanobis distance of the features, which the classifier reads, to the mean of the nearest
+class, with one covariance for all classes (Lee et al., NeurIPS 2018), shrunk as Ledoit and Wolf (2004) do because the
+labelled images are few. docs/trust.md compares it with energy, confidence and nearest neighbors.
+
+Shape legend: N images, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.covariance import LedoitWolf
+
+ACCEPTED_SHARE = 0.95
+"""Share of the images like those of the training that a threshold accepts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Novelty:
+    """Statistics of the features of labelled images.
+
+    Attributes:
+        means_CD: Mean of each class that has images, or of all images; float32, multiplied by ``whitening_DD``.
+        whitening_DD: The inverse square root of the covariance of the features around their means; float32.
+    """
+
+    means_CD: np.ndarray
+    whitening_DD: np.ndarray
+
+    def scores(self, features_ND: np.ndarray) -> np.ndarray:
+        """Return the squared distance of each image to the nearest mean: (N,) float64, at least 0."""
+        white_ND = features_ND.astype(np.float64) @ self.whitening_DD
+        squared_NC = (
+            (white_ND**2).sum(axis=1, keepdims=True)
+            - 2 * white_ND @ self.means_CD.T.astype(np.float64)
+            + (self.means_CD.astype(np.float64) ** 2).sum(axis=1)
+        )
+        return squared_NC.min(axis=1).clip(min=0)
+
+
+def fit_novelty(features_ND: np.ndarray, targets: np.ndarray) -> Novelty:
+    """Compute the statistics from the labelled images that a network has learned from.
+
+    Args:
+        features_ND: (N, D) float32, N at least 2.
+        targets: (N,) class indices; of several labels an image (N, C), and then all images count as one class.
+    """
+    classes_N = targets if targets.ndim == 1 else np.zeros(len(targets), dtype=np.int64)
+    found, class_N = np.unique(classes_N, return_inverse=True)
+    features_ND = features_ND.astype(np.float64)
+    means_CD = np.stack([features_ND[class_N == k].mean(axis=0) for k in range(len(found))])
+    covariance_DD = LedoitWolf(assume_centered=True).fit(features_ND - means_CD[class_N]).covariance_
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    largest = max(float(values_D[-1]), np.finfo(np.float32).tiny)
+    whitening_DD = vectors_DD / np.sqrt(np.maximum(values_D, 1e-6 * largest)) @ vectors_DD.T
+    return Novelty(means_CD=(means_CD @ whitening_DD).astype(np.float32), whitening_DD=whitening_DD.astype(np.float32))
+
+
+def novelty_threshold(scores_N: np.ndarray) -> float:
+    """Return the score that 95 % of the images like these do not exceed.
+
+    Args:
+        scores_N: (N,) scores of images that the network has not learned from, N at least 1; with fewer than 19, the
+            largest is taken.
+    """
+    rank = min(int(np.ceil(ACCEPTED_SHARE * (len(scores_N) + 1))), len(scores_N))
+    return float(np.sort(scores_N)[rank - 1])

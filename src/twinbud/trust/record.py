@@ -1,0 +1,151 @@
+"""``trust.json`` and ``trust.safetensors`` of a model folder: what makes the answers of its network trustworthy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from twinbud.core.errors import TwinbudError, explained_writes
+from twinbud.core.files import read_json, write_json
+from twinbud.core.typed_json import from_json, to_json
+from twinbud.evaluation.predict import Outputs
+from twinbud.evaluation.predictions import Predictions
+from twinbud.models.weights_file import read_safetensors
+from twinbud.tasks.base import Task
+from twinbud.trust.conformal import PredictionSets
+from twinbud.trust.novelty import Novelty
+from twinbud.trust.operating_points import Criterion, OperatingPoint
+
+TRUST_FILE, STATISTICS_FILE = "trust.json", "trust.safetensors"
+_WEIGHTS = "model.safetensors"
+_AGAIN = "Run 'twinbud calibrate' on the run again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What is known of the answers of a network, from images that it, or models made like it, had not learned from."""
+
+    weights_sha256: str
+    """SHA-256 of the ``model.safetensors`` that it belongs to."""
+    source: Literal["folds", "val"]
+    """Which images: the labelled ones, in folds, or the validation part."""
+    num_images: int
+    num_patients: int
+    """Images without a known patient count as one each."""
+    num_folds: int | None = None
+    """None for the validation part."""
+    temperature: float
+    """Divides the logits before they become probabilities, > 0."""
+    sets: PredictionSets | None = None
+    """None for several labels an image."""
+    points: Mapping[str, Mapping[Criterion, OperatingPoint]]
+    """By class, against the rest, for calibrated probabilities; none for a class of no images, or of all."""
+    novelty_threshold: float
+    """An image with a larger score is unlike those of the training."""
+    shifts: Mapping[str, float]
+    """Share of changed test images that the threshold finds, in [0, 1], by the change; ``none`` for unchanged ones."""
+
+    @property
+    def origin(self) -> str:
+        """A sentence that states which images everything was chosen on."""
+        patients = f" of {self.num_patients:,} patients" if self.num_patients < self.num_images else ""
+        images = f"{self.num_images:,} images{patients}"
+        if self.num_folds is None:
+            return f"Chosen on {images} of the validation part."
+        return (
+            f"Chosen on {images} that have a label, each judged by one of {self.num_folds} models that were trained "
+            "like this one without it."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustedModel:
+    """The trust of a model folder, ready to be applied.
+
+    Attributes:
+        trust: Content of ``trust.json``.
+        novelty: Content of ``trust.safetensors``.
+    """
+
+    trust: Trust
+    novelty: Novelty
+
+    def apply(self, predictions: Predictions, outputs: Outputs) -> Predictions:
+        """Return predictions with calibrated probabilities, prediction sets, and whether each image is novel.
+
+        Args:
+            predictions: What the network says.
+            outputs: Its logits and features of the same images.
+        """
+        calibrated = with_temperature(predictions, outputs.logits_NK, self.trust.temperature)
+        sets = self.trust.sets.members(calibrated.probabilities) if self.trust.sets else None
+        is_novel = self.novelty.scores(outputs.features_ND) > self.trust.novelty_threshold
+        return replace(calibrated, sets=sets, is_novel=is_novel)
+
+
+def with_temperature(predictions: Predictions, logits_NK: np.ndarray, temperature: float) -> Predictions:
+    """Return predictions with probabilities at a temperature; decisions stay as they were (``Task.at_temperature``)."""
+    return Predictions.from_logits(
+        logits_NK,
+        paths=predictions.paths,
+        classes=predictions.classes,
+        labels=predictions.labels,
+        patient_ids=predictions.patient_ids,
+        task=predictions.asked.at_temperature(temperature),
+        temperature=temperature,
+    )
+
+
+def hash_weights(folder: Path) -> str:
+    """Return the SHA-256 of the weights in a model folder."""
+    return hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
+
+
+def write_trust(folder: Path, trusted: TrustedModel) -> None:
+    """Write both files into a model folder; ``trust.json`` comes last, and without it the other one does not count.
+
+    Raises:
+        TwinbudError: The disk is full or the folder cannot be written.
+    """
+    novelty = trusted.novelty
+    tensors = {"means": torch.from_numpy(novelty.means_CD), "whitening": torch.from_numpy(novelty.whitening_DD)}
+    with explained_writes(folder):
+        (folder / TRUST_FILE).unlink(missing_ok=True)
+        (folder / STATISTICS_FILE).write_bytes(save(tensors))
+    write_json(folder / TRUST_FILE, to_json(trusted.trust))
+
+
+def read_trust(folder: Path, task: Task) -> TrustedModel | None:
+    """Read the trust of a model folder; None if it has none.
+
+    Args:
+        folder: A model folder whose weights can be read.
+        task: What its network answers.
+
+    Raises:
+        TwinbudError: The files are damaged, or belong to other weights or other classes.
+    """
+    path = folder / TRUST_FILE
+    if not path.exists():
+        return None
+    try:
+        trust = from_json(Trust, read_json(path), "trust")
+    except (OSError, ValueError) as error:
+        raise TwinbudError(f"the file cannot be read ({error})", where=str(path), fix=_AGAIN) from error
+    if trust.weights_sha256 != hash_weights(folder):
+        raise TwinbudError(f"it belongs to other weights than {_WEIGHTS} here", where=str(path), fix=_AGAIN)
+    known = set(trust.points) | set(trust.sets.thresholds if trust.sets else ())
+    if not known <= set(task.classes) or (trust.sets and tuple(trust.sets.thresholds) != task.classes):
+        raise TwinbudError("it belongs to other classes than config.json here", where=str(path), fix=_AGAIN)
+    state = read_safetensors(folder / STATISTICS_FILE)
+    if set(state) != {"means", "whitening"}:
+        raise TwinbudError("it lacks 'means' or 'whitening'", where=str(folder / STATISTICS_FILE), fix=_AGAIN)
+    novelty = Novelty(means_CD=state["means"].numpy(), whitening_DD=state["whitening"].numpy())
+    return TrustedModel(trust=trust, novelty=novelty)

@@ -1,0 +1,237 @@
+"""``twinbud calibrate`` makes the answers of a finished run trustworthy, and every command then uses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import twinbud as api
+from helpers.builders import save_images
+from helpers.command import refusal, trained, twinbud
+from helpers.runs import read_json, rows
+from twinbud.core.errors import Stopped
+from twinbud.runs import cross_fit
+
+CALIBRATE = ("--folds", "2", "--coverage", "0.8")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("images"), {"dark": 14, "grey": 14, "light": 14})
+
+
+@pytest.fixture(scope="module")
+def plain(images: Path, shared_teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; to be read only."""
+    return trained(images, shared_teacher, tmp_path_factory.mktemp("plain") / "run", "--method", "selection")
+
+
+@pytest.fixture(scope="module")
+def calibrated(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, calibrated; to be read only."""
+    run = Path(shutil.copytree(plain, tmp_path_factory.mktemp("calibrated") / "run"))
+    answer = twinbud("calibrate", run, *CALIBRATE)
+    assert answer.code == 0, answer.err
+    assert "temperature: " in answer.out
+    assert "prediction sets: " in answer.out
+    return run
+
+
+def trust_of(run: Path) -> dict[str, Any]:
+    return read_json(run / "model" / "trust.json")
+
+
+def test_every_labelled_image_counts_and_no_other(calibrated: Path) -> None:
+    labelled = [row for row in rows(calibrated / "split.csv") if row["labelled"] == "1"]
+    trust = trust_of(calibrated)
+    assert (trust["source"], trust["num_images"], trust["num_folds"]) == ("folds", len(labelled), 2)
+    assert not (calibrated / "folds").exists()
+
+
+def test_the_weights_and_results_of_the_run_stay(plain: Path, calibrated: Path) -> None:
+    for name in ("model/model.safetensors", "metrics.json", "predictions.csv", "split.csv"):
+        assert (plain / name).read_bytes() == (calibrated / name).read_bytes()
+
+
+def test_predictions_have_calibrated_probabilities_sets_and_novelty(
+    plain: Path, calibrated: Path, images: Path, tmp_path: Path
+) -> None:
+    tables = []
+    for name, run in (("plain", plain), ("calibrated", calibrated)):
+        file = tmp_path / f"{name}.csv"
+        assert twinbud("predict", run, images, "--logits", "--output", file).code == 0
+        tables.append(rows(file))
+    before, after = tables
+    assert "set" not in before[0]
+    trust = trust_of(calibrated)
+    for one, other in zip(before, after, strict=True):
+        assert {name: other[name] for name in one if not name.startswith("probability_")} == {
+            name: one[name] for name in one if not name.startswith("probability_")
+        }
+        logits = np.array([float(other[f"logit_{name}"]) for name in ("dark", "grey", "light")])
+        exponents = np.exp((logits - logits.max()) / trust["temperature"])
+        probabilities = np.array([float(other[f"probability_{name}"]) for name in ("dark", "grey", "light")])
+        assert probabilities == pytest.approx(exponents / exponents.sum(), rel=1e-5)
+        thresholds = np.array([trust["sets"]["thresholds"][name] for name in ("dark", "grey", "light")])
+        is_clear = np.abs(probabilities - thresholds) > 1e-6  # the file has eight digits
+        chosen = np.array([name in other["set"].split("|") for name in ("dark", "grey", "light")])
+        most_probable = np.arange(3) == probabilities.argmax()
+        assert ((chosen == ((probabilities >= thresholds) | most_probable)) | ~is_clear).all()
+        assert other["ood"] in ("0", "1")
+
+
+def test_the_python_api_gives_sets_and_novelty(calibrated: Path, images: Path) -> None:
+    predictions = api.predict(calibrated, images / "dark", show_progress=False)
+    assert predictions.sets is not None
+    assert predictions.is_novel is not None
+    assert predictions.sets.shape == predictions.probabilities.shape
+    assert predictions.sets.any(axis=1).all()
+
+
+def test_noise_is_reported_as_novel(calibrated: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, size=(40, 40), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    predictions = api.predict(calibrated, tmp_path / "noise.png", show_progress=False)
+    assert predictions.is_novel is not None
+    assert predictions.is_novel.all()
+
+
+def test_the_page_shows_what_was_measured(plain: Path, calibrated: Path) -> None:
+    section = "How far the answers can be trusted"
+    assert section not in (plain / "report.html").read_text()
+    page = (calibrated / "report.html").read_text()
+    assert section in page
+    assert "has not been run" in (plain / "report.html").read_text()
+    assert "has not been run" not in page
+
+
+def test_other_images_on_which_the_calibration_does_not_hold_are_warned_of(calibrated: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(24):
+        noise = np.random.default_rng(number).integers(0, 256, size=(30, 30), dtype=np.uint8)
+        folder = tmp_path / "data" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    answer = twinbud("evaluate", calibrated, "--data", tmp_path / "data", "--output", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert "warning: 100.0% of these images are unlike those of the training" in answer.out
+    assert read_json(tmp_path / "out" / "metrics.json")["trust"]["num_novel"] == 24
+
+
+def test_a_stopped_calibration_goes_on_with_the_same_result(
+    plain: Path, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(plain, tmp_path / "run"))
+    trained_folds: list[str] = []
+    train: Callable[..., Any] = cross_fit.train
+
+    def interrupted(config: Any, **keywords: Any) -> Any:
+        trained_folds.append(config.output.name)
+        if len(trained_folds) == 2:
+            raise Stopped("stopped")
+        return train(config, **keywords)
+
+    monkeypatch.setattr(cross_fit, "train", interrupted)
+    assert twinbud("calibrate", run, *CALIBRATE).code == 75
+    assert not (run / "model" / "trust.json").exists()
+    assert twinbud("calibrate", run, *CALIBRATE).code == 0
+    assert trained_folds == ["1-of-2", "2-of-2", "2-of-2"]
+    assert trust_of(run) == trust_of(calibrated)
+
+
+def test_the_validation_part_is_used_where_it_is_asked_for(shared_teacher: str, tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("val", 8), ("test", 3)):
+        save_images(tmp_path / "data" / part, {"dark": count, "light": count}, seed=len(part))
+    run = trained(tmp_path / "data", shared_teacher, tmp_path / "run", "--method", "selection")
+    assert twinbud("calibrate", run, "--on", "val", "--coverage", "0.8").code == 0
+    trust = trust_of(run)
+    assert (trust["source"], trust["num_images"]) == ("val", 16)
+    assert "num_folds" not in trust
+
+
+def copied(run: Path, place: Path) -> Path:
+    return Path(shutil.copytree(run, place / "run"))
+
+
+def test_a_calibrated_run_is_replaced_only_by_force(calibrated: Path) -> None:
+    line = refusal(twinbud("calibrate", calibrated, *CALIBRATE))
+    assert line == f"{calibrated}: the run is calibrated already. Calibrate it again with --force."
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--folds", "1"), "--folds: 1 is fewer than 2"),
+        (("--folds", "many"), "--folds"),
+        (("--folds", "99"), "--folds: 99 folds, but no class has labelled images of more than 11"),
+        (("--coverage", "1"), "--coverage: 1 is not a probability between 0 and 1"),
+        (("--coverage", "0.99"), "33 patients or images cannot ensure a coverage of 0.99. Give at most 0.97,"),
+        (("--per-class", "--coverage", "0.95"), "--coverage: 11 patients or images of class 'dark' cannot ensure"),
+        (("--on", "val"), "--on val: the run has no validation part"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_calibrated_is_refused_before_any_model_is_trained(
+    plain: Path, words: tuple[str, ...], problem: str
+) -> None:
+    assert problem in refusal(twinbud("calibrate", plain, *words))
+    assert not (plain / "folds").exists()
+
+
+def test_an_unfinished_run_is_refused(plain: Path, tmp_path: Path) -> None:
+    run = copied(plain, tmp_path)
+    (run / "UNFINISHED").write_text("")
+    assert "the run has not finished" in refusal(twinbud("calibrate", run))
+
+
+def test_images_that_have_changed_are_refused(shared_teacher: str, tmp_path: Path) -> None:
+    data = save_images(tmp_path / "data", {"dark": 8, "light": 8})
+    run = trained(data, shared_teacher, tmp_path / "run", "--method", "selection")
+    one, other = sorted((data / "dark").iterdir())[0], sorted((data / "light").iterdir())[0]
+    shutil.copy(other, one)
+    assert f"1 images are not those of the run (dark/{one.name})" in refusal(twinbud("calibrate", run, *CALIBRATE))
+
+
+def test_trust_of_other_weights_is_refused(calibrated: Path, images: Path, shared_teacher: str, tmp_path: Path) -> None:
+    run = copied(calibrated, tmp_path)
+    other = trained(images, shared_teacher, tmp_path / "other", "--method", "selection", "--seed", "5")
+    shutil.copy(other / "model" / "model.safetensors", run / "model")
+    line = refusal(twinbud("predict", run, images))
+    assert "trust.json: it belongs to other weights than model.safetensors here" in line
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"temperature": "hot"}'])
+def test_a_damaged_trust_file_is_one_line(calibrated: Path, images: Path, tmp_path: Path, content: str) -> None:
+    run = copied(calibrated, tmp_path)
+    (run / "model" / "trust.json").write_text(content)
+    assert "trust.json: the file cannot be read" in refusal(twinbud("predict", run, images))
+
+
+def test_trust_without_its_statistics_is_refused(calibrated: Path, images: Path, tmp_path: Path) -> None:
+    run = copied(calibrated, tmp_path)
+    (run / "model" / "trust.safetensors").unlink()
+    assert "trust.safetensors" in refusal(twinbud("predict", run, images))
+
+
+def test_several_labels_an_image_are_calibrated_without_sets(shared_teacher: str, tmp_path: Path) -> None:
+    pytest.importorskip("iterstrat")
+    folder = save_images(tmp_path / "images", {"dark": 12, "light": 12, "grey": 12})
+    names = {"dark": "one", "light": "two", "grey": "one|two"}
+    lines = [f"{path.relative_to(tmp_path)},{names[path.parent.name]}" for path in sorted(folder.rglob("*.png"))]
+    (tmp_path / "labels.csv").write_text("\n".join(["image_path,label", *lines]))
+    words = ("--method", "selection", "--task", "multi-label")
+    run = trained(tmp_path / "labels.csv", shared_teacher, tmp_path / "run", *words)
+    before = api.predict(run, folder, show_progress=False)
+    assert twinbud("calibrate", run, "--folds", "2").code == 0
+    after = api.predict(run, folder, show_progress=False)
+    assert after.sets is None
+    assert (after.predicted == before.predicted).all()
+    assert json.loads((run / "summary.json").read_text())["trust"]["after"]["ece"]["value"] >= 0

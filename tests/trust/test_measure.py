@@ -1,0 +1,162 @@
+"""Calibration errors, coverage, operating points and net benefit, against independent sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
+
+from twinbud.evaluation.predictions import Predictions
+from twinbud.tasks.multi_label import MultiLabel
+from twinbud.trust.measure import measure_calibration, measure_coverage
+from twinbud.trust.novelty import fit_novelty, novelty_threshold
+from twinbud.trust.operating_points import choose_points, measure_point, net_benefit
+
+CLASSES = ("a", "b", "c")
+
+
+def predictions(num_images: int, *, sharpness: float = 1.0, seed: int = 0) -> Predictions:
+    random = np.random.default_rng(seed)
+    logits = random.normal(scale=1.5, size=(num_images, 3)).astype(np.float32)
+    labels = np.array([random.choice(3, p=row / row.sum()) for row in softmax(logits.astype(float), axis=1)])
+    paths = tuple(f"{number}.png" for number in range(num_images))
+    return Predictions.from_logits(logits * np.float32(sharpness), paths=paths, classes=CLASSES, labels=labels)
+
+
+def test_exact_probabilities_have_the_error_of_chance() -> None:
+    calibration = measure_calibration(predictions(3000), np.arange(3000), num_bootstrap=50)
+    assert calibration.ece.value < calibration.ece_chance_limit
+    assert calibration.ece_by_chance < calibration.ece_chance_limit < 0.05
+
+
+def test_overconfident_probabilities_have_a_larger_error_than_chance() -> None:
+    calibration = measure_calibration(predictions(500, sharpness=3), np.arange(500), num_bootstrap=50)
+    assert calibration.ece.value > 2 * calibration.ece_chance_limit
+    assert calibration.ece.interval is not None
+    assert calibration.ece.interval[0] < calibration.ece.value < calibration.ece.interval[1]
+
+
+def test_the_adaptive_error_is_that_of_scikit_learns_quantile_bins() -> None:
+    shown = predictions(1500, sharpness=2)
+    assert shown.labels is not None
+    is_right = shown.predicted == shown.labels
+    accuracy, confidence = calibration_curve(is_right, shown.confidence, n_bins=15, strategy="quantile")
+    ours = measure_calibration(shown, np.arange(1500), num_bootstrap=0).ece_adaptive.value
+    assert ours == pytest.approx(np.abs(accuracy - confidence).mean(), abs=1e-3)
+
+
+def test_the_classwise_error_is_the_mean_of_each_class_against_the_rest() -> None:
+    shown = predictions(400, sharpness=2)
+    assert shown.labels is not None
+    errors = []
+    for k in range(3):
+        probability, is_class = shown.probabilities[:, k], shown.labels == k
+        bins = np.minimum((probability * 15 - 1e-12).astype(int), 14)
+        errors.append(
+            sum(abs((is_class[bins == b] - probability[bins == b]).sum()) for b in range(15)) / len(probability)
+        )
+    ours = measure_calibration(shown, np.arange(400), num_bootstrap=0).ece_classwise.value
+    assert ours == pytest.approx(np.mean(errors), rel=1e-9)
+
+
+def test_labels_that_are_unknown_do_not_count_in_any_error() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(60, 3)).astype(np.float32)
+    labels = (random.random((60, 3)) < 0.4).astype(np.float32)
+    task, names = MultiLabel(CLASSES), tuple(f"{number}" for number in range(60))
+    whole = Predictions.from_logits(logits[:40], paths=names[:40], classes=CLASSES, labels=labels[:40], task=task)
+    labels[40:] = np.nan
+    more = Predictions.from_logits(logits, paths=names, classes=CLASSES, labels=labels, task=task)
+    one = measure_calibration(whole, np.arange(40), num_bootstrap=0)
+    other = measure_calibration(more, np.arange(60), num_bootstrap=0)
+    for name in ("ece", "ece_classwise"):
+        assert getattr(one, name).value == pytest.approx(getattr(other, name).value)
+
+
+def test_coverage_counts_the_sets_with_the_right_class() -> None:
+    sets = np.array([[True, False, False], [True, True, False], [False, True, True], [True, True, True]])
+    shown = Predictions(
+        paths=("1", "2", "3", "4"), labels=np.array([0, 2, 1, 2]), probabilities=np.full((4, 3), 1 / 3),
+        classes=CLASSES, sets=sets,
+    )  # fmt: skip
+    coverage = measure_coverage(shown, np.arange(4), 0.9, num_bootstrap=20)
+    assert coverage.covered.value == 0.75
+    assert coverage.per_class == {"a": 1.0, "b": 1.0, "c": 0.5}
+    assert (coverage.mean_size, coverage.sizes) == (2.0, (1, 2, 1))
+
+
+def test_each_operating_point_is_the_best_of_all_thresholds() -> None:
+    random = np.random.default_rng(1)
+    is_positive = random.random(300) < 0.3
+    probability = np.clip(0.3 + 0.3 * is_positive + random.normal(scale=0.2, size=300), 0, 1)
+    rows = []
+    for threshold in [*np.unique(probability), 2.0]:
+        chosen = probability >= threshold
+        rows.append((chosen[is_positive].mean(), (~chosen)[~is_positive].mean()))
+    points = choose_points(is_positive, probability)
+    assert points["specificity 0.95"].sensitivity == pytest.approx(max(s for s, p in rows if p >= 0.95))
+    assert points["sensitivity 0.95"].specificity == pytest.approx(max(p for s, p in rows if s >= 0.95))
+    youden = points["youden"]
+    assert youden.sensitivity + youden.specificity == pytest.approx(max(s + p for s, p in rows))
+    for point in points.values():
+        again = measure_point(point.threshold, is_positive, probability, np.arange(300), num_bootstrap=10, seed=0)
+        assert (again.sensitivity, again.specificity) == pytest.approx((point.sensitivity, point.specificity))
+
+
+def test_a_class_without_positive_images_has_no_operating_point() -> None:
+    assert choose_points(np.zeros(5, bool), np.linspace(0, 1, 5)) == {}
+
+
+def test_the_interval_of_an_operating_point_resamples_patients() -> None:
+    is_positive, probability = np.ones(40, bool), np.r_[np.zeros(20), np.ones(20)]
+    options = {"num_bootstrap": 300, "seed": 0}
+    images = measure_point(0.5, is_positive, probability, np.arange(40), **options).sensitivity_interval
+    two_patients = measure_point(0.5, is_positive, probability, np.repeat([0, 1], 20), **options)
+    assert images is not None
+    assert 0.3 < images[0] < 0.5 < images[1] < 0.7
+    assert two_patients.sensitivity_interval == (0.0, 1.0)
+    assert two_patients.specificity is None
+
+
+def test_net_benefit_is_that_of_vickers_and_elkin() -> None:
+    is_positive = np.array([True, True, False, False, False])
+    probability = np.array([0.9, 0.3, 0.4, 0.2, 0.1])
+    # at 0.25: 2 true and 1 false positive of 5
+    assert net_benefit(is_positive, probability, np.array([0.25])) == pytest.approx([2 / 5 - 1 / 5 * 0.25 / 0.75])
+    assert net_benefit(is_positive, np.ones(5), np.array([0.0])) == pytest.approx([0.4])
+
+
+def test_the_novelty_score_is_the_distance_that_scipy_computes() -> None:
+    from scipy.spatial.distance import mahalanobis
+    from sklearn.covariance import LedoitWolf
+
+    random = np.random.default_rng(0)
+    classes = np.repeat([0, 1], 30)
+    features = (random.normal(size=(60, 4)) * [1, 2, 3, 0.5] + classes[:, None] * 4).astype(np.float32)
+    new = random.normal(scale=4, size=(10, 4)).astype(np.float32)
+    means = np.stack([features[classes == k].mean(axis=0) for k in (0, 1)]).astype(float)
+    covariance = LedoitWolf(assume_centered=True).fit(features.astype(float) - means[classes]).covariance_
+    inverse = np.linalg.inv(covariance)
+    expected = [min(mahalanobis(row, mean, inverse) ** 2 for mean in means) for row in new.astype(float)]
+    assert fit_novelty(features, classes).scores(new) == pytest.approx(expected, rel=1e-4)
+
+
+def test_novel_images_score_higher_than_new_images_of_the_same_kind() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(80, 16)).astype(np.float32)
+    novelty = fit_novelty(features, np.repeat([0, 1], 40))
+    same, other = (random.normal(loc, size=(200, 16)).astype(np.float32) for loc in (0, 2))
+    scores = np.r_[novelty.scores(same), novelty.scores(other)]
+    assert roc_auc_score(np.repeat([0, 1], 200), scores) > 0.95
+
+
+@pytest.mark.parametrize(("count", "position"), [(1, 1), (10, 10), (19, 19), (39, 38), (1000, 951)])
+def test_the_novelty_threshold_accepts_95_percent_of_new_images_like_these(count: int, position: int) -> None:
+    assert novelty_threshold(np.arange(1, count + 1)[::-1].astype(float)) == position
+
+
+def test_features_that_never_vary_give_finite_scores() -> None:
+    features = np.zeros((10, 3), dtype=np.float32)
+    assert np.isfinite(fit_novelty(features, np.zeros(10, dtype=int)).scores(features + 1)).all()
