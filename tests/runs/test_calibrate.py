@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from helpers.builders import save_images
 from helpers.command import refusal, trained, twinbud
 from helpers.runs import read_json, rows
 from twinbud.core.errors import Stopped
-from twinbud.runs import cross_fit
+from twinbud.evaluation.predictions import Predictions
+from twinbud.runs import cross_fit, pipeline, recalibrate
+from twinbud.trust.fit import fit_trust
+from twinbud.trust.record import Trust
 
 CALIBRATE = ("--folds", "2", "--coverage", "0.8")
 
@@ -132,13 +134,12 @@ def test_a_stopped_calibration_goes_on_with_the_same_result(
 ) -> None:
     run = Path(shutil.copytree(plain, tmp_path / "run"))
     trained_folds: list[str] = []
-    train: Callable[..., Any] = cross_fit.train
 
     def interrupted(config: Any, **keywords: Any) -> Any:
         trained_folds.append(config.output.name)
         if len(trained_folds) == 2:
             raise Stopped("stopped")
-        return train(config, **keywords)
+        return pipeline.train(config, **keywords)
 
     monkeypatch.setattr(cross_fit, "train", interrupted)
     assert twinbud("calibrate", run, *CALIBRATE).code == 75
@@ -235,3 +236,66 @@ def test_several_labels_an_image_are_calibrated_without_sets(shared_teacher: str
     assert after.sets is None
     assert (after.predicted == before.predicted).all()
     assert json.loads((run / "summary.json").read_text())["trust"]["after"]["ece"]["value"] >= 0
+
+
+def elsewhere(folder: Path, count: int = 30) -> Path:
+    """Images of another place, whose labels are wrong half of the time."""
+    from PIL import Image
+
+    for number in range(count):
+        random = np.random.default_rng(number)
+        pixels = (random.integers(0, 200) + random.integers(0, 50, size=(30, 30))).astype(np.uint8)
+        place = folder / ("dark", "light")[int(random.integers(2))]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def test_a_calibrated_run_is_calibrated_again_for_another_place(calibrated: Path, tmp_path: Path) -> None:
+    run, data = copied(calibrated, tmp_path), elsewhere(tmp_path / "data")
+    answer = twinbud("calibrate", run, "--data", data, "--coverage", "0.8")
+    assert answer.code == 0, answer.err
+    assert "of another place" in answer.out
+    before, after = trust_of(calibrated), trust_of(run)
+    assert (after["source"], after["num_images"]) == ("data", 15)
+    assert after["temperature"] > before["temperature"]
+    report = read_json(run / "summary.json")["trust"]
+    assert report["num_images"] == 15
+    assert report["after"]["nll"]["value"] < report["before"]["nll"]["value"]
+    assert (run / "model" / "trust.safetensors").read_bytes() == (
+        calibrated / "model" / "trust.safetensors"
+    ).read_bytes()
+
+
+def test_no_copy_is_among_the_images_that_choose_and_those_that_measure(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data = copied(calibrated, tmp_path), elsewhere(tmp_path / "data", 20)
+    for path in sorted(data.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    parts: list[tuple[str, ...]] = []
+
+    def noted(examples: Predictions, *rest: Any, **named: Any) -> Trust:
+        parts.append(examples.paths)
+        return fit_trust(examples, *rest, **named)
+
+    monkeypatch.setattr(recalibrate, "fit_trust", noted)
+    assert twinbud("calibrate", run, "--data", data, "--coverage", "0.8").code == 0
+    chosen = {path.replace("copy-", "") for path in parts[0]}
+    assert len(chosen) * 2 == len(parts[0]) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--patient-column", "who"), "without --data, --patient-column has no effect"),
+        (("--data", "DATA", "--on", "val"), "'val' is a part of the run's own images, but --data names others"),
+        (("--data", "DATA"), "the run is not calibrated. Run 'twinbud calibrate"),
+    ],
+)
+def test_what_another_place_cannot_calibrate_is_refused(
+    plain: Path, tmp_path: Path, words: tuple[str, ...], problem: str
+) -> None:
+    data = elsewhere(tmp_path / "data", 6)
+    given = [str(data) if word == "DATA" else word for word in words]
+    assert problem in refusal(twinbud("calibrate", plain, *given))

@@ -171,10 +171,12 @@ def _calibrate() -> list[Option]:
     coverage = f"Probability with which a prediction set contains the right class [{COVERAGE:g}]."
     return [
         _path("run", "Output of 'twinbud train'.", "RUN"),
+        _setting("data", "images of the run", about="Labelled images of another place, to calibrate it again for."),
         Option("--on", on, keywords={"default": CALIBRATION_SOURCES[0], "metavar": "|".join(CALIBRATION_SOURCES)}),
         Option("--folds", folds, keywords={"default": NUM_FOLDS, "metavar": "N"}),
         Option("--coverage", coverage, keywords={"default": COVERAGE, "metavar": "SHARE"}),
         _flag("--per-class", "Ensure the coverage for the images of each class."),
+        *(_setting(name, "the run's") for name in _IMAGES if name != "data"),
         _flag("--force", "Calibrate a calibrated run again."),
     ]
 
@@ -272,7 +274,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "demo": ("[--output DIR] [--force]", _demo),
     "train": ("--data PATH|NAME (--teacher T | --selected DIR) [options] --output RUN", _train),
     "evaluate": ("RUN [--data PATH|NAME] [options] [--output DIR]", _evaluate),
-    "calibrate": ("RUN [--on auto|folds|val] [options]", _calibrate),
+    "calibrate": ("RUN [--on auto|folds|val] [--data PATH|NAME] [options]", _calibrate),
     "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),

@@ -9,31 +9,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from twinbud.config.calibration import COVERAGE, MIN_VALIDATION_IMAGES, NUM_FOLDS, CalibrationSource
+from twinbud.config.calibration import MIN_VALIDATION_IMAGES, NUM_FOLDS, CalibrationSource
 from twinbud.config.loading import run_config
 from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.identity import patient_key
+from twinbud.data.image_store import ImageStore
 from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.bootstrap import unit_of_each_image
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.model_folder import ModelFolder, open_model_folder
-from twinbud.report.model import read_summary, write_summary
+from twinbud.report.model import RunSummary, read_summary, write_summary
 from twinbud.runs.context import open_images
 from twinbud.runs.cross_fit import Examples, RunImages, cross_fit
 from twinbud.runs.report import rebuild_report
 from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.run_dir import FOLDS, SUMMARY, locked, read_settings
 from twinbud.training.amp import cpu_threads
-from twinbud.trust.conformal import fit_prediction_sets, require_reachable
-from twinbud.trust.novelty import Novelty, fit_novelty, novelty_threshold
-from twinbud.trust.operating_points import choose_points
-from twinbud.trust.record import TRUST_FILE, Trust, TrustedModel, hash_weights, write_trust
-from twinbud.trust.report import TrustReport, against_rest, measure_trust
+from twinbud.trust.conformal import require_reachable
+from twinbud.trust.fit import Wanted, fit_trust
+from twinbud.trust.novelty import Novelty, fit_novelty
+from twinbud.trust.record import TRUST_FILE, TrustedModel, hash_weights, write_trust
+from twinbud.trust.report import TrustReport, measure_trust
 from twinbud.trust.shifts import SHIFTS
-from twinbud.trust.temperature import fit_temperature
 
 MAX_SHIFTED_IMAGES = 200
 """Test images on which the novelty threshold is checked against changes."""
@@ -51,10 +51,9 @@ class CalibratedRun:
 def calibrate_run(
     folder: Path,
     *,
+    wanted: Wanted,
     on: CalibrationSource = "auto",
     num_folds: int = NUM_FOLDS,
-    coverage: float = COVERAGE,
-    per_class: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> CalibratedRun:
@@ -64,12 +63,11 @@ def calibrate_run(
 
     Args:
         folder: Run folder.
+        wanted: What is asked of prediction sets.
         on: The images to calibrate on. ``val``: the validation part. ``folds``: the labelled images, each by a model
             that is trained like that of the run without the fold that the image is in. ``auto``: the validation part if
             it has at least 100 images.
         num_folds: Number of folds, at least 2; so many runs are executed.
-        coverage: Probability, in (0, 1), with which a prediction set contains the right class.
-        per_class: Ensure it for the images of each class.
         force: Calibrate a calibrated run again.
         progress: Receives progress; silent by default.
 
@@ -78,11 +76,6 @@ def calibrate_run(
         Stopped: The process received a signal to stop; the same call goes on.
     """
     progress = progress or SilentProgress()
-    if num_folds < 2:
-        raise TwinbudError(f"{num_folds} is fewer than 2", where="--folds", fix="Give at least 2")
-    if not 0 < coverage < 1:
-        problem = f"{coverage:g} is not a probability between 0 and 1"
-        raise TwinbudError(problem, where="--coverage", fix="Give a value such as 0.9")
     settings = read_settings(folder)
     config = run_config(settings, output=folder)
     if (folder / "model" / TRUST_FILE).exists() and not force:
@@ -96,20 +89,33 @@ def calibrate_run(
         uses_validation = _uses_validation(on, images)
         rows = images.rows("val") if uses_validation else images.rows("train", labelled=True)
         labels, patients = images.targets(model_folder, rows), _patients(images, rows)
-        wanted = {"classes": model_folder.classes, "coverage": coverage, "per_class": per_class}
-        if model_folder.task.is_exclusive:
-            require_reachable(labels, patients, **wanted)  # before models are trained for it
+        if model_folder.task.is_exclusive:  # before models are trained for it
+            require_reachable(labels, patients, classes=model_folder.classes, **vars(wanted))
         if uses_validation:
             examples = _validation_examples(images, model_folder)
         else:
             examples = cross_fit(config, images, num_folds, progress, resource_cache)
-        trusted = _fit(folder, images, model_folder, examples, coverage=coverage, per_class=per_class)
+        trust = fit_trust(
+            _predictions(images, model_folder, examples.rows, examples.logits_NK),
+            _patients(images, examples.rows),
+            examples.novelty_N,
+            wanted,
+            source="val" if uses_validation else "folds",
+            num_folds=examples.num_folds,
+            weights_sha256=hash_weights(folder / "model"),
+        )
+        trusted = TrustedModel(trust=trust, novelty=_novelty_of(images, model_folder))
         report = _measure(images, model_folder, trusted, seed=config.training.seed)
-        write_trust(folder / "model", replace(trusted, trust=report.trust))
-        write_summary(folder / SUMMARY, replace(summary, trust=report))
-        rebuild_report(folder)
+        save_trust(folder, summary, trusted, report)
         shutil.rmtree(folder / FOLDS, ignore_errors=True)
     return CalibratedRun(folder=folder, report=report)
+
+
+def save_trust(folder: Path, summary: RunSummary, trusted: TrustedModel, report: TrustReport) -> None:
+    """Write the trust into the model folder of a run, and its report again."""
+    write_trust(folder / "model", replace(trusted, trust=report.trust))
+    write_summary(folder / SUMMARY, replace(summary, trust=report))
+    rebuild_report(folder)
 
 
 def _open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> RunImages:
@@ -159,54 +165,22 @@ def _novelty_of(images: RunImages, model_folder: ModelFolder) -> Novelty:
     return fit_novelty(images.outputs(model_folder, learned).features_ND, images.targets(model_folder, learned))
 
 
-def _fit(
-    folder: Path, images: RunImages, model_folder: ModelFolder, examples: Examples, *, coverage: float, per_class: bool
-) -> TrustedModel:
-    """Choose everything that is chosen, on images that the models had not learned from."""
-    task = model_folder.task
-    labels, patients = images.targets(model_folder, examples.rows), _patients(images, examples.rows)
-    weights_N = 1 / np.bincount(patients)[patients]
-    temperature = fit_temperature(task, examples.logits_NK, labels, weights_N)
-    predictions = _predictions(images, model_folder, examples.rows, examples.logits_NK, temperature)
-    sets = None
-    if task.is_exclusive:
-        sets = fit_prediction_sets(
-            predictions.probabilities, labels, patients, classes=task.classes, coverage=coverage, per_class=per_class
-        )
-    points = {}
-    for k, name in enumerate(task.classes):
-        probability_N, is_positive_N, is_known_N = against_rest(predictions, k)
-        points[name] = choose_points(is_positive_N[is_known_N], probability_N[is_known_N])
-    trust = Trust(
-        weights_sha256=hash_weights(folder / "model"),
-        source="val" if examples.num_folds is None else "folds",
-        num_images=len(examples.rows),
-        num_patients=int(patients.max()) + 1,
-        num_folds=examples.num_folds,
-        temperature=temperature,
-        sets=sets,
-        points=points,
-        novelty_threshold=novelty_threshold(examples.novelty_N),
-        shifts={},
-    )
-    return TrustedModel(trust=trust, novelty=_novelty_of(images, model_folder))
-
-
 def _measure(images: RunImages, model_folder: ModelFolder, trusted: TrustedModel, *, seed: int) -> TrustReport:
     """Open the test part once, and measure what was chosen."""
     rows = images.rows("test")
     outputs = images.outputs(model_folder, rows)
-    before = _predictions(images, model_folder, rows, outputs.logits_NK, 1.0)
+    before = _predictions(images, model_folder, rows, outputs.logits_NK)
     after = trusted.apply(before, outputs)
-    trust = replace(trusted.trust, shifts=_found_shifts(images, model_folder, trusted, rows))
+    trust = replace(trusted.trust, shifts=found_shifts(images.image_store, rows, model_folder, trusted))
     return measure_trust(trust, before, after, seed=seed)
 
 
-def _found_shifts(
-    images: RunImages, model_folder: ModelFolder, trusted: TrustedModel, rows: tuple[int, ...]
+def found_shifts(
+    image_store: ImageStore, rows: tuple[int, ...], model_folder: ModelFolder, trusted: TrustedModel
 ) -> dict[str, float]:
-    """Return the share of changed test images that the novelty threshold finds, by the change."""
-    pixels_NCSS = images.image_store.rows(rows[:MAX_SHIFTED_IMAGES])[torch.arange(min(len(rows), MAX_SHIFTED_IMAGES))]
+    """Return the share of changed images that the threshold of novelty finds, by the change."""
+    rows = rows[:MAX_SHIFTED_IMAGES]
+    pixels_NCSS = image_store.rows(rows)[torch.arange(len(rows))]
     found: dict[str, float] = {}
     for name, shift in {"none": lambda same: same, **SHIFTS}.items():
         outputs = predict_outputs(model_folder.model, shift(pixels_NCSS), preprocessing=model_folder.preprocessing)
@@ -216,7 +190,7 @@ def _found_shifts(
 
 
 def _predictions(
-    images: RunImages, model_folder: ModelFolder, rows: tuple[int, ...], logits_NK: np.ndarray, temperature: float
+    images: RunImages, model_folder: ModelFolder, rows: tuple[int, ...], logits_NK: np.ndarray
 ) -> Predictions:
     known = [images.image_index.rows[row] for row in rows]
     return Predictions.from_logits(
@@ -225,8 +199,7 @@ def _predictions(
         classes=model_folder.classes,
         labels=images.targets(model_folder, rows),
         patient_ids=tuple(row.patient_id for row in known) if images.image_index.has_patients else None,
-        task=model_folder.task.at_temperature(temperature),
-        temperature=temperature,
+        task=model_folder.task,
     )
 
 

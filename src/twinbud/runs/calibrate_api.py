@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinbud.config.calibration import COVERAGE, NUM_FOLDS, CalibrationSource
+from twinbud.config.calibration import COVERAGE, NUM_FOLDS, CalibrationSource, read_coverage, read_folds
+from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import SilentProgress, TerminalProgress
 
 if TYPE_CHECKING:
@@ -17,11 +18,19 @@ if TYPE_CHECKING:
 
 def calibrate(
     run: str | Path,
+    data: str | Path | None = None,
     *,
     on: CalibrationSource = "auto",
     folds: int = NUM_FOLDS,
     coverage: float = COVERAGE,
     per_class: bool = False,
+    data_root: str | Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_columns: str | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    patient_salt: str | Path | None = None,
     force: bool = False,
     show_progress: bool = True,
 ) -> CalibratedRun:
@@ -31,14 +40,23 @@ def calibrate(
     which images the model is not made for (``Predictions.is_novel``). All of it is in two files of the model folder.
 
     Args:
-        run: A run folder. Its images must be where they were.
+        run: A run folder. Its images must be where they were, unless ``data`` is given.
+        data: Labelled images of another place, as for ``evaluate``, to calibrate a calibrated run for: half of them
+            choose, and the other half measures. None: images of the run.
         on: The images to calibrate on. ``"val"``: the validation part. ``"folds"``: the labelled images, each judged by
             a model that is trained like the run's own without the fold that the image is in. ``"auto"``: the validation
             part if it has at least 100 images.
         folds: Number of folds, at least 2; so many runs are executed, each about as long as the run itself.
         coverage: Probability, in (0, 1), with which a prediction set contains the right class.
         per_class: Ensure it for the images of each class, not only on average.
-        force: Calibrate a calibrated run again.
+        data_root: Local copy of the set that ``data`` names; None for where it is downloaded to.
+        image_column: CSV column of the image path in ``data``; None for the run's, and likewise below.
+        label_column: CSV column of the class name.
+        label_columns: CSV columns of several labels, ``"A,B,C"``.
+        patient_column: CSV column of the patient.
+        split_column: CSV column with train, val or test.
+        patient_salt: File with the secret that hashes patient ids of DICOM; None for the run's.
+        force: Calibrate a calibrated run again; with ``data`` it always is.
         show_progress: Report on standard error.
 
     Returns:
@@ -56,13 +74,33 @@ def calibrate(
     """
     from twinbud.config.fields import read_value
     from twinbud.runs.calibrate import calibrate_run
+    from twinbud.runs.recalibrate import recalibrate_run
+    from twinbud.trust.fit import Wanted
 
-    return calibrate_run(
-        Path(run),
-        on=read_value("on", on, CalibrationSource),
-        num_folds=read_value("folds", folds, int),
-        coverage=read_value("coverage", coverage, float),
-        per_class=per_class,
-        force=force,
-        progress=TerminalProgress() if show_progress else SilentProgress(),
-    )
+    progress = TerminalProgress() if show_progress else SilentProgress()
+    wanted = Wanted(coverage=read_coverage(coverage), per_class=per_class)
+    source = {
+        "data_root": data_root,
+        "image_column": image_column,
+        "label_column": label_column,
+        "label_columns": label_columns,
+        "patient_column": patient_column,
+        "split_column": split_column,
+        "patient_salt": patient_salt,
+    }
+    given = {name: str(value) for name, value in source.items() if value is not None}
+    source_of_run = read_value("on", on, CalibrationSource)
+    num_folds = read_folds(folds)
+    if data is None:
+        if given:
+            names = first_few(f"--{name.replace('_', '-')}" for name in given)
+            raise TwinbudError(
+                f"without --data, {names} has no effect", where="--data", fix="Give --data, or leave it out"
+            )
+        return calibrate_run(
+            Path(run), wanted=wanted, on=source_of_run, num_folds=num_folds, force=force, progress=progress
+        )
+    if source_of_run != "auto":
+        problem = f"'{on}' is a part of the run's own images, but --data names others"
+        raise TwinbudError(problem, where="--on", fix="Leave out one of the two")
+    return recalibrate_run(Path(run), {"data": str(data), **given}, wanted, progress)

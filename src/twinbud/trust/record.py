@@ -24,6 +24,7 @@ from twinbud.trust.novelty import Novelty
 from twinbud.trust.operating_points import Criterion, OperatingPoint
 
 TRUST_FILE, STATISTICS_FILE = "trust.json", "trust.safetensors"
+Source = Literal["folds", "val", "data"]
 _WEIGHTS = "model.safetensors"
 _AGAIN = "Run 'twinbud calibrate' on the run again"
 
@@ -34,13 +35,13 @@ class Trust:
 
     weights_sha256: str
     """SHA-256 of the ``model.safetensors`` that it belongs to."""
-    source: Literal["folds", "val"]
-    """Which images: the labelled ones, in folds, or the validation part."""
+    source: Source
+    """Which images: the labelled ones of the run, in folds; its validation part; or labelled ones of another place."""
     num_images: int
     num_patients: int
     """Images without a known patient count as one each."""
     num_folds: int | None = None
-    """None for the validation part."""
+    """None where the delivered model has judged the images."""
     temperature: float
     """Divides the logits before they become probabilities, > 0."""
     sets: PredictionSets | None = None
@@ -57,8 +58,8 @@ class Trust:
         """A sentence that states which images everything was chosen on."""
         patients = f" of {self.num_patients:,} patients" if self.num_patients < self.num_images else ""
         images = f"{self.num_images:,} images{patients}"
-        if self.num_folds is None:
-            return f"Chosen on {images} of the validation part."
+        if self.source != "folds":
+            return f"Chosen on {images} of {'the validation part' if self.source == 'val' else 'another place'}."
         return (
             f"Chosen on {images} that have a label, each judged by one of {self.num_folds} models that were trained "
             "like this one without it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -32,7 +33,8 @@ def fit_temperature(task: Task, logits_NK: np.ndarray, labels: np.ndarray, weigh
         return float(np.average(negative_log_likelihood(task, probabilities_NC, labels), weights=weights_N))
 
     bounds = (math.log(SMALLEST_TEMPERATURE), math.log(LARGEST_TEMPERATURE))
-    return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
+    found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return math.exp(float(found.x))
 
 
 def negative_log_likelihood(task: Task, probabilities_NC: np.ndarray, labels: np.ndarray) -> np.ndarray:
