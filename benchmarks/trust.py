@@ -1,19 +1,22 @@
 """How calibration, prediction sets and novelty hold over many samplings of the labelled images.
 
-    python benchmarks/trust.py DATA/blood-cells DATA/breast-ultrasound ... [--fraction 0.1] [--samplings 20] [--develop]
+    python benchmarks/trust.py DATA/blood-cells DATA/breast-ultrasound ... [--fraction 0.05 0.1] [--samplings 20]
 
 Training a student once a fold and sampling would take days, so that the classifier is a logistic regression on the
 features of the frozen teacher (dinov2-small, 112 pixels): everything that `twinbud calibrate` does after the folds are
-trained is done here by the same functions. Each line of the first table is the mean over the samplings, coverage with
-its smallest and largest value. "by chance" is the calibration error that exact probabilities would show on as many test
-images. The second table has, for each set, the area under the ROC curve of the novelty score: test images against those
-of the other sets, and against their own changed ones. With --develop, a fifth of the training part stands for the test
-part. About two minutes for five sets on one core, after their features are computed.
+trained is done here by the same functions. Each line of the first table is the mean over the samplings; coverage with
+its smallest and largest value, and as "least class" the mean coverage of the class that is covered least often, without
+and with --per-class ("–" where a class has too few labels for it). "by chance" is the calibration error that exact
+probabilities would show on as many test images; "accepted" is the share of test images below the threshold of novelty.
+The second table has, for each set, the area under the ROC curve of the novelty score: test images against those of the
+other sets, and against their own changed ones. With --develop, a fifth of the training part stands for the test part.
+About 15 minutes for the five sets on one core, most of it for the features.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,24 +121,24 @@ class ImageSet:
         test_logits = self.logits(split.labelled, split.test)
         before, after = (self.predictions(split.test, test_logits, t) for t in (1.0, temperature))
         units = np.arange(len(split.test))
-        measured = {"accuracy": after.accuracy, "temperature": temperature}
+        measured: dict[str, float] = {"accuracy": after.accuracy, "temperature": temperature}
         for name, shown in (("before", before), ("after", after)):
             calibration = measure_calibration(shown, units, num_bootstrap=0)
             measured |= {f"ECE {name}": calibration.ece.value, f"NLL {name}": calibration.nll.value}
             measured["by chance"] = calibration.ece_by_chance
-        for name, per_class in (("coverage", False), ("per class", True)):
+        for per_class in (False, True):
             least = min(int((labels == k).sum()) for k in range(len(self.classes)))
             if per_class and least < COVERAGE * (least + 1):
-                measured |= {"per class": float("nan"), "size per class": float("nan")}
                 continue
             sets = fit_prediction_sets(
                 known.probabilities, labels, patients, classes=self.classes, coverage=COVERAGE, per_class=per_class
             )
             members_NC, truth = sets.members(after.probabilities), self.labels_N[list(split.test)]
             hit_N = members_NC[units, truth]
-            of_class = [float(hit_N[truth == k].mean()) for k in range(len(self.classes))]
-            measured[name] = min(of_class) if per_class else float(hit_N.mean())
-            measured["size per class" if per_class else "size"] = float(members_NC.sum(axis=1).mean())
+            suffix = ", per class" if per_class else ""
+            measured[f"coverage{suffix}"] = float(hit_N.mean())
+            measured[f"size{suffix}"] = float(members_NC.sum(axis=1).mean())
+            measured |= {f"class {k}{suffix}": float(hit_N[truth == k].mean()) for k in range(len(self.classes))}
         scores = [
             fit_novelty(self.features_ND[list(fold.labelled)], self.labels_N[list(fold.labelled)]).scores(
                 self.features_ND[list(fold.test)]
@@ -152,29 +155,39 @@ def main() -> None:
     """Measure and print two Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
-    parser.add_argument("--fraction", type=float, default=0.1)
+    parser.add_argument("--fraction", type=float, nargs="*", default=[0.05, 0.1])
     parser.add_argument("--samplings", type=int, default=20)
     parser.add_argument("--develop", action="store_true")
     options = parser.parse_args()
     image_sets = [ImageSet(data) for data in options.data]
     heads = (
         "accuracy", "temperature", "ECE before", "ECE after", "by chance", "NLL before", "NLL after", "coverage",
-        "size", "per class", "size per class", "accepted",
+        "size", "least class", "size, per class", "least class, per class", "accepted",
     )  # fmt: skip
     print(f"| set | labelled | {' | '.join(heads)} |")
     print("|---" * (len(heads) + 2) + "|")
     splits: dict[str, Split] = {}
     for image_set in image_sets:
-        rows: list[dict[str, float]] = []
-        for sampling in range(options.samplings):
-            split = image_set.split(options.fraction, sampling, develop=options.develop)
-            splits.setdefault(image_set.name, split)
-            rows.append(image_set.sampling(split))
-        cells = [f"{np.mean([row[name] for row in rows]):.3f}" for name in heads]
-        ends = [row["coverage"] for row in rows]
-        cells[heads.index("coverage")] += f" ({min(ends):.3f} to {max(ends):.3f})"
-        print(f"| {image_set.name} | {len(splits[image_set.name].labelled)} | {' | '.join(cells)} |", flush=True)
+        for fraction in options.fraction:
+            samplings = [
+                image_set.split(fraction, sampling, develop=options.develop) for sampling in range(options.samplings)
+            ]
+            splits[image_set.name] = samplings[0]
+            cells = _cells([image_set.sampling(split) for split in samplings], heads, len(image_set.classes))
+            print(f"| {image_set.name} | {len(samplings[0].labelled)} | {' | '.join(cells)} |", flush=True)
     print_novelty(image_sets, splits)
+
+
+def _cells(rows: list[dict[str, float]], heads: Sequence[str], num_classes: int) -> list[str]:
+    """Return the mean of each column over the samplings, as text."""
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[0]}
+    for suffix in ("", ", per class"):
+        if f"class 0{suffix}" in means:
+            means[f"least class{suffix}"] = min(means[f"class {k}{suffix}"] for k in range(num_classes))
+    cells = [f"{means[name]:.3f}" if name in means else "–" for name in heads]
+    ends = [row["coverage"] for row in rows]
+    cells[heads.index("coverage")] += f" ({min(ends):.3f} to {max(ends):.3f})"
+    return cells
 
 
 def print_novelty(image_sets: list[ImageSet], splits: dict[str, Split]) -> None:

@@ -16,12 +16,12 @@ from twinbud.trust.report import TrustReport, broken_promises
 def show_trust(report: TrustReport, console: Console) -> None:
     """Print calibration before and after, how prediction sets hold, and how many images are novel."""
     table = Table(title=f"Probabilities of {report.num_images:,} test images", title_justify="left")
-    table.add_column("")
-    parts = [part for part in fields(Calibration) if part.metadata]
-    for part in parts:
-        table.add_column(part.metadata["label"], justify="right")
-    for title, calibration in (("of the network alone", report.before), ("calibrated", report.after)):
-        table.add_row(title, *(_measured(getattr(calibration, part.name)) for part in parts))
+    for name in ("error", "network alone", "calibrated"):
+        table.add_column(name, justify="left" if name == "error" else "right")
+    for part in fields(Calibration):
+        if part.metadata:
+            measured = (getattr(calibration, part.name) for calibration in (report.before, report.after))
+            table.add_row(part.metadata["label"], *map(_measured, measured))
     console.print(table)
     console.print(f"temperature: {report.trust.temperature:.3f}. {report.trust.origin}", markup=False)
     chance = f"about {number(report.after.ece_by_chance)} by chance"

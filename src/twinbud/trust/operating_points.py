@@ -13,10 +13,12 @@ from twinbud.evaluation.bootstrap import Interval, bootstrap_weights, percentile
 
 Criterion = Literal["specificity 0.95", "sensitivity 0.95", "youden"]
 CRITERIA: Mapping[Criterion, str] = {
-    "specificity 0.95": "the highest sensitivity with a specificity of at least 95 %",
-    "sensitivity 0.95": "the highest specificity with a sensitivity of at least 95 %",
-    "youden": "the largest sum of sensitivity and specificity",
+    "specificity 0.95": "specificity 95 %",
+    "sensitivity 0.95": "sensitivity 95 %",
+    "youden": "largest sum",
 }
+"""Each with its short name: the highest sensitivity with a specificity of at least 95 %, the highest specificity with a
+sensitivity of at least 95 %, and the largest sum of both (Youden)."""
 _LEVEL = 0.95
 
 
