@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from twinbud.config.fields import read_value
 from twinbud.core.errors import TwinbudError
 
 CalibrationSource = Literal["auto", "folds", "val"]
@@ -22,6 +21,8 @@ def read_folds(value: object) -> int:
     Raises:
         TwinbudError: It is no whole number, or fewer than 2.
     """
+    from twinbud.config.fields import read_value  # it takes a second, which the names above should not cost
+
     folds = read_value("folds", value, int)
     if folds < 2:
         raise TwinbudError(f"{folds} is fewer than 2", where="--folds", fix="Give at least 2")
@@ -34,6 +35,8 @@ def read_coverage(value: object) -> float:
     Raises:
         TwinbudError: It is no number, or not between 0 and 1.
     """
+    from twinbud.config.fields import read_value
+
     coverage = read_value("coverage", value, float)
     if not 0 < coverage < 1:
         problem = f"{coverage:g} is not a probability between 0 and 1"

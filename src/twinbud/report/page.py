@@ -30,12 +30,8 @@ def write_report(path: Path, summary: RunSummary) -> None:
     Raises:
         TwinbudError: The disk is full or the folder cannot be written.
     """
-    filters = {"picture": _picture, "figure": _figure, "value": _setting, "broken": broken_promises}
-    values = {
-        "calibration_names": {part.name: part.metadata["label"] for part in fields(Calibration) if part.metadata},
-        "criterion_names": CRITERIA,
-    }
-    write_text(path, render("page.html.jinja", summary, filters, autoescape=True, **values))
+    filters = {"picture": _picture, "figure": _figure, "value": _setting}
+    write_text(path, render("page.html.jinja", summary, filters, autoescape=True))
 
 
 def render(
@@ -49,7 +45,7 @@ def render(
     """Fill a template of this folder with the summary, sentences derived from it, and further values."""
     return render_template(
         template,
-        filters,
+        {"broken": broken_promises, **filters},
         autoescape=autoescape,
         summary=summary,
         metrics=summary.metrics,
@@ -60,6 +56,8 @@ def render(
         headline=headline(summary.metrics),
         certainty=certainty(summary.metrics),
         perspective=perspective(summary.metrics),
+        calibration_names={part.name: part.metadata["label"] for part in fields(Calibration) if part.metadata},
+        criterion_names=CRITERIA,
         **values,
     )
 
