@@ -6,6 +6,7 @@ Whole jobs, one call each, as the command line does them:
 - ``evaluate``: evaluate a finished run on its own test images, or on others.
 - ``calibrate``: make the probabilities of a finished run trustworthy, and measure how far they are.
 - ``predict``: classify images.
+- ``explain``: map what predictions depend on, with checks of the maps.
 - ``read_image``: read the pixels of one image as the network sees them before resizing.
 - ``open_model``: open a trained network for inference.
 - ``audit``: look for copies, leaks, wrong labels and shortcuts in a set of images.
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 from twinbud.auditing.api import audit
 from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
+from twinbud.explaining.api import explain
 from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.calibrate_api import calibrate
 from twinbud.runs.catalog import datasets, families, widths
@@ -41,6 +43,7 @@ __all__ = [
     "calibrate",
     "datasets",
     "evaluate",
+    "explain",
     "families",
     "open_model",
     "predict",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twinbud.auditing import api as audit_api
@@ -14,6 +15,7 @@ from twinbud.config.loading import merge_settings, read_settings_file, run_confi
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
+from twinbud.explaining import api as explain_api
 from twinbud.runs import api, calibrate_api, catalog, teach_api
 
 
@@ -83,6 +85,17 @@ def predict(chosen: Namespace) -> None:
     if chosen.output is None:
         show_predictions(predictions, logits=chosen.logits)
         require_written("the predictions")
+
+
+def explain(chosen: Namespace) -> None:
+    """Run ``twinbud explain``."""
+    to_page = not chosen.images and chosen.output is None
+    if chosen.images and chosen.output is None:
+        chosen.output = Path("twinbud-explanations")
+    explained = explain_api.explain(**vars(chosen))
+    from twinbud.cli.console import show_explanations
+
+    show_explanations(explained, report=chosen.model / "report.html" if to_page else None)
 
 
 def report(chosen: Namespace) -> None:
@@ -172,6 +185,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "evaluate": evaluate,
     "calibrate": calibrate,
     "predict": predict,
+    "explain": explain,
     "report": report,
     "select": select,
     "teach": teach,

@@ -23,6 +23,7 @@ from twinbud.report.page import number, percent
 if TYPE_CHECKING:
     from twinbud.auditing.findings import Audit
     from twinbud.evaluation.leak import LeakMetrics
+    from twinbud.explaining.explanation import Explanations
     from twinbud.runs.demo import Demo
     from twinbud.runs.inference import Evaluation
     from twinbud.runs.result import RunResult
@@ -135,6 +136,20 @@ def show_ignored(ignored: Iterable[IgnoredFile]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for file in ignored:
         console.print(f"left out: {file.path} ({file.reason})", markup=False)
+
+
+def show_explanations(explained: Explanations, report: Path | None) -> None:
+    """Print how many maps passed the checks, those that did not, and where the pictures are."""
+    console = _console()
+    for each in explained.explanations:
+        if each.warning:
+            console.print(f"{each.path}: {each.warning}", markup=False)
+    console.print(f"{explained.summary}.", markup=False)
+    console.print(f"note: {explained.weight_check.sentence}", markup=False)
+    show_ignored(explained.ignored)
+    console.print(f"written: {explained.folder}", markup=False)
+    if report is not None:
+        console.print(f"report: {report}", markup=False)
 
 
 def show_audit(audit: Audit, folder: Path) -> None:

@@ -191,6 +191,17 @@ def _predict() -> list[Option]:
     ]
 
 
+def _explain() -> list[Option]:
+    return [
+        _path("model", "A finished run or, with images, its model folder.", "RUN|MODEL_FOLDER"),
+        _path("images", "Images, or folders of them [answers of the run's test part].", "IMAGE_OR_FOLDER", nargs="*"),
+        Option("--label", "Class to explain for every image [what is predicted].", keywords={"metavar": "CLASS"}),
+        Option("--map", "grad-cam, or rollout: the attention of a ViT [grad-cam].", keywords={"default": "grad-cam"}),
+        *map(_setting, _READING),
+        *_output("Folder to make [twinbud-explanations; without images RUN/explanations]."),
+    ]
+
+
 def _report() -> list[Option]:
     text = "Page to write instead of the report.html and the model card of the run."
     return [_path("run", "Output of 'twinbud train'.", "RUN"), *_output(text, "FILE.html")]
@@ -276,6 +287,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "evaluate": ("RUN [--data PATH|NAME] [options] [--output DIR]", _evaluate),
     "calibrate": ("RUN [--on auto|folds|val] [--data PATH|NAME] [options]", _calibrate),
     "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
+    "explain": ("RUN|MODEL_FOLDER [IMAGE_OR_FOLDER...] [options] [--output DIR]", _explain),
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
     "teach": ("--architecture NAME --from TEACHER --data PATH [--split FILE] [options] --output DIR", _teach),

@@ -50,6 +50,37 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainedImage:
+    """An image under the map of what its prediction depends on."""
+
+    picture: bytes
+    """PNG file, see ``encode_picture``."""
+    path: str
+    label: str | None
+    """The image's own label, if it is known."""
+    prediction: str
+    explained: str
+    """The label that is explained."""
+    probability: float
+    """Its probability, in [0, 1]."""
+    score: float
+    """The area between the deletion curves, in [-1, 1]."""
+    warning: str | None = None
+    """Why the map does not explain the prediction; None if it passed all checks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """Maps of images, and what is known of such maps of this network."""
+
+    kind: str
+    """How the maps are made."""
+    finding: str
+    """The result of the check with random weights, a sentence."""
+    images: tuple[ExplainedImage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """A training image that represents its class."""
 
@@ -102,6 +133,8 @@ class RunSummary:
     histories: Histories = field(default_factory=dict)
     comparison: tuple[Arm, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
+    explained: Explained | None = None
+    """What ``twinbud explain`` found; None if it was not called for the run."""
     examples: tuple[Example, ...] = ()
     selection: tuple[Width, ...] = ()
     notes: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ def write_report(path: Path, summary: RunSummary) -> None:
     Raises:
         TwinbudError: The disk is full or the folder cannot be written.
     """
-    filters = {"picture": _picture, "figure": _figure, "value": _setting}
+    filters = {"picture": picture_url, "figure": _figure, "value": _setting}
     write_text(path, render("page.html.jinja", summary, filters, autoescape=True))
 
 
@@ -171,7 +171,7 @@ def _setting(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _picture(png: bytes) -> str:
+def picture_url(png: bytes) -> str:
     """Return the picture as a ``data:`` URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 

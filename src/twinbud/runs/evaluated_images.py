@@ -77,7 +77,7 @@ def images_to_evaluate(
     kept = ("_column", "_columns", "aggregate")
     known = {name: settings[name] for name in settings if name.endswith(kept) or not is_other}
     read = {**known, **source, **model_folder.reading.to_json(), "task": model_folder.task.name}
-    data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
+    data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", salt_of(settings, split))})
     image_index = read_index(data, to_train=False, progress=progress)
     for note in image_index.notes:
         progress.note(f"note: {note}")
@@ -101,7 +101,7 @@ def images_to_evaluate(
     return replace(images, image_index=image_index, image_store=image_store, num_seen=num_seen)
 
 
-def _salt_of(settings: dict[str, Any], split: Sequence[SplitRow]) -> Path | str | None:
+def salt_of(settings: dict[str, Any], split: Sequence[SplitRow]) -> Path | str | None:
     """Return the file with the salt of a run; None if it has hashed no patient."""
     if not any(is_key(row.patient_id) for row in split):
         return None

@@ -151,7 +151,7 @@ def predict(
             require_new_file(file, force=force)
     classifier = open_classifier(folder)
     progress = progress or SilentProgress()
-    frames = _frames_to_predict(paths, classifier.model_folder.reading, progress)
+    frames = frames_to_predict(paths, classifier.model_folder.reading, progress)
     with progress.bar("decoding", len(frames.rows)) as advance:
         image_store, broken = load_images(
             [row.image for row in frames.rows],
@@ -174,7 +174,7 @@ def predict(
     return predictions, left_out
 
 
-def _frames_to_predict(paths: Sequence[Path], reading: Reading, progress: Progress) -> Frames:
+def frames_to_predict(paths: Sequence[Path], reading: Reading, progress: Progress) -> Frames:
     """Return the images of files and folders, read as those of the training were."""
     files, ignored = find_images(paths)
     rows = [ImageRow(path=str(file), image=ImageRef(file), label="") for file in files]

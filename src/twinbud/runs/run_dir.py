@@ -39,6 +39,8 @@ NAIVE = "naive"
 """The run folder of the second run of ``--measure-leak``."""
 FOLDS = "folds"
 """The run folders of ``twinbud calibrate``, one a fold, until all have finished."""
+EXPLANATIONS = "explanations"
+"""Output of ``twinbud explain`` for the run's own test images."""
 CHECKPOINTS = "checkpoints"
 """Exists in an unfinished run; ``--resume`` continues from its content."""
 TEACHING_SETTINGS = "teach.yaml"
@@ -66,10 +68,12 @@ _RUN_FILES = {
     ".": (
         MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
         "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
-        _DRAFTS,
+        EXPLANATIONS, _DRAFTS,
     ),
     "model": ("config.json", "model.safetensors", "README.md", "trust.json", "trust.safetensors", _DRAFTS),
     TEACHER: ("config.json", "model.safetensors", "tuning.json"),
+    EXPLANATIONS: ("maps", "explanations.csv", "explanations.html", "left_out.csv"),
+    f"{EXPLANATIONS}/maps": ("*.png",),
     CHECKPOINTS: (*_SAVED, *PHASES),
     **{f"{CHECKPOINTS}/{phase}": _SAVED for phase in PHASES},
 }  # fmt: skip
