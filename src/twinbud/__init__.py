@@ -8,6 +8,7 @@ Whole jobs, one call each, as the command line does them:
 - ``predict``: classify images.
 - ``read_image``: read the pixels of one image as the network sees them before resizing.
 - ``open_model``: open a trained network for inference.
+- ``export``: write a trained network as one ONNX file.
 - ``audit``: look for copies, leaks, wrong labels and shortcuts in a set of images.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
 - ``teach``: train a teacher of one's own, on images without labels.
@@ -28,6 +29,7 @@ from twinbud.data.read_image import read_image
 from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.calibrate_api import calibrate
 from twinbud.runs.catalog import datasets, families, widths
+from twinbud.runs.export_api import export
 from twinbud.runs.teach_api import teach
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ __all__ = [
     "calibrate",
     "datasets",
     "evaluate",
+    "export",
     "families",
     "open_model",
     "predict",

@@ -14,7 +14,7 @@ from twinbud.config.loading import merge_settings, read_settings_file, run_confi
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
-from twinbud.runs import api, calibrate_api, catalog, teach_api
+from twinbud.runs import api, calibrate_api, catalog, export_api, teach_api
 
 
 def demo(chosen: Namespace) -> None:
@@ -83,6 +83,14 @@ def predict(chosen: Namespace) -> None:
     if chosen.output is None:
         show_predictions(predictions, logits=chosen.logits)
         require_written("the predictions")
+
+
+def export(chosen: Namespace) -> None:
+    """Run ``twinbud export``."""
+    exported = export_api.export(**vars(chosen))
+    from twinbud.cli.export_display import show_export
+
+    show_export(exported)
 
 
 def report(chosen: Namespace) -> None:
@@ -172,6 +180,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "evaluate": evaluate,
     "calibrate": calibrate,
     "predict": predict,
+    "export": export,
     "report": report,
     "select": select,
     "teach": teach,
