@@ -1,4 +1,7 @@
-"""What is too long for the suite: 25,000 damaged images, 60 killed runs, Ctrl-C under torchrun; ``make soak``."""
+"""What is too long for the suite, ``make soak``.
+
+25,000 damaged images, 60 killed runs, Ctrl-C under torchrun, 1,400 faulty ONNX files.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,15 @@ def main() -> int:
     parser.add_argument("--volumes", type=int, default=5_000)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--interrupts", type=int, default=3)
+    parser.add_argument("--faults", type=int, default=200, help="faulty ONNX files of each family")
+    parser.add_argument("--exports", type=int, default=100, help="good exports, of all families in turns")
     wanted = parser.parse_args()
     failures = [*soak_decoding(wanted.mutations, mutation, "PNG and JPEG")]
     failures += soak_decoding(wanted.mutations, dicom_mutation, "DICOM")
     failures += soak_decoding(wanted.volumes, volume_mutation, "NIfTI")
     failures += soak_resuming(wanted.kills)
     failures += soak_torchrun(wanted.interrupts)
+    failures += soak_export(wanted.faults, wanted.exports)
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures else 0
@@ -113,6 +119,30 @@ def soak_torchrun(count: int) -> list[str]:
                 failures.append(f"the run of two processes that was stopped as number {number} ended otherwise")
     seconds = time.perf_counter() - start
     print(f"runs of two processes stopped by Ctrl-C: {count}, failures: {len(failures)}, {seconds:.0f} s", flush=True)
+    return failures
+
+
+def soak_export(num_faults: int, num_exports: int) -> list[str]:
+    """ONNX files: the gate refuses every one with a fault and passes every good one."""
+    # here and not above: as in soak_resuming
+    from helpers.exporting import FAMILIES, missed_faults, sound_export
+
+    start, failures, refused, passed = time.perf_counter(), list[str](), 0, 0
+    for family in FAMILIES if num_faults else ():
+        missed = missed_faults(family, range(FIRST_SEED, FIRST_SEED + num_faults))
+        refused += num_faults - len(missed)
+        failures += [f"the gate passed {family} with {fault}" for fault in missed]
+        print(f"  {family}: {num_faults - len(missed)}/{num_faults} faults refused", flush=True)
+    for number in range(num_exports):
+        # each family by both exporters, the slower one in every fourth round
+        family = FAMILIES[number % len(FAMILIES)]
+        refusal = sound_export(family, FIRST_SEED + number, "dynamo" if number // len(FAMILIES) % 4 == 0 else "legacy")
+        passed += refusal is None
+        failures += [] if refusal is None else [f"the gate refused a good export of {family}: {refusal}"]
+    seconds = time.perf_counter() - start
+    told = f"{num_faults} of each of {len(FAMILIES)} families"
+    print(f"faulty ONNX files refused: {refused}/{num_faults * len(FAMILIES)} ({told})")
+    print(f"good ONNX files passed: {passed}/{num_exports}, {seconds:.0f} s", flush=True)
     return failures
 
 

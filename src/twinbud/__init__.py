@@ -9,6 +9,7 @@ Whole jobs, one call each, as the command line does them:
 - ``explain``: map what predictions depend on, with checks of the maps.
 - ``read_image``: read the pixels of one image as the network sees them before resizing.
 - ``open_model``: open a trained network for inference.
+- ``export``: write a trained network as one ONNX file.
 - ``audit``: look for copies, leaks, wrong labels and shortcuts in a set of images.
 - ``select``: select the weights of student and auxiliary, for training on another machine.
 - ``teach``: train a teacher of one's own, on images without labels.
@@ -30,6 +31,7 @@ from twinbud.explaining.api import explain
 from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.calibrate_api import calibrate
 from twinbud.runs.catalog import datasets, families, widths
+from twinbud.runs.export_api import export
 from twinbud.runs.teach_api import teach
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "explain",
+    "export",
     "families",
     "open_model",
     "predict",

@@ -154,7 +154,7 @@ def test_nothing_readable_at_all_is_an_error_even_when_skipping(tmp_path: Path) 
 def test_few_images_are_decoded_ahead_of_the_one_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded pixels of a large set would otherwise wait in memory."""
     monkeypatch.setattr(image_loading, "_AHEAD", 3)
-    monkeypatch.setattr(image_loading, "_num_cores", lambda: 2)
+    monkeypatch.setattr(image_loading, "num_cores", lambda: 2)
     started: list[str] = []
 
     def load(images: Sequence[ImageRef], names: Sequence[str]) -> list[SmallImage | BrokenImageError]:

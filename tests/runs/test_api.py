@@ -20,7 +20,9 @@ from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
-from twinbud.runs import api, catalog, teach_api
+from twinbud.exporting import latency
+from twinbud.runs import api, catalog, export_api, teach_api
+from twinbud.runs import export as exporting
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
 
@@ -32,6 +34,7 @@ JOBS: tuple[Callable[..., Any], ...] = (
     api.open_model,
     read_image,
     api.select,
+    export_api.export,
     teach_api.teach,
     study_api.study,
     catalog.datasets,
@@ -81,6 +84,8 @@ def test_the_package_of_studies_is_the_function_and_stays_a_package() -> None:
 def test_the_examples_of_the_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On small images and a small teacher, in few steps, one after the other in one folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporting, "EXPORTERS", ("legacy",))  # takes a tenth of the time
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
     save_images(tmp_path / "images", {"dark": 10, "light": 10})
     teacher = save_vit_teacher(tmp_path / "teacher")
     save_recipe(tmp_path / "recipe.yaml", recipe_content(teacher))

@@ -16,7 +16,7 @@ from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
 from twinbud.explaining import api as explain_api
-from twinbud.runs import api, calibrate_api, catalog, teach_api
+from twinbud.runs import api, calibrate_api, catalog, export_api, teach_api
 
 
 def demo(chosen: Namespace) -> None:
@@ -96,6 +96,14 @@ def explain(chosen: Namespace) -> None:
     from twinbud.cli.console import show_explanations
 
     show_explanations(explained, report=chosen.model / "report.html" if to_page else None)
+
+
+def export(chosen: Namespace) -> None:
+    """Run ``twinbud export``."""
+    exported = export_api.export(**vars(chosen))
+    from twinbud.cli.export_display import show_export
+
+    show_export(exported)
 
 
 def report(chosen: Namespace) -> None:
@@ -186,6 +194,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "calibrate": calibrate,
     "predict": predict,
     "explain": explain,
+    "export": export,
     "report": report,
     "select": select,
     "teach": teach,

@@ -27,6 +27,7 @@ COMMANDS = {
     "calibrate": "Calibrate the probabilities of a finished run, and measure how far they can be trusted.",
     "predict": "Classify images with a finished run or a model folder.",
     "explain": "Map what predictions depend on, and check whether the maps mean anything.",
+    "export": "Write the trained classifier as one ONNX file, if it computes what torch computes.",
     "report": "Write the page and the model card of a finished run again, without images or teacher.",
     "select": "Select the weights of student and auxiliary from a teacher, for training on another machine.",
     "teach": "Train a teacher of one's own: a network learns another one's features, without labels.",

@@ -202,6 +202,20 @@ def _explain() -> list[Option]:
     ]
 
 
+def _export() -> list[Option]:
+    number = {"default": SUPPRESS, "metavar": "NUMBER"}
+    compiled = {"dest": "measure_compiled", "action": "store_false"}
+    return [
+        _path("model", "A finished run, or its model folder.", "RUN|MODEL_FOLDER"),
+        Option("--format", "Format of the file [onnx].", keywords={"metavar": "onnx", "default": "onnx"}),
+        _flag("--int8", "Quantize to 8 bits, if that is faster on this machine and as accurate."),
+        Option("--tolerance", "Largest difference of a logit from torch's [0.001].", keywords=number),
+        Option("--opset", "Version of ONNX's operators, 18 to 23 [23].", keywords=number),
+        _flag("--no-compiled", "Do not measure compiled torch, which takes a minute.", **compiled),
+        *_output("File to write [RUN.onnx, or RUN.int8.onnx].", "FILE.onnx"),
+    ]
+
+
 def _report() -> list[Option]:
     text = "Page to write instead of the report.html and the model card of the run."
     return [_path("run", "Output of 'twinbud train'.", "RUN"), *_output(text, "FILE.html")]
@@ -288,6 +302,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "calibrate": ("RUN [--on auto|folds|val] [--data PATH|NAME] [options]", _calibrate),
     "predict": ("RUN|MODEL_FOLDER IMAGE_OR_FOLDER... [options] [--output FILE.csv]", _predict),
     "explain": ("RUN|MODEL_FOLDER [IMAGE_OR_FOLDER...] [options] [--output DIR]", _explain),
+    "export": ("RUN|MODEL_FOLDER [--int8] [options] [--output FILE.onnx]", _export),
     "report": ("RUN [--output FILE.html] [--force]", _report),
     "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
     "teach": ("--architecture NAME --from TEACHER --data PATH [--split FILE] [options] --output DIR", _teach),

@@ -31,6 +31,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def num_cores() -> int:
+    """Return the number of cores of this process, which may be fewer than those of the machine (containers)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -152,7 +152,12 @@ def require_unicode(names: Iterable[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a draft beside ``path``, then rename it: ``path`` is the old file or the whole new one.
+    """Write UTF-8 text, whole or not at all; see ``write_bytes``."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Write to a draft beside ``path``, then rename it: ``path`` is the old file or the whole new one.
 
     Raises:
         TwinbudError: The disk is full or the folder may not be written.
@@ -160,7 +165,7 @@ def write_text(path: Path, text: str) -> None:
     draft = _draft(path)
     with explained_writes(path):
         try:
-            draft.write_text(text, encoding="utf-8", newline="\n")
+            draft.write_bytes(contents)
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)

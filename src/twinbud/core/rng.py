@@ -33,6 +33,7 @@ Stream = Literal[
     "teaching",
     "trust",
     "explanation",
+    "export",
 ]
 """Names of the random streams. ``student`` initializes the body of the baselines CM2-CM4. ``partner`` draws the
 same-class pairs of ``cs-kd-pair``; another name would change its numbers."""

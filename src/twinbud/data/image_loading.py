@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from twinbud.core.environment import num_cores
 from twinbud.data.formats.base import BrokenImageError
 from twinbud.data.formats.decoding import ImageFile, digest, read_file
 from twinbud.data.formats.mapped import sha256
@@ -40,20 +40,15 @@ def load_in_threads(
     files = [list(places) for _, places in groupby(range(len(images)), lambda index: images[index].file)]
     of_file = [([images[index] for index in places], [names[index] for index in places]) for places in files]
     # threads, not processes: Pillow and hashlib release the interpreter lock while they work
-    num_cores = _num_cores()
-    with ThreadPoolExecutor(num_cores, thread_name_prefix="decode") as pool:
+    cores = num_cores()
+    with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
         ahead: deque[Future[Sequence[SmallImage | BrokenImageError]]] = deque()
         for places in of_file:
             ahead.append(pool.submit(load, *places))
-            if len(ahead) == _AHEAD * num_cores:  # and no more, or the images of a large set would wait in memory
+            if len(ahead) == _AHEAD * cores:  # and no more, or the images of a large set would wait in memory
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
-
-
-def _num_cores() -> int:
-    # cores of this process, which may be fewer than those of the machine (containers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_file(

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from twinbud.config.data_config import DataConfig
-from twinbud.config.loading import stage_config
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
 from twinbud.data.image_store import load_images
 from twinbud.data.index import IgnoredFile, ImageRow
-from twinbud.data.source import read_index
 from twinbud.data.split_file import read_split
 from twinbud.evaluation.leakage import changed_images, own_test_part
 from twinbud.explaining.compute import Chosen
 from twinbud.models.model_folder import ModelFolder
-from twinbud.runs.evaluated_images import salt_of
+from twinbud.runs.evaluated_images import images_of_run
 from twinbud.runs.inference import frames_to_predict
 from twinbud.runs.run_dir import read_settings
 
@@ -65,10 +62,8 @@ def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tupl
         TwinbudError: The run is not finished, or these images are missing or have changed.
     """
     settings, split = read_settings(run), read_split(run / "split.csv")
-    read = {**settings, **model_folder.reading.to_json(), "task": model_folder.task.name}
-    data = stage_config(DataConfig, {**read, "patient_salt": salt_of(settings, split)})
     chosen = set(chosen_paths(run / "predictions.csv", model_folder))
-    image_index = read_index(data, to_train=False, progress=progress)
+    data, image_index = images_of_run(model_folder, split, settings, {}, progress)
     fix = "Restore them, or give images to explain"
     try:
         image_index = own_test_part(image_index, split)

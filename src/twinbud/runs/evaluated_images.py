@@ -74,11 +74,7 @@ def images_to_evaluate(
             one of their classes.
     """
     is_other = "data" in source
-    kept = ("_column", "_columns", "aggregate")
-    known = {name: settings[name] for name in settings if name.endswith(kept) or not is_other}
-    read = {**known, **source, **model_folder.reading.to_json(), "task": model_folder.task.name}
-    data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", salt_of(settings, split))})
-    image_index = read_index(data, to_train=False, progress=progress)
+    data, image_index = images_of_run(model_folder, split, settings, source, progress)
     for note in image_index.notes:
         progress.note(f"note: {note}")
     if not is_other or has_the_paths(image_index, split):
@@ -101,7 +97,22 @@ def images_to_evaluate(
     return replace(images, image_index=image_index, image_store=image_store, num_seen=num_seen)
 
 
-def salt_of(settings: dict[str, Any], split: Sequence[SplitRow]) -> Path | str | None:
+def images_of_run(
+    model_folder: ModelFolder,
+    split: Sequence[SplitRow],
+    settings: dict[str, Any],
+    source: dict[str, Any],
+    progress: Progress,
+) -> tuple[DataConfig, ImageIndex]:
+    """List the images of a run, or those that ``source`` names, to be read as the run read its own."""
+    kept = ("_column", "_columns", "aggregate")
+    known = {name: settings[name] for name in settings if name.endswith(kept) or "data" not in source}
+    read = {**known, **source, **model_folder.reading.to_json(), "task": model_folder.task.name}
+    data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
+    return data, read_index(data, to_train=False, progress=progress)
+
+
+def _salt_of(settings: dict[str, Any], split: Sequence[SplitRow]) -> Path | str | None:
     """Return the file with the salt of a run; None if it has hashed no patient."""
     if not any(is_key(row.patient_id) for row in split):
         return None

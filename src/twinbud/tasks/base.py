@@ -169,9 +169,13 @@ class Task(ABC):
         """
         del targets_N
 
-    @abstractmethod
     def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:
-        """Return the class probabilities (N, C), float64; each row sums to 1."""
+        """Return the class probabilities (N, C), computed in float64; each row sums to 1."""
+        return self.tensor_probabilities(torch.from_numpy(logits_NK).double()).numpy()
+
+    @abstractmethod
+    def tensor_probabilities(self, logits_NK: torch.Tensor) -> torch.Tensor:
+        """Return the class probabilities (N, C) in the dtype of the logits; an export traces this formula."""
 
     @abstractmethod
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:

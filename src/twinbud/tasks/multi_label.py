@@ -110,9 +110,9 @@ class MultiLabel(BinaryTask):
         """Return the targets."""
         return targets_N
 
-    def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:
-        """Return the sigmoid of each logit, computed in float64."""
-        return torch.from_numpy(logits_NK).double().sigmoid().numpy()
+    def tensor_probabilities(self, logits_NK: torch.Tensor) -> torch.Tensor:
+        """Return the sigmoid of each logit."""
+        return logits_NK.sigmoid()
 
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
         """Return (N, C) int64: 1 where a probability reaches the threshold of its label."""

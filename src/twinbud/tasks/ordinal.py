@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,15 +80,16 @@ class Ordinal(BinaryTask):
         above_NK = (targets_N[:, None] > steps_K).float()
         return above_NK.masked_fill(targets_N[:, None] < steps_K, torch.nan)
 
-    def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:
-        """Return P(at least k) (1 - P(above k | at least k)) for each grade k, computed in float64.
+    def tensor_probabilities(self, logits_NK: torch.Tensor) -> torch.Tensor:
+        """Return P(at least k) (1 - P(above k | at least k)) for each grade k.
 
         A product, because the difference P(at least k) - P(above k) loses the digits of a probability near 0.
         """
-        steps_NK = torch.from_numpy(logits_NK).double()
-        at_least_NC = F.pad(steps_NK.sigmoid().cumprod(dim=1), (1, 0), value=1.0)
-        not_above_NC = F.pad((-steps_NK).sigmoid(), (0, 1), value=1.0)
-        return (at_least_NC * not_above_NC).numpy()
+        # one product after the other: ONNX has no cumulative product before its version 26
+        at_least = list(accumulate(logits_NK.sigmoid().unbind(dim=1), torch.mul))
+        at_least_NC = F.pad(torch.stack(at_least, dim=1), (1, 0), value=1.0)
+        not_above_NC = F.pad((-logits_NK).sigmoid(), (0, 1), value=1.0)
+        return at_least_NC * not_above_NC
 
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
         """Return the median grade: the number of grades that the image is above with a probability over one half."""

@@ -64,9 +64,9 @@ class SingleLabel(Task):
         counts_C = self.counts(targets_N).clamp(min=1).double()
         return torch.log(counts_C / counts_C.sum())
 
-    def probabilities(self, logits_NK: np.ndarray) -> np.ndarray:
-        """Return the softmax, computed in float64."""
-        return torch.from_numpy(logits_NK).double().softmax(dim=1).numpy()
+    def tensor_probabilities(self, logits_NK: torch.Tensor) -> torch.Tensor:
+        """Return the softmax."""
+        return logits_NK.softmax(dim=1)
 
     def predicted(self, probabilities_NC: np.ndarray) -> np.ndarray:
         """Return the index of the most probable class, the first of equals."""
