@@ -3,7 +3,8 @@
 Pillow resizes an 8-bit image in two passes. Each multiplies the rows, or the columns, by a matrix of bicubic weights
 that are rounded to multiples of 2^-22, and rounds the result to 8 bits. Both are exact in float64: weights have at most
 23 bits and pixels 8, and a sum of them has fewer than 53. The matrix follows from the size of the image alone, so the
-graph computes it for any size. ONNX's own ``Resize`` differs from Pillow by up to 28 of 255 levels.
+graph computes it for any size. ONNX's own ``Resize`` rounds otherwise, which changes pixels of noise by up to 2 levels,
+and it always starts with the rows; the order changes pixels of black and white noise by up to 28 levels.
 """
 
 from __future__ import annotations
