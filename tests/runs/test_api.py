@@ -20,8 +20,9 @@ from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
+from twinbud.explaining import api as explain_api
 from twinbud.exporting import latency
-from twinbud.runs import api, catalog, export_api, teach_api
+from twinbud.runs import api, calibrate_api, catalog, export_api, teach_api
 from twinbud.runs import export as exporting
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
@@ -30,7 +31,9 @@ JOBS: tuple[Callable[..., Any], ...] = (
     twinbud.audit,
     api.train,
     api.evaluate,
+    calibrate_api.calibrate,
     api.predict,
+    explain_api.explain,
     api.open_model,
     read_image,
     api.select,
