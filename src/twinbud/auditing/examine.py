@@ -12,6 +12,7 @@ import numpy as np
 from twinbud.auditing.facts import UNKNOWN, FileFacts, read_facts
 from twinbud.auditing.findings import Audit, Pair
 from twinbud.auditing.probes import border_probe, corrected, metadata_probes
+from twinbud.auditing.text_findings import find_text
 from twinbud.config.data_config import DataConfig
 from twinbud.core.cache import cache_folder
 from twinbud.core.progress import Progress
@@ -70,6 +71,7 @@ def examine(config: DataConfig, progress: Progress, *, pixel_cache: bool = True)
     )
     labels = [row.label for row in image_index.rows]
     facts = _facts(image_index.rows)
+    text = find_text(image_index.rows, facts, groups.numbers, max_megapixels=config.max_megapixels, progress=progress)
     progress.note("measuring what predicts the class")
     probes = [border_probe(thumbnails, labels, groups.numbers), *metadata_probes(facts, labels, groups.numbers)]
     return Audit(
@@ -86,6 +88,7 @@ def examine(config: DataConfig, progress: Progress, *, pixel_cache: bool = True)
         contradictions=_contradictions(image_index.rows, groups, pairs),
         inverted=inverted_images(thumbnails),
         probes=corrected(probes),
+        text=text,
         has_split=image_index.has_splits,
         notes=image_index.notes,
     )

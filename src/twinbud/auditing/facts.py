@@ -18,7 +18,7 @@ from twinbud.data.formats.dicom_header import recognizes, uid_name
 from twinbud.data.formats.nifti_header import is_nifti
 
 UNKNOWN = "unknown"
-_TAGS = ["Modality", "Manufacturer", "Rows", "Columns", "PhotometricInterpretation"]
+_TAGS = ["Modality", "Manufacturer", "Rows", "Columns", "PhotometricInterpretation", "BurnedInAnnotation"]
 _MAX_TEXT = 40
 
 
@@ -35,6 +35,7 @@ class FileFacts:
             TIFF, or the transfer syntax of DICOM.
         modality: DICOM's.
         manufacturer: DICOM's.
+        burned_in: DICOM's BurnedInAnnotation: YES or NO.
     """
 
     width: int = 0
@@ -44,6 +45,7 @@ class FileFacts:
     compression: str = UNKNOWN
     modality: str = UNKNOWN
     manufacturer: str = UNKNOWN
+    burned_in: str = UNKNOWN
 
     @property
     def size(self) -> str:
@@ -96,6 +98,7 @@ def _dicom_facts(path: Path) -> FileFacts:
             compression=(uid_name(str(syntax)) if syntax else None) or UNKNOWN,
             modality=_text(header.get("Modality")),
             manufacturer=_text(header.get("Manufacturer")),
+            burned_in=_text(header.get("BurnedInAnnotation")),
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from twinbud.auditing.probes import Probe
+from twinbud.auditing.text_findings import TextFindings
 from twinbud.data.index import IgnoredFile, ImageRow
 from twinbud.data.near_duplicates import Mirrored
 
@@ -50,6 +51,7 @@ class Audit:
         contradictions: Pairs of the same picture with different labels.
         inverted: Images that look like the negative of the others; None where the images are too unlike each other.
         probes: What predicts the class though it should not.
+        text: Text-like marks in the pixels.
         has_split: Whether a split is given.
         notes: Further sentences about the images.
     """
@@ -67,6 +69,7 @@ class Audit:
     contradictions: tuple[Pair, ...]
     inverted: tuple[int, ...] | None
     probes: tuple[Probe, ...]
+    text: TextFindings
     has_split: bool
     notes: tuple[str, ...]
 
@@ -87,7 +90,24 @@ class Audit:
             "contradictory_labels": [self._pair(pair) for pair in self.contradictions],
             "inverted": None if self.inverted is None else [self.rows[index].path for index in self.inverted],
             "predicts_the_class": [probe.to_json() for probe in self.probes],
+            "text_in_pixels": self._text(),
             "notes": list(self.notes),
+        }
+
+    def _text(self) -> dict[str, Any]:
+        counts = self.counts["class"]
+        return {
+            "num_images": len(self.text.boxes),
+            "by_class": {
+                label: {"num_images": count, "share": count / counts[label]}
+                for label, count in self.text.num_by_class.items()
+            },
+            "p_value": self.text.p_value,
+            "images": [
+                {"path": self.rows[index].path, "boxes": [box._asdict() for box in boxes]}
+                for index, boxes in self.text.boxes.items()
+            ],
+            "undeclared": [self.rows[index].path for index in self.text.undeclared],
         }
 
     def _pair(self, pair: Pair) -> dict[str, Any]:

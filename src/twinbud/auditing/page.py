@@ -13,7 +13,9 @@ from PIL import Image
 
 from twinbud.auditing.findings import Audit, Pair
 from twinbud.auditing.probes import MAX_P, NUM_SHUFFLES, least_p_value
+from twinbud.core.errors import first_few
 from twinbud.core.files import new_folder, write_json, write_text
+from twinbud.data.identity import visible_text
 from twinbud.data.image_store import load_images
 from twinbud.data.split_notes import counted
 from twinbud.report.page import render_template
@@ -76,12 +78,36 @@ def summary_lines(audit: Audit) -> list[str]:
             for probe in audit.probes
             if probe.is_suspicious
         ),
+        *_text_lines(audit),
         "Whether images are stored inverted cannot be told: they are too unlike each other."
         if audit.inverted is None
         else f"{counted(len(audit.inverted), 'image')} may be stored inverted.",
         f"{counted(len(audit.left_out), 'file')} left out.",
     ]
     return lines
+
+
+def _text_lines(audit: Audit) -> list[str]:
+    """Return what to say of text in the pixels; nothing if there is none."""
+    text = audit.text
+    if not text.boxes:
+        return []
+    shares = ", ".join(f"{label} {n / audit.counts['class'][label]:.1%}" for label, n in text.num_by_class.items())
+    test = "" if text.p_value is None else f"; dependence on the class: p {text.p_value:.4f}"
+    lines = [
+        f"{counted(len(text.boxes), 'image')} may show text, and so names or dates ({shares}{test}): "
+        f"{_first(audit, text.boxes)}."
+    ]
+    if text.undeclared:
+        lines.append(
+            f"{counted(len(text.undeclared), 'DICOM image')} with text-like marks though BurnedInAnnotation is NO: "
+            f"{_first(audit, text.undeclared)}."
+        )
+    return lines
+
+
+def _first(audit: Audit, indices: Iterable[int]) -> str:
+    return first_few([visible_text(audit.rows[index].path) for index in indices], 3)
 
 
 def _page(audit: Audit, max_megapixels: float) -> str:

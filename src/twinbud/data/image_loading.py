@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,17 +21,19 @@ from twinbud.data.preprocessing import resize
 
 _AHEAD = 64
 """Files that are decoded or queued ahead of the one whose images are taken, for each core."""
-Load = Callable[[Sequence[ImageRef], Sequence[str]], list[SmallImage | BrokenImageError]]
-"""Loads images of one file."""
+Loaded = TypeVar("Loaded")
+"""What becomes of an image."""
 
 
 def load_in_threads(
-    load: Load, images: Sequence[ImageRef], names: Sequence[str]
-) -> Iterator[SmallImage | BrokenImageError]:
+    load: Callable[[Sequence[ImageRef], Sequence[str]], Sequence[Loaded]],
+    images: Sequence[ImageRef],
+    names: Sequence[str],
+) -> Iterator[Loaded]:
     """Load images on all cores of the process, with no more than some of them waiting in memory.
 
     Args:
-        load: Loads images of one file.
+        load: Loads images of one file; an error that it raises is raised here.
         images: Where they are.
         names: Their names in messages.
 
@@ -42,7 +45,7 @@ def load_in_threads(
     # threads, not processes: Pillow and hashlib release the interpreter lock while they work
     cores = num_cores()
     with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
-        ahead: deque[Future[Sequence[SmallImage | BrokenImageError]]] = deque()
+        ahead: deque[Future[Sequence[Loaded]]] = deque()
         for places in of_file:
             ahead.append(pool.submit(load, *places))
             if len(ahead) == _AHEAD * cores:  # and no more, or the images of a large set would wait in memory
