@@ -18,7 +18,7 @@ from helpers.command import twinbud as command
 from helpers.runs import read_json, rows, same_outcome, weights
 from twinbud.config.loading import run_config
 from twinbud.report.model import read_summary
-from twinbud.runs import context, pipeline
+from twinbud.runs import context, fitting, pipeline
 from twinbud.runs.result import RunMetrics
 
 METHODS = ("dual", "selection", "timm", "xavier", "kaiming")
@@ -131,7 +131,7 @@ def test_a_run_is_marked_unfinished_while_it_runs_and_after_it_fails(
         seen.append(marker.read_text())
         raise RuntimeError("lightning struck")
 
-    monkeypatch.setattr(pipeline, "fit", failing)
+    monkeypatch.setattr(fitting, "fit", failing)
     with pytest.raises(RuntimeError, match="lightning struck"):
         train(shared_images, shared_teacher, run)
     assert seen == [f"Unfinished: process {os.getpid()} on {platform.node()} works here.\n"]
@@ -150,7 +150,7 @@ def test_an_interrupted_run_says_stopped_and_stays_unfinished(
         del arguments, settings
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "fit", interrupted)
+    monkeypatch.setattr(fitting, "fit", interrupted)
     answer = train(shared_images, shared_teacher, tmp_path / "run")
     assert answer.code == 130
     assert answer.err.splitlines()[-1] == "twinbud: interrupted"

@@ -14,7 +14,7 @@ from helpers.command import trained
 from helpers.runs import read_json, rows, same_outcome
 from twinbud.core.memory import PeakMemory
 from twinbud.data.formats.decoding import ImageFile
-from twinbud.runs import context, pipeline
+from twinbud.runs import context, fitting, pipeline
 from twinbud.runs.cost import cost_of
 from twinbud.training.checkpoint import EpochRecord
 from twinbud.training.epoch_loop import History
@@ -53,7 +53,7 @@ def decoded(data: Path, paths: list[str]) -> torch.Tensor:
 def test_only_labelled_training_images_reach_the_training(
     shared_images: Path, shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "fit", spy := Spy())
+    monkeypatch.setattr(fitting, "fit", spy := Spy())
     run = trained(shared_images, shared_teacher, tmp_path / "run", "--fraction", 0.5)
     split = rows(run / "split.csv")
     labelled = [row["image_path"] for row in split if row["labelled"] == "1"]
@@ -70,7 +70,7 @@ def test_val_is_reported_and_never_trained_on(
     shared_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = divided(tmp_path / "data", "train", "val", "test")
-    monkeypatch.setattr(pipeline, "fit", spy := Spy())
+    monkeypatch.setattr(fitting, "fit", spy := Spy())
     run = trained(data, shared_teacher, tmp_path / "run")
     metrics = read_json(run / "metrics.json")
     assert (metrics["num_train"], metrics["num_test"], metrics["val"]["num_test"]) == (8, 8, 8)
