@@ -29,6 +29,11 @@ _MIN_SIDE_OF_COPY = 128
 _MAX_GAP = 0.8
 """Largest distance between the glyphs of a line, in heights of a glyph."""
 _MIN_VALUE = 140
+"""Least value of a glyph: bright strokes in the image, dark ones in its negative."""
+_MAX_ASPECT, _STEM = 1.6, 3
+"""Largest width of a glyph in heights, and the width in pixels up to which it may be a mere stem (I, l, 1)."""
+_MIN_FILLED, _MAX_FILLED = 0.15, 0.9
+"""Share of the box of a glyph that its strokes fill: less is a long curve, more a block."""
 _MIN_HEIGHT, _MAX_HEIGHT = 5, 20
 """Height of a glyph in pixels of its level."""
 _STROKE = 5
@@ -110,16 +115,17 @@ def _lines(gray: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _glyphs(gray: np.ndarray, contrast: np.ndarray) -> list[_Glyph]:
-    labels, count = ndimage.label(contrast >= _MIN_CONTRAST, np.ones((3, 3), int))
+    labels = np.empty(gray.shape, np.int32)
+    count = int(np.asarray(ndimage.label(contrast >= _MIN_CONTRAST, np.ones((3, 3), int), output=labels)))
     if not 0 < count <= _MAX_GLYPHS:
         return []
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        if not (_MIN_HEIGHT <= height <= _MAX_HEIGHT and width <= 1.6 * height):
+        if not (_MIN_HEIGHT <= height <= _MAX_HEIGHT and width <= _MAX_ASPECT * height):
             continue
         inside = labels[rows, columns] == number
-        if not 0.15 <= inside.mean() <= (0.9 if width > 3 else 1.0):
+        if inside.mean() < _MIN_FILLED or (width > _STEM and inside.mean() > _MAX_FILLED):
             continue
         values = gray[rows, columns][inside]
         value = float(np.percentile(values, 80))
@@ -159,7 +165,7 @@ def _unrest(gray: np.ndarray, contrast: np.ndarray, glyph: _Glyph) -> float:
     """Return the standard deviation of what surrounds a glyph, strokes and their soft edges left out."""
     rows = slice(max(0, glyph.top - _MARGIN), glyph.bottom + _MARGIN + 1)
     columns = slice(max(0, glyph.left - _MARGIN), glyph.right + _MARGIN + 1)
-    strokes = ndimage.binary_dilation(contrast[rows, columns] >= _MIN_CONTRAST // 3)
+    strokes = np.asarray(ndimage.binary_dilation(contrast[rows, columns] >= _MIN_CONTRAST // 3))
     around = gray[rows, columns][~strokes]
     return float(around.std()) if around.size >= _MIN_AROUND * strokes.size else np.inf
 
