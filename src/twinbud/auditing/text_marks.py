@@ -165,7 +165,7 @@ def _unrest(gray: np.ndarray, contrast: np.ndarray, glyph: _Glyph) -> float:
     """Return the standard deviation of what surrounds a glyph, strokes and their soft edges left out."""
     rows = slice(max(0, glyph.top - _MARGIN), glyph.bottom + _MARGIN + 1)
     columns = slice(max(0, glyph.left - _MARGIN), glyph.right + _MARGIN + 1)
-    strokes = np.asarray(ndimage.binary_dilation(contrast[rows, columns] >= _MIN_CONTRAST // 3))
+    strokes = np.asarray(ndimage.binary_dilation(contrast[rows, columns] >= _MIN_CONTRAST // 3), dtype=bool)
     around = gray[rows, columns][~strokes]
     return float(around.std()) if around.size >= _MIN_AROUND * strokes.size else np.inf
 
