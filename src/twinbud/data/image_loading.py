@@ -13,9 +13,9 @@ import torch
 
 from twinbud.core.environment import num_cores
 from twinbud.data.formats.base import BrokenImageError
-from twinbud.data.formats.decoding import ImageFile, digest, read_file
+from twinbud.data.formats.decoding import ImageFile, decode, digest, read_file
 from twinbud.data.formats.mapped import sha256
-from twinbud.data.index import ImageRef
+from twinbud.data.index import ImageRef, ImageRow
 from twinbud.data.pixel_cache import PixelCache, SmallImage, entry_name
 from twinbud.data.preprocessing import resize
 
@@ -88,6 +88,23 @@ def load_file(
         except BrokenImageError as error:
             loaded.append(error)
     return loaded
+
+
+def decode_row(row: ImageRow, max_megapixels: float) -> np.ndarray:
+    """Decode one image at full resolution: uint8 (H, W, 3).
+
+    Raises:
+        BrokenImageError: It cannot be read, or has more than ``max_megapixels`` million pixels.
+    """
+    image = row.image
+    return decode(
+        image.file,
+        name=row.path,
+        max_megapixels=max_megapixels,
+        frame=image.frame,
+        window=image.window,
+        plane=image.plane,
+    )
 
 
 def _load(

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from twinbud.config.reading import Plane
 from twinbud.config.task import TaskName
@@ -224,6 +224,19 @@ def _places(rows: Sequence[ImageRow]) -> str:
     if len(numbers) == len(rows) > 1:
         return f"rows {first_few(sorted(numbers), 3)}"
     return first_few((row.place for row in rows), 1)
+
+
+Item = TypeVar("Item")
+
+
+def evenly(items: Sequence[Item], limit: int) -> tuple[Item, ...]:
+    """Return at most ``limit`` of the items, at equal distances: of sorted images, from every class.
+
+    >>> evenly("abcdefg", 3)
+    ('a', 'c', 'e')
+    """
+    count = min(limit, len(items))
+    return tuple(items[place * len(items) // count] for place in range(count))
 
 
 def unknown_labels(rows: Iterable[ImageRow], classes: Sequence[str]) -> list[str]:

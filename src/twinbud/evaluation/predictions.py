@@ -181,21 +181,21 @@ def write_predictions(path: Path, predictions: Predictions, *, logits: bool = Fa
 
 
 def read_predictions(path: Path, task: Task) -> Predictions:
-    """Read the labelled predictions, with their logits, that ``write_predictions`` wrote.
+    """Read the labelled predictions that ``write_predictions`` wrote: probabilities, without logits.
 
     Raises:
         TwinbudError: The file cannot be read, or lacks a column or a number.
     """
-    names = [f"logit_{name}" for name in task.output_names]
-    rows = list(read_cells(path, ("path", "label", *names), exact=("path", "label")))
-    fix = "Write the file again with 'twinbud'"
+    names = [f"probability_{name}" for name in task.classes]
+    cells = [row for _, row in read_cells(path, ("path", "label", *names), exact=("path", "label"))]
     try:
-        logits = np.array([[float(cells[name]) for name in names] for _, cells in rows], dtype=np.float32)
-        labels = task.encode([cells["label"] for _, cells in rows]).numpy()
+        probabilities = np.array([[float(row[name]) for name in names] for row in cells])
+        labels = task.encode([row["label"] for row in cells]).numpy()
     except ValueError as error:
-        raise TwinbudError(f"a value cannot be read ({error})", where=str(path), fix=fix) from error
-    paths = tuple(cells["path"] for _, cells in rows)
-    return Predictions.from_logits(logits, paths=paths, classes=task.classes, labels=labels, task=task)
+        fix = "Restore the file that 'twinbud' wrote"
+        raise TwinbudError(f"the predictions cannot be read ({error})", where=str(path), fix=fix) from error
+    paths = tuple(row["path"] for row in cells)
+    return Predictions(paths=paths, labels=labels, probabilities=probabilities, classes=task.classes, task=task)
 
 
 def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterator[list[str]]:

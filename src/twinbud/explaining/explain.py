@@ -9,12 +9,13 @@ from pathlib import Path
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import require_free
 from twinbud.core.progress import Progress
-from twinbud.explaining.compute import compute_explanations, require_explainable
+from twinbud.explaining.compute import Chosen, compute_explanations, require_explainable
 from twinbud.explaining.explanation import Explanations, MapKind
-from twinbud.explaining.images import given_images, own_images
+from twinbud.explaining.images import own_images
 from twinbud.explaining.output import write_explanations
 from twinbud.report.model import read_summary, write_summary
 from twinbud.runs.classifier import open_classifier
+from twinbud.runs.inference import read_given_images
 from twinbud.runs.report import rebuild_report
 from twinbud.runs.run_dir import CONFIG, EXPLANATIONS, SUMMARY
 
@@ -40,13 +41,14 @@ def explain_images(
     classifier = open_classifier(folder)
     model_folder = classifier.model_folder
     require_explainable(model_folder, label, kind)
-    chosen, rows, ignored = given_images(
+    given = read_given_images(
         paths, model_folder, skip_broken=skip_broken, max_megapixels=max_megapixels, progress=progress
     )
+    chosen = Chosen(paths=tuple(row.path for row in given.rows), image_store=given.image_store)
     found, check = compute_explanations(classifier, chosen, label=label, kind=kind, progress=progress)
-    explained = Explanations(explanations=found, kind=kind, weight_check=check, ignored=ignored, folder=output)
+    explained = Explanations(explanations=found, kind=kind, weight_check=check, ignored=given.left_out, folder=output)
     if output is not None:
-        write_explanations(output, explained, rows, max_megapixels=max_megapixels, force=force, progress=progress)
+        write_explanations(output, explained, given.rows, max_megapixels=max_megapixels, force=force, progress=progress)
     return explained
 
 

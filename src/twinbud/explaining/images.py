@@ -1,58 +1,29 @@
-"""Which images are explained: those that are given, or right and wrong answers of a run's own test part."""
+"""Which images of a run's own test part are explained: right and wrong answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
 from twinbud.data.image_store import load_images
-from twinbud.data.index import IgnoredFile, ImageRow
+from twinbud.data.index import ImageRow
 from twinbud.data.split_file import read_split
 from twinbud.evaluation.leakage import changed_images, own_test_part
+from twinbud.evaluation.predictions import read_predictions
 from twinbud.explaining.compute import Chosen
 from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.evaluated_images import images_of_run
-from twinbud.runs.inference import frames_to_predict
 from twinbud.runs.run_dir import read_settings
 
 MAX_WRONG = 6
 """Wrong answers of the test part that are explained, the most confident ones."""
 MAX_RIGHT = 6
 """Right answers of the test part that are explained, of the classes in turn."""
-
-
-def given_images(
-    paths: Sequence[Path], model_folder: ModelFolder, *, skip_broken: bool, max_megapixels: float, progress: Progress
-) -> tuple[Chosen, list[ImageRow], tuple[IgnoredFile, ...]]:
-    """Read image files, and folders of them.
-
-    Returns:
-        The images, their rows, and the files that were left out.
-
-    Raises:
-        TwinbudError: There is no image, or one cannot be read and ``skip_broken`` is off.
-    """
-    frames = frames_to_predict(paths, model_folder.reading, progress)
-    with progress.bar("decoding", len(frames.rows)) as advance:
-        image_store, broken = load_images(
-            [row.image for row in frames.rows],
-            names=[row.path for row in frames.rows],
-            image_size=model_folder.preprocessing.image_size,
-            max_megapixels=max_megapixels,
-            skip_broken=skip_broken,
-            on_progress=advance,
-        )
-    rows = [row for index, row in enumerate(frames.rows) if index not in broken]
-    unreadable = (IgnoredFile(path=frames.rows[index].path, reason=reason) for index, reason in broken.items())
-    chosen = Chosen(paths=tuple(row.path for row in rows), image_store=image_store)
-    return chosen, rows, (*frames.left_out, *unreadable)
 
 
 def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tuple[Chosen, list[ImageRow]]:
@@ -91,21 +62,12 @@ def chosen_paths(predictions_file: Path, model_folder: ModelFolder) -> list[str]
     Raises:
         TwinbudError: The file is missing or is not of this model.
     """
-    task = model_folder.task
-    columns = [f"probability_{name}" for name in model_folder.classes]
-    cells = [row for _, row in read_cells(predictions_file, ("path", "label", *columns), exact=("path", "label"))]
-    labels = [row["label"] for row in cells]
-    try:
-        probabilities_NC = np.array([[float(row[name]) for name in columns] for row in cells])
-        mistakes_N = task.mistakes(probabilities_NC, task.encode(labels).numpy())
-    except ValueError as error:
-        fix = "Give images to explain, or the run as 'twinbud train' wrote it"
-        raise TwinbudError(f"the predictions cannot be read ({error})", where=str(predictions_file), fix=fix) from error
-    is_wrong_N = ~np.isnan(mistakes_N)
-    wrong = np.flatnonzero(is_wrong_N)
-    wrong = wrong[np.argsort(-mistakes_N[wrong], kind="stable")][:MAX_WRONG]
+    predictions = read_predictions(predictions_file, model_folder.task)
+    wrong = predictions.most_confident_mistakes(MAX_WRONG)
+    assert predictions.labels is not None
+    labels = predictions.asked.texts(predictions.labels)
     by_label: dict[str, list[int]] = {}
-    for row in np.flatnonzero(~is_wrong_N):
+    for row in np.flatnonzero(np.isnan(predictions.mistakes)):
         by_label.setdefault(labels[row], []).append(int(row))
     in_turn = [row for rows in zip_longest(*by_label.values()) for row in rows if row is not None]
-    return [cells[row]["path"] for row in (*wrong, *in_turn[:MAX_RIGHT])]
+    return [predictions.paths[row] for row in (*wrong, *in_turn[:MAX_RIGHT])]

@@ -10,7 +10,8 @@ from twinbud.core.csv_files import write_csv
 from twinbud.core.errors import explained_writes
 from twinbud.core.files import new_folder, write_text
 from twinbud.core.progress import Progress
-from twinbud.data.formats.decoding import decode, without_warnings
+from twinbud.data.formats.decoding import without_warnings
+from twinbud.data.image_loading import decode_row
 from twinbud.data.index import ImageRow, write_left_out
 from twinbud.explaining.explanation import KIND_NAMES, Explanation, Explanations
 from twinbud.explaining.overlay import draw, overlay, png
@@ -72,15 +73,7 @@ def write_explanations(
 
 def _draw(path: Path, row: ImageRow, each: Explanation, max_megapixels: float) -> ExplainedImage:
     """Write one picture, and return it reduced for the page."""
-    image = row.image
-    pixels = decode(
-        image.file,
-        name=row.path,
-        max_megapixels=max_megapixels,
-        frame=image.frame,
-        window=image.window,
-        plane=image.plane,
-    )
+    pixels = decode_row(row, max_megapixels)
     text = f"Map for '{each.label}' (probability {each.probability:.3f}, prediction '{each.prediction}')"
     text += f": {each.warning}" if each.warning else ": it passed all checks"
     contents = png(draw(pixels, each.map, each.warning), text)

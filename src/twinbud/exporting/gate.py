@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinbud.core.errors import TwinbudError
+from twinbud.core.errors import TwinbudError, first_line
 from twinbud.core.extras import import_extra
 from twinbud.core.rng import numpy_stream
 from twinbud.data.preprocessing import resize
@@ -168,7 +168,7 @@ class Gate:
                 answers = session.run(list(OUTPUTS), {INPUT: np.stack(batch)})
             except Exception as error:  # onnxruntime raises errors of its own kinds
                 shape = (len(batch), *batch[0].shape)
-                raise _refusal(f"onnxruntime fails on a batch of shape {shape} ({_first_line(error)})") from error
+                raise _refusal(f"onnxruntime fails on a batch of shape {shape} ({first_line(error)})") from error
             for kind, values, width in zip((probabilities, logits), answers, self._widths, strict=True):
                 if values.shape != (len(batch), width) or values.dtype != np.float32:
                     raise _refusal(f"an output is {values.dtype} {values.shape}, not float32 {(len(batch), width)}")
@@ -263,7 +263,7 @@ def open_session(file: bytes, *, num_threads: int = 1) -> Any:
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises errors of its own kinds
-        raise _refusal(f"onnxruntime cannot read it ({_first_line(error)})") from error
+        raise _refusal(f"onnxruntime cannot read it ({first_line(error)})") from error
 
 
 def _of_one_size(images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -290,10 +290,6 @@ def _above(value: float) -> str:
     """Return a number of one digit, as text, that is a little larger."""
     exponent = math.floor(math.log10(value))
     return f"{(math.floor(value / 10**exponent) + 1) * 10.0**exponent:g}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
 
 
 def _refusal(problem: str, fix: str | None = None) -> TwinbudError:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twinbud.core.environment import package_version
 from twinbud.core.errors import TwinbudError
 from twinbud.core.extras import import_extra
 from twinbud.data.formats.mapped import sha256
@@ -21,6 +21,7 @@ from twinbud.models.model_folder import ModelFolder
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+_CHECKOUT = "a checkout that is not installed"
 OPSET = 23
 """Version of ONNX's operators that a file uses unless told otherwise."""
 OPSETS = range(18, 24)
@@ -67,7 +68,7 @@ def describe(
         "preprocessing": json.dumps(model_folder.preprocessing.to_json()),
         "precision": precision,
         "model_sha256": json.dumps(dict(digests)),
-        "twinbud_version": _version(),
+        "twinbud_version": package_version("twinbud") or _CHECKOUT,
     }
 
 
@@ -93,7 +94,7 @@ def join(network: ModelProto, image_size: int, metadata: Mapping[str, str]) -> M
     whole = onnx.ModelProto()
     whole.CopyFrom(network)
     whole.ir_version = _IR_VERSION
-    whole.producer_name, whole.producer_version = "twinbud", _version()
+    whole.producer_name, whole.producer_version = "twinbud", package_version("twinbud") or _CHECKOUT
     del whole.graph.input[:]
     image = onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["N", "H", "W", 3])
     whole.graph.input.append(image)
@@ -108,10 +109,3 @@ def join(network: ModelProto, image_size: int, metadata: Mapping[str, str]) -> M
 def opset_of(model: ModelProto) -> int:
     """Return the version of ONNX's operators that a model uses."""
     return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-
-
-def _version() -> str:
-    try:
-        return version("twinbud")
-    except PackageNotFoundError:
-        return "a checkout that is not installed"

@@ -16,6 +16,7 @@ from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
+from twinbud.data.index import evenly
 from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.bootstrap import unit_of_each_image
 from twinbud.evaluation.predict import predict_outputs
@@ -36,7 +37,7 @@ from twinbud.trust.report import TrustReport, measure_trust
 from twinbud.trust.shifts import SHIFTS
 
 MAX_SHIFTED_IMAGES = 200
-"""Test images on which the novelty threshold is checked against changes."""
+"""Test images on which the novelty threshold is checked against changes, at equal distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,8 @@ def calibrate_run(
         model_folder = open_model_folder(folder / "model")
         uses_validation = _uses_validation(on, images)
         rows = images.rows("val") if uses_validation else images.rows("train", labelled=True)
-        labels, patients = images.targets(model_folder, rows), _patients(images, rows)
         if model_folder.task.is_exclusive:  # before models are trained for it
+            labels, patients = images.targets(model_folder, rows), _patients(images, rows)
             require_reachable(labels, patients, classes=model_folder.classes, **vars(wanted))
         if uses_validation:
             examples = _validation_examples(images, model_folder)
@@ -97,7 +98,6 @@ def calibrate_run(
             examples = cross_fit(config, images, num_folds, progress, resource_cache)
         trust = fit_trust(
             _predictions(images, model_folder, examples.rows, examples.logits_NK),
-            _patients(images, examples.rows),
             examples.novelty_N,
             wanted,
             source="val" if uses_validation else "folds",
@@ -170,7 +170,7 @@ def _measure(images: RunImages, model_folder: ModelFolder, trusted: TrustedModel
     rows = images.rows("test")
     outputs = images.outputs(model_folder, rows)
     before = _predictions(images, model_folder, rows, outputs.logits_NK)
-    after = trusted.apply(before, outputs)
+    after = trusted.apply(before, outputs.features_ND)
     trust = replace(trusted.trust, shifts=found_shifts(images.image_store, rows, model_folder, trusted))
     return measure_trust(trust, before, after, seed=seed)
 
@@ -179,7 +179,7 @@ def found_shifts(
     image_store: ImageStore, rows: tuple[int, ...], model_folder: ModelFolder, trusted: TrustedModel
 ) -> dict[str, float]:
     """Return the share of changed images that the threshold of novelty finds, by the change."""
-    rows = rows[:MAX_SHIFTED_IMAGES]
+    rows = evenly(rows, MAX_SHIFTED_IMAGES)
     pixels_NCSS = image_store.rows(rows)[torch.arange(len(rows))]
     found: dict[str, float] = {}
     for name, shift in {"none": lambda same: same, **SHIFTS}.items():

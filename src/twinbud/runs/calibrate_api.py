@@ -73,10 +73,12 @@ def calibrate(
         True
     """
     from twinbud.config.fields import read_value
+    from twinbud.core.launch import require_single_process
     from twinbud.runs.calibrate import calibrate_run
     from twinbud.runs.recalibrate import recalibrate_run
     from twinbud.trust.fit import Wanted
 
+    require_single_process("twinbud.calibrate()")
     progress = TerminalProgress() if show_progress else SilentProgress()
     wanted = Wanted(coverage=read_coverage(coverage), per_class=per_class)
     source = {

@@ -60,7 +60,9 @@ class Classifier:
             patient_ids=patient_ids,
             task=self.model_folder.task,
         )
-        return Answers(alone=alone, trusted=self.trusted.apply(alone, outputs) if self.trusted and outputs else alone)
+        return Answers(
+            alone=alone, trusted=self.trusted.apply(alone, outputs.features_ND) if self.trusted and outputs else alone
+        )
 
 
 def open_classifier(folder: Path) -> Classifier:

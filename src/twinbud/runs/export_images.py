@@ -9,9 +9,10 @@ import numpy as np
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import Progress
-from twinbud.data.formats.decoding import decode, digest, without_warnings
+from twinbud.data.formats.decoding import digest, without_warnings
+from twinbud.data.image_loading import decode_row
 from twinbud.data.image_store import load_images
-from twinbud.data.index import ImageRow
+from twinbud.data.index import ImageRow, evenly
 from twinbud.data.phantom import CLASSES, phantom_slice
 from twinbud.data.preprocessing import resize
 from twinbud.data.split_file import SplitRow, read_split
@@ -53,13 +54,13 @@ class TestPartImages:
             rows = own_test_part(index, split).rows
         except TwinbudError as error:
             raise TwinbudError(error.problem, where=error.where, fix=FROM_RUN) from error
-        chosen = _evenly(rows, MAX_TEST_IMAGES)
+        chosen = evenly(rows, MAX_TEST_IMAGES)
         which = "all" if len(chosen) == len(rows) else f"{len(chosen):,} of the"
         trained_on = {row.image_path for row in split if row.split == "train"}
         return cls(
             chosen,
             model_folder.task.encode([row.label for row in chosen]).numpy(),
-            _evenly([row for row in index.rows if row.path in trained_on], MAX_CALIBRATION_IMAGES),
+            evenly([row for row in index.rows if row.path in trained_on], MAX_CALIBRATION_IMAGES),
             _digests(split),
             data.max_megapixels,
             progress,
@@ -73,16 +74,8 @@ class TestPartImages:
                 advance(number)
 
     def _decode(self, row: ImageRow) -> np.ndarray:
-        place = row.image
         with without_warnings():
-            image = decode(
-                place.file,
-                name=row.path,
-                max_megapixels=self._max_megapixels,
-                frame=place.frame,
-                window=place.window,
-                plane=place.plane,
-            )
+            image = decode_row(row, self._max_megapixels)
         if self._digests.get(row.path) not in (None, digest(image)):
             raise TwinbudError("the test image has changed since training", where=row.path, fix=FROM_RUN)
         return image
@@ -112,9 +105,3 @@ class GeneratedImages:
 
 def _digests(split: Iterable[SplitRow]) -> dict[str, str | None]:
     return {row.image_path: row.digest for row in split}
-
-
-def _evenly(rows: Sequence[ImageRow], limit: int) -> list[ImageRow]:
-    """Return at most ``limit`` rows at equal distances."""
-    count = min(limit, len(rows))
-    return [rows[place * len(rows) // count] for place in range(count)]

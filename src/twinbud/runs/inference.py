@@ -15,7 +15,7 @@ from twinbud.core.files import new_folder, require_free, require_new_file, write
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.typed_json import to_json
 from twinbud.data.frames import Frames, list_frames
-from twinbud.data.image_store import load_images
+from twinbud.data.image_store import ImageStore, load_images
 from twinbud.data.index import IgnoredFile, ImageRef, ImageRow, write_left_out
 from twinbud.data.seen_images import read_seen_images
 from twinbud.data.source import find_images
@@ -23,6 +23,7 @@ from twinbud.data.split_file import read_split
 from twinbud.evaluation.leakage import seen_before_note
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.evaluation.predictions import Predictions, write_predictions
+from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.classifier import open_classifier
 from twinbud.runs.evaluated_images import images_to_evaluate
 from twinbud.runs.run_dir import METRICS, read_settings
@@ -151,30 +152,61 @@ def predict(
             require_new_file(file, force=force)
     classifier = open_classifier(folder)
     progress = progress or SilentProgress()
-    frames = frames_to_predict(paths, classifier.model_folder.reading, progress)
+    given = read_given_images(
+        paths, classifier.model_folder, skip_broken=skip_broken, max_megapixels=max_megapixels, progress=progress
+    )
+    predictions = classifier.classify(given.image_store, paths=tuple(row.path for row in given.rows)).trusted
+    if output is not None:
+        write_predictions(output, predictions, logits=logits)
+        if given.left_out:
+            write_left_out(left_out_file(output), given.left_out)
+        else:
+            left_out_file(output).unlink(missing_ok=True)
+    return predictions, given.left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenImages:
+    """Images that a user names.
+
+    Attributes:
+        rows: Those that can be read.
+        image_store: Their pixels, at the size of the network's input.
+        left_out: Files without an image and, on request, unreadable ones, each with the reason.
+    """
+
+    rows: tuple[ImageRow, ...]
+    image_store: ImageStore
+    left_out: tuple[IgnoredFile, ...]
+
+
+def read_given_images(
+    paths: Sequence[Path], model_folder: ModelFolder, *, skip_broken: bool, max_megapixels: float, progress: Progress
+) -> GivenImages:
+    """Read image files, and folders of them, as a model was trained to see them.
+
+    Raises:
+        TwinbudError: There is no image, or one cannot be read and ``skip_broken`` is off.
+    """
+    frames = _frames_to_predict(paths, model_folder.reading, progress)
     with progress.bar("decoding", len(frames.rows)) as advance:
         image_store, broken = load_images(
             [row.image for row in frames.rows],
             names=[row.path for row in frames.rows],
-            image_size=classifier.model_folder.preprocessing.image_size,
+            image_size=model_folder.preprocessing.image_size,
             max_megapixels=max_megapixels,
             skip_broken=skip_broken,
             on_progress=advance,
         )
-    readable = tuple(row.path for index, row in enumerate(frames.rows) if index not in broken)
-    predictions = classifier.classify(image_store, paths=readable).trusted
     unreadable = (IgnoredFile(path=frames.rows[index].path, reason=reason) for index, reason in broken.items())
-    left_out = (*frames.left_out, *unreadable)
-    if output is not None:
-        write_predictions(output, predictions, logits=logits)
-        if left_out:
-            write_left_out(left_out_file(output), left_out)
-        else:
-            left_out_file(output).unlink(missing_ok=True)
-    return predictions, left_out
+    return GivenImages(
+        rows=tuple(row for index, row in enumerate(frames.rows) if index not in broken),
+        image_store=image_store,
+        left_out=(*frames.left_out, *unreadable),
+    )
 
 
-def frames_to_predict(paths: Sequence[Path], reading: Reading, progress: Progress) -> Frames:
+def _frames_to_predict(paths: Sequence[Path], reading: Reading, progress: Progress) -> Frames:
     """Return the images of files and folders, read as those of the training were."""
     files, ignored = find_images(paths)
     rows = [ImageRow(path=str(file), image=ImageRef(file), label="") for file in files]

@@ -30,4 +30,4 @@ def finish_inner_run(config: RunConfig, train: Callable[[RunConfig], Any], *, op
     different = sorted(name for name, value in wanted.items() if value not in ("auto", saved.get(name)))
     if different:
         problem = f"the finished run of {option} has other settings ({first_few(different, 3)})"
-        raise TwinbudError(problem, where=str(folder), fix="Replace it with --force")
+        raise TwinbudError(problem, where=str(folder), fix="Delete this folder, and repeat the command")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ import numpy as np
 
 from twinbud.config.loading import stage_config
 from twinbud.config.schema import TrainingConfig
-from twinbud.core.errors import TwinbudError
+from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.rng import stream_seed
 from twinbud.data.cross_fitting import assign_folds
 from twinbud.data.duplicates import blank_digests, find_groups
-from twinbud.data.split_file import read_split
-from twinbud.evaluation.bootstrap import bootstrap_units
+from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.evaluation.predictions import Predictions
 from twinbud.report.model import read_summary
@@ -25,7 +24,6 @@ from twinbud.runs.calibrate import CalibratedRun, found_shifts, save_trust
 from twinbud.runs.classifier import open_classifier
 from twinbud.runs.evaluated_images import EvaluatedImages, images_to_evaluate
 from twinbud.runs.run_dir import SUMMARY, locked, read_settings
-from twinbud.trust.conformal import require_reachable
 from twinbud.trust.fit import Wanted, fit_trust
 from twinbud.trust.record import TrustedModel
 from twinbud.trust.report import measure_trust
@@ -46,7 +44,7 @@ def recalibrate_run(
         progress: Receives progress; silent by default.
 
     Raises:
-        TwinbudError: The run is not calibrated, or the images cannot be used or are too few.
+        TwinbudError: The run is not calibrated; or the images cannot be used, are too few, or are its own test images.
     """
     settings = read_settings(folder)
     seed = stage_config(TrainingConfig, settings).seed
@@ -58,6 +56,7 @@ def recalibrate_run(
     with locked(folder):
         split = read_split(folder / "split.csv")
         images = images_to_evaluate(model_folder, split, settings, dict(source), progress or SilentProgress())
+        _refuse_own_test_images(images, split)
         store, rows = images.image_store, images.image_index.rows
         everything = tuple(range(len(store)))
         outputs = predict_outputs(model_folder.model, store.rows(everything), preprocessing=model_folder.preprocessing)
@@ -71,14 +70,9 @@ def recalibrate_run(
         )
         chooses_N = _half(images, seed)
         examples, others = (_part(predictions, part) for part in (chooses_N, ~chooses_N))
-        patients_N = bootstrap_units(examples)[1]
-        assert examples.labels is not None
-        if model_folder.task.is_exclusive:
-            require_reachable(examples.labels, patients_N, classes=model_folder.classes, **vars(wanted))
         scores_N = before.novelty.scores(outputs.features_ND)
         trust = fit_trust(
             examples,
-            patients_N,
             scores_N[chooses_N],
             wanted,
             source="data",
@@ -88,10 +82,25 @@ def recalibrate_run(
         trusted = TrustedModel(trust=trust, novelty=before.novelty)
         measured = tuple(np.flatnonzero(~chooses_N).tolist())
         trust = replace(trust, shifts=found_shifts(store, measured, model_folder, trusted))
-        part = replace(outputs, logits_NK=outputs.logits_NK[~chooses_N], features_ND=outputs.features_ND[~chooses_N])
-        report = measure_trust(trust, others, trusted.apply(others, part), seed=seed)
+        report = measure_trust(trust, others, trusted.apply(others, outputs.features_ND[~chooses_N]), seed=seed)
         save_trust(folder, summary, trusted, report)
     return CalibratedRun(folder=folder, report=report)
+
+
+def _refuse_own_test_images(images: EvaluatedImages, split: Sequence[SplitRow]) -> None:
+    """Refuse test images of the run, which measure it and choose nothing."""
+    tested = {row.digest for row in split if row.split in ("test", "held-out")}
+    own = [
+        row.path
+        for row, digest in zip(images.image_index.rows, images.image_store.digests, strict=True)
+        if digest in tested
+    ]
+    if own:
+        raise TwinbudError(
+            f"{len(own)} of these are test images of the run ({first_few(own)}), which choose nothing",
+            where=images.image_index.source,
+            fix="Give images of another place, or leave out --data",
+        )
 
 
 def _half(images: EvaluatedImages, seed: int) -> np.ndarray:

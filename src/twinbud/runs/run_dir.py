@@ -111,7 +111,7 @@ def require_run_output(folder: Path, *, force: bool, resume: bool = False, kind:
     with explained_writes(folder):
         is_locked = (folder / LOCK).exists()
     if is_locked:
-        with locked(folder):
+        with _locked(folder):
             pass
     _require_replaceable(folder, force=force, resume=resume, kind=kind)
 
@@ -139,6 +139,21 @@ def _require_replaceable(folder: Path, *, force: bool, resume: bool, kind: Folde
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an existing run folder to work in it, and remove the lock's file at the end.
+
+    Raises:
+        TwinbudError: Another process, or another thread of this one, holds the lock.
+    """
+    with _locked(folder):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps an open file
+                (folder / LOCK).unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing run folder.
 
     Raises:
@@ -210,12 +225,8 @@ def started_run(
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         _require_replaceable(folder, force=force, resume=resume, kind=kind)  # what another process did meanwhile
-        try:
-            with _marked(folder, keep={CHECKPOINTS, *keep} if resume else set()):
-                yield folder
-        finally:
-            with suppress(OSError):  # Windows keeps an open file
-                (folder / LOCK).unlink()
+        with _marked(folder, keep={CHECKPOINTS, *keep} if resume else set()):
+            yield folder
 
 
 @contextmanager

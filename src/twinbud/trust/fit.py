@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twinbud.evaluation.bootstrap import bootstrap_units
 from twinbud.evaluation.predictions import Predictions
 from twinbud.trust.conformal import fit_prediction_sets
 from twinbud.trust.novelty import novelty_threshold
@@ -30,7 +31,6 @@ class Wanted:
 
 def fit_trust(
     examples: Predictions,
-    patients_N: np.ndarray,
     novelty_N: np.ndarray,
     wanted: Wanted,
     *,
@@ -42,7 +42,6 @@ def fit_trust(
 
     Args:
         examples: Predictions with labels and logits of N images, by models that have not learned from them.
-        patients_N: (N,) int, the patient of each image; images without a known one have a number of their own.
         novelty_N: (N,) novelty scores of the same models.
         wanted: What is asked of prediction sets.
         source: Which images these are.
@@ -56,11 +55,12 @@ def fit_trust(
         TwinbudError: There are too few images for the coverage.
     """
     task, labels, logits_NK = examples.asked, examples.labels, examples.logits
+    _, patients_N = bootstrap_units(examples)
     assert labels is not None
     assert logits_NK is not None
     weights_N = 1 / np.bincount(patients_N)[patients_N]
     temperature = fit_temperature(task, logits_NK, labels, weights_N)
-    calibrated = with_temperature(examples, logits_NK, temperature)
+    calibrated = with_temperature(examples, temperature)
     sets = None
     if task.is_exclusive:
         sets = fit_prediction_sets(calibrated.probabilities, labels, patients_N, classes=task.classes, **vars(wanted))

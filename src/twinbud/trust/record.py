@@ -15,7 +15,6 @@ from safetensors.torch import save
 from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.core.files import read_json, write_json
 from twinbud.core.typed_json import from_json, to_json
-from twinbud.evaluation.predict import Outputs
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.weights_file import read_safetensors
 from twinbud.tasks.base import Task
@@ -54,6 +53,11 @@ class Trust:
     """Share of changed test images that the threshold finds, in [0, 1], by the change; ``none`` for unchanged ones."""
 
     @property
+    def measured_on(self) -> str:
+        """Which images have measured what was chosen, in the plural."""
+        return "the other half of the images of that place" if self.source == "data" else "the test images"
+
+    @property
     def origin(self) -> str:
         """A sentence that states which images everything was chosen on."""
         patients = f" of {self.num_patients:,} patients" if self.num_patients < self.num_images else ""
@@ -78,23 +82,24 @@ class TrustedModel:
     trust: Trust
     novelty: Novelty
 
-    def apply(self, predictions: Predictions, outputs: Outputs) -> Predictions:
+    def apply(self, predictions: Predictions, features_ND: np.ndarray) -> Predictions:
         """Return predictions with calibrated probabilities, prediction sets, and whether each image is novel.
 
         Args:
-            predictions: What the network says.
-            outputs: Its logits and features of the same images.
+            predictions: What the network says, with logits.
+            features_ND: (N, D) float32 features of the same images.
         """
-        calibrated = with_temperature(predictions, outputs.logits_NK, self.trust.temperature)
+        calibrated = with_temperature(predictions, self.trust.temperature)
         sets = self.trust.sets.members(calibrated.probabilities) if self.trust.sets else None
-        is_novel = self.novelty.scores(outputs.features_ND) > self.trust.novelty_threshold
+        is_novel = self.novelty.scores(features_ND) > self.trust.novelty_threshold
         return replace(calibrated, sets=sets, is_novel=is_novel)
 
 
-def with_temperature(predictions: Predictions, logits_NK: np.ndarray, temperature: float) -> Predictions:
-    """Return predictions with probabilities at a temperature; decisions stay as they were (``Task.at_temperature``)."""
+def with_temperature(predictions: Predictions, temperature: float) -> Predictions:
+    """Return predictions with logits at a temperature; decisions stay as they were (``Task.at_temperature``)."""
+    assert predictions.logits is not None
     return Predictions.from_logits(
-        logits_NK,
+        predictions.logits,
         paths=predictions.paths,
         classes=predictions.classes,
         labels=predictions.labels,
