@@ -34,6 +34,7 @@ from twinbud.config.schema import Fold
 from twinbud.core.progress import SilentProgress
 from twinbud.data.cross_fitting import take_fold
 from twinbud.data.duplicates import blank_digests
+from twinbud.data.index import evenly
 from twinbud.data.split import Split, make_split
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.evaluation.predictions import Predictions
@@ -224,10 +225,10 @@ def print_novelty(image_sets: list[ImageSet], splits: dict[str, Split]) -> None:
     values: dict[str, list[list[float]]] = {}
     for image_set in image_sets:
         split = splits[image_set.name]
-        test = split.test[:MAX_IMAGES]
+        test = evenly(split.test, MAX_IMAGES)
         own = image_set.features_ND[list(test)]
         others = [
-            None if other is image_set else other.features_ND[:: max(1, len(other.features_ND) // MAX_IMAGES)]
+            None if other is image_set else other.features_ND[list(evenly(range(len(other.features_ND)), MAX_IMAGES))]
             for other in image_sets
         ]
         pixels_NCSS = image_set.job.image_store.rows(test)[torch.arange(len(test))]

@@ -16,6 +16,7 @@ from helpers.command import refusal, trained, twinbud
 from helpers.runs import read_json, rows
 from twinbud.core.errors import Stopped
 from twinbud.evaluation.predictions import Predictions
+from twinbud.runs import calibrate as calibrating
 from twinbud.runs import cross_fit, pipeline, recalibrate
 from twinbud.trust.fit import fit_trust
 from twinbud.trust.record import Trust
@@ -299,3 +300,44 @@ def test_what_another_place_cannot_calibrate_is_refused(
     data = elsewhere(tmp_path / "data", 6)
     given = [str(data) if word == "DATA" else word for word in words]
     assert problem in refusal(twinbud("calibrate", plain, *given))
+
+
+def test_test_images_of_the_run_choose_nothing_under_another_name(
+    calibrated: Path, images: Path, tmp_path: Path
+) -> None:
+    run, data = copied(calibrated, tmp_path), tmp_path / "data"
+    for row in rows(run / "split.csv"):
+        if row["split"] == "test":
+            place = data / row["label"]
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(images / row["image_path"], place / f"renamed-{Path(row['image_path']).name}")
+    before = (run / "model" / "trust.json").read_bytes()
+    assert "are test images of the run" in refusal(twinbud("calibrate", run, "--data", data))
+    assert "are test images of the run" in refusal(twinbud("calibrate", run, "--data", images))
+    assert (run / "model" / "trust.json").read_bytes() == before
+
+
+def test_a_page_of_another_place_says_what_measured(calibrated: Path, tmp_path: Path) -> None:
+    run = copied(calibrated, tmp_path)
+    assert "the test images, which chose nothing" in (run / "report.html").read_text()
+    assert twinbud("calibrate", run, "--data", elsewhere(tmp_path / "data"), "--coverage", "0.8").code == 0
+    for page in (run / "report.html", run / "model" / "README.md"):
+        assert "the other half of the images of that place" in page.read_text()
+
+
+def test_changes_are_checked_on_test_images_of_every_class(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(calibrating, "MAX_SHIFTED_IMAGES", 3)
+    evenly = calibrating.evenly
+
+    def noted(items: tuple[int, ...], limit: int) -> tuple[int, ...]:
+        checked.append(evenly(items, limit))
+        return checked[-1]
+
+    monkeypatch.setattr(calibrating, "evenly", noted)
+    run = copied(plain, tmp_path)
+    assert twinbud("calibrate", run, *CALIBRATE).code == 0
+    split = rows(run / "split.csv")
+    assert {split[place]["label"] for place in checked[0]} == {"dark", "grey", "light"}

@@ -15,7 +15,7 @@ from twinbud.trust.report import TrustReport, broken_promises
 
 def show_trust(report: TrustReport, console: Console) -> None:
     """Print calibration before and after, how prediction sets hold, and how many images are novel."""
-    table = Table(title=f"Probabilities of {report.num_images:,} test images", title_justify="left")
+    table = Table(title=f"Probabilities of {report.num_images:,} images", title_justify="left")
     for name in ("error", "network alone", "calibrated"):
         table.add_column(name, justify="left" if name == "error" else "right")
     for part in fields(Calibration):

@@ -117,8 +117,13 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[s
         return as_svg(figure, name, "Confusion matrix: rows are labels, columns are predictions", smallest)
 
 
-def reliability_diagram(bins: Sequence[ReliabilityBin]) -> str:
-    """Draw accuracy against confidence of each bin, above a histogram of the confidence."""
+def reliability_diagram(bins: Sequence[ReliabilityBin], *, name: str = "reliability") -> str:
+    """Draw accuracy against confidence of each bin, above a histogram of the confidence.
+
+    Args:
+        bins: The bins.
+        name: Prefix of the SVG ids; it must be unique within a page.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 4.0))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -146,7 +151,7 @@ def reliability_diagram(bins: Sequence[ReliabilityBin]) -> str:
             axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         figure.align_ylabels()
-        return as_svg(figure, "reliability", "Accuracy against confidence, and a histogram of confidence")
+        return as_svg(figure, name, "Accuracy against confidence, and a histogram of confidence")
 
 
 def _defined(records: Sequence[EpochRecord], values: Sequence[float | None]) -> tuple[list[int], list[float]]:

@@ -183,10 +183,13 @@ def _figure(summary: RunSummary, name: str) -> Markup:
         "loss": lambda: figures.loss_curves(summary.histories),
         "accuracy": lambda: figures.accuracy_curves(summary.histories),
         "confusion": lambda: figures.confusion_matrix_figure(metrics.confusion_matrix, metrics.classes),
-        "reliability": lambda: figures.reliability_diagram(
-            summary.trust.after.reliability if summary.trust else metrics.reliability
-        ),
+        "reliability": lambda: figures.reliability_diagram(metrics.reliability),
     }
     if summary.trust is not None:
-        draw |= {"roc": partial(roc_figure, summary.trust), "decision": partial(decision_figure, summary.trust)}
+        bins = summary.trust.after.reliability
+        draw |= {
+            "calibrated": partial(figures.reliability_diagram, bins, name="calibrated"),
+            "roc": partial(roc_figure, summary.trust),
+            "decision": partial(decision_figure, summary.trust),
+        }
     return Markup(draw[name]())
