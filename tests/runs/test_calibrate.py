@@ -317,6 +317,21 @@ def test_test_images_of_the_run_choose_nothing_under_another_name(
     assert (run / "model" / "trust.json").read_bytes() == before
 
 
+def test_a_place_with_one_image_a_class_is_refused_in_one_line(calibrated: Path, tmp_path: Path) -> None:
+    run, data = copied(calibrated, tmp_path), elsewhere(tmp_path / "data", 4)
+    for folder in data.iterdir():
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    line = refusal(twinbud("calibrate", run, "--data", data, "--coverage", "0.3"))
+    assert line.startswith(f"{data}: no class has images of two patients or pictures")
+
+
+def test_a_class_without_images_is_named(calibrated: Path, tmp_path: Path) -> None:
+    run, data = copied(calibrated, tmp_path), elsewhere(tmp_path / "data")
+    line = refusal(twinbud("calibrate", run, "--data", data, "--coverage", "0.5", "--per-class"))
+    assert "0 patients or images of class 'grey' cannot ensure a coverage of 0.5. Leave out --per-class, or" in line
+
+
 def test_a_page_of_another_place_says_what_measured(calibrated: Path, tmp_path: Path) -> None:
     run = copied(calibrated, tmp_path)
     assert "the test images, which chose nothing" in (run / "report.html").read_text()

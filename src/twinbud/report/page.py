@@ -17,11 +17,12 @@ from twinbud.core.progress import duration
 from twinbud.evaluation.metrics import IMBALANCE, EvaluationMetrics
 from twinbud.report import figures
 from twinbud.report.model import RunSummary
-from twinbud.report.trust_figures import decision_figure, roc_figure
+from twinbud.report.trust_figures import MAX_CLASSES, decision_figure, roc_figure
 from twinbud.tasks.opening import open_task
 from twinbud.trust.measure import Calibration
 from twinbud.trust.operating_points import CRITERIA
 from twinbud.trust.report import broken_promises
+from twinbud.trust.shifts import MAX_SHIFTED_IMAGES
 
 
 def write_report(path: Path, summary: RunSummary) -> None:
@@ -58,6 +59,8 @@ def render(
         perspective=perspective(summary.metrics),
         calibration_names={part.name: part.metadata["label"] for part in fields(Calibration) if part.metadata},
         criterion_names=CRITERIA,
+        max_classes=MAX_CLASSES,
+        max_shifted=MAX_SHIFTED_IMAGES,
         **values,
     )
 

@@ -34,10 +34,7 @@ from twinbud.trust.fit import Wanted, fit_trust
 from twinbud.trust.novelty import Novelty, fit_novelty
 from twinbud.trust.record import TRUST_FILE, TrustedModel, hash_weights, write_trust
 from twinbud.trust.report import TrustReport, measure_trust
-from twinbud.trust.shifts import SHIFTS
-
-MAX_SHIFTED_IMAGES = 200
-"""Test images on which the novelty threshold is checked against changes, at equal distances."""
+from twinbud.trust.shifts import MAX_SHIFTED_IMAGES, SHIFTS
 
 
 @dataclass(frozen=True, kw_only=True)

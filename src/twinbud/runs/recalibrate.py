@@ -108,6 +108,12 @@ def _half(images: EvaluatedImages, seed: int) -> np.ndarray:
     rows, store = images.image_index.rows, images.image_store
     groups = find_groups(rows, store.digests, blank=blank_digests(store), keep_duplicates_together=True).numbers
     names = ["" if images.image_index.task == "multi-label" else row.label for row in rows]
+    if max(len(set(groups[[name == label for name in names]].tolist())) for label in set(names)) < 2:
+        raise TwinbudError(
+            "no class has images of two patients or pictures, one to choose and one to measure",
+            where=images.image_index.source,
+            fix="Give more labelled images",
+        )
     return assign_folds(np.array(names), groups, 2, stream_seed("trust", seed, "half")) != 2
 
 

@@ -58,11 +58,13 @@ def require_reachable(
             continue
         whose = "" if k is None else f" of class '{name}'"
         highest = math.floor(1000 * num_groups / (num_groups + 1)) / 1000
-        instead = " or leave out --per-class," if per_class else ""
+        ways = [f"give at most {highest:g}"] if num_groups else []
+        ways += ["leave out --per-class"] if per_class else []
+        fix = ", or ".join([*ways, "label more images"])
         raise TwinbudError(
             f"{num_groups} patients or images{whose} cannot ensure a coverage of {coverage:g}",
             where="--coverage",
-            fix=f"Give at most {highest:g},{instead} or label more images",
+            fix=fix[0].upper() + fix[1:],
         )
 
 

@@ -47,7 +47,7 @@ class Calibration:
         metadata={"label": "Classwise", "meaning": "mean over the probabilities of classes"}
     )
     """Mean over the classes of the error of each class's own probability (Kull et al., NeurIPS 2019)."""
-    nll: Measured = field(metadata={"label": "Log-likelihood", "meaning": "negative, in nats; 0 is best"})
+    nll: Measured = field(metadata={"label": "Negative log-likelihood", "meaning": "in nats; 0 is best"})
     """Mean negative log-likelihood, in nats."""
     brier: Measured = field(metadata={"label": "Brier score", "meaning": "squared error; 0 is best"})
     """Mean squared error of the probabilities, see ``brier_per_image``."""

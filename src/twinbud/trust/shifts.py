@@ -10,6 +10,8 @@ from twinbud.core.rng import stream_seed
 
 Shift = Callable[[torch.Tensor], torch.Tensor]
 _NOISE_DEVIATION = 40.0
+MAX_SHIFTED_IMAGES = 200
+"""Test images on which the novelty threshold is checked against changes, at equal distances."""
 
 
 def _noisy(images_NCSS: torch.Tensor) -> torch.Tensor:
