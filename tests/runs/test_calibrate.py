@@ -15,6 +15,7 @@ from helpers.builders import save_images
 from helpers.command import refusal, trained, twinbud
 from helpers.runs import read_json, rows
 from twinbud.core.errors import Stopped
+from twinbud.data.index import evenly
 from twinbud.evaluation.predictions import Predictions
 from twinbud.runs import calibrate as calibrating
 from twinbud.runs import cross_fit, pipeline, recalibrate
@@ -345,7 +346,6 @@ def test_changes_are_checked_on_test_images_of_every_class(
 ) -> None:
     checked: list[tuple[int, ...]] = []
     monkeypatch.setattr(calibrating, "MAX_SHIFTED_IMAGES", 3)
-    evenly = calibrating.evenly
 
     def noted(items: tuple[int, ...], limit: int) -> tuple[int, ...]:
         checked.append(evenly(items, limit))
