@@ -11,6 +11,7 @@ from torch import nn
 
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.registry import family_of
+from twinbud.training.onednn import is_safe_with_onednn, onednn_enabled
 from twinbud.training.processes import Processes
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -46,6 +47,7 @@ class Optimizer:
         self.parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.deferred = self.device.type == "cuda"
+        self.with_onednn = is_safe_with_onednn(networks.values())
         # a CUDA graph reads the step number and the learning rate from the device
         self.number = torch.zeros((), device=self.device)
         self.bad_step = torch.zeros(3, device=self.device)
@@ -79,7 +81,8 @@ class Optimizer:
         """
         self.number += 1
         self.adamw.zero_grad(set_to_none=True)
-        loss.backward()
+        with onednn_enabled(self.with_onednn):
+            loss.backward()
         if self.processes is not None:
             self.processes.sum_gradients(self.parameters)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
