@@ -137,12 +137,15 @@ def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: P
 
 @pytest.mark.parametrize("kind", ["plain vit", "dinov3", "swin", "swin with padding", "mixer", "resmlp", "gmlp"])
 def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(kind: str, tmp_path: Path) -> None:
-    pair = whole(tmp_path, kind)
-    start = {name: tensor.clone() for name, tensor in pair.student.state_dict().items()}
+    """To the rounding of float32 sums, which R² magnifies where the targets' mean exceeds their deviation by far.
+
+    A weight may change where its inputs hardly vary; what the student computes does not.
+    """
+    pair, (unseen,) = whole(tmp_path, kind), batches(image_size(kind), seed=1, count=1)
     fits = refit_layers(pair, refit_batches(image_size(kind)))
-    assert all(fit.before == pytest.approx(1, abs=1e-4) for fit in fits)
-    for name, tensor in pair.student.state_dict().items():
-        assert torch.allclose(tensor, start[name], atol=1e-4), name
+    assert all(fit.before == pytest.approx(1, abs=1e-3) for fit in fits)
+    assert all(fit.after == pytest.approx(fit.before, abs=1e-5) for fit in fits)
+    assert distance(pair, unseen) < 1e-9
 
 
 def rows_of_data(count: int, seed: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
