@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import twinbud
-from helpers.builders import save_images, save_vit_teacher
 from helpers.studies import recipe_content, save_recipe
+from twinbud.auditing import probes
 from twinbud.config.fields import hints_of
 from twinbud.config.keywords import Settings
 from twinbud.config.settings import STAGES, all_settings
@@ -22,6 +23,8 @@ from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
 from twinbud.explaining import api as explain_api
 from twinbud.exporting import latency
+from twinbud.models import family_listing
+from twinbud.models.families.registry import FAMILIES
 from twinbud.runs import api, calibrate_api, catalog, export_api, teach_api
 from twinbud.runs import export as exporting
 from twinbud.runs.report import rebuild_report
@@ -84,25 +87,36 @@ def test_the_package_of_studies_is_the_function_and_stays_a_package() -> None:
         twinbud.study("none.yaml")
 
 
-def test_the_examples_of_the_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On small images and a small teacher, in few steps, one after the other in one folder."""
+@pytest.mark.parametrize("job", [*JOBS, rebuild_report], ids=lambda job: job.__name__)
+def test_the_examples_of_a_docstring_run(
+    job: Callable[..., Any],
+    shared_images: Path,
+    shared_run: Path,
+    shared_teacher: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside images, a recipe and a finished run; with a small teacher and the short training of the paper."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(exporting, "EXPORTERS", ("legacy",))  # takes a tenth of the time
     monkeypatch.setattr(latency, "_SECONDS", 0.0)
-    save_images(tmp_path / "images", {"dark": 10, "light": 10})
-    teacher = save_vit_teacher(tmp_path / "teacher")
-    save_recipe(tmp_path / "recipe.yaml", recipe_content(teacher))
+    monkeypatch.setattr(probes, "NUM_SHUFFLES", 9)
+    monkeypatch.setattr(family_listing, "FAMILIES", FAMILIES[:2])
+    shutil.copytree(shared_images, "images")
+    save_recipe(tmp_path / "recipe.yaml", recipe_content(shared_teacher))
+    if job is not api.train:  # which makes it
+        shutil.copytree(shared_run, "runs/first")
     names: dict[str, Any] = {"Path": Path, "rebuild_report": rebuild_report}
-    for job in (*JOBS, rebuild_report):
-        examples = doctest.DocTestParser().get_examples(inspect.getdoc(job) or "", job.__name__)
-        assert len(examples) >= 2
-        for example in examples:
-            source = example.source.replace('"dinov2-small"', repr(teacher))
-            source = source.replace("epochs=1", "epochs=1, min_steps=0")
-            if example.want:
-                assert repr(eval(source, names)) == example.want.strip()
-            else:
-                exec(source, names)
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(job) or "", job.__name__)
+    assert len(examples) >= 2
+    for example in examples:
+        source = example.source.replace('"dinov2-small"', repr(shared_teacher))
+        if "twinbud.train(" in source:
+            source = source.replace("epochs=1", 'epochs=1, profile="paper"')
+        if example.want:
+            assert repr(eval(source, names)) == example.want.strip()
+        else:
+            exec(source, names)
 
 
 def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
