@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from helpers.processes import start_code
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "twinbud"
@@ -128,8 +128,10 @@ def test_every_module_is_imported_without_resource_and_fcntl() -> None:
     modules = [name for name in modules if not name.endswith(("__init__", "__main__"))]
     code = (
         "import importlib, sys\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] == 'twinbud']: del sys.modules[name]\n"
         "sys.modules['resource'] = sys.modules['fcntl'] = None\n"
         f"for name in {modules}: importlib.import_module(name)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = start_code(code)
+    process.join()
+    assert process.exitcode == 0
