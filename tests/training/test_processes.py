@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -12,34 +10,26 @@ from twinbud.training.processes import Processes, Share
 
 
 @pytest.fixture(scope="module")
-def divided(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Trained]]]:
-    """For 2 and 3 processes, the results of each; of three, one has no image of the last batch of an epoch."""
-    return {count: train_together(count, tmp_path_factory.mktemp("divided")) for count in (2, 3)}
+def divided(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
+    """The results of three processes: shares of 2, 1 and 1 images, and of 1, 1 and none in an epoch's last batch."""
+    return train_together(3, tmp_path_factory.mktemp("divided"))
 
 
-@cache
-def alone(name: str) -> Trained:
-    return trained(CASES[name])
-
-
-@pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_several_processes_train_what_one_trains(
-    name: str, count: int, divided: dict[int, list[dict[str, Trained]]]
-) -> None:
-    first = divided[count][0][name]
-    for found, expected in zip(first.epochs, alone(name).epochs, strict=True):
+def test_several_processes_train_what_one_trains(name: str, divided: list[dict[str, Trained]]) -> None:
+    first, alone = divided[0][name], trained(CASES[name])
+    for found, expected in zip(first.epochs, alone.epochs, strict=True):
         assert found == pytest.approx(expected, rel=2e-5, abs=1e-7)
-    for tensor_name, expected in alone(name).weights.items():
+    for tensor_name, expected in alone.weights.items():
         torch.testing.assert_close(first.weights[tensor_name], expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_processes_end_with_the_same_bits(name: str, divided: dict[int, list[dict[str, Trained]]]) -> None:
-    for results in divided.values():
-        for other in results[1:]:
-            assert other[name].epochs == results[0][name].epochs
-            assert all(torch.equal(other[name].weights[key], value) for key, value in results[0][name].weights.items())
+def test_all_processes_end_with_the_same_bits(name: str, divided: list[dict[str, Trained]]) -> None:
+    first, *others = (results[name] for results in divided)
+    for other in others:
+        assert other.epochs == first.epochs
+        assert all(torch.equal(other.weights[key], value) for key, value in first.weights.items())
 
 
 @pytest.mark.parametrize(("total", "count"), [(32, 4), (7, 3), (2, 3), (1, 8)])
