@@ -29,7 +29,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("divided")
     images = save_images(folder / "images", {"bright": 14, "dark": 14})
     teacher = save_vit_teacher(folder / "teacher")
-    words = "--profile paper --image-size 28 --epochs 16 --batch-size 7 --threads 1 --precision float32 --compile off"
+    words = "--profile paper --image-size 28 --epochs 8 --batch-size 7 --threads 1 --precision float32 --compile off"
     return ["train", "--data", str(images), "--teacher", teacher, *words.split(), "--checkpoint-seconds", "0"]
 
 

@@ -29,7 +29,7 @@ from helpers.processes import start
 from twinbud.runs import pipeline
 from twinbud.training import amp
 
-MOMENTS = (at_random, inside_a_save, at_random, at_random, at_random, at_random)
+MOMENTS = (at_random, inside_a_save, at_random)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
     settings: tuple[str, ...], command: list[str], tmp_path: Path
 ) -> None:
-    """SIGKILL at up to six moments, one inside a save, checkpoints at every epoch; ``make soak`` kills 60 times."""
+    """SIGKILL at up to three moments, one inside a save, checkpoints at every epoch; ``make soak`` kills 60 times."""
     command = [*command, *settings]
     finish(command, tmp_path / "whole")
     generator = random.Random(0)
