@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 from helpers.processes import start_code
 
@@ -27,6 +26,7 @@ def room(module: str) -> str:
 POSIX_ONLY = ("resource", "fcntl", "termios", "tty", "pty", "pwd", "grp", "syslog")
 
 
+@cache
 def parsed(module: str) -> ast.Module:
     return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
@@ -52,12 +52,12 @@ def rooms_imported(module: str) -> set[str]:
     return {name.split(".")[1] for name in imported(module) if name.startswith("twinbud.")}
 
 
-@pytest.mark.parametrize("module", [module for module in FILES if module != "__init__"])
-def test_a_file_imports_from_its_own_room_or_a_lower_floor_only(module: str) -> None:
-    own = room(module)
-    assert own in LEVEL, f"{own} has no floor yet"
-    for other in rooms_imported(module):
-        assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {other}"
+def test_a_file_imports_from_its_own_room_or_a_lower_floor_only() -> None:
+    for module in FILES.keys() - {"__init__"}:
+        own = room(module)
+        assert own in LEVEL, f"{own} has no floor yet"
+        for other in rooms_imported(module):
+            assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {other}"
 
 
 def test_no_file_imports_itself_through_others() -> None:
@@ -72,18 +72,17 @@ def test_no_file_imports_itself_through_others() -> None:
     tuple(TopologicalSorter(imports).static_order())  # raises CycleError, which names the files
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_a_file_stays_short(module: str) -> None:
-    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 330
+def test_a_file_stays_short() -> None:
+    assert [module for module, path in FILES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 330] == []
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_a_function_stays_short(module: str) -> None:
-    for node in ast.walk(parsed(module)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = len((ast.get_docstring(node, clean=False) or "").splitlines())
-            length = (node.end_lineno or 0) - node.lineno + 1 - docstring
-            assert length <= 60, f"{module}: {node.name} has {length} lines besides its docstring"
+def test_a_function_stays_short() -> None:
+    for module in FILES:
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = len((ast.get_docstring(node, clean=False) or "").splitlines())
+                length = (node.end_lineno or 0) - node.lineno + 1 - docstring
+                assert length <= 60, f"{module}: {node.name} has {length} lines besides its docstring"
 
 
 CONVERTER = "cli/convert"
@@ -92,34 +91,38 @@ PICKLE_READERS = (CONVERTER, "models/efficientnet_lite0")
 """The only files that may read a pickle, without executing it; the second one reads a file of a known checksum."""
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_pickles_are_never_opened_except_by_two_files(module: str) -> None:
-    names = imported(module)
-    assert not {name.partition(".")[0] for name in names} & {"dill", "joblib", "shelve"}
-    assert not {name for name in names if name.partition(".")[0] == "pickle"} - {"pickle.UnpicklingError"}
-    assert f"twinbud.{CONVERTER.replace('/', '.')}" not in {name.rpartition(".")[0] for name in names}
-    calls = [node for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
-    for call in calls:
-        if ast.unparse(call.func) == "torch.load":
-            assert module in PICKLE_READERS
-            assert {"weights_only": "True"}.items() <= {k.arg: ast.unparse(k.value) for k in call.keywords}.items()
+def calls(module: str) -> list[ast.Call]:
+    return [node for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("module", [module for module in FILES if room(module) != "cli"])
-def test_only_the_command_line_prints(module: str) -> None:
-    calls = [ast.unparse(node.func) for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
-    assert "print" not in calls
+def test_pickles_are_never_opened_except_by_two_files() -> None:
+    for module in FILES:
+        names = imported(module)
+        assert not {name.partition(".")[0] for name in names} & {"dill", "joblib", "shelve"}, module
+        assert not {name for name in names if name.partition(".")[0] == "pickle"} - {"pickle.UnpicklingError"}, module
+        assert f"twinbud.{CONVERTER.replace('/', '.')}" not in {name.rpartition(".")[0] for name in names}, module
+        for call in calls(module):
+            if ast.unparse(call.func) == "torch.load":
+                assert module in PICKLE_READERS
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                assert keywords.get("weights_only") == "True", module
+
+
+def test_only_the_command_line_prints() -> None:
+    for module in FILES:
+        if room(module) != "cli":
+            assert "print" not in {ast.unparse(call.func) for call in calls(module)}, module
 
 
 def test_no_file_is_called_utils() -> None:
     assert not [module for module in FILES if module.rpartition("/")[2] in ("util", "utils", "helpers", "common")]
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_modules_that_windows_lacks_are_imported_where_they_are_used(module: str) -> None:
-    top = [node for node in parsed(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", None) for node in top}
-    assert not names & {*POSIX_ONLY}
+def test_modules_that_windows_lacks_are_imported_where_they_are_used() -> None:
+    for module in FILES:
+        top = [node for node in parsed(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", None) for node in top}
+        assert not names & {*POSIX_ONLY}, module
 
 
 def test_every_module_is_imported_without_resource_and_fcntl() -> None:
