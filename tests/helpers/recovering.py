@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from helpers.builders import CONVNEXT, DINOV3, SWIN, VIT, save_teacher
+from twinbud.models.families.base import TimmModel
 from twinbud.models.selection import PairRole
-from twinbud.models.selection_io import select
-from twinbud.models.student_pair import build_student_pair
+from twinbud.models.selection_io import Selection, select
+from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import open_teacher_at, read_teacher_info
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.least_squares import RefitBatch
@@ -51,25 +54,30 @@ def refit_batches(size: int) -> list[RefitBatch]:
     return [RefitBatch(batch, is_held_out=number == 0) for number, batch in enumerate(batches(size, count=3))]
 
 
-def beside(folder: Path, kind: str, pair_role: PairRole = "student", **settings: Any) -> ChannelMap:
-    """A selected student and its teacher, as the stage puts them side by side."""
-    architecture, arguments = TEACHERS[kind]
-    if kind in WHOLE_HEADS:
-        settings = {"attention": "heads", **settings}
-    teacher_info = read_teacher_info(save_teacher(folder / kind, architecture, **arguments))
-    selection = select(teacher_info, **settings)
-    size = image_size(kind)
-    student_pair = build_student_pair(selection, image_size=size, num_classes=2)
-    family = selection.student_spec.family
+def beside(kind: str, pair_role: PairRole = "student", **settings: Any) -> ChannelMap:
+    """A selected student and its teacher, as the stage puts them side by side; to be changed at will."""
+    selection, student_pair, teacher = _selected(kind, **settings)
     network = student_pair.student if pair_role == "student" else student_pair.auxiliary
     assert network is not None
     return ChannelMap(
-        student=network.eval(),
-        teacher=open_teacher_at(teacher_info, family, size),
-        family=family,
+        student=copy.deepcopy(network).eval(),
+        teacher=copy.deepcopy(teacher),
+        family=selection.student_spec.family,
         plan=selection.plan,
         pair_role=pair_role,
     )
+
+
+@cache
+def _selected(kind: str, **settings: Any) -> tuple[Selection, StudentPair, TimmModel]:
+    architecture, arguments = TEACHERS[kind]
+    if kind in WHOLE_HEADS:
+        settings = {"attention": "heads", **settings}
+    with TemporaryDirectory() as folder:
+        teacher_info = read_teacher_info(save_teacher(Path(folder) / "teacher", architecture, **arguments))
+        selection = select(teacher_info, **settings)
+        teacher = open_teacher_at(teacher_info, selection.student_spec.family, image_size(kind))
+    return selection, build_student_pair(selection, image_size=image_size(kind), num_classes=2), teacher
 
 
 def image_size(kind: str) -> int:
@@ -77,9 +85,9 @@ def image_size(kind: str) -> int:
     return 28 if "vit" in kind else 64 if kind.startswith(("conv", "response")) else 32
 
 
-def whole(folder: Path, kind: str = "plain vit") -> ChannelMap:
+def whole(kind: str = "plain vit") -> ChannelMap:
     """A teacher beside a student that is all of it."""
-    pair = beside(folder, kind)
+    pair = beside(kind)
     widths = {
         name: replace(width, student_size=width.teacher_size, student_indices=tuple(range(width.teacher_size)))
         for name, width in pair.plan.widths.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,9 +35,9 @@ def test_a_teacher_whose_logits_are_linear_in_the_features_is_reproduced(archite
     assert fit.after == pytest.approx(1, abs=1e-4)
 
 
-def test_only_the_classifier_changes_and_it_is_the_one_of_ridge_regression(tmp_path: Path) -> None:
+def test_only_the_classifier_changes_and_it_is_the_one_of_ridge_regression() -> None:
     """Against NumPy's least squares: the views above rows of the prior, the mean logits."""
-    pair = beside(tmp_path, "pooled vit")
+    pair = beside("pooled vit")
     before = {name: tensor.clone() for name, tensor in pair.student.state_dict().items()}
     pair.teacher.reset_classifier(2)
     nn.init.normal_(pair.teacher.head.weight, generator=torch.Generator().manual_seed(0))
@@ -57,7 +56,7 @@ def test_only_the_classifier_changes_and_it_is_the_one_of_ridge_regression(tmp_p
     assert found == pytest.approx(rows @ weights, abs=1e-3 * logits.std())
 
 
-def test_a_network_with_two_classifiers_is_refused(tmp_path: Path) -> None:
-    pair = beside(tmp_path, "distilled vit")
+def test_a_network_with_two_classifiers_is_refused() -> None:
+    pair = beside("distilled vit")
     with pytest.raises(TwinbudError, match="--recover-classifier: 'on' fits one linear classifier"):
         refit_classifier(pair.student, pair.teacher, refit_batches(image_size("vit")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,8 @@ def weights_of(layer: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 @pytest.mark.parametrize("layer", ["blocks.0.attn.proj", "blocks.1.mlp.fc2"])
-def test_grail_predicts_all_units_from_the_kept_ones_and_merges_the_map(layer: str, tmp_path: Path) -> None:
-    pair = beside(tmp_path, "vit", attention="heads")
+def test_grail_predicts_all_units_from_the_kept_ones_and_merges_the_map(layer: str) -> None:
+    pair = beside("vit", attention="heads")
     hidden, (weight, bias) = hidden_units(pair, layer), weights_of(pair.teacher.get_submodule(layer))
     kept, outputs = pair.input_channels(layer).numpy(), pair.output_channels(layer).numpy()
     compensate_layers(pair, refit_batches(28), method="grail")
@@ -48,8 +47,8 @@ def test_grail_predicts_all_units_from_the_kept_ones_and_merges_the_map(layer: s
 
 
 @pytest.mark.parametrize("layer", ["blocks.0.attn.proj", "blocks.1.mlp.fc2"])
-def test_corp_predicts_the_pruned_units_by_an_affine_map(layer: str, tmp_path: Path) -> None:
-    pair = beside(tmp_path, "vit", attention="heads")
+def test_corp_predicts_the_pruned_units_by_an_affine_map(layer: str) -> None:
+    pair = beside("vit", attention="heads")
     hidden, (weight, bias) = hidden_units(pair, layer), weights_of(pair.teacher.get_submodule(layer))
     kept, outputs = pair.input_channels(layer).numpy(), pair.output_channels(layer).numpy()
     pruned = np.setdiff1d(np.arange(hidden.shape[1]), kept)
@@ -69,8 +68,8 @@ def test_corp_predicts_the_pruned_units_by_an_affine_map(layer: str, tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["grail", "corp"])
-def test_units_that_repeat_kept_ones_cost_nothing(method: RecoverMethod, tmp_path: Path) -> None:
-    pair, layer = beside(tmp_path, "vit", attention="heads"), "blocks.1.mlp.fc2"
+def test_units_that_repeat_kept_ones_cost_nothing(method: RecoverMethod) -> None:
+    pair, layer = beside("vit", attention="heads"), "blocks.1.mlp.fc2"
     kept = pair.input_channels(layer)
     fc1, fc2 = pair.teacher.blocks[1].mlp.fc1, pair.teacher.blocks[1].mlp.fc2
     pruned = torch.tensor([unit for unit in range(len(fc1.bias)) if unit not in kept.tolist()])
@@ -84,9 +83,9 @@ def test_units_that_repeat_kept_ones_cost_nothing(method: RecoverMethod, tmp_pat
     assert fits[-1].after == pytest.approx(1, abs=1e-3)
 
 
-def test_readers_are_compensated_for_the_narrower_stream(tmp_path: Path) -> None:
+def test_readers_are_compensated_for_the_narrower_stream() -> None:
     """Their hidden units are those of the student's norm on the teacher's kept channels."""
-    pair, layer = beside(tmp_path, "vit", attention="heads"), "blocks.0.attn.qkv"
+    pair, layer = beside("vit", attention="heads"), "blocks.0.attn.qkv"
     with torch.no_grad():
         norm = pair.student.blocks[0].norm1
         streams = [pair.recovery.embed(pair.teacher, images) for images, _ in refit_batches(28)]
@@ -105,10 +104,8 @@ def test_readers_are_compensated_for_the_narrower_stream(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("method", ["grail", "corp"])
 @pytest.mark.parametrize("kind", ["vit", "plain vit", "distilled vit"])
-def test_every_layer_agrees_better_on_images_that_it_was_not_fitted_to(
-    kind: str, method: RecoverMethod, tmp_path: Path
-) -> None:
-    pair, done = beside(tmp_path, kind, attention="heads"), list[int]()
+def test_every_layer_agrees_better_on_images_that_it_was_not_fitted_to(kind: str, method: RecoverMethod) -> None:
+    pair, done = beside(kind, attention="heads"), list[int]()
     fits = compensate_layers(pair, refit_batches(28), method=method, on_layer=done.append)
     assert [fit.layer for fit in fits] == LAYERS
     assert done == list(range(1, 9))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,10 +13,8 @@ from twinbud.recovery.feature_matching import FeatureMatchingLoss, RecoveryStep
 
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("target", ["own", "all"])
-def test_a_student_that_is_all_of_its_teacher_has_nothing_to_learn(
-    target: RecoverTarget, blocks: bool, tmp_path: Path
-) -> None:
-    pair = whole(tmp_path)
+def test_a_student_that_is_all_of_its_teacher_has_nothing_to_learn(target: RecoverTarget, blocks: bool) -> None:
+    pair = whole()
     matching, images = FeatureMatchingLoss(pair, target=target, blocks=blocks), batches(28)[0]
     targets = matching.targets(list(pair.teacher_streams(images)))
     assert len(targets) == (3 if blocks else 1)
@@ -28,8 +24,8 @@ def test_a_student_that_is_all_of_its_teacher_has_nothing_to_learn(
 @pytest.mark.parametrize(
     "kind", ["vit", "distilled vit", "vit with registers", "pooled vit", "convnext", "swin", "mixer"]
 )
-def test_the_loss_is_smooth_l1_between_normalized_tokens(kind: str, tmp_path: Path) -> None:
-    pair, images = beside(tmp_path, kind), batches(image_size(kind))[0]
+def test_the_loss_is_smooth_l1_between_normalized_tokens(kind: str) -> None:
+    pair, images = beside(kind), batches(image_size(kind))[0]
     ours, theirs = pair.student.forward_features(images), pair.teacher.forward_features(images)
     if kind == "swin":
         ours, theirs = ours.flatten(1, 2), theirs.flatten(1, 2)
@@ -55,8 +51,8 @@ def test_the_loss_is_smooth_l1_between_normalized_tokens(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("target", ["own", "all"])
-def test_steps_bring_the_student_nearer_and_leave_the_teacher_alone(target: RecoverTarget, tmp_path: Path) -> None:
-    pair, images = beside(tmp_path, "vit"), batches(28)[0]
+def test_steps_bring_the_student_nearer_and_leave_the_teacher_alone(target: RecoverTarget) -> None:
+    pair, images = beside("vit"), batches(28)[0]
     pair.student.train()
     teacher = {name: tensor.clone() for name, tensor in pair.teacher.state_dict().items()}
     step = RecoveryStep(

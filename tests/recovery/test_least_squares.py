@@ -34,9 +34,9 @@ def distance(pair: ChannelMap, images: torch.Tensor) -> float:
 @pytest.mark.parametrize("pair_role", ["student", "auxiliary"])
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_a_reconstructed_student_is_nearer_to_its_teacher_also_on_images_it_has_not_seen(
-    kind: str, pair_role: PairRole, tmp_path: Path
+    kind: str, pair_role: PairRole
 ) -> None:
-    pair = beside(tmp_path, kind, pair_role)
+    pair = beside(kind, pair_role)
     before = distance(pair, *batches(image_size(kind), seed=1, count=1))
     fits = refit_layers(pair, refit_batches(image_size(kind)))
     assert distance(pair, *batches(image_size(kind), seed=1, count=1)) < 0.7 * before
@@ -46,16 +46,16 @@ def test_a_reconstructed_student_is_nearer_to_its_teacher_also_on_images_it_has_
 @pytest.mark.parametrize(
     "settings", [{"rule": "consecutive"}, {"rule": "random", "seed": 3}, {"attention": "heads"}, {"swap_roles": True}]
 )
-def test_it_does_so_whatever_was_selected(settings: dict[str, Any], tmp_path: Path) -> None:
-    pair, (unseen,) = beside(tmp_path, "vit", **settings), batches(28, seed=1, count=1)
+def test_it_does_so_whatever_was_selected(settings: dict[str, Any]) -> None:
+    pair, (unseen,) = beside("vit", **settings), batches(28, seed=1, count=1)
     before = distance(pair, unseen)
     refit_layers(pair, refit_batches(28))
     assert distance(pair, unseen) < 0.7 * before
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_the_branches_of_a_block_are_the_block(kind: str, tmp_path: Path) -> None:
-    pair = beside(tmp_path, kind)
+def test_the_branches_of_a_block_are_the_block(kind: str) -> None:
+    pair = beside(kind)
     with torch.no_grad():
         stream = pair.recovery.embed(pair.teacher, batches(image_size(kind))[0])
         for block in pair.family.blocks(pair.teacher).values():
@@ -66,17 +66,17 @@ def test_the_branches_of_a_block_are_the_block(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_the_stream_through_all_blocks_is_what_the_network_computes(kind: str, tmp_path: Path) -> None:
+def test_the_stream_through_all_blocks_is_what_the_network_computes(kind: str) -> None:
     """Positions that a network gives its blocks beside the stream are part of it."""
-    pair, (images,) = beside(tmp_path, kind), batches(image_size(kind), count=1)
+    pair, (images,) = beside(kind), batches(image_size(kind), count=1)
     *_, final = pair.teacher_streams(images)
     with torch.no_grad():
         torch.testing.assert_close(final, pair.teacher.forward_features(images))
 
 
 @pytest.mark.parametrize("kind", ["vit", "convnext", "convolutions", "swin", "mixer", "gated dinov3"])
-def test_a_pass_that_ends_at_a_layer_finds_the_input_that_a_whole_pass_has(kind: str, tmp_path: Path) -> None:
-    pair, found, reached = beside(tmp_path, kind), [], []
+def test_a_pass_that_ends_at_a_layer_finds_the_input_that_a_whole_pass_has(kind: str) -> None:
+    pair, found, reached = beside(kind), [], []
     with torch.no_grad():
         stream = pair.recovery.embed(pair.student, batches(image_size(kind))[0])
         for block in (pair.student for pair in pair.blocks):
@@ -91,11 +91,9 @@ def test_a_pass_that_ends_at_a_layer_finds_the_input_that_a_whole_pass_has(kind:
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_the_stream_after_a_block_is_that_of_the_refitted_student(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stream_after_a_block_is_that_of_the_refitted_student(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although least squares adds what the last layer of a branch writes to the stream before it."""
-    pair, found = beside(tmp_path, kind), list[torch.Tensor]()
+    pair, found = beside(kind), list[torch.Tensor]()
     adding = type(pair.recovery).add
 
     def watched(self: RecoverySupport, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -110,8 +108,8 @@ def test_the_stream_after_a_block_is_that_of_the_refitted_student(
     assert torch.allclose(found[-1], expected, atol=1e-4)
 
 
-def test_nothing_after_the_layer_is_computed_in_such_a_pass(tmp_path: Path) -> None:
-    pair = beside(tmp_path, "vit")
+def test_nothing_after_the_layer_is_computed_in_such_a_pass() -> None:
+    pair = beside("vit")
     block = pair.blocks[0].student
     attention, _ = pair.recovery.branches(block)
     block.attn.proj.register_forward_hook(lambda *_: pytest.fail("the projection was computed"))
@@ -119,29 +117,29 @@ def test_nothing_after_the_layer_is_computed_in_such_a_pass(tmp_path: Path) -> N
     assert layer_inputs(attention.forward, block.attn.proj, stream).shape == stream.shape
 
 
-def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order(tmp_path: Path) -> None:
+def test_every_layer_that_mixes_channels_is_fitted_once_and_in_order() -> None:
     done: list[int] = []
-    fits = refit_layers(beside(tmp_path, "vit"), refit_batches(28), on_layer=done.append)
+    fits = refit_layers(beside("vit"), refit_batches(28), on_layer=done.append)
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert [fit.layer for fit in fits] == [f"blocks.{number}.{part}" for number in range(2) for part in parts]
     assert done == list(range(1, 9))
-    convnext = [fit.layer for fit in refit_layers(beside(tmp_path, "convnext"), refit_batches(64))]
+    convnext = [fit.layer for fit in refit_layers(beside("convnext"), refit_batches(64))]
     assert convnext[4:7] == ["stages.1.downsample.1", "stages.1.blocks.0.mlp.fc1", "stages.1.blocks.0.mlp.fc2"]
     assert len(convnext) == 2 * 9 + 3
-    swin = [fit.layer for fit in refit_layers(beside(tmp_path, "swin"), refit_batches(32))]
+    swin = [fit.layer for fit in refit_layers(beside("swin"), refit_batches(32))]
     assert swin[8:10] == ["layers.1.downsample.reduction", "layers.1.blocks.0.attn.qkv"]
     assert len(swin) == 4 * 5 + 2
-    mixer = [fit.layer for fit in refit_layers(beside(tmp_path, "mixer"), refit_batches(32))]
+    mixer = [fit.layer for fit in refit_layers(beside("mixer"), refit_batches(32))]
     assert mixer == [f"blocks.{number}.mlp_channels.{part}" for number in range(3) for part in ("fc1", "fc2")]
 
 
 @pytest.mark.parametrize("kind", ["plain vit", "dinov3", "swin", "swin with padding", "mixer", "resmlp", "gmlp"])
-def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(kind: str, tmp_path: Path) -> None:
+def test_a_student_as_wide_as_its_teacher_has_nothing_to_gain(kind: str) -> None:
     """To the rounding of float32 sums, which R² magnifies where the targets' mean exceeds their deviation by far.
 
     A weight may change where its inputs hardly vary; what the student computes does not.
     """
-    pair, (unseen,) = whole(tmp_path, kind), batches(image_size(kind), seed=1, count=1)
+    pair, (unseen,) = whole(kind), batches(image_size(kind), seed=1, count=1)
     fits = refit_layers(pair, refit_batches(image_size(kind)))
     assert all(fit.before == pytest.approx(1, abs=1e-3) for fit in fits)
     assert all(fit.after == pytest.approx(fit.before, abs=1e-5) for fit in fits)
@@ -248,7 +246,7 @@ def test_layer_scale_stays_as_it_is_and_is_made_up_for() -> None:
 
 
 def test_a_shallower_students_last_block_answers_for_the_rest_of_its_teacher(tmp_path: Path) -> None:
-    pair = beside(tmp_path, "convnext")
+    pair = beside("convnext")
     lengths = {block.name: len(block.teacher) for block in pair.blocks}
     assert lengths["stages.2.blocks.2"] == 1
     deep = save_teacher(tmp_path / "deep", "convnext_tiny", dims=CONVNEXT["dims"], depths=[3, 2, 9, 2])

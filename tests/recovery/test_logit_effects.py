@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,9 +28,9 @@ NUM_TOKENS, NUM_CLASSES = 17, 3
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> ChannelMap:
+def pair() -> ChannelMap:
     """A student beside a teacher whose classifier reads the class token."""
-    pair = beside(tmp_path, "vit", attention="heads")
+    pair = beside("vit", attention="heads")
     for network, seed in ((pair.teacher, 0), (pair.student, 1)):
         network.reset_classifier(NUM_CLASSES)
         generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,23 +77,23 @@ def states(pair: ChannelMap) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ["vit", "plain vit", "distilled vit", "vit with registers", "vit with query norms"])
-def test_a_teacher_that_needs_no_more_directions_is_reproduced(kind: str, tmp_path: Path) -> None:
-    pair = projected(confined(beside(tmp_path, kind, attention="heads")))
+def test_a_teacher_that_needs_no_more_directions_is_reproduced(kind: str) -> None:
+    pair = projected(confined(beside(kind, attention="heads")))
     for student, teacher in states(pair):
         assert float(teacher.std()) > 0.5
         assert torch.allclose(student, teacher, atol=1e-4)
 
 
-def test_what_does_nothing_is_left_out(tmp_path: Path) -> None:
-    subspace = subspace_of(confined(beside(tmp_path, "vit", attention="heads")))
+def test_what_does_nothing_is_left_out() -> None:
+    subspace = subspace_of(confined(beside("vit", attention="heads")))
     assert {name: kept for name, kept in subspace.kept.items() if name in LIVE_HEADS} == LIVE_HEADS
     assert subspace.kept["mlp/blocks.0"] == tuple(range(1, 128, 2))
     assert subspace.kept["mlp/blocks.1"] == tuple(range(0, 128, 2))
     assert subspace.explained == pytest.approx(1, abs=1e-6)
 
 
-def test_the_student_is_the_same_however_the_teachers_channels_are_ordered(tmp_path: Path) -> None:
-    pair = beside(tmp_path, "vit", attention="heads")
+def test_the_student_is_the_same_however_the_teachers_channels_are_ordered() -> None:
+    pair = beside("vit", attention="heads")
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
     first = projected(pair)
     found = {name: tensor.clone() for name, tensor in first.student.state_dict().items()}
@@ -111,12 +110,12 @@ def test_the_student_is_the_same_however_the_teachers_channels_are_ordered(tmp_p
     assert all(torch.allclose(t, found[n], atol=1e-4) for n, t in second.student.state_dict().items())
 
 
-def test_least_squares_bring_it_nearer_to_its_teacher(tmp_path: Path) -> None:
+def test_least_squares_bring_it_nearer_to_its_teacher() -> None:
     def distance(pair: ChannelMap) -> float:
         *_, (student, teacher) = states(pair)
         return float((student - teacher).square().mean() / teacher.var())
 
-    pair = projected(beside(tmp_path, "vit", attention="heads"))
+    pair = projected(beside("vit", attention="heads"))
     before = distance(pair)
     fits = refit_layers(pair, refit_batches(28))
     assert distance(pair) < 0.7 * before
@@ -124,8 +123,8 @@ def test_least_squares_bring_it_nearer_to_its_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("swap_roles", [False, True])
-def test_student_and_auxiliary_share_no_direction_no_head_and_no_neuron(swap_roles: bool, tmp_path: Path) -> None:
-    pair = beside(tmp_path, "vit", attention="heads", swap_roles=swap_roles)
+def test_student_and_auxiliary_share_no_direction_no_head_and_no_neuron(swap_roles: bool) -> None:
+    pair = beside("vit", attention="heads", swap_roles=swap_roles)
     first = subspace_of(pair, with_auxiliary=True)
     second = subspace_of(replace(pair, pair_role="auxiliary"), with_auxiliary=True)
     assert torch.allclose(first.stream_map.T @ second.stream_map, torch.zeros(16, 16), atol=1e-5)
@@ -145,9 +144,9 @@ def test_the_map_has_orthonormal_directions_that_sum_to_zero_and_its_seed() -> N
     assert not torch.allclose(rows, zero_sum_rows(16, seed=1))
 
 
-def test_moments_and_importance_are_those_of_all_tokens(tmp_path: Path) -> None:
+def test_moments_and_importance_are_those_of_all_tokens() -> None:
     """Against NumPy: the stream before the last block's MLP is what its second norm is given."""
-    pair = beside(tmp_path, "vit")
+    pair = beside("vit")
     found, block = measured(pair), pair.teacher.blocks[1]
     seen: dict[str, list[np.ndarray[Any, Any]]] = {"norm2": [], "attn.proj": [], "mlp.fc2": []}
     for name, rows in seen.items():
@@ -173,8 +172,8 @@ def test_moments_and_importance_are_those_of_all_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-def test_matching_compares_with_the_projected_stream(blocks: bool, tmp_path: Path) -> None:
-    pair = projected(confined(beside(tmp_path, "vit", attention="heads")))
+def test_matching_compares_with_the_projected_stream(blocks: bool) -> None:
+    pair = projected(confined(beside("vit", attention="heads")))
     matching, images = FeatureMatchingLoss(pair, target="own", blocks=blocks), batches(28)[0]
     with torch.no_grad():
         targets = matching.targets(pair.teacher_streams(images))
@@ -185,8 +184,8 @@ def test_matching_compares_with_the_projected_stream(blocks: bool, tmp_path: Pat
         assert matching(pair.student_streams(images), targets).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_a_map_to_all_channels_starts_as_the_subspace(tmp_path: Path) -> None:
-    pair = projected(beside(tmp_path, "vit", attention="heads"))
+def test_a_map_to_all_channels_starts_as_the_subspace() -> None:
+    pair = projected(beside("vit", attention="heads"))
     matching = FeatureMatchingLoss(pair, target="all", blocks=False)
     assert matching.map is not None
     assert pair.stream_map is not None
