@@ -63,7 +63,7 @@ def fitted(pair: ChannelMap, effects: LogitEffects | None) -> float:
     plan = with_indices(pair.plan, subspace.kept, pair.pair_role)
     state = project_weights(subspace, plan, pair.teacher, pair.student, pair.family, pair.pair_role)
     pair.student.load_state_dict(state, strict=False)
-    projected = replace(pair, plan=plan, stream_map=subspace.stream_map)
+    projected = replace(pair, plan=plan, stream_maps={"residual": subspace.stream_map})
     weights: Mapping[str, torch.Tensor] = effects.position_weights if effects else NO_WEIGHTS
     refit_layers(projected, refit_batches(28), position_weights=weights)
     refit_classifier(pair.student, pair.teacher, refit_batches(28))

@@ -265,7 +265,7 @@ def test_student_and_auxiliary_share_the_statistics_of_the_teacher(
         measured.append(measuring(*words, **more))
         return measured[-1]
 
-    monkeypatch.setattr("twinbud.recovery.refit.measure_stream", counted)
+    monkeypatch.setattr("twinbud.recovery.refit_start.measure_stream", counted)
     recovered(teacher, recover_stream="subspace", recover_epochs=0)
     assert len(measured) == 1
 

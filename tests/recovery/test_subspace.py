@@ -42,7 +42,7 @@ def projected(pair: ChannelMap, **changes: Any) -> ChannelMap:
     plan = with_indices(pair.plan, subspace.kept, pair.pair_role)
     state = project_weights(subspace, plan, pair.teacher, pair.student, pair.family, pair.pair_role)
     pair.student.load_state_dict(state, strict=False)
-    return replace(pair, plan=plan, stream_map=subspace.stream_map)
+    return replace(pair, plan=plan, stream_maps={"residual": subspace.stream_map})
 
 
 @torch.no_grad()
@@ -104,9 +104,8 @@ def test_the_student_is_the_same_however_the_teachers_channels_are_ordered() -> 
                 state[name] = state[name].index_select(dimension, order)
     pair.teacher.load_state_dict(state)
     second = projected(pair)
-    assert first.stream_map is not None
-    assert second.stream_map is not None
-    assert torch.allclose(second.stream_map, first.stream_map[order], atol=1e-4)
+    first_map, second_map = (each.stream_maps["residual"] for each in (first, second))
+    assert torch.allclose(second_map, first_map[order], atol=1e-4)
     assert all(torch.allclose(t, found[n], atol=1e-4) for n, t in second.student.state_dict().items())
 
 
@@ -179,8 +178,8 @@ def test_matching_compares_with_the_projected_stream(blocks: bool) -> None:
         targets = matching.targets(pair.teacher_streams(images))
         *_, last, _ = pair.teacher_streams(images)
         assert len(targets) == (3 if blocks else 1)
-        assert pair.stream_map is not None
-        assert torch.allclose(targets[-1], F.layer_norm(last @ pair.stream_map, (16,)), atol=1e-5)
+        assert "residual" in pair.stream_maps
+        assert torch.allclose(targets[-1], F.layer_norm(last @ pair.stream_maps["residual"], (16,)), atol=1e-5)
         assert matching(pair.student_streams(images), targets).item() == pytest.approx(0, abs=1e-5)
 
 
@@ -188,8 +187,8 @@ def test_a_map_to_all_channels_starts_as_the_subspace() -> None:
     pair = projected(beside("vit", attention="heads"))
     matching = FeatureMatchingLoss(pair, target="all", blocks=False)
     assert matching.map is not None
-    assert pair.stream_map is not None
-    assert torch.equal(matching.map.weight, pair.stream_map)
+    assert "residual" in pair.stream_maps
+    assert torch.equal(matching.map.weight, pair.stream_maps["residual"])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConf
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import State
 from twinbud.models.families.registry import without_recovery
+from twinbud.models.families.streams import require_subspace
 from twinbud.models.selection_io import Selection, load_selection, select
 from twinbud.models.student_pair import StudentPair, build_baseline, build_pretrained, build_student_pair
 from twinbud.models.student_spec import StudentSpec, read_student_spec
@@ -190,7 +191,11 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
             recovery.linear_maps(block)  # refuses blocks that it does not support
         if config.recovery.needs_single_stream is not None:
             name, value = config.recovery.needs_single_stream
-            recovery.stream_norms(student_spec.template, f"{option_of(name)} {value}")
+            option = f"{option_of(name)} {value}"
+            if config.recovery.uses_subspace:
+                require_subspace(student_spec.family, student_spec.template, option)
+            else:
+                recovery.stream_norms(student_spec.template, option)
 
 
 def _as_planned(model: ModelConfig, selection: Selection, *, opens_teacher: bool) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from twinbud.models.families.base import Branch, RecoverySupport, SelectionFamily, TimmModel
+from twinbud.models.families.streams import stream_width
 from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.models.widths import Axis, TensorSpec, index_attention
 
@@ -40,8 +41,8 @@ class ChannelMap:
         family: Their family, which must support recovery.
         plan: The teacher's indices along each width. ``random-inconsistent`` plans have none and do not work here.
         pair_role: Whether ``student`` is the student or the auxiliary.
-        stream_map: (D, d) float32, from the teacher's residual stream to the student's; None if the student's channels
-            are channels of the teacher.
+        stream_maps: (D, d) float32 by width, from the teacher's residual stream to the student's. Along the other
+            widths, the student's channels are channels of the teacher.
         recovery: The family's residual stream.
         blocks: The blocks in order.
 
@@ -54,7 +55,7 @@ class ChannelMap:
     family: SelectionFamily
     plan: SelectionPlan
     pair_role: PairRole
-    stream_map: torch.Tensor | None = None
+    stream_maps: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     recovery: RecoverySupport = field(init=False)
     blocks: tuple[BlockPair, ...] = field(init=False)
 
@@ -72,22 +73,33 @@ class ChannelMap:
         """Device of both networks."""
         return next(self.student.parameters()).device
 
+    @property
+    def refits_batch_norms(self) -> bool:
+        """Whether layers are refitted together with the batch norms that read them."""
+        return any(linear.norm for block in self.blocks for linear in self.recovery.linear_maps(block.student))
+
+    def stream_width(self, block: str) -> str:
+        """Return the name of the width along which the stream's channels run after ``block``."""
+        return stream_width(self.family, self.student, block)
+
     def stream_channels(self, block: str) -> torch.Tensor:
         """Return (d,) int64, the teacher's residual-stream channels after ``block`` that the student has."""
-        return self._index(self.plan.widths[self.recovery.stream_width(block)].of(self.pair_role))
+        return self._index(self.plan.widths[self.stream_width(block)].of(self.pair_role))
 
     def student_stream(self, block: str, tokens: torch.Tensor) -> torch.Tensor:
         """Return the teacher's residual stream (B, L, D) after ``block`` in the student's channels, (B, L, d)."""
-        if self.stream_map is None:
+        stream_map = self.stream_maps.get(self.stream_width(block))
+        if stream_map is None:
             return at_channels(tokens, self.stream_channels(block))
         with torch.autocast(self.device.type, enabled=False):
-            return tokens.float() @ self.stream_map
+            return tokens.float() @ stream_map
 
     def stream_embedding(self, block: str) -> torch.Tensor:
         """Return (D, d) float32: where the student's channels after ``block`` lie in the teacher's stream."""
-        if self.stream_map is not None:
-            return self.stream_map
-        width = self.plan.widths[self.recovery.stream_width(block)]
+        name = self.stream_width(block)
+        if name in self.stream_maps:
+            return self.stream_maps[name]
+        width = self.plan.widths[name]
         return torch.eye(width.teacher_size, device=self.device)[:, self.stream_channels(block)]
 
     def output_channels(self, layer: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ student as refitted so far) and Y the teacher's outputs at the student's channel
 
 where W₀ are the selected weights, and λ is chosen on held-out images. A layer that writes into the residual stream gets
 the target (teacher's stream after the layer) − (student's stream before it), and so also corrects the error of earlier
-blocks.
+blocks. A layer before a batch norm is fitted with a bias, which the norm then subtracts.
 
 This is the reconstruction of He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (ICCV
 2017), with the selected weights as the ridge's center. Relatives: SliceGPT (arXiv:2401.15024), which rotates the
@@ -33,7 +33,8 @@ import torch
 from torch import nn
 
 from twinbud.core.errors import TwinbudError
-from twinbud.models.families.base import Branch, LinearMap, RecoverySupport
+from twinbud.models.families.base import Branch, LinearMap, RecoverySupport, TimmModel
+from twinbud.recovery.batch_norms import affine, biased
 from twinbud.recovery.channel_map import BlockPair, ChannelMap, at_channels, teacher_branches
 from twinbud.recovery.normal_equations import NormalEquations, by_position, fit_layer
 
@@ -142,17 +143,27 @@ def _refit_layer(
 ) -> tuple[float, float, float]:
     """Refit one layer of the student; see ``fit_layer``."""
     layer = pair.student.get_submodule(linear.name)
-    equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
-    for stream in streams:
-        with autocast:
-            inputs = layer_inputs(branch.forward, layer, stream.student_stream)
-            inputs = linear.to_stream_order(inputs) if linear.to_stream_order else inputs
-        targets = stream.targets.pop(linear.name)
-        if linear.writes:
-            targets, stream.inputs = targets - recovery.tokens(stream.student_stream), inputs
-        equations[stream.is_held_out].add_layer(layer, inputs, targets, weights_L)
-    scale = pair.student.get_parameter(linear.scale) if linear.scale else None
-    return fit_layer(layer, equations[False], equations[True], scale)
+    factors, offsets = _output_map(pair.student, linear)
+    with biased(layer, pair.student.get_submodule(linear.norm) if linear.norm else None):
+        equations = {is_held_out: NormalEquations(layer) for is_held_out in (False, True)}
+        for stream in streams:
+            with autocast:
+                inputs = layer_inputs(branch.forward, layer, stream.student_stream)
+                inputs = linear.to_stream_order(inputs) if linear.to_stream_order else inputs
+            targets = stream.targets.pop(linear.name)
+            if linear.writes and branch.has_shortcut:
+                targets, stream.inputs = targets - recovery.tokens(stream.student_stream), inputs
+            if offsets is not None:
+                targets = targets - offsets
+            equations[stream.is_held_out].add_layer(layer, inputs, targets, weights_L)
+        return fit_layer(layer, equations[False], equations[True], factors)
+
+
+def _output_map(block: TimmModel, linear: LinearMap) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the factors and offsets (O,) between a layer's output and what it writes; None where there are none."""
+    if linear.writes and linear.norm:
+        return affine(block.get_submodule(linear.norm))
+    return (block.get_parameter(linear.scale) if linear.scale else None), None
 
 
 def _after(recovery: RecoverySupport, pair: BlockPair, branch: Branch, stream: _Streams) -> torch.Tensor:
@@ -163,8 +174,9 @@ def _after(recovery: RecoverySupport, pair: BlockPair, branch: Branch, stream: _
     linear = branch.linears[-1]
     layer = pair.student.get_submodule(linear.name)
     outputs = by_position(layer, layer(inputs))
-    if linear.scale:
-        outputs = outputs * pair.student.get_parameter(linear.scale)
+    factors, offsets = _output_map(pair.student, linear)
+    outputs = outputs if factors is None else outputs * factors
+    outputs = outputs if offsets is None else outputs + offsets
     return recovery.add(stream.student_stream, outputs)
 
 

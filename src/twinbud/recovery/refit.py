@@ -1,13 +1,10 @@
-"""Least squares as a step of recovery: the views that fit into memory, the subspace, the refit, and their record.
-
-Shape legend: D channels of the teacher's residual stream, d of the student's.
-"""
+"""Least squares as a step of recovery: the views that fit into memory, the start, the refit, and their record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -18,27 +15,21 @@ from twinbud.core.errors import TwinbudError
 from twinbud.core.memory import available_bytes
 from twinbud.core.progress import Progress
 from twinbud.models.families.base import SelectionFamily, TimmModel
-from twinbud.models.rules import Indices
-from twinbud.models.selection import extract_weights
+from twinbud.recovery.batch_norms import renew_statistics
 from twinbud.recovery.channel_map import ChannelMap
 from twinbud.recovery.classifier import refit_classifier
 from twinbud.recovery.compensation import compensate_layers
-from twinbud.recovery.importance import important_indices, with_indices
-from twinbud.recovery.least_squares import NO_WEIGHTS, LayerFit, refit_layers
-from twinbud.recovery.logit_effects import LogitEffects, measure_effects
+from twinbud.recovery.least_squares import LayerFit, RefitBatch, refit_layers
 from twinbud.recovery.refit_batches import (
     RefitBatchPlan,
     bytes_needed,
     plan_refit_batches,
     refit_batches,
 )
-from twinbud.recovery.stream_statistics import StreamStatistics, measure_stream
-from twinbud.recovery.subspace import principal_subspace, project_weights
-from twinbud.recovery.teacher_provider import TeacherProvider, num_positions, num_stream_elements
+from twinbud.recovery.refit_start import RefitStart, Starter
+from twinbud.recovery.teacher_provider import TeacherProvider, num_stream_elements
 from twinbud.tasks.base import Task
 from twinbud.training.unlabelled import UnlabelledImages
-
-_KEPT = "kept."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,37 +41,23 @@ class Refit:
         classifier: That of the classifier; None if it is not fitted.
         num_views: Views that were used; fewer than requested where memory is short.
         seconds: Wall time.
-        stream_map: (D, d) float32, see ``ChannelMap``; None for channels.
-        stream_explained: Share of the teacher's normalized stream inside the subspace; None for channels.
-        kept: Indices of the teacher that were chosen by importance, by width; empty for those of the selection.
+        start: The weights that it started from.
     """
 
     fits: Sequence[LayerFit] = ()
     classifier: LayerFit | None = None
     num_views: int = 0
     seconds: float = 0.0
-    stream_map: torch.Tensor | None = field(default=None, compare=False)
-    stream_explained: float | None = None
-    kept: Mapping[str, Indices] = field(default_factory=dict[str, Indices])
+    start: RefitStart = RefitStart()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the result as tensors, as checkpoints keep it; names of layers are left out."""
-        tensors = {
+        return self.start.tensors() | {
             "fits": _rows(self.fits),
             "classifier_fit": _rows([self.classifier] if self.classifier else []),
             "fit_views": torch.tensor(self.num_views),
             "fit_seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
-        if self.stream_map is not None:
-            tensors["stream_map"] = self.stream_map
-            tensors["stream_explained"] = torch.tensor(self.stream_explained, dtype=torch.float64)
-        return tensors | {_KEPT + name: torch.tensor(indices) for name, indices in self.kept.items()}
-
-    def applied_to(self, channel_map: ChannelMap) -> ChannelMap:
-        """Return the channel map with the subspace of this result, if there is one."""
-        plan = with_indices(channel_map.plan, self.kept, channel_map.pair_role)
-        stream_map = None if self.stream_map is None else self.stream_map.to(channel_map.device)
-        return replace(channel_map, plan=plan, stream_map=stream_map)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], layers: Sequence[str]) -> Refit:
@@ -92,19 +69,12 @@ class Refit:
         """
         rows = tensors["fits"].tolist()
         classifier = [LayerFit("classifier", *row) for row in tensors["classifier_fit"].tolist()]
-        has_subspace = "stream_map" in tensors
         return cls(
             fits=tuple(LayerFit(name, *row) for name, row in zip(layers, rows, strict=bool(rows))),
             classifier=classifier[0] if classifier else None,
             num_views=int(tensors["fit_views"]),
             seconds=tensors["fit_seconds"].item(),
-            stream_map=tensors["stream_map"] if has_subspace else None,
-            stream_explained=tensors["stream_explained"].item() if has_subspace else None,
-            kept={
-                name.removeprefix(_KEPT): tuple(indices.tolist())
-                for name, indices in tensors.items()
-                if name.startswith(_KEPT)
-            },
+            start=RefitStart.from_tensors(tensors),
         )
 
 
@@ -164,7 +134,7 @@ class Refitter:
         require_memory(bytes_needed(plans, self._num_elements(channel_map.teacher), bf16=self.bf16), channel_map.device)
         num_views = sum(len(plan.rows) for plan in plans)
         self._note_missing_views(num_views)
-        refit = self._start(channel_map)
+        first = self.starter.start(channel_map)
         layers = refitted_layers(channel_map.family, channel_map.student)
         with self.progress.bar(f"least squares for the {role}", len(layers)) as advance:
 
@@ -173,15 +143,17 @@ class Refitter:
                 if done < len(layers):
                     check_stop()
 
-            method = self.config.recover_method
-            if method == "refit":
-                weights = self.effects.position_weights if self._uses_effects(channel_map) else NO_WEIGHTS
-                fit = partial(refit_layers, position_weights=weights)
+            if self.config.recover_method == "refit":
+                fit = partial(refit_layers, position_weights=self.starter.position_weights(channel_map))
             else:
-                fit = partial(compensate_layers, method=method)
+                fit = partial(compensate_layers, method=self.config.recover_method)
             batches = refit_batches(plans, self.images, training)
-            fits = fit(refit.applied_to(channel_map), batches, bf16=self.bf16, on_layer=on_layer)
-        return replace(refit, fits=tuple(fits), num_views=num_views, seconds=time.perf_counter() - start)
+            fits = fit(first.applied_to(channel_map), batches, bf16=self.bf16, on_layer=on_layer)
+            if channel_map.refits_batch_norms:
+                images = (batch.images_BCSS for batch in refit_batches(plans, self.images, training))
+                renew_statistics(channel_map.student, images, bf16=self.bf16)
+        seconds = time.perf_counter() - start
+        return Refit(fits=tuple(fits), num_views=num_views, seconds=seconds, start=first)
 
     def refit_classifier(self, channel_map: ChannelMap, training: TrainingConfig, refit: Refit) -> Refit:
         """Fit the classifier of one network to the teacher's logits, in place, and return ``refit`` with its result."""
@@ -191,71 +163,22 @@ class Refitter:
         return replace(refit, classifier=fit, seconds=refit.seconds + time.perf_counter() - start)
 
     @cached_property
-    def statistics(self) -> StreamStatistics:
-        """Statistics of the teacher's stream, on the images that the student is refitted on."""
-        teacher = self.teacher_provider.open()
-        batches = refit_batches(self._plan(self.training, teacher), self.images, self.training)
-        return measure_stream(teacher, self._family, batches, bf16=self.bf16)
+    def starter(self) -> Starter:
+        """Gives student and auxiliary the weights that are refitted; its statistics are of the student's views."""
 
-    @cached_property
-    def effects(self) -> LogitEffects:
-        """What changes the teacher's logits, on the same images."""
-        teacher = self.teacher_provider.open()
-        return measure_effects(
-            teacher,
-            self._family,
-            refit_batches(self._plan(self.training, teacher), self.images, self.training),
+        def batches() -> Iterator[RefitBatch]:
+            plans = self._plan(self.training, self.teacher_provider.open())
+            return refit_batches(plans, self.images, self.training)
+
+        return Starter(
+            teacher_provider=self.teacher_provider,
+            batches=batches,
             task=self.task,
-            num_positions=num_positions(teacher, self._family.require_recovery(), self.training.image_size),
+            config=self.config,
             seed=self.training.seed,
+            with_auxiliary=self.with_auxiliary,
             bf16=self.bf16,
         )
-
-    def _uses_effects(self, channel_map: ChannelMap) -> bool:
-        """Return whether errors count by what they change in the logits."""
-        return self.config.recovers_by_logits and self._uses_subspace(channel_map)
-
-    def _start(self, channel_map: ChannelMap) -> Refit:
-        """Give the student the weights that are to be refitted, if they are other ones than those selected."""
-        stream_width = channel_map.recovery.stream_width(channel_map.blocks[0].name)
-        if self._uses_subspace(channel_map):
-            return self._project(channel_map, stream_width)
-        return Refit() if self.config.recover_method == "refit" else self._prune(channel_map, stream_width)
-
-    def _uses_subspace(self, channel_map: ChannelMap) -> bool:
-        """Return whether the subspace is asked for or, with ``auto``, possible: whole heads that no rule chooses."""
-        if self.config.recover_stream != "auto":
-            return self.config.uses_subspace
-        plan = self.teacher_provider.selection.plan
-        is_free = (plan.attention, plan.rule, self.config.recover_method) == ("heads", "uniform", "refit")
-        return is_free and channel_map.recovery.has_single_stream(channel_map.teacher)
-
-    def _project(self, channel_map: ChannelMap, stream_width: str) -> Refit:
-        """Replace the student's weights by those of the teacher seen through the principal subspace."""
-        teacher, student, pair_role = channel_map.teacher, channel_map.student, channel_map.pair_role
-        subspace = principal_subspace(
-            self.statistics,
-            channel_map.plan,
-            pair_role,
-            stream_width=stream_width,
-            with_auxiliary=self.with_auxiliary,
-            seed=self.training.seed,
-            effects=self.effects if self._uses_effects(channel_map) else None,
-        )
-        plan = with_indices(channel_map.plan, subspace.kept, pair_role)
-        state = project_weights(subspace, plan, teacher, student, channel_map.family, pair_role)
-        student.load_state_dict(state, strict=False)
-        return Refit(stream_map=subspace.stream_map, stream_explained=subspace.explained, kept=subspace.kept)
-
-    def _prune(self, channel_map: ChannelMap, stream_width: str) -> Refit:
-        """Replace the student's weights by those of the most important channels, heads and neurons."""
-        student, pair_role = channel_map.student, channel_map.pair_role
-        importance = {stream_width: self.statistics.pooled.diagonal(), **self.statistics.importance}
-        kept = important_indices(importance, channel_map.plan, pair_role, with_auxiliary=self.with_auxiliary)
-        plan = with_indices(channel_map.plan, kept, pair_role)
-        state = extract_weights(plan, channel_map.teacher, student, channel_map.family, pair_role)
-        student.load_state_dict(state, strict=False)
-        return Refit(kept=kept)
 
     @property
     def _family(self) -> SelectionFamily:

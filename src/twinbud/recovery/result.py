@@ -36,10 +36,10 @@ class StudentRecovery:
         content = {"views": self.refit.num_views, "layers": layers, "epochs": epochs, "seconds": self.seconds}
         if self.refit.classifier is not None:
             content["classifier"] = asdict(self.refit.classifier)
-        if self.refit.stream_explained is not None:
-            content["subspace_explained"] = self.refit.stream_explained
-        if self.refit.kept:
-            content["kept"] = dict(self.refit.kept)
+        if self.refit.start.explained is not None:
+            content["subspace_explained"] = self.refit.start.explained
+        if self.refit.start.kept:
+            content["kept"] = dict(self.refit.start.kept)
         return content
 
 

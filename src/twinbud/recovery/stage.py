@@ -190,7 +190,7 @@ class _Stage:
             if found is None and not self.config.num_epochs:
                 refit = self._fit_classifier(channel_map, refit)
             kept = refit.tensors() | {_PEAK: torch.tensor(memory.mib)}
-            step = self._step(refit.applied_to(channel_map), kept)
+            step = self._step(refit.start.applied_to(channel_map), kept)
             if found is None:
                 self.checkpoints.save(Checkpoint(position=START, tensors=step.tensors()))
             records = self._match(step, memory) if self.config.num_epochs else ()

@@ -44,11 +44,12 @@ import torch
 
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
+from twinbud.models.families.streams import stream_width
 from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole, SelectionPlan
-from twinbud.models.widths import index_attention
 from twinbud.recovery.importance import important_indices, ranks
 from twinbud.recovery.logit_effects import EVEN_SHARE, LogitEffects
+from twinbud.recovery.projection import Absorbed, project_state
 from twinbud.recovery.stream_statistics import StreamStatistics
 
 _EVEN_COST = 0.01
@@ -99,7 +100,9 @@ def principal_subspace(
         effects: What changes the teacher's logits; without, what varies most is kept.
     """
     size = plan.widths[stream_width].student_size
-    directions = _eigenvectors(statistics.pooled) if effects is None else _effective_directions(statistics, effects)
+    directions = (
+        principal_directions(statistics.pooled) if effects is None else _effective_directions(statistics, effects)
+    )
     taken = ranks(
         len(directions), size - 1, pair_role=pair_role, with_auxiliary=with_auxiliary, swap_roles=plan.swap_roles
     )
@@ -116,7 +119,7 @@ def principal_subspace(
     )
 
 
-def _eigenvectors(moments: torch.Tensor) -> torch.Tensor:
+def principal_directions(moments: torch.Tensor) -> torch.Tensor:
     """Return the eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first."""
     _, vectors = torch.linalg.eigh(moments)
     vectors = vectors.flip(1)
@@ -133,7 +136,7 @@ def _effective_directions(statistics: StreamStatistics, effects: LogitEffects) -
     size = len(values)
     costs = effects.gradients / effects.gradients.trace().clamp_min(torch.finfo(values.dtype).tiny)
     costs = costs + _EVEN_COST / size * torch.eye(size).to(values)
-    return inverse_root @ _eigenvectors(root @ costs @ root)
+    return inverse_root @ principal_directions(root @ costs @ root)
 
 
 def zero_sum_rows(size: int, seed: int) -> torch.Tensor:
@@ -168,30 +171,15 @@ def project_weights(
     Raises:
         TwinbudError: See ``RecoverySupport.stream_norms``.
     """
-    specs = index_attention(family.specs(student), plan.attention)
-    stream = family.require_recovery().stream_width(next(iter(family.blocks(student))))
-    absorbed, constants = _absorb_gains(subspace, teacher, family, set(specs))
-    result: State = {}
-    for name, spec in specs.items():
-        if name in constants:
-            result[name] = torch.full_like(student.get_parameter(name), constants[name])
-            continue
-        if spec.role == "classifier" or name not in absorbed:
-            continue
-        tensor = absorbed[name]
-        for dimension, axis in spec.widths():
-            if axis.width == stream:
-                tensor = (tensor.movedim(dimension, -1) @ subspace.stream_map.double()).movedim(-1, dimension)
-            else:
-                tensor = spec.select(tensor, dimension, plan.chosen(name, spec, dimension, pair_role))
-        result[name] = tensor.float()
-    return result
+    stream = stream_width(family, student, next(iter(family.blocks(student))))
+    absorbed = _absorb_gains(subspace, teacher, family, set(family.specs(student)))
+    return project_state(absorbed, {stream: subspace.stream_map}, plan, student, family, pair_role)
 
 
 def _absorb_gains(
     subspace: Subspace, teacher: TimmModel, family: SelectionFamily, student_tensors: set[str]
-) -> tuple[State, dict[str, float]]:
-    """Return the teacher's tensors with gains and LayerScale in the weights, and the constants in their place."""
+) -> Absorbed:
+    """Put gains and LayerScale into the weights, and constants in their place."""
     recovery = family.require_recovery()
     prepared, _ = family.fold_layer_scale(teacher.state_dict(), student_tensors)
     tensors = {name: tensor.double() for name, tensor in prepared.items() if tensor.is_floating_point()}
@@ -214,7 +202,7 @@ def _absorb_gains(
                 tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"] * (scale / constant)[:, None]
                 if f"{layer}.bias" in tensors:
                     tensors[f"{layer}.bias"] = tensors[f"{layer}.bias"] * scale / constant
-    return tensors, constants
+    return Absorbed(tensors=tensors, constants=constants)
 
 
 def _root_mean_square(gain: torch.Tensor) -> float:

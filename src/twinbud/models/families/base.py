@@ -48,8 +48,12 @@ class LinearMap:
 
     Attributes:
         name: Name of the layer inside its block.
-        writes: Whether the layer's output is added to the residual stream.
+        writes: Whether the layer's output, but for its scale or norm, is added to the residual stream or is the stream.
         scale: Name inside the block of the LayerScale between the layer and the stream, or None.
+        norm: Name inside the block of the batch norm that alone reads the layer's output, or None; of a layer that
+            writes, no activation follows it.
+        norm: Name inside the block of the batch norm that reads the layer's output and nothing else, or None. Then the
+            layer has no bias: the norm subtracts any.
         to_stream_order: Maps what enters or leaves the layer to (B, L, channels), in the positions of the stream; None
             if the layer computes it in that order.
     """
@@ -57,6 +61,8 @@ class LinearMap:
     name: str
     writes: bool = False
     scale: str | None = None
+    norm: str | None = None
+    norm: str | None = None
     to_stream_order: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
@@ -68,10 +74,12 @@ class Branch:
         forward: The part as a function of the stream.
         linears: Its layers that mix channels, in the order in which they are computed. A part that mixes positions
             alone has none; it is never the last one of its block.
+        has_shortcut: Whether the stream before the part is added to what its last layer writes.
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
     linears: tuple[LinearMap, ...] = ()
+    has_shortcut: bool = True
 
 
 class RecoverySupport(ABC):
@@ -92,10 +100,6 @@ class RecoverySupport(ABC):
         """Return the full name of a layer of ``model``, given those of its block and inside the block."""
         del model
         return f"{block}.{linear}"
-
-    @abstractmethod
-    def stream_width(self, block: str) -> str:
-        """Return the name of the width along which the stream's channels run after ``block``."""
 
     @abstractmethod
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
@@ -124,14 +128,6 @@ class RecoverySupport(ABC):
         """
         raise no_single_stream(f"networks like {type(model).__name__}", option)
 
-    def has_single_stream(self, model: TimmModel) -> bool:
-        """Return whether ``stream_norms`` knows the readers of the stream."""
-        try:
-            self.stream_norms(model)
-        except TwinbudError:
-            return False
-        return True
-
     @abstractmethod
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Return a residual stream as (B, L, D)."""
@@ -148,9 +144,10 @@ class RecoverySupport(ABC):
 def no_single_stream(networks: str, option: str) -> TwinbudError:
     """Return the error for networks without one residual stream that LayerNorms alone read."""
     return TwinbudError(
-        f"it does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone",
+        f"it does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone, and networks of"
+        " inverted residuals",
         where=option,
-        fix="Leave the option out, or choose a ViT such as dinov2-small as teacher",
+        fix="Leave the option out, or choose a teacher such as dinov2-small or efficientnet-lite0",
     )
 
 

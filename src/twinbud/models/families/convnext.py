@@ -30,10 +30,6 @@ class ConvNeXtRecovery(MapRecovery):
         """Return (B, D, H, W), the stem's output."""
         return model.stem(images_BCSS)
 
-    def stream_width(self, block: str) -> str:
-        """Return the width of the block's stage."""
-        return _stage(block.split(".")[1]).width
-
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return the block as one branch: both layers of its MLP, or a downsampling convolution.
 

@@ -13,11 +13,6 @@ RESIDUAL = Axis("residual")
 class IsotropicRecovery(RecoverySupport):
     """One residual stream (B, L, D), prefix tokens included."""
 
-    def stream_width(self, block: str) -> str:
-        """Return the width that all blocks share."""
-        del block
-        return RESIDUAL.width
-
     def tokens(self, stream: torch.Tensor) -> torch.Tensor:
         """Return the stream unchanged."""
         return stream

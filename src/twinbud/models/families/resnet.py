@@ -32,10 +32,6 @@ class ResNetRecovery(MapRecovery):
         """Return (B, D, H, W), the stem's output."""
         return model.maxpool(model.act1(model.bn1(model.conv1(images_BCSS))))
 
-    def stream_width(self, block: str) -> str:
-        """Return the width of the block's stage."""
-        return f"stage/{block.partition('.')[0].removeprefix('layer')}"
-
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return the block as one branch: its convolutions, before the batch norms, and that of its shortcut."""
         layers = {

@@ -38,10 +38,6 @@ class SwinRecovery(RecoverySupport):
         """Return (B, H, W, D), the normalized patch embeddings."""
         return model.patch_embed(images_BCSS)
 
-    def stream_width(self, block: str) -> str:
-        """Return the width of the block's stage."""
-        return _stage(block.split(".")[1]).width
-
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return attention and MLP of a block, or a patch merging, which is linear after its norm.
 

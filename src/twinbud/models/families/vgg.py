@@ -64,10 +64,6 @@ class VGGRecovery(MapRecovery):
         del linear
         return next(each.name for each in _convolutions(model) if each.layer == block)
 
-    def stream_width(self, block: str) -> str:
-        """Return the width of the convolution's outputs."""
-        return f"conv/{block}"
-
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return the block as one branch with its convolution."""
 
