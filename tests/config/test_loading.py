@@ -112,6 +112,19 @@ def test_best_with_the_papers_method_recovers_both_networks() -> None:
     assert (config.model.method, config.auxiliary, config.recovery.recover) == ("dual", "other", "labelled")
 
 
+def test_best_trains_the_student_of_a_network_of_inverted_residuals(tmp_path: Path) -> None:
+    """Whatever names the network: a wheel, timm, a file or a folder."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architecture": "tf_efficientnet_lite0"}')
+    for teacher in ("efficientnet-lite0", "mobilenetv2_100", "mobilenetv2_100@own.safetensors", f"local-dir:{folder}"):
+        config = configured(teacher=teacher)
+        assert (config.training.epochs, config.training.distillation) == (40, "teacher")
+        assert (config.tuning.tune_learning_rate, config.training.classifier_start) == (1e-3, "random")
+        assert configured(teacher=teacher, method="dual").recovery.recover_stream == "auto"
+    assert configured(teacher="local-dir:nowhere").training.epochs == configured().training.epochs == 0
+
+
 def test_a_setting_that_is_given_wins_over_the_profile() -> None:
     config = configured(recover="none", image_size="56")
     assert (config.recovery.recover, config.training.image_size, config.training.epochs) == ("none", 56, 40)

@@ -13,7 +13,7 @@ from twinbud.config.fields import Checked, option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, teacher_use
 from twinbud.config.settings import STAGES, all_settings
-from twinbud.config.teacher_spec import parse_teacher
+from twinbud.config.teacher_spec import architecture_of, parse_teacher
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.files import read_json, read_yaml
 
@@ -136,7 +136,12 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
     student = settings.get("student", "same")
     pretrained = settings.get("teacher") if student == "same" else student
     defaults = profile_defaults(
-        profile, settings.get("method"), pretrained, family=_family(settings), is_fitted=_may_be_fitted(settings)
+        profile,
+        settings.get("method"),
+        pretrained,
+        teacher=architecture_of(read_setting("teacher", settings.get("teacher"))),
+        family=_family(settings),
+        is_fitted=_may_be_fitted(settings),
     )
     merged = defaults | {"profile": profile} | dict(settings)
     if read_setting("selected", merged.get("selected")) is not None:
@@ -255,7 +260,8 @@ def setting_notes(config: RunConfig) -> tuple[str, ...]:
     """Warn of each setting without effect, and of attention that ``selected`` indexes unlike the profile."""
     profile, model = config.training.profile, config.model
     fitted = _may_be_fitted(settings_of(config))
-    defaults = profile_defaults(profile, model.method, family=model.family, is_fitted=fitted)
+    architecture = architecture_of(model.teacher)
+    defaults = profile_defaults(profile, model.method, teacher=architecture, family=model.family, is_fitted=fitted)
     values = settings_of(config)
     notes = tuple(
         f"{option_of(name)} {values[name]} has no effect: that step is disabled"

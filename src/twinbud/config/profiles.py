@@ -37,6 +37,20 @@ _TUNED: dict[str, Any] = _REFITTED | {
     "epochs": 0,
 }
 """Weights from a teacher that was fine-tuned on the labelled images; the student that is fitted to it is delivered."""
+_BOTTLENECKS: dict[str, Any] = {"recover_stream": "auto", "layer_decay": 1.0}
+"""Networks of inverted residuals, whose lower layers are not much more general than the upper ones."""
+_TUNED_BOTTLENECKS: dict[str, Any] = _BOTTLENECKS | {
+    "classifier_start": "random",
+    "tune_learning_rate": 1e-3,
+    "tune_layer_decay": 1.0,
+    "epochs": 40,
+    "distillation": "teacher",
+    "alpha": 0.5,
+    "temperature": 2.0,
+}
+"""Their students are trained after the fit, with soft targets from the tuned teacher. A probe is no start for a
+classifier behind batch norms, which compute other features in training than in evaluation."""
+_BOTTLENECK_NAMES = ("efficientnet", "tf_efficientnet", "mobilenet", "tf_mobilenet", "mnasnet", "fbnet", "lcnet")
 PROFILES: dict[str, dict[str, Any]] = {"best": _TUNED | {"method": "selection"}, "quick": _QUICK, "paper": {}}
 
 _FINETUNE: dict[str, Any] = {"learning_rate": 3e-4, "layer_decay": 0.65}
@@ -49,6 +63,7 @@ def profile_defaults(
     method: str | None = None,
     pretrained: str | None = None,
     *,
+    teacher: str | None = None,
     family: str = "described",
     is_fitted: bool = True,
 ) -> dict[str, Any]:
@@ -59,6 +74,7 @@ def profile_defaults(
     weights (timm, xavier, kaiming, finetune, probe), there is nothing to recover, and `best` has the values of `quick`:
     small learning rates in the lower layers would keep them random. The student of ``finetune`` and ``probe`` is the
     teacher itself, and the learning rate of ``finetune`` in `best` and `quick` depends on the network ``pretrained``.
+    The architecture ``teacher`` tells networks of inverted residuals from others.
 
     >>> profile_defaults("best", "dual")["recover"]
     'labelled'
@@ -68,14 +84,20 @@ def profile_defaults(
     0.65
     >>> profile_defaults("best")["epochs"], profile_defaults("best", is_fitted=False)["epochs"]
     (0, 40)
+    >>> profile_defaults("best", teacher="efficientnet-lite0")["epochs"]
+    40
     """
     defaults = dict(PROFILES[profile])
     if profile == "best" and method not in (None, *INHERITING_METHODS):
         defaults = dict(_QUICK)
     elif profile == "best" and family == "auto":
         defaults = _QUICK | {"method": "selection", "attention": "heads"}
-    elif profile == "best" and (method == "dual" or not is_fitted):
-        defaults = _REFITTED | {"method": "selection"}
+    elif profile == "best":
+        has_bottlenecks = teacher is not None and teacher.startswith(_BOTTLENECK_NAMES)
+        if method == "dual" or not is_fitted:
+            defaults = _REFITTED | {"method": "selection"} | (_BOTTLENECKS if has_bottlenecks else {})
+        elif has_bottlenecks:
+            defaults |= _TUNED_BOTTLENECKS
     if method in WHOLE_METHODS:
         defaults["student"] = "same"
     if method == "finetune" and profile != "paper":

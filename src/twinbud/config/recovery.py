@@ -30,8 +30,8 @@ class RecoveryConfig(Checked):
     )
     recover_stream: RecoverStream = setting(
         "channels",
-        "The student's residual stream: channels of the teacher's, or its principal subspace (ViT); auto: the subspace"
-        " where it is possible.",
+        "The student's residual stream: channels of the teacher's, or its principal subspace (ViT, EfficientNet); auto:"
+        " the subspace where it is possible.",
     )
     recover_metric: RecoverMetric = setting(
         "variance",

