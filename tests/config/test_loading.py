@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
 from twinbud.config.loading import (
     merge_settings,
@@ -17,7 +18,7 @@ from twinbud.config.loading import (
     settings_of,
     with_absolute_paths,
 )
-from twinbud.config.profiles import PROFILES
+from twinbud.config.profiles import PROFILES, is_inverted_residual
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import RunConfig, TrainingConfig
 from twinbud.config.settings import all_settings
@@ -123,6 +124,20 @@ def test_best_trains_the_student_of_a_network_of_inverted_residuals(tmp_path: Pa
         assert (config.tuning.tune_learning_rate, config.training.classifier_start) == (1e-3, "random")
         assert configured(teacher=teacher, method="dual").recovery.recover_stream == "auto"
     assert configured(teacher="local-dir:nowhere").training.epochs == configured().training.epochs == 0
+
+
+def test_all_efficientnets_and_mobilenets_of_timm_are_known_by_name() -> None:
+    """And no network that is neither."""
+    modules = ("efficientnet", "mobilenetv3", "hardcorenas")
+    known = {name for module in modules for name in timm.list_models(module=module)}
+    assert {name for name in timm.list_models() if is_inverted_residual(name)} == known
+
+
+def test_a_selection_has_the_defaults_of_the_teacher_in_its_plan(tmp_path: Path) -> None:
+    folder = make_plan(tmp_path / "selected", attention="heads", teacher="efficientnet-lite0")
+    config = configured(selected=folder)
+    assert config.training.layer_decay == 1.0
+    assert not setting_notes(config)
 
 
 def test_a_setting_that_is_given_wins_over_the_profile() -> None:

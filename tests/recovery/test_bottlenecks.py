@@ -11,21 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
 
 from helpers.command import trained
-from helpers.convolutional import save_narrow_teacher
+from helpers.convolutional import inverted_residuals, save_narrow_teacher
 from helpers.recovering import batches, refit_batches
 from helpers.runs import read_json
+from twinbud.core.errors import TwinbudError
 from twinbud.models.families.registry import family_of
 from twinbud.models.families.streams import linear_streams
 from twinbud.models.outline import outline
-from twinbud.models.selection import PairRole
+from twinbud.models.selection import PairRole, plan_selection
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import build_student_pair
 from twinbud.models.teacher import open_teacher_at, read_teacher_info
 from twinbud.recovery.batch_norms import renew_statistics
 from twinbud.recovery.bottlenecks import (
     BottleneckSubspaces,
+    _Covariance,
     absorb_batch_norms,
     choose_subspaces,
     measure_bottlenecks,
@@ -185,6 +189,91 @@ def test_a_refit_brings_a_projected_student_nearer_to_its_teacher(architecture: 
     assert error(pair, unseen) == pytest.approx(after, rel=1e-3)
 
 
+@pytest.mark.parametrize("architecture", LINEAR)
+def test_a_refit_of_a_student_as_large_as_its_teacher_changes_nothing(architecture: str, pairs: Pairs) -> None:
+    """Each layer meets its target before; activations that change their input leave the targets alone."""
+    pair, (images,) = projected(pairs(architecture, "same")), batches(SIZE, seed=1, count=1)
+    for fit in refit_layers(pair, refit_batches(SIZE)):
+        assert fit.before == pytest.approx(1, abs=0.01), fit.layer
+    assert error(pair, images) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "blocks", [("ir_r3_k3_s2_e2_c12", "ir_r2_k3_s2_e2_c12"), ("cn_r3_k3_s1_c12", "cn_r2_k3_s1_c12")]
+)
+def test_a_shallower_student_is_refitted_to_the_teachers_later_blocks(blocks: tuple[str, str]) -> None:
+    """In the second pair, blocks end with an activation and have no shortcut."""
+    teacher, student = (
+        inverted_residuals(EfficientNet, "ds_r1_k3_s1_e1_c8", each, num_features=num_features).eval()
+        for each, num_features in zip(blocks, (20, 10), strict=True)
+    )
+    family = family_of(teacher)
+    plan = plan_selection(teacher, student, family, with_auxiliary=False)
+    pair = ChannelMap(student=student, teacher=teacher, family=family, plan=plan, pair_role="student")
+    if linear_streams(family, teacher):
+        pair = projected(pair)
+    last = f"blocks.1.{len(student.blocks[1]) - 1}"
+    (images,) = batches(SIZE, seed=1, count=1)
+
+    def distance() -> float:
+        with torch.no_grad():
+            streams = zip(pair.blocks, pair.student_streams(images), pair.teacher_streams(images), strict=False)
+            ours, theirs = next((one, other) for block, one, other in streams if block.name == last)
+        target = pair.student_stream(last, pair.recovery.tokens(theirs))
+        return float((pair.recovery.tokens(ours) - target).square().mean() / target.var())
+
+    before = distance()
+    refit_layers(pair, refit_batches(SIZE))
+    assert distance() < 0.7 * before
+
+
+def test_covariances_are_sums_of_float32_under_autocast() -> None:
+    """Also of channels whose mean is many times their deviation."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 100 + torch.randn(1000, 4, generator=generator)
+    covariance = _Covariance()
+    with torch.autocast("cpu", torch.bfloat16):
+        for part in rows.split(300):
+            covariance.add(part)
+    torch.testing.assert_close(covariance.value, torch.cov(rows.double().T, correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_readers_count_with_the_gain_of_their_batch_norm(pairs: Pairs) -> None:
+    pair = pairs("tf_efficientnet_lite0")
+    statistics = measure_bottlenecks(pair.teacher, pair.family, refit_batches(SIZE))
+    block = pair.teacher.blocks[1][0]
+    gain = (block.bn3.weight / (block.bn3.running_var + block.bn3.eps).sqrt()).double()
+    (reader,) = statistics.readers["expansion/blocks.1.0"]
+    expected = block.conv_pwl.weight.flatten(1).double().T * gain
+    torch.testing.assert_close(reader.weight, expected)
+    (head,) = statistics.readers["head"]
+    assert torch.equal(head.weight, pair.teacher.classifier.weight.double().T)
+
+
+def test_without_a_classifier_all_features_count_alike(pairs: Pairs) -> None:
+    pair = pairs("tf_efficientnet_lite0")
+    teacher = copy.deepcopy(pair.teacher)
+    teacher.reset_classifier(0)
+    (head,) = measure_bottlenecks(teacher, pair.family, refit_batches(SIZE)).readers["head"]
+    assert torch.equal(head.weight, torch.eye(len(head.moments), dtype=torch.float64))
+
+
+def test_a_teacher_whose_features_are_not_finite_is_an_error(pairs: Pairs) -> None:
+    pair = pairs("tf_efficientnet_lite0")
+    teacher = copy.deepcopy(pair.teacher)
+    with torch.no_grad():
+        teacher.conv_stem.weight[0] = torch.nan
+    with pytest.raises(TwinbudError, match="features of the teacher are not finite"):
+        measure_bottlenecks(teacher, pair.family, refit_batches(SIZE))
+
+
+@pytest.mark.parametrize("pooling", ["max", "avgmax", "catavgmax"])
+def test_pooling_that_reads_single_channels_leaves_no_linear_stream(pooling: str) -> None:
+    for cls in (EfficientNet, MobileNetV3):
+        model = inverted_residuals(cls, "ir_r2_k3_s2_e2_c12", global_pool=pooling)
+        assert not linear_streams(family_of(model), model)
+
+
 def test_the_subspaces_hold_more_of_the_streams_than_the_selected_channels(pairs: Pairs) -> None:
     pair = pairs("tf_efficientnet_lite0")
     statistics = measure_bottlenecks(pair.teacher, pair.family, refit_batches(SIZE))
@@ -201,10 +290,12 @@ def test_the_subspaces_hold_more_of_the_streams_than_the_selected_channels(pairs
     assert 0.5 < found.explained < 1
 
 
-def test_student_and_auxiliary_take_different_directions_and_channels(pairs: Pairs) -> None:
+@pytest.mark.parametrize("swap_roles", [False, True])
+def test_student_and_auxiliary_take_different_directions_and_channels(swap_roles: bool, pairs: Pairs) -> None:
+    student, auxiliary = (pairs("tf_efficientnet_lite0", pair_role=role) for role in ("student", "auxiliary"))
     first, second = (
-        subspaces_of(pairs("tf_efficientnet_lite0", pair_role=role), with_auxiliary=True)
-        for role in ("student", "auxiliary")
+        subspaces_of(replace(pair, plan=replace(pair.plan, swap_roles=swap_roles)), with_auxiliary=True)
+        for pair in (student, auxiliary)
     )
     for width, stream_map in first.stream_maps.items():
         product = stream_map.T @ second.stream_maps[width]

@@ -62,7 +62,7 @@ def recovered(
     teacher: str, checkpoints: CheckpointManager | None = None, **settings: Any
 ) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
-    student_pair, selection = start(teacher, attention="heads" if config.needs_single_stream else "interleaved")
+    student_pair, selection = start(teacher, attention="heads" if config.chooses_by_importance else "interleaved")
     teacher_info = read_teacher_info(teacher)
     return student_pair, recover(
         student_pair, selection, teacher_info, images(), config, TRAINING, checkpoints=checkpoints

@@ -10,17 +10,16 @@ from typing import Any, TypeVar
 from twinbud.config.combinations import unopened_teacher
 from twinbud.config.data_spec import parse_data
 from twinbud.config.fields import Checked, option_of
+from twinbud.config.plan import PLANNED, contradicts_plan, read_plan
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, teacher_use
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.config.teacher_spec import architecture_of, parse_teacher
 from twinbud.core.errors import TwinbudError, unknown_choice
-from twinbud.core.files import read_json, read_yaml
+from twinbud.core.files import read_yaml
 
 StageConfig = TypeVar("StageConfig", bound=Checked)
 
-PLANNED = ("teacher", "student", "family", "rule", "attention", "swap_roles")
-"""Settings that the plan of ``selected`` holds."""
 _STUDENT_TRAINING = ("learning_rate", "layer_decay", "min_steps", "evaluate_every", "distillation")
 """Settings of the student's training that the fine-tuning of the teacher has of its own, or has not."""
 _LEAST_SQUARES = frozenset({"recover_method", "recover_stream", "recover_metric"})
@@ -139,7 +138,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
         profile,
         settings.get("method"),
         pretrained,
-        teacher=architecture_of(read_setting("teacher", settings.get("teacher"))),
+        teacher=_architecture(settings),
         family=_family(settings),
         is_fitted=_may_be_fitted(settings),
     )
@@ -161,26 +160,21 @@ def _may_be_fitted(settings: Mapping[str, Any]) -> bool:
     return tunes and recovers and fits and read_setting("selected", settings.get("selected")) is None
 
 
+def _architecture(settings: Mapping[str, Any]) -> str | None:
+    """Return the teacher's architecture, which the plan of ``selected`` may say where ``teacher`` does not."""
+    given = read_setting("teacher", settings.get("teacher"))
+    return architecture_of(_planned(settings, "teacher")) or architecture_of(given)
+
+
 def _family(settings: Mapping[str, Any]) -> str:
-    """Return how the widths are known, which the plan of ``selected`` says where there is one."""
+    """Return how the widths are known."""
+    return _planned(settings, "family") or read_setting("family", settings.get("family", "described"))
+
+
+def _planned(settings: Mapping[str, Any], name: str) -> str | None:
+    """Return what the plan of ``selected`` fixes; None without one."""
     folder = read_setting("selected", settings.get("selected"))
-    if folder is None:
-        return read_setting("family", settings.get("family", "described"))
-    return _read_plan(folder)["family"]
-
-
-def _read_plan(folder: Path) -> dict[str, Any]:
-    """Return what the plan of a folder of 'twinbud select' fixes.
-
-    Raises:
-        TwinbudError: There is no plan.
-    """
-    try:
-        plan = {"family": "described"} | read_json(folder / "plan.json")
-        return {name: plan[name] for name in PLANNED} | {"student": plan["student"]["name"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fix = "Run: twinbud select --teacher T --output DIR"
-        raise TwinbudError("the folder has no readable plan.json", where=str(folder), fix=fix) from error
+    return None if folder is None else read_plan(folder)[name]
 
 
 def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) -> dict[str, Any]:
@@ -190,7 +184,7 @@ def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) 
         TwinbudError: There is no plan, a setting contradicts it, or the teacher is missing.
     """
     folder = read_setting("selected", settings["selected"])
-    planned = _read_plan(folder)
+    planned = read_plan(folder)
     if use is not None:
         if settings.get("teacher") is None:
             raise unopened_teacher(*use)
@@ -199,15 +193,6 @@ def _planned_settings(settings: Mapping[str, Any], use: tuple[str, str] | None) 
         if name in settings and read_setting(name, settings[name]) not in (value, None):
             raise contradicts_plan(folder, name, settings[name], value)
     return planned
-
-
-def contradicts_plan(folder: Path, name: str, value: Any, planned: Any) -> TwinbudError:
-    """Return the error for a setting that differs from the plan of ``selected``."""
-    return TwinbudError(
-        f"'{value}' contradicts {folder}, which was selected with '{planned}'",
-        where=option_of(name),
-        fix="Leave the option out, or run 'twinbud select' with it",
-    )
 
 
 def stage_config(kind: type[StageConfig], settings: Mapping[str, Any]) -> StageConfig:
@@ -260,8 +245,9 @@ def setting_notes(config: RunConfig) -> tuple[str, ...]:
     """Warn of each setting without effect, and of attention that ``selected`` indexes unlike the profile."""
     profile, model = config.training.profile, config.model
     fitted = _may_be_fitted(settings_of(config))
-    architecture = architecture_of(model.teacher)
-    defaults = profile_defaults(profile, model.method, teacher=architecture, family=model.family, is_fitted=fitted)
+    defaults = profile_defaults(
+        profile, model.method, teacher=architecture_of(model.teacher), family=model.family, is_fitted=fitted
+    )
     values = settings_of(config)
     notes = tuple(
         f"{option_of(name)} {values[name]} has no effect: that step is disabled"

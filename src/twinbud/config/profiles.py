@@ -41,6 +41,7 @@ _BOTTLENECKS: dict[str, Any] = {"recover_stream": "auto", "layer_decay": 1.0}
 """Networks of inverted residuals, whose lower layers are not much more general than the upper ones."""
 _TUNED_BOTTLENECKS: dict[str, Any] = _BOTTLENECKS | {
     "classifier_start": "random",
+    "recover_metric": "variance",
     "tune_learning_rate": 1e-3,
     "tune_layer_decay": 1.0,
     "epochs": 40,
@@ -48,9 +49,15 @@ _TUNED_BOTTLENECKS: dict[str, Any] = _BOTTLENECKS | {
     "alpha": 0.5,
     "temperature": 2.0,
 }
-"""Their students are trained after the fit, with soft targets from the tuned teacher. A probe is no start for a
-classifier behind batch norms, which compute other features in training than in evaluation."""
-_BOTTLENECK_NAMES = ("efficientnet", "tf_efficientnet", "mobilenet", "tf_mobilenet", "mnasnet", "fbnet", "lcnet")
+"""Their students are trained after the fit, with soft targets from the tuned teacher. A probe is no start for that
+teacher's classifier: its batch norms compute other features in training than in evaluation."""
+_HUB_PREFIXES = ("hf-hub:timm/", "hf_hub:timm/")
+_BOTTLENECK_NAMES = (
+    *("efficientnet", "tf_efficientnet", "test_efficientnet", "gc_efficientnet", "tinynet", "mixnet", "tf_mixnet"),
+    *("mobilenetv1", "mobilenetv2", "mobilenetv3", "mobilenetv4", "mobilenet_edgetpu", "tf_mobilenet"),
+    *("mnasnet", "semnasnet", "spnasnet", "fbnet", "lcnet_", "hardcorenas"),
+)
+"""How the names of timm's EfficientNet and MobileNetV3 begin; a few of them have no linear bottlenecks."""
 PROFILES: dict[str, dict[str, Any]] = {"best": _TUNED | {"method": "selection"}, "quick": _QUICK, "paper": {}}
 
 _FINETUNE: dict[str, Any] = {"learning_rate": 3e-4, "layer_decay": 0.65}
@@ -93,7 +100,7 @@ def profile_defaults(
     elif profile == "best" and family == "auto":
         defaults = _QUICK | {"method": "selection", "attention": "heads"}
     elif profile == "best":
-        has_bottlenecks = teacher is not None and teacher.startswith(_BOTTLENECK_NAMES)
+        has_bottlenecks = teacher is not None and is_inverted_residual(teacher)
         if method == "dual" or not is_fitted:
             defaults = _REFITTED | {"method": "selection"} | (_BOTTLENECKS if has_bottlenecks else {})
         elif has_bottlenecks:
@@ -103,3 +110,14 @@ def profile_defaults(
     if method == "finetune" and profile != "paper":
         defaults |= _FINETUNE_OF.get(pretrained, _FINETUNE)
     return defaults
+
+
+def is_inverted_residual(architecture: str) -> bool:
+    """Return whether timm's name is that of an EfficientNet, MobileNet or a relative; nothing is imported.
+
+    >>> is_inverted_residual("hf-hub:timm/mobilenetv3_large_100.ra_in1k")
+    True
+    """
+    for prefix in _HUB_PREFIXES:
+        architecture = architecture.removeprefix(prefix)
+    return architecture.startswith(_BOTTLENECK_NAMES)

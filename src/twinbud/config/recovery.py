@@ -81,8 +81,8 @@ class RecoveryConfig(Checked):
         return self.recover != "none" and self.recover_refit == "on" and self.recover_stream == "subspace"
 
     @property
-    def needs_single_stream(self) -> tuple[str, str] | None:
-        """The setting, with its value, that chooses heads and neurons by importance and so needs a ViT; or None."""
+    def chooses_by_importance(self) -> tuple[str, str] | None:
+        """The setting, with its value, that chooses heads or channels by importance; or None."""
         if self.uses_subspace:
             return "recover_stream", "subspace"
         is_rival = self.recover != "none" and self.recover_refit == "on" and self.recover_method != "refit"

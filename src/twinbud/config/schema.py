@@ -301,8 +301,8 @@ class RunConfig(Checked):
             require(inherits, "recover", recover, f"--method {method}, which selects no weights", "none")
             reason = f"--rule {rule}, which selects no teacher channel as a whole"
             require(rule != "random-inconsistent", "recover", recover, reason, "none")
-            if self.recovery.needs_single_stream is not None:
-                require_importance(*self.recovery.needs_single_stream, self.model.attention, rule)
+            if self.recovery.chooses_by_importance is not None:
+                require_importance(*self.recovery.chooses_by_importance, self.model.attention, rule)
         if self.teacher_use is not None and self.model.teacher is None:
             raise unopened_teacher(*self.teacher_use)
         if self.tuning.tune_teacher:

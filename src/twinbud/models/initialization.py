@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from twinbud.config.fields import option_of
-from twinbud.config.loading import contradicts_plan
+from twinbud.config.plan import contradicts_plan
 from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import State
@@ -189,8 +189,8 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
             raise without_recovery(student_spec.family)
         for block in student_spec.family.blocks(student_spec.template).values():
             recovery.linear_maps(block)  # refuses blocks that it does not support
-        if config.recovery.needs_single_stream is not None:
-            name, value = config.recovery.needs_single_stream
+        if config.recovery.chooses_by_importance is not None:
+            name, value = config.recovery.chooses_by_importance
             option = f"{option_of(name)} {value}"
             if config.recovery.uses_subspace:
                 require_subspace(student_spec.family, student_spec.template, option)

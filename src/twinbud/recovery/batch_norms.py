@@ -89,27 +89,23 @@ def channel_rows(features: torch.Tensor) -> torch.Tensor:
 
 
 class Moments:
-    """Mean and variance of each channel, in float64, from sums about the first row."""
+    """Mean and variance of each channel in float64, merged from those of batches in float32.
+
+    Attributes:
+        count: Rows.
+        mean: (O,).
+        variance: (O,), over ``count``.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.origin = self.total = self.squares = torch.zeros(())
+        self.count, self.mean, self.variance = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, rows_RO: torch.Tensor) -> None:
-        """Add R rows."""
-        if self.count == 0:
-            self.origin = rows_RO[0].double()
-        shifted = rows_RO.double() - self.origin
-        self.count += len(rows_RO)
-        self.total = self.total + shifted.sum(dim=0)
-        self.squares = self.squares + shifted.square().sum(dim=0)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """(O,) float64."""
-        return self.origin + self.total / self.count
-
-    @property
-    def variance(self) -> torch.Tensor:
-        """(O,) float64, at least 0."""
-        return (self.squares / self.count - (self.total / self.count).square()).clamp_min(0)
+        """Add R rows (Chan, Golub and LeVeque, "Updating formulae", 1979)."""
+        variance, mean = (part.double() for part in torch.var_mean(rows_RO.float(), dim=0, correction=0))
+        count = self.count + len(rows_RO)
+        share = len(rows_RO) / count
+        difference = mean - self.mean
+        self.variance = self.variance * (1 - share) + variance * share + difference.square() * share * (1 - share)
+        self.mean = self.mean + difference * share
+        self.count = count

@@ -7,8 +7,9 @@ covariance of x after block k of the run, over positions,
     C = sum over k of C_k / tr(C_k),    P (D, d): its first eigenvectors,    and the student's stream is s = xP.
 
 A writer W (O, I), its batch norm absorbed, becomes Pᵀ diag(a) W with the bias Pᵀb in the norm; a reader W becomes W P.
-The constant part of what is lost goes into the batch norm after the reader. Least squares starts from these weights.
-All other widths, such as the expansions, keep the channels that the others make up for least: see ``surgeon``.
+Least squares starts from these weights, and corrects the constant part of what is lost in the batch norm after each
+reader. Widths that 1×1 convolutions or the classifier read, such as the expansions, keep the channels that the others
+make up for least: see ``surgeon``. All others keep those of the selection.
 
 A stream that something reads channel by channel (an activation, a depthwise convolution) keeps channels.
 
@@ -28,14 +29,14 @@ import torch
 from torch import nn
 
 from twinbud.models.families.base import SelectionFamily, TimmModel
-from twinbud.models.families.streams import linear_streams, stream_width
+from twinbud.models.families.streams import linear_streams, stream_widths
 from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.models.widths import Axis
 from twinbud.recovery.batch_norms import affine, channel_rows
 from twinbud.recovery.importance import important_indices, ranks
 from twinbud.recovery.least_squares import RefitBatch
-from twinbud.recovery.normal_equations import gram_matrix
+from twinbud.recovery.normal_equations import gram_matrix, not_finite
 from twinbud.recovery.projection import Absorbed
 from twinbud.recovery.subspace import principal_directions
 from twinbud.recovery.surgeon import Reader, removal_order
@@ -80,15 +81,17 @@ def measure_bottlenecks(
         family: Its family, with linear streams.
         refit_batches: The images, iterated once.
         bf16: Whether the teacher computes in bf16 autocast.
+
+    Raises:
+        TwinbudError: A feature is not finite.
     """
-    linear = linear_streams(family, teacher)
+    linear, widths = linear_streams(family, teacher), stream_widths(family, teacher)
     streams, readers = defaultdict[str, list[_Covariance]](list), defaultdict[str, list[_WeightedInputs]](list)
     hooks = list[torch.utils.hooks.RemovableHandle]()
     for name, block in family.blocks(teacher).items():
-        width = stream_width(family, teacher, name)
-        if width in linear:
-            streams[width].append(_Covariance())
-            hooks.append(block.register_forward_hook(partial(_add_output, streams[width][-1])))
+        if widths[name] in linear:
+            streams[widths[name]].append(_Covariance())
+            hooks.append(block.register_forward_hook(partial(_add_output, streams[widths[name]][-1])))
     for width, layer, factors in _readers(teacher, family):
         if width not in linear:
             readers[width].append(_WeightedInputs(_Covariance(), layer, factors))
@@ -100,10 +103,14 @@ def measure_bottlenecks(
     finally:
         for hook in hooks:
             hook.remove()
-    return BottleneckStatistics(
+    statistics = BottleneckStatistics(
         covariances={width: torch.stack([each.relative for each in parts]).sum(0) for width, parts in streams.items()},
         readers={width: tuple(each.reader for each in parts) for width, parts in readers.items()},
     )
+    moments = (reader.moments for parts in statistics.readers.values() for reader in parts)
+    if not all(torch.isfinite(matrix).all() for matrix in (*statistics.covariances.values(), *moments)):
+        raise not_finite("teacher")
+    return statistics
 
 
 def choose_subspaces(
@@ -122,16 +129,19 @@ def choose_subspaces(
     """
     stream_maps, shares = dict[str, torch.Tensor](), list[float]()
     for width, covariance in statistics.covariances.items():
+        if width not in plan.widths:  # the student is shallower
+            continue
         size = plan.widths[width].student_size
         taken = ranks(
             len(covariance), size, pair_role=pair_role, with_auxiliary=with_auxiliary, swap_roles=plan.swap_roles
         )
         basis = principal_directions(covariance)[:, list(taken)]
         stream_maps[width] = basis.float()
-        shares.append(float((basis * (covariance @ basis)).sum() / covariance.trace()))
+        shares.append(float((basis * (covariance @ basis)).sum() / _trace(covariance)))
     importance = {
-        width: removal_order(readers, 1 if with_auxiliary else plan.widths[width].student_size)
-        for width, readers in statistics.readers.items()
+        width: removal_order(parts, 1 if with_auxiliary else plan.widths[width].student_size)
+        for width, parts in statistics.readers.items()
+        if width in plan.widths
     }
     return BottleneckSubspaces(
         stream_maps=stream_maps,
@@ -143,17 +153,19 @@ def choose_subspaces(
 def absorb_batch_norms(teacher: TimmModel, family: SelectionFamily) -> Absorbed:
     """Put the batch norms that write linear streams into the weights before them."""
     recovery, linear = family.require_recovery(), linear_streams(family, teacher)
+    widths = stream_widths(family, teacher)
     tensors = {name: tensor.double() for name, tensor in teacher.state_dict().items() if tensor.is_floating_point()}
     constants: dict[str, float] = {}
     for name, block in family.blocks(teacher).items():
         last = recovery.linear_maps(block)[-1]
-        if stream_width(family, teacher, name) not in linear or not last.norm:
+        if widths[name] not in linear or not last.norm:
             continue
         layer, norm = (recovery.layer_name(teacher, name, part) for part in (last.name, last.norm))
         module: TimmModel = block.get_submodule(last.norm)
         factors, offsets = (part.double() for part in affine(module))
         tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"] * factors[:, None, None, None]
-        tensors[f"{norm}.bias"] = offsets + factors * tensors.get(f"{layer}.bias", 0)
+        assert f"{layer}.bias" not in tensors, "a convolution before a batch norm has no bias"
+        tensors[f"{norm}.bias"] = offsets
         constants |= {f"{norm}.weight": math.sqrt(1 + module.eps), f"{norm}.running_mean": 0, f"{norm}.running_var": 1}
     return Absorbed(tensors=tensors, constants=constants)
 
@@ -168,24 +180,32 @@ def _readers(teacher: TimmModel, family: SelectionFamily) -> Iterable[tuple[str,
         for linear in recovery.linear_maps(block):
             layer = block.get_submodule(linear.name)
             axis = specs[f"{recovery.layer_name(teacher, name, linear.name)}.weight"].axes[1]
-            if isinstance(axis, Axis) and layer.kernel_size == (1, 1):
+            if isinstance(axis, Axis) and axis.copies == 1 and layer.kernel_size == (1, 1):
                 yield axis.width, layer, affine(block.get_submodule(linear.norm))[0] if linear.norm else None
-    *_, last = family.blocks(teacher)
-    yield stream_width(family, teacher, last), teacher.get_classifier(), None
+    *_, last = stream_widths(family, teacher).values()
+    yield last, teacher.get_classifier(), None
+
+
+def _trace(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.trace().clamp_min(torch.finfo(matrix.dtype).tiny)
 
 
 class _Covariance:
-    """The covariance of the channels over rows; products of a batch in float32, sums in float64."""
+    """The covariance of the channels over rows; products in float32 of a batch about the first row, sums in float64."""
 
     def __init__(self) -> None:
-        self.count, self.total, self.products = 0, torch.zeros(()), torch.zeros(())
+        self.count, self.origin, self.total, self.products = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def add(self, rows_RI: torch.Tensor) -> None:
         """Add R rows."""
-        rows = rows_RI.float()
-        self.count += len(rows)
-        self.total = self.total + rows.sum(dim=0).double()
-        self.products = self.products + gram_matrix(rows).double()
+        with torch.autocast(rows_RI.device.type, enabled=False):
+            rows = rows_RI.float()
+            if self.count == 0:
+                self.origin = rows[0].clone()
+            rows = rows - self.origin
+            self.count += len(rows)
+            self.total = self.total + rows.sum(dim=0).double()
+            self.products = self.products + gram_matrix(rows).double()
 
     @property
     def value(self) -> torch.Tensor:
@@ -196,7 +216,7 @@ class _Covariance:
     @property
     def relative(self) -> torch.Tensor:
         """The covariance divided by its trace."""
-        return self.value / self.value.trace().clamp_min(torch.finfo(torch.float64).tiny)
+        return self.value / _trace(self.value)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from twinbud.models.families.base import Branch, RecoverySupport, SelectionFamily, TimmModel
-from twinbud.models.families.streams import stream_width
+from twinbud.models.families.streams import stream_widths
 from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.models.widths import Axis, TensorSpec, index_attention
 
@@ -23,7 +23,8 @@ class BlockPair:
         name: Name of the student's block and of the teacher's block that its weights come from.
         student: The student's block.
         teacher: The teacher's block of that name. At the end of a stage in which the student is shallower, all later
-            blocks of the teacher's stage follow.
+            blocks of the teacher's stage follow. The last layer answers for them if it writes into the stream or if the
+            blocks have no shortcut; a block with an activation behind its shortcut answers for the first one alone.
     """
 
     name: str
@@ -78,17 +79,18 @@ class ChannelMap:
         """Whether layers are refitted together with the batch norms that read them."""
         return any(linear.norm for block in self.blocks for linear in self.recovery.linear_maps(block.student))
 
-    def stream_width(self, block: str) -> str:
-        """Return the name of the width along which the stream's channels run after ``block``."""
-        return stream_width(self.family, self.student, block)
+    @cached_property
+    def stream_widths(self) -> dict[str, str]:
+        """The name of the width along which the stream's channels run after each block."""
+        return stream_widths(self.family, self.student)
 
     def stream_channels(self, block: str) -> torch.Tensor:
         """Return (d,) int64, the teacher's residual-stream channels after ``block`` that the student has."""
-        return self._index(self.plan.widths[self.stream_width(block)].of(self.pair_role))
+        return self._index(self.plan.widths[self.stream_widths[block]].of(self.pair_role))
 
     def student_stream(self, block: str, tokens: torch.Tensor) -> torch.Tensor:
         """Return the teacher's residual stream (B, L, D) after ``block`` in the student's channels, (B, L, d)."""
-        stream_map = self.stream_maps.get(self.stream_width(block))
+        stream_map = self.stream_maps.get(self.stream_widths[block])
         if stream_map is None:
             return at_channels(tokens, self.stream_channels(block))
         with torch.autocast(self.device.type, enabled=False):
@@ -96,7 +98,7 @@ class ChannelMap:
 
     def stream_embedding(self, block: str) -> torch.Tensor:
         """Return (D, d) float32: where the student's channels after ``block`` lie in the teacher's stream."""
-        name = self.stream_width(block)
+        name = self.stream_widths[block]
         if name in self.stream_maps:
             return self.stream_maps[name]
         width = self.plan.widths[name]

@@ -35,7 +35,7 @@ class FeatureMatchingLoss(nn.Module):
         self.blocks = names if blocks else []
         self.last, self.target = names[-1], target
         self.student_stream, self.tokens = channel_map.student_stream, channel_map.recovery.tokens
-        self.has_subspace = channel_map.stream_width(names[-1]) in channel_map.stream_maps
+        self.has_subspace = channel_map.stream_widths[names[-1]] in channel_map.stream_maps
         self.map: nn.Linear | None = None
         if target == "all":
             embedding = channel_map.stream_embedding(names[-1])

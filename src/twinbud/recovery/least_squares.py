@@ -207,6 +207,9 @@ def _teacher_targets(
     The target of a layer that writes into the residual stream is the stream after the layer.
     """
     inner = {linear.name: pair.teacher[0].get_submodule(linear.name) for linear in branch.linears if not linear.writes}
+    last = branch.linears[-1] if branch.linears else None
+    if last is not None and last.name in inner and not branch.has_shortcut:  # it answers for the teacher's later blocks
+        inner[last.name] = pair.teacher[-1].get_submodule(last.name)
     with recorded(inner) as traffic:
         end = branch.forward(stream)
     targets: dict[str, torch.Tensor] = {}

@@ -78,15 +78,20 @@ def fit_weights(
     finite = {"student": torch.isfinite(everything.gram).all(), "teacher": torch.isfinite(everything.power).all()}
     if not all(finite.values()):
         network = next(name for name, is_finite in finite.items() if not is_finite)
-        raise TwinbudError(
-            f"features of the {network} are not finite (NaN or infinity)",
-            where="--recover, least squares",
-            fix="Check the teacher's weights, or use --precision float32",
-        )
+        raise not_finite(network)
     explained = dict(zip(ridges, fitted.explained_by_ridge(start_IO, held_out, ridges), strict=True))
     best = max(explained.values())
     ridge = next(ridge for ridge, value in explained.items() if value >= best - _ROUNDING)
     return everything.solve(start_IO, ridge), held_out.explained(start_IO), explained[ridge], ridge
+
+
+def not_finite(network: str) -> TwinbudError:
+    """Return the error for features of the teacher or the student that are NaN or infinity."""
+    return TwinbudError(
+        f"features of the {network} are not finite (NaN or infinity)",
+        where="--recover, least squares",
+        fix="Check the teacher's weights, or use --precision float32",
+    )
 
 
 class NormalEquations:

@@ -148,13 +148,16 @@ class Starter:
         if self.config.recover_stream != "auto":
             return self.config.uses_subspace
         plan = self.teacher_provider.selection.plan
-        is_free = (plan.attention, plan.rule, self.config.recover_method) == ("heads", "uniform", "refit")
+        cuts_heads = plan.attention == "interleaved" and any(
+            axis.head_size for spec in self._family.specs(channel_map.teacher).values() for _, axis in spec.widths()
+        )
+        is_free = (plan.rule, self.config.recover_method) == ("uniform", "refit") and not cuts_heads
         return is_free and has_subspace(self._family, channel_map.teacher)
 
     def _project_stream(self, channel_map: ChannelMap) -> RefitStart:
         """Replace the weights by those of the teacher seen through the principal subspace of its one stream."""
         teacher, student, pair_role = channel_map.teacher, channel_map.student, channel_map.pair_role
-        width = channel_map.stream_width(channel_map.blocks[0].name)
+        width, *_ = channel_map.stream_widths.values()
         subspace = principal_subspace(
             self.statistics,
             channel_map.plan,
@@ -184,7 +187,7 @@ class Starter:
     def _prune(self, channel_map: ChannelMap) -> RefitStart:
         """Replace the weights by those of the most important channels, heads and neurons."""
         student, pair_role = channel_map.student, channel_map.pair_role
-        width = channel_map.stream_width(channel_map.blocks[0].name)
+        width, *_ = channel_map.stream_widths.values()
         importance = {width: self.statistics.pooled.diagonal(), **self.statistics.importance}
         kept = important_indices(importance, channel_map.plan, pair_role, with_auxiliary=self.with_auxiliary)
         plan = with_indices(channel_map.plan, kept, pair_role)

@@ -44,7 +44,7 @@ import torch
 
 from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import SelectionFamily, State, TimmModel
-from twinbud.models.families.streams import stream_width
+from twinbud.models.families.streams import stream_widths
 from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.recovery.importance import important_indices, ranks
@@ -171,7 +171,7 @@ def project_weights(
     Raises:
         TwinbudError: See ``RecoverySupport.stream_norms``.
     """
-    stream = stream_width(family, student, next(iter(family.blocks(student))))
+    stream, *_ = stream_widths(family, student).values()
     absorbed = _absorb_gains(subspace, teacher, family, set(family.specs(student)))
     return project_state(absorbed, {stream: subspace.stream_map}, plan, student, family, pair_role)
 

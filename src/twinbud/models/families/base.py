@@ -52,8 +52,6 @@ class LinearMap:
         scale: Name inside the block of the LayerScale between the layer and the stream, or None.
         norm: Name inside the block of the batch norm that alone reads the layer's output, or None; of a layer that
             writes, no activation follows it.
-        norm: Name inside the block of the batch norm that reads the layer's output and nothing else, or None. Then the
-            layer has no bias: the norm subtracts any.
         to_stream_order: Maps what enters or leaves the layer to (B, L, channels), in the positions of the stream; None
             if the layer computes it in that order.
     """
@@ -61,7 +59,6 @@ class LinearMap:
     name: str
     writes: bool = False
     scale: str | None = None
-    norm: str | None = None
     norm: str | None = None
     to_stream_order: Callable[[torch.Tensor], torch.Tensor] | None = None
 
@@ -144,10 +141,9 @@ class RecoverySupport(ABC):
 def no_single_stream(networks: str, option: str) -> TwinbudError:
     """Return the error for networks without one residual stream that LayerNorms alone read."""
     return TwinbudError(
-        f"it does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone, and networks of"
-        " inverted residuals",
+        f"it does not support {networks}, only ViTs whose residual stream is read by LayerNorms alone",
         where=option,
-        fix="Leave the option out, or choose a teacher such as dinov2-small or efficientnet-lite0",
+        fix="Leave the option out, or choose a ViT such as dinov2-small as teacher",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,22 @@ class MapRecovery(RecoverySupport):
         """Return the last map, which nothing normalizes before it is pooled."""
         del model
         return stream
+
+
+def in_order(block: nn.Module, activation: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the layers of a sequence as a function that changes no map that a convolution gave, the refit's target.
+
+    Args:
+        block: Its children, one after another.
+        activation: The name of the one that changes its input.
+    """
+
+    def forward(stream: torch.Tensor) -> torch.Tensor:
+        for name, layer in block.named_children():
+            stream = layer(stream.clone() if name == activation else stream)
+        return stream
+
+    return forward
 
 
 class ConvolutionalFamily(SelectionFamily):

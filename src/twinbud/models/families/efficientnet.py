@@ -18,7 +18,13 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, TimmModel
-from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector, is_described
+from twinbud.models.families.convolutional import (
+    ConvolutionalFamily,
+    MapRecovery,
+    SpecCollector,
+    in_order,
+    is_described,
+)
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 HEAD = "head"
@@ -91,7 +97,8 @@ class EfficientNetRecovery(MapRecovery):
         """Return the block as one branch: the convolutions that mix channels."""
         if isinstance(block, nn.Sequential):
             norm = next((name for name in ("bn2", "norm_head") if hasattr(block, name)), None)
-            return (Branch(forward=block, linears=(LinearMap(name="conv_head", norm=norm),), has_shortcut=False),)
+            linears = (LinearMap(name="conv_head", norm=norm),)
+            return (Branch(forward=in_order(block, "act2"), linears=linears, has_shortcut=False),)
         layers = _layers(block)
         linears = tuple(
             LinearMap(

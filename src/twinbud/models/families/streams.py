@@ -6,37 +6,41 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.widths import Axis
 
+_MEANS = ("", "avg", "fastavg")
+"""Kinds of pooling in timm that are linear."""
 
-def stream_width(family: SelectionFamily, network: TimmModel, block: str) -> str:
-    """Return the width along which the stream's channels run after a block: that of its last layer's outputs."""
-    recovery = family.require_recovery()
-    last = recovery.linear_maps(family.blocks(network)[block])[-1]
-    axis = family.specs(network)[f"{recovery.layer_name(network, block, last.name)}.weight"].axes[0]
-    assert isinstance(axis, Axis), f"the outputs of {block} run along no width"
-    return axis.width
+
+def stream_widths(family: SelectionFamily, network: TimmModel) -> dict[str, str]:
+    """Return, for each block, the width along which the stream's channels run after it: its last layer's outputs."""
+    recovery, specs, widths = family.require_recovery(), family.specs(network), dict[str, str]()
+    for name, block in family.blocks(network).items():
+        last = recovery.linear_maps(block)[-1]
+        axis = specs[f"{recovery.layer_name(network, name, last.name)}.weight"].axes[0]
+        assert isinstance(axis, Axis), f"the outputs of {name} run along no width"
+        widths[name] = axis.width
+    return widths
 
 
 def linear_streams(family: SelectionFamily, network: TimmModel) -> frozenset[str]:
     """Return the widths of streams whose channels only linear maps mix, so that any basis is as good as the channels.
 
     Such a stream is what linear bottlenecks (Sandler et al., "MobileNetV2", CVPR 2018) write: convolutions with batch
-    norms and without activation. What reads it are layers that mix its channels; an activation, a LayerNorm or a
-    depthwise convolution would see single channels.
+    norms and without activation. What reads it are layers that mix its channels; an activation, a LayerNorm, a
+    depthwise convolution or a maximum over positions would see single channels.
     """
-    recovery = family.require_recovery()
-    written, per_channel = set[str](), set[str]()
+    if getattr(getattr(network, "global_pool", None), "pool_type", "avg") not in _MEANS:
+        return frozenset()
+    recovery, widths = family.require_recovery(), stream_widths(family, network)
+    found, writers = set[str](), set[str]()
     for name, block in family.blocks(network).items():
         last = recovery.linear_maps(block)[-1]
         if last.writes and last.norm:
-            written.add(stream_width(family, network, name))
-            layers = (recovery.layer_name(network, name, part) for part in (last.name, last.norm))
-            per_channel.update(layers)
-    found = set(written)
+            found.add(widths[name])
+            writers.update(recovery.layer_name(network, name, part) for part in (last.name, last.norm))
     for name, spec in family.specs(network).items():
         for dimension, axis in spec.widths():
-            is_part = axis.copies > 1 or axis.unit > 1
-            is_read_by_channel = dimension == 0 and name.rpartition(".")[0] not in per_channel
-            if is_part or is_read_by_channel:
+            is_written = dimension == 0 and name.rpartition(".")[0] in writers
+            if axis.copies > 1 or axis.unit > 1 or (dimension == 0 and not is_written):
                 found.discard(axis.width)
     return frozenset(found)
 
@@ -52,14 +56,21 @@ def require_subspace(family: SelectionFamily, network: TimmModel, option: str) -
     Raises:
         TwinbudError: Something reads single channels of every stream, but for the LayerNorms of a ViT.
     """
-    if not linear_streams(family, network):
-        family.require_recovery().stream_norms(network, option)
+    if not has_subspace(family, network):
+        raise TwinbudError(
+            f"networks like {type(network).__name__} have no stream that LayerNorms alone read (ViT), and none between"
+            " linear bottlenecks (EfficientNet, MobileNetV2 and V3) that they pool by its mean",
+            where=option,
+            fix="Leave the option out, or choose a teacher such as dinov2-small or efficientnet-lite0",
+        )
 
 
 def has_subspace(family: SelectionFamily, network: TimmModel) -> bool:
-    """Return whether ``require_subspace`` accepts the network."""
+    """Return whether the student's residual stream can be a projection of the teacher's."""
+    if linear_streams(family, network):
+        return True
     try:
-        require_subspace(family, network, "--recover-stream subspace")
+        family.require_recovery().stream_norms(network)
     except TwinbudError:
         return False
     return True

@@ -17,7 +17,7 @@ from twinbud.models.families.base import (
     RecoverySupport,
     TimmModel,
 )
-from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector
+from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector, in_order
 from twinbud.models.widths import Axis, TensorSpec, half_sizes
 
 HIDDEN = (Axis("hidden/fc1"), Axis("hidden/fc2"))
@@ -66,13 +66,7 @@ class VGGRecovery(MapRecovery):
 
     def branches(self, block: TimmModel) -> tuple[Branch, ...]:
         """Return the block as one branch with its convolution."""
-
-        def forward(stream: torch.Tensor) -> torch.Tensor:
-            for name, layer in block.named_children():
-                stream = layer(stream.clone() if name == "act" else stream)  # it changes its input, the target
-            return stream
-
-        return (Branch(forward=forward, linears=(LinearMap(name="conv"),)),)
+        return (Branch(forward=in_order(block, "act"), linears=(LinearMap(name="conv"),), has_shortcut=False),)
 
 
 class VGGFamily(ConvolutionalFamily):
