@@ -41,7 +41,6 @@ _BOTTLENECKS: dict[str, Any] = {"recover_stream": "auto", "layer_decay": 1.0}
 """Networks of inverted residuals, whose lower layers are not much more general than the upper ones."""
 _TUNED_BOTTLENECKS: dict[str, Any] = _BOTTLENECKS | {
     "classifier_start": "random",
-    "recover_metric": "variance",
     "tune_learning_rate": 1e-3,
     "tune_layer_decay": 1.0,
     "epochs": 40,

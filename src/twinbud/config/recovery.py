@@ -36,7 +36,7 @@ class RecoveryConfig(Checked):
     recover_metric: RecoverMetric = setting(
         "variance",
         "What the subspace and least squares spare: what varies most, or what changes the logits of a teacher with the"
-        " classes of the run most (--tune-teacher; subspace only).",
+        " classes of the run most (--tune-teacher; subspace of a ViT only).",
     )
     recover_refit: Switch = setting("on", "Fit each layer to the teacher by least squares.")
     recover_classifier: Switch = setting(
