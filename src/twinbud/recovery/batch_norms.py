@@ -11,7 +11,7 @@ Shape legend: O channels, R rows (images times positions).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -62,14 +62,12 @@ def renew_statistics(network: TimmModel, batches: Iterable[torch.Tensor], *, bf1
     if not norms:
         return
     moments = {name: Moments() for name in norms}
-    hooks = [norm.register_forward_pre_hook(partial(_add, moments[name])) for name, norm in norms.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, norm in norms.items():
+            hooks.enter_context(norm.register_forward_pre_hook(partial(_add, moments[name])))
         for images_BCSS in batches:
             with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=bf16):
                 network(images_BCSS)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for name, norm in norms.items():
         mean, variance = moments[name].mean, moments[name].variance
         factors, offsets = (part.double() for part in affine(norm))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,22 +88,19 @@ def measure_bottlenecks(
     """
     linear, widths = linear_streams(family, teacher), stream_widths(family, teacher)
     streams, readers = defaultdict[str, list[_Covariance]](list), defaultdict[str, list[_WeightedInputs]](list)
-    hooks = list[torch.utils.hooks.RemovableHandle]()
-    for name, block in family.blocks(teacher).items():
-        if widths[name] in linear:
-            streams[widths[name]].append(_Covariance())
-            hooks.append(block.register_forward_hook(partial(_add_output, streams[widths[name]][-1])))
-    for width, layer, factors in _readers(teacher, family):
-        if width not in linear:
-            readers[width].append(_WeightedInputs(_Covariance(), layer, factors))
-            hooks.append(layer.register_forward_pre_hook(partial(_add_input, readers[width][-1].covariance)))
-    try:
+    with ExitStack() as hooks:
+        for name, block in family.blocks(teacher).items():
+            if widths[name] in linear:
+                streams[widths[name]].append(_Covariance())
+                hooks.enter_context(block.register_forward_hook(partial(_add_output, streams[widths[name]][-1])))
+        for width, layer, factors in _readers(teacher, family):
+            if width not in linear:
+                inputs = _WeightedInputs(_Covariance(), layer, factors)
+                readers[width].append(inputs)
+                hooks.enter_context(layer.register_forward_pre_hook(partial(_add_input, inputs.covariance)))
         for images_BCSS, _ in refit_batches:
             with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=bf16):
                 teacher(images_BCSS)
-    finally:
-        for hook in hooks:
-            hook.remove()
     statistics = BottleneckStatistics(
         covariances={width: torch.stack([each.relative for each in parts]).sum(0) for width, parts in streams.items()},
         readers={width: tuple(each.reader for each in parts) for width, parts in readers.items()},
