@@ -31,6 +31,7 @@ from twinbud.recovery.bottlenecks import (
     BottleneckSubspaces,
     _Covariance,
     absorb_batch_norms,
+    channel_importance,
     choose_subspaces,
     measure_bottlenecks,
 )
@@ -93,7 +94,8 @@ def beside(folder: Path, architecture: str, student: str, pair_role: PairRole) -
 
 def subspaces_of(pair: ChannelMap, *, with_auxiliary: bool = False) -> BottleneckSubspaces:
     statistics = measure_bottlenecks(pair.teacher, pair.family, refit_batches(SIZE))
-    return choose_subspaces(statistics, pair.plan, pair.pair_role, with_auxiliary=with_auxiliary)
+    importance = channel_importance(statistics, pair.plan, with_auxiliary=with_auxiliary)
+    return choose_subspaces(statistics, importance, pair.plan, pair.pair_role, with_auxiliary=with_auxiliary)
 
 
 def projected(pair: ChannelMap) -> ChannelMap:
@@ -277,7 +279,7 @@ def test_pooling_that_reads_single_channels_leaves_no_linear_stream(pooling: str
 def test_the_subspaces_hold_more_of_the_streams_than_the_selected_channels(pairs: Pairs) -> None:
     pair = pairs("tf_efficientnet_lite0")
     statistics = measure_bottlenecks(pair.teacher, pair.family, refit_batches(SIZE))
-    found = choose_subspaces(statistics, pair.plan, "student", with_auxiliary=False)
+    found = subspaces_of(pair)
     shares = []
     for width, covariance in statistics.covariances.items():
         channels = list(pair.plan.widths[width].of("student"))

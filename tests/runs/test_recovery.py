@@ -154,7 +154,7 @@ def test_a_network_without_a_single_stream_has_no_subspace(shared_images: Path, 
     teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
     words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads", "--image-size", 64)
     line = refusal(train(shared_images, teacher, tmp_path / "run", *words))
-    assert line.startswith("--recover-stream subspace: networks like ConvNeXt have no stream that LayerNorms")
+    assert line.startswith("--recover-stream subspace: this ConvNeXt has no residual stream that LayerNorms alone")
 
 
 def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(

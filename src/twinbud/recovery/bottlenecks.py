@@ -111,8 +111,30 @@ def measure_bottlenecks(
     return statistics
 
 
+def channel_importance(
+    statistics: BottleneckStatistics, plan: SelectionPlan, *, with_auxiliary: bool
+) -> dict[str, torch.Tensor]:
+    """Return the importance of the channels along each width that is read, (I,): the same for both networks of a pair.
+
+    Args:
+        statistics: Those of the teacher.
+        plan: Gives the student's sizes.
+        with_auxiliary: Whether there is an auxiliary, for which the order of all channels counts.
+    """
+    return {
+        width: removal_order(readers, 1 if with_auxiliary else plan.widths[width].student_size)
+        for width, readers in statistics.readers.items()
+        if width in plan.widths  # the student may be shallower
+    }
+
+
 def choose_subspaces(
-    statistics: BottleneckStatistics, plan: SelectionPlan, pair_role: PairRole, *, with_auxiliary: bool
+    statistics: BottleneckStatistics,
+    importance: Mapping[str, torch.Tensor],
+    plan: SelectionPlan,
+    pair_role: PairRole,
+    *,
+    with_auxiliary: bool,
 ) -> BottleneckSubspaces:
     """Choose the subspaces of the student or the auxiliary.
 
@@ -121,6 +143,7 @@ def choose_subspaces(
 
     Args:
         statistics: Those of the teacher.
+        importance: That of ``channel_importance``.
         plan: Gives all sizes and ``swap_roles``.
         pair_role: Whose subspaces.
         with_auxiliary: Whether there is an auxiliary with weights of its own.
@@ -136,11 +159,6 @@ def choose_subspaces(
         basis = principal_directions(covariance)[:, list(taken)]
         stream_maps[width] = basis.float()
         shares.append(float((basis * (covariance @ basis)).sum() / _trace(covariance)))
-    importance = {
-        width: removal_order(parts, 1 if with_auxiliary else plan.widths[width].student_size)
-        for width, parts in statistics.readers.items()
-        if width in plan.widths
-    }
     return BottleneckSubspaces(
         stream_maps=stream_maps,
         kept=important_indices(importance, plan, pair_role, with_auxiliary=with_auxiliary),

@@ -19,6 +19,7 @@ from twinbud.models.selection import extract_weights
 from twinbud.recovery.bottlenecks import (
     BottleneckStatistics,
     absorb_batch_norms,
+    channel_importance,
     choose_subspaces,
     measure_bottlenecks,
 )
@@ -125,6 +126,12 @@ class Starter:
         return measure_bottlenecks(self.teacher_provider.open(), self._family, self.batches(), bf16=self.bf16)
 
     @cached_property
+    def bottleneck_importance(self) -> Mapping[str, torch.Tensor]:
+        """Importance of the channels of such a network."""
+        plan = self.teacher_provider.selection.plan
+        return channel_importance(self.bottleneck_statistics, plan, with_auxiliary=self.with_auxiliary)
+
+    @cached_property
     def effects(self) -> LogitEffects:
         """What changes the logits of a ViT."""
         teacher = self.teacher_provider.open()
@@ -176,7 +183,11 @@ class Starter:
         """Replace the weights by those of the teacher seen through the principal subspaces of its linear streams."""
         student, pair_role, family = channel_map.student, channel_map.pair_role, channel_map.family
         found = choose_subspaces(
-            self.bottleneck_statistics, channel_map.plan, pair_role, with_auxiliary=self.with_auxiliary
+            self.bottleneck_statistics,
+            self.bottleneck_importance,
+            channel_map.plan,
+            pair_role,
+            with_auxiliary=self.with_auxiliary,
         )
         plan = with_indices(channel_map.plan, found.kept, pair_role)
         absorbed = absorb_batch_norms(channel_map.teacher, family)

@@ -58,8 +58,8 @@ def require_subspace(family: SelectionFamily, network: TimmModel, option: str) -
     """
     if not has_subspace(family, network):
         raise TwinbudError(
-            f"networks like {type(network).__name__} have no stream that LayerNorms alone read (ViT), and none between"
-            " linear bottlenecks (EfficientNet, MobileNetV2 and V3) that they pool by its mean",
+            f"this {type(network).__name__} has no residual stream that LayerNorms alone read, as a ViT has, and none"
+            " between linear bottlenecks, as most EfficientNets have",
             where=option,
             fix="Leave the option out, or choose a teacher such as dinov2-small or efficientnet-lite0",
         )
