@@ -75,7 +75,7 @@ def choose_precision(requested: Precision, device: torch.device, previous: str |
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return PrecisionChoice(native, f"the GPU {'has' if native else 'lacks'} bf16 units")
     ratio = _matrix_product_seconds(torch.float32) / _matrix_product_seconds(torch.bfloat16)
-    return PrecisionChoice(ratio >= _MIN_SPEEDUP, f"bf16 matrix products are {ratio:.1f} times as fast here")
+    return PrecisionChoice(ratio >= _MIN_SPEEDUP, f"bf16 matrix products are {ratio:.2g} times as fast here")
 
 
 @contextmanager
@@ -104,8 +104,8 @@ def unfused_attention_in_bf16(
 def _matrix_product_seconds(dtype: torch.dtype) -> float:
     """Return the median seconds of the matrix product of a ViT-T's fc1 on a batch of 32 images at 112 px.
 
-    The median of 15 products. From a tenth of a second on, as in bf16 on a CPU without instructions for it, the faster
-    of two is enough: it is thirty times slower than in float32.
+    The median of at most 15 products, of at least two. It ends after a tenth of a second: on a CPU without instructions
+    for bf16, where one product takes thirty times as long as in float32, two tell enough.
     """
     tokens, weight = torch.ones(2080, 192, dtype=dtype), torch.ones(192, 768, dtype=dtype)
     seconds: list[float] = []
