@@ -32,7 +32,7 @@ from twinbud.core.rng import numpy_stream
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.recovery.least_squares import RefitBatch
 from twinbud.recovery.normal_equations import gram_matrix
-from twinbud.recovery.stream_statistics import stream_writers
+from twinbud.recovery.stream_statistics import StreamMeters, StreamStatistics, stream_writers
 from twinbud.tasks.base import Task
 
 _MAX_POSITIONS = 2048
@@ -48,6 +48,7 @@ class LogitEffects:
     """Second moments of the gradients, over all images.
 
     Attributes:
+        stream: What the same forward pass says of the stream.
         moments: (D, D) float64, the sum over rows and norms of ‖g‖² x̂ᵀx̂, where x̂ is the normalized stream before gain
             and bias, and g its gradient.
         gradients: (D, D) float64, the sum of gᵀg over the same rows.
@@ -56,6 +57,7 @@ class LogitEffects:
             error at each position of its output counts.
     """
 
+    stream: StreamStatistics
     moments: torch.Tensor
     gradients: torch.Tensor
     importance: Mapping[str, torch.Tensor]
@@ -88,8 +90,8 @@ def measure_effects(
     """
     sums, generator = _Sums(teacher, family), numpy_stream("recovery", seed, "logits")
     size = max(1, _MAX_POSITIONS // num_positions)
-    for batch in refit_batches:
-        for images_BCSS in batch.images_BCSS.split(size):
+    with StreamMeters(teacher, family) as meters:
+        for images_BCSS in (images for batch in refit_batches for images in batch.images_BCSS.split(size)):
             with sums.recorded() as recorded, torch.enable_grad():
                 with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=bf16):
                     logits_BK = teacher(images_BCSS.clone().requires_grad_()).float()
@@ -98,6 +100,7 @@ def measure_effects(
                 gradients = torch.autograd.grad(curvature, list(recorded.features.values()))
             sums.add(recorded, dict(zip(recorded.features, gradients, strict=True)))
     return LogitEffects(
+        stream=meters.statistics,
         moments=sums.moments,
         gradients=sums.gradients,
         importance=sums.importance,
@@ -175,12 +178,12 @@ class _Sums:
             self.moments = self.moments + gram_matrix(weighted_RD).double()
             self.gradients = self.gradients + gram_matrix(gradients_RD).double()
         for name in self.layers:
-            self._sum(self.positions, name, gradients[name].double().square().sum(dim=(0, 2)))
+            self._sum(self.positions, name, gradients[name].float().square().sum(dim=(0, 2)))
         for name, writer in self.writers.items():
-            products = recorded.features[name].detach().double() * gradients[name].double()
+            products = recorded.features[name].detach().float() * gradients[name].float()
             effects_BLG = products.unflatten(2, (-1, writer.inputs.unit)).sum(dim=3)
             self._sum(self.importance, name, effects_BLG.square().sum(dim=(0, 1)))
 
     @staticmethod
     def _sum(sums: dict[str, torch.Tensor], name: str, part: torch.Tensor) -> None:
-        sums[name] = sums[name] + part if name in sums else part
+        sums[name] = sums[name] + part.double() if name in sums else part.double()

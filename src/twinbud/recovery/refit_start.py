@@ -133,7 +133,7 @@ class Starter:
 
     @cached_property
     def effects(self) -> LogitEffects:
-        """What changes the logits of a ViT."""
+        """What changes the logits of a ViT, with the statistics of its stream."""
         teacher = self.teacher_provider.open()
         return measure_effects(
             teacher,
@@ -165,14 +165,15 @@ class Starter:
         """Replace the weights by those of the teacher seen through the principal subspace of its one stream."""
         teacher, student, pair_role = channel_map.teacher, channel_map.student, channel_map.pair_role
         width, *_ = channel_map.stream_widths.values()
+        effects = self.effects if self._uses_effects(channel_map) else None
         subspace = principal_subspace(
-            self.statistics,
+            effects.stream if effects else self.statistics,
             channel_map.plan,
             pair_role,
             stream_width=width,
             with_auxiliary=self.with_auxiliary,
             seed=self.seed,
-            effects=self.effects if self._uses_effects(channel_map) else None,
+            effects=effects,
         )
         plan = with_indices(channel_map.plan, subspace.kept, pair_role)
         state = project_weights(subspace, plan, teacher, student, channel_map.family, pair_role)

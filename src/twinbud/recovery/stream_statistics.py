@@ -7,6 +7,7 @@ or neurons, U channels of each (the head size, or 1).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,24 +56,46 @@ def measure_stream(
     Raises:
         TwinbudError: See ``RecoverySupport.stream_norms``.
     """
-    recovery = family.require_recovery()
-    norms = {name: _Mean(teacher.get_submodule(name), _normalized_moments) for name in recovery.stream_norms(teacher)}
-    writers: dict[str, tuple[_Mean, torch.Tensor]] = {}
-    for writer in stream_writers(teacher, family):
-        weight_OGU = writer.weight.double().unflatten(1, (-1, writer.inputs.unit))
-        writers[writer.inputs.width] = _Mean(writer.layer, _grouped_moments(writer.inputs.unit)), weight_OGU
-    meters = [*norms.values(), *(meter for meter, _ in writers.values())]
-    try:
+    with StreamMeters(teacher, family) as meters:
         for images_BCSS, _ in refit_batches:
             with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=bf16):
                 teacher.forward_head(teacher.forward_features(images_BCSS), pre_logits=True)
-    finally:
-        for meter in meters:
-            meter.hook.remove()
-    return StreamStatistics(
-        moments={name: meter.value for name, meter in norms.items()},
-        importance={name: _lengths(meter.value, weight_OGU) for name, (meter, weight_OGU) in writers.items()},
-    )
+    return meters.statistics
+
+
+class StreamMeters(ExitStack):
+    """Measures a teacher in every forward pass that it takes while the context is open.
+
+    Args:
+        teacher: See ``measure_stream``.
+        family: Its family.
+
+    Raises:
+        TwinbudError: See ``RecoverySupport.stream_norms``.
+    """
+
+    def __init__(self, teacher: TimmModel, family: SelectionFamily) -> None:
+        super().__init__()
+        norms = family.require_recovery().stream_norms(teacher)
+        self._norms = {name: self._meter(teacher.get_submodule(name), _normalized_moments) for name in norms}
+        self._writers: dict[str, tuple[_Mean, torch.Tensor]] = {}
+        for writer in stream_writers(teacher, family):
+            weight_OGU = writer.weight.detach().double().unflatten(1, (-1, writer.inputs.unit))
+            meter = self._meter(writer.layer, _grouped_moments(writer.inputs.unit))
+            self._writers[writer.inputs.width] = meter, weight_OGU
+
+    @property
+    def statistics(self) -> StreamStatistics:
+        """The means over all forward passes; at least one must have been taken."""
+        return StreamStatistics(
+            moments={name: meter.value for name, meter in self._norms.items()},
+            importance={name: _lengths(meter.value, weight_OGU) for name, (meter, weight_OGU) in self._writers.items()},
+        )
+
+    def _meter(self, module: nn.Module, sums: Callable[[torch.Tensor], torch.Tensor]) -> _Mean:
+        meter = _Mean(sums)
+        self.callback(module.register_forward_pre_hook(meter.add).remove)
+        return meter
 
 
 class StreamWriter(NamedTuple):
@@ -105,17 +128,17 @@ def stream_writers(teacher: TimmModel, family: SelectionFamily) -> Iterator[Stre
 class _Mean:
     """The mean over rows of a function of a module's inputs, which sums it over the rows of one batch."""
 
-    def __init__(self, module: nn.Module, sums: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, sums: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.sums, self.total, self.count = sums, torch.zeros(()), 0
-        self.hook = module.register_forward_pre_hook(self._add)
 
     @property
     def value(self) -> torch.Tensor:
         """The mean, in float64."""
         return self.total / self.count
 
-    def _add(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].flatten(0, -2)
+    def add(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Add the rows of one forward pass; a hook."""
+        rows = inputs[0].detach().flatten(0, -2)
         with torch.autocast(rows.device.type, enabled=False):
             sums = self.sums(rows.float()).double()
         self.total = sums if self.count == 0 else self.total + sums

@@ -30,14 +30,14 @@ SETTINGS: dict[str, Any] = {
     "teacher": "dinov2-small",
     "near_duplicates": "ignore",  # each phantom is generated for one patient
     "fraction": 0.3,  # 120 labelled images
-    "image_size": 84,
-    "epochs": 20,
+    "image_size": 70,
+    "epochs": 16,
 }
 """Settings of all methods."""
 ARMS: dict[str, dict[str, Any]] = {
     "random start": {"profile": "quick", "method": "timm", "min_steps": 0},
     "paper (dual)": {"profile": "quick", "method": "dual", "min_steps": 0},
-    "best": {"profile": "best", "epochs": 0, "tune_epochs": 20, "tune_min_steps": 0},
+    "best": {"profile": "best", "epochs": 0, "tune_epochs": 16, "tune_min_steps": 0},
 }
 """Further settings of each method."""
 _MARKED = "best"
