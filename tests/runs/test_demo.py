@@ -47,7 +47,7 @@ def test_the_methods_share_images_epochs_split_and_the_precision_chosen_once(
     assert {config.training.precision for config in configs} == {"bf16"}
     assert len({config.data for config in configs}) == 1
     assert len({(c.training.batch_size, c.training.image_size) for c in configs}) == 1
-    assert {c.training.epochs or c.tuning.tune_epochs for c in configs} == {20}
+    assert {c.training.epochs or c.tuning.tune_epochs for c in configs} == {module.SETTINGS["epochs"]}
 
 
 def test_the_split_of_the_demo_halves_the_patients_of_each_class(

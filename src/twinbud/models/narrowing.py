@@ -8,6 +8,7 @@ deviation often depends on the number of channels.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ _LARGE = 2**22
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 """Shapes of tensors by their full names; a tensor that is not named keeps its shape."""
+_MAX_OUTLINES = 32
+_OUTLINES: dict[str, TimmModel] = {}
+"""The networks that ``outline_network`` returned last, by its arguments."""
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
@@ -84,7 +88,23 @@ def narrow(model: TimmModel, shapes: Shapes) -> TimmModel:
 
 
 def outline_network(architecture: str, where: str, shapes: Shapes | None, /, **arguments: Any) -> TimmModel:
-    """Build a network on the meta device; see ``build_network``."""
+    """Return a network on the meta device; see ``build_network``.
+
+    A run asks for the same few networks many times. Equal arguments therefore return one network, which nobody may
+    change.
+    """
+    try:
+        key = json.dumps([architecture, shapes, arguments], sort_keys=True)
+    except TypeError:  # an argument that is no plain value, such as a class of layers
+        return _outline_network(architecture, where, shapes, arguments)
+    if key not in _OUTLINES:
+        if len(_OUTLINES) == _MAX_OUTLINES:
+            del _OUTLINES[next(iter(_OUTLINES))]
+        _OUTLINES[key] = _outline_network(architecture, where, shapes, arguments)
+    return _OUTLINES[key]
+
+
+def _outline_network(architecture: str, where: str, shapes: Shapes | None, arguments: Mapping[str, Any]) -> TimmModel:
     model = outline(architecture, where, **arguments)
     if shapes is None:
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.layers.squeeze_excite import SEModule
@@ -18,6 +19,8 @@ from twinbud.models.outline import input_size
 from twinbud.models.widths import Axis, TensorSpec
 
 _BATCH_NORM_VECTORS = ("weight", "bias", "running_mean", "running_var")
+_ACCEPTED_SIZES: WeakKeyDictionary[TimmModel, set[int]] = WeakKeyDictionary()
+"""Image sizes that networks are known to process."""
 
 
 class MapRecovery(RecoverySupport):
@@ -204,7 +207,7 @@ def is_described(family: SelectionFamily, model: nn.Module) -> bool:
 
 
 def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
-    """Accept any size that a forward pass of the shapes accepts.
+    """Accept any size that a forward pass of the shapes accepts; it runs once for each network and size.
 
     Args:
         model: The network, on any device; in the same mode afterwards.
@@ -214,6 +217,9 @@ def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
     Raises:
         TwinbudError: The network cannot process images of that size.
     """
+    accepted = _ACCEPTED_SIZES.setdefault(model, set())
+    if image_size in accepted:
+        return
     was_training = model.training
     images_BCSS = torch.empty(2, 3, image_size, image_size, device="meta")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -229,3 +235,4 @@ def require_image_size(model: TimmModel, image_size: int, where: str) -> None:
         ) from error
     finally:
         model.train(was_training)
+    accepted.add(image_size)
