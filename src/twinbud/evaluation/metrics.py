@@ -6,6 +6,8 @@ classes for which it is defined; ``macro_over`` names them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +15,8 @@ import numpy as np
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
-    f1_score,
     matthews_corrcoef,
-    precision_score,
-    recall_score,
+    precision_recall_fscore_support,
     roc_auc_score,
 )
 
@@ -80,6 +80,7 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
     confusion = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
     in_labels, in_either = confusion.sum(1) > 0, (confusion.sum(0) + confusion.sum(1)) > 0
     aurocs = _aurocs(labels, predictions.probabilities)
+    per_class = _class_metrics(labels, predicted, confusion, aurocs)
     averaged = _averaged_aurocs(aurocs)
     order = order_metrics(confusion) if predictions.asked.has_order else {}
     intervals: dict[str, Interval | None] = dict.fromkeys((*POINT_METRICS, *order))
@@ -94,8 +95,8 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
         )
     return EvaluationMetrics(
         accuracy=float(accuracy_score(labels, predicted)),
-        balanced_accuracy=float(recall_score(labels, predicted, labels=np.flatnonzero(in_labels), average="macro")),
-        f1_macro=float(f1_score(labels, predicted, labels=np.flatnonzero(in_either), average="macro")),
+        balanced_accuracy=_mean(row.sensitivity for row in per_class),
+        f1_macro=_mean(row.f1 for row in per_class),
         auroc_macro=float(np.mean(list(averaged.values()))) if averaged else None,
         mcc=float(matthews_corrcoef(labels, predicted)) if in_either.sum() > 1 else 0.0,
         ece=expected_calibration_error(predictions.confidence, predicted == labels),
@@ -107,7 +108,7 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
             "f1_macro": tuple(classes[k] for k in np.flatnonzero(in_either)),
             "auroc_macro": tuple(classes[k] for k in averaged),
         },
-        per_class={name: _class_metrics(labels == k, predicted == k, aurocs[k]) for k, name in enumerate(classes)},
+        per_class=dict(zip(classes, per_class, strict=True)),
         confusion_matrix=tuple(tuple(row) for row in confusion.tolist()),
         reliability=reliability_bins(predictions.confidence, predicted == labels),
         confidence_intervals=intervals,
@@ -143,13 +144,31 @@ def _averaged_aurocs(aurocs: list[float | None]) -> dict[int, float]:
     return {1: defined[1]} if len(aurocs) == 2 and defined else defined
 
 
-def _class_metrics(is_labelled: np.ndarray, is_predicted: np.ndarray, auroc: float | None) -> ClassMetrics:
-    either = (is_labelled | is_predicted).any()
-    return ClassMetrics(
-        sensitivity=float(recall_score(is_labelled, is_predicted)) if is_labelled.any() else None,
-        specificity=float(recall_score(~is_labelled, ~is_predicted)) if not is_labelled.all() else None,
-        precision=float(precision_score(is_labelled, is_predicted)) if is_predicted.any() else None,
-        f1=float(f1_score(is_labelled, is_predicted)) if either else None,
-        auroc=auroc,
-        support=int(is_labelled.sum()),
+def _class_metrics(
+    labels: np.ndarray, predicted: np.ndarray, confusion: np.ndarray, aurocs: Sequence[float | None]
+) -> list[ClassMetrics]:
+    """Return the metrics of each class against all others."""
+    precision, sensitivity, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(len(confusion)), zero_division=np.nan
     )
+    others, found = confusion.sum() - confusion.sum(axis=1), confusion.sum(axis=0) - confusion.diagonal()
+    return [
+        ClassMetrics(
+            sensitivity=_defined(sensitivity[k]),
+            specificity=float((others[k] - found[k]) / others[k]) if others[k] else None,
+            precision=_defined(precision[k]),
+            f1=_defined(f1[k]),
+            auroc=auroc,
+            support=int(support[k]),
+        )
+        for k, auroc in enumerate(aurocs)
+    ]
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Return the mean over the classes for which a metric is defined."""
+    return float(np.mean([value for value in values if value is not None]))

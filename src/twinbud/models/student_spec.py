@@ -15,7 +15,6 @@ from twinbud.models.discovery.family import DiscoveredFamily, discover
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes, outline_network, shapes_of
-from twinbud.models.outline import outline
 from twinbud.models.teacher import TeacherInfo
 from twinbud.models.widths import half_sizes
 
@@ -160,7 +159,7 @@ def make_student_spec(
         TwinbudError: The architecture is not of ``family``, or of no supported one.
     """
     given, model_args = model_args, _shape_arguments(model_args)
-    template = outline(architecture, architecture, **model_args | {"num_classes": 1})
+    template = outline_network(architecture, architecture, None, **model_args | {"num_classes": 1})
     if (family or family_of(template)).has_fixed_image_size and "img_size" in given:
         model_args["img_size"] = given["img_size"]
     if shapes is not None or "img_size" in model_args:
@@ -190,7 +189,7 @@ def make_student_spec(
 def _has_drop_path(architecture: str, model_args: dict[str, Any]) -> bool:
     """Return whether timm builds the architecture with a rate of stochastic depth."""
     try:
-        outline(architecture, architecture, **model_args | {"drop_path_rate": 0.0})
+        outline_network(architecture, architecture, None, **model_args | {"drop_path_rate": 0.0})
     except TwinbudError:
         return False
     return True
