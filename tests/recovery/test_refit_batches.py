@@ -109,7 +109,7 @@ def test_least_squares_hold_as_much_as_they_say(tmp_path: Any, monkeypatch: pyte
 
     def watched(*words: Any) -> Any:
         answer = asking(*words)
-        if next(calls) % 10 == 0:  # 100 batches: the last one is among these, and each look takes long
+        if next(calls) % 100 == 0:  # the last of 100 batches; each look takes long
             held.append(live_bytes() - before)
         return answer
 

@@ -98,20 +98,20 @@ def find_groups(
         keep_duplicates_together: Whether identical pixels and near-duplicates connect at all.
         near_pairs: Pairs of near-duplicates.
     """
-    places: dict[str, list[int]] = defaultdict(list)
+    counts, repeated = Counter(digests), defaultdict[str, list[int]](list)
     for index, digest in enumerate(digests):
-        places[digest].append(index)
-    repeated = {digest: tuple(indices) for digest, indices in places.items() if len(indices) > 1}
+        if counts[digest] > 1:
+            repeated[digest].append(index)
     patients = [
         f"row {index}" if (key := patient_key(row.patient_id)) is None else f"patient {key}"
         for index, row in enumerate(rows)
     ]
-    pixels = [f"row {index}" if digest in blank else f"pixels {digest}" for index, digest in enumerate(digests)]
-    near = [f"picture {number}" for number in connected_pairs(len(rows), near_pairs)]
+    pixels = [index if digest in blank else digest for index, digest in enumerate(digests)]
+    near = connected_pairs(len(rows), near_pairs).tolist()
     keys = (patients, pixels, near) if keep_duplicates_together else (patients,)
     return Groups(
         rows=rows,
-        copies=tuple(indices for digest, indices in repeated.items() if digest not in blank),
+        copies=tuple(tuple(indices) for digest, indices in repeated.items() if digest not in blank),
         blank=tuple(sorted(index for digest in blank for index in repeated.get(digest, ()))),
         patients=tuple(patients),
         numbers=connected_groups(*keys),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -29,7 +29,7 @@ MAX_TEST_SHARE = 0.3
 """A fold with a larger share of the images, because it holds a large group, is the test part only if all have one."""
 
 
-def connected_groups(*keys: Sequence[str]) -> np.ndarray:
+def connected_groups(*keys: Sequence[Hashable]) -> np.ndarray:
     """Number the groups of images that share a key, directly or through others.
 
     Args:
@@ -39,12 +39,14 @@ def connected_groups(*keys: Sequence[str]) -> np.ndarray:
     Returns:
         (N,) int: groups are numbered in the order of their first images.
     """
-    num_images = len(keys[0])
-    names = [f"{kind}/{key}" for kind, of_kind in enumerate(keys) for key in of_kind]
-    nodes = np.unique(names, return_inverse=True)[1] + num_images
+    num_images = size = len(keys[0])
+    nodes: list[np.ndarray] = []
+    for of_kind in keys:
+        numbers: dict[Hashable, int] = {}
+        nodes.append(np.array([numbers.setdefault(key, size + len(numbers)) for key in of_kind], dtype=np.int64))
+        size += len(numbers)
     images = np.tile(np.arange(num_images), len(keys))
-    size = num_images + len(names)
-    graph = coo_array((np.ones(len(names)), (images, nodes)), (size, size))
+    graph = coo_array((np.ones(len(images), bool), (images, np.concatenate(nodes))), (size, size))
     components = connected_components(graph, directed=False)[1][:num_images]
     _, first, groups = np.unique(components, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[groups]
