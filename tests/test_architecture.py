@@ -1,4 +1,4 @@
-"""Rules of the code base: floors, sizes, and what is never imported."""
+"""Rules of the code base: layers, sizes, and what is never imported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from helpers.processes import start_code
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "twinbud"
 FILES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
-FLOORS = tuple(
-    tuple(line.split()) for line in (ROOT / "docs" / "floors.txt").read_text(encoding="utf-8").splitlines() if line
+LAYERS = tuple(
+    tuple(line.split()) for line in (ROOT / "docs" / "layers.txt").read_text(encoding="utf-8").splitlines() if line
 )
-"""From the ground up; rooms of one floor may not import each other. The documentation quotes the same file."""
-LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+"""From the lowest up; packages of one layer may not import each other. The documentation quotes the same file."""
+LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.partition("/")[0]
 
 
@@ -48,15 +48,15 @@ def packages(path: str) -> list[str]:
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
-def rooms_imported(module: str) -> set[str]:
+def packages_imported(module: str) -> set[str]:
     return {name.split(".")[1] for name in imported(module) if name.startswith("twinbud.")}
 
 
-def test_a_file_imports_from_its_own_room_or_a_lower_floor_only() -> None:
+def test_a_file_imports_from_its_own_package_or_a_lower_layer_only() -> None:
     for module in FILES.keys() - {"__init__"}:
-        own = room(module)
-        assert own in LEVEL, f"{own} has no floor yet"
-        for other in rooms_imported(module):
+        own = package_of(module)
+        assert own in LEVEL, f"{own} has no layer yet"
+        for other in packages_imported(module):
             assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {other}"
 
 
@@ -110,7 +110,7 @@ def test_pickles_are_never_opened_except_by_two_files() -> None:
 
 def test_only_the_command_line_prints() -> None:
     for module in FILES:
-        if room(module) != "cli":
+        if package_of(module) != "cli":
             assert "print" not in {ast.unparse(call.func) for call in calls(module)}, module
 
 

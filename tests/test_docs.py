@@ -100,8 +100,8 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-def test_the_architecture_page_names_every_room() -> None:
+def test_the_architecture_page_names_every_package() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\| `(\w+)` \|", text.partition("## Rooms")[2].partition("\n## ")[0], re.MULTILINE)
-    rooms = sorted(path.name for path in (ROOT / "src" / "twinbud").iterdir() if (path / "__init__.py").is_file())
-    assert sorted(named) == rooms
+    named = re.findall(r"^\| `(\w+)` \|", text.partition("## Packages")[2].partition("\n## ")[0], re.MULTILINE)
+    packages = sorted(path.name for path in (ROOT / "src" / "twinbud").iterdir() if (path / "__init__.py").is_file())
+    assert sorted(named) == packages

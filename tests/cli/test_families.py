@@ -32,7 +32,7 @@ def test_every_family_is_listed_with_examples_that_open(capsys: pytest.CaptureFi
     assert shown.startswith(
         "ViT and others; recovery: yes\n  vit_small_patch16_224.augreg_in21k → vit_tiny_patch16_224: "
     )
-    assert "\n    25 of 25 widths have room for two disjoint subsets\n" in shown
+    assert "\n    25 of 25 widths are wide enough for two disjoint subsets\n" in shown
     assert "--family auto" in shown
 
 

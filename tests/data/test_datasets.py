@@ -85,7 +85,7 @@ def test_published_facts_agree_with_each_other(entry: DatasetEntry) -> None:
         assert sum(entry.class_counts.values()) in (sum(entry.part_counts.values()), entry.num_images)
     if entry.kaggle:
         assert set(entry.kaggle.folders.values()) == set(entry.classes)
-    assert entry.licence
+    assert entry.license
     assert entry.origin.startswith("https://")
 
 
@@ -300,8 +300,8 @@ def test_the_grades_of_retinamnist_are_classes(tmp_path: Path) -> None:
 
 def test_chestmnist_is_refused_before_anything_is_opened() -> None:
     assert refusal("medmnist:chestmnist") == (
-        "--data medmnist:chestmnist: an image can have several of its 14 labels, and twinbud trains on one label an "
-        "image. Choose another: twinbud datasets."
+        "--data medmnist:chestmnist: an image can have several of its 14 labels; export it to a CSV for "
+        "--task multi-label. Choose another: twinbud datasets."
     )
 
 

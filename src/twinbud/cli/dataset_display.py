@@ -34,7 +34,7 @@ def _paragraph(status: DatasetStatus) -> list[str]:
     lines = [
         f"{entry.name}{'[@SIZE]' if is_sized else ''}: {entry.modality}; {entry.task}",
         f"  {images}, {len(entry.classes)} classes: {classes}",
-        f"  licence: {entry.licence}; origin: {entry.origin}",
+        f"  license: {entry.license}; origin: {entry.origin}",
     ]
     if entry.unsupported:
         lines.append(f"  not supported: {entry.unsupported}")

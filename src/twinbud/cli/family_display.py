@@ -40,7 +40,7 @@ def _paragraph(family: FamilyInfo) -> Iterator[str]:
     for pair in family.pairs:
         sizes = f"{pair.teacher_parameters / 1e6:.1f} → {pair.student_parameters / 1e6:.1f} M parameters"
         yield f"  {pair.teacher} → {pair.student}: {sizes}"
-        yield f"    {pair.num_disjoint} of {pair.num_widths} widths have room for two disjoint subsets"
+        yield f"    {pair.num_disjoint} of {pair.num_widths} widths are wide enough for two disjoint subsets"
 
 
 def _lines(widths: NetworkWidths) -> Iterator[str]:

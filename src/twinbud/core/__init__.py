@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, the cache folder, random streams, memory, progress, signals."""
+"""What every package uses: errors, files, the cache folder, random streams, memory, progress, signals."""

@@ -1,4 +1,4 @@
-"""When two spellings, paths or images are the same: the rules that every room follows.
+"""When two spellings, paths or images are the same: the rules that every package follows.
 
 Labels
     A label is its exact text. Labels that differ only in spelling (``comparison_key``) are refused before training:

@@ -23,7 +23,7 @@ class PairInfo:
         teacher, student: As the settings spell them.
         teacher_parameters, student_parameters: Number of parameters, without classifier.
         num_widths: Number of named widths of the student.
-        num_disjoint: How many of them have room for two disjoint subsets (2 m ≤ n).
+        num_disjoint: How many of them are wide enough for two disjoint subsets (2 m ≤ n).
     """
 
     teacher: str

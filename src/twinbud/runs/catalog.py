@@ -20,7 +20,7 @@ def datasets(data_root: str | Path | None = None) -> tuple[DatasetStatus, ...]:
         data_root: A folder with copies, as the setting ``data_root`` takes it; None for where sets are downloaded to.
 
     Returns:
-        For each set its modality, task, classes, published counts, licence and origin, and where copies are.
+        For each set its modality, task, classes, published counts, license and origin, and where copies are.
 
     Raises:
         TwinbudError: There is no such folder.

@@ -36,7 +36,7 @@ class DatasetStatus:
             "classes": list(entry.classes),
             "class_counts": dict(entry.class_counts) or None,
             "part_counts": dict(entry.part_counts) or None,
-            "licence": entry.licence,
+            "license": entry.license,
             "origin": entry.origin,
             "extra": entry.extra,
             "unsupported": entry.unsupported,

@@ -47,7 +47,7 @@ class DatasetEntry:
         classes: Names of the classes, as the set numbers or spells them.
         class_counts: Published number of images of each class, where it is published.
         part_counts: Published number of images of the set's own parts, where it has any.
-        licence: The licence of the images, not of twinbud.
+        license: The license of the images, not of twinbud.
         origin: Page of the set.
         extra: The extra of twinbud that downloads it.
         kaggle: Where it is on Kaggle; None for MedMNIST.
@@ -61,7 +61,7 @@ class DatasetEntry:
     classes: tuple[str, ...]
     class_counts: Mapping[str, int] = field(default_factory=dict)
     part_counts: Mapping[SplitName, int] = field(default_factory=dict)
-    licence: str
+    license: str
     origin: str
     extra: str
     kaggle: KaggleSource | None = None
@@ -83,7 +83,7 @@ _KAGGLE_SETS = (
         classes=_TUMORS,
         class_counts={"glioma": 1621, "meningioma": 1645, "notumor": 2000, "pituitary": 1757},
         part_counts={"train": 5712, "test": 1311},
-        licence="CC0-1.0",
+        license="CC0-1.0",
         origin="https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset",
         extra=KAGGLE,
         kaggle=KaggleSource(
@@ -100,7 +100,7 @@ _KAGGLE_SETS = (
         task="COVID-19, community-acquired pneumonia, normal",
         classes=("CAP", "COVID-19", "Normal"),
         class_counts={"CAP": 2618, "COVID-19": 7593, "Normal": 6893},
-        licence="of its seven source sets (see the page)",
+        license="of its seven source sets (see the page)",
         origin="https://www.kaggle.com/datasets/maedemaftouni/large-covid19-ct-slice-dataset",
         extra=KAGGLE,
         kaggle=KaggleSource(
@@ -116,7 +116,7 @@ _KAGGLE_SETS = (
         task="COVID-19, lung opacity, viral pneumonia, normal",
         classes=("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"),
         class_counts={"COVID": 3616, "Lung_Opacity": 6012, "Normal": 10192, "Viral Pneumonia": 1345},
-        licence="of the original authors (see the page)",
+        license="of the original authors (see the page)",
         origin="https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
         extra=KAGGLE,
         kaggle=KaggleSource(
@@ -142,7 +142,7 @@ def _medmnist(
     counts: tuple[int, int, int],
     num_channels: int,
     *,
-    licence: str = "CC BY 4.0",
+    license: str = "CC BY 4.0",
     unsupported: str | None = None,
 ) -> DatasetEntry:
     train, val, test = counts
@@ -152,7 +152,7 @@ def _medmnist(
         task=task,
         classes=classes,
         part_counts={"train": train, "val": val, "test": test},
-        licence=licence,
+        license=license,
         origin="https://medmnist.com",
         extra=MEDMNIST,
         num_channels=num_channels,
@@ -176,13 +176,13 @@ _MEDMNIST_SETS = (
         ("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
          "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
         (78468, 11219, 22433), 1,
-        unsupported="an image can have several of its 14 labels, and twinbud trains on one label an image",
+        unsupported="an image can have several of its 14 labels; export it to a CSV for --task multi-label",
     ),
     _medmnist(
         "dermamnist", "dermatoscopy", "type of skin lesion",
         ("actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
          "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions"),
-        (7007, 1003, 2005), 3, licence="CC BY-NC 4.0",
+        (7007, 1003, 2005), 3, license="CC BY-NC 4.0",
     ),
     _medmnist(
         "octmnist", "retinal OCT", "type of retinal disease",
