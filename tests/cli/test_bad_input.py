@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
     "unknown setting": Case(
         words=("--learning-rat", "1"),
         said=(
-            "--learning-rat is no option",
+            "there is no option --learning-rat",
             "Did you mean --learning-rate?",
         ),
     ),

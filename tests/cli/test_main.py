@@ -82,15 +82,15 @@ def test_the_help_of_train_explains_every_setting() -> None:
     [
         ((), "no command is given. Run: twinbud --help."),
         (("trian",), "Did you mean 'train'?"),
-        (("--verbose",), "'--verbose' is no command. Run: twinbud --help."),
+        (("--verbose",), "'--verbose' is not a command. Run: twinbud --help."),
         (
             ("evaluate", "run", "--epochs", "3"),
-            "twinbud evaluate: --epochs is no option. All options: twinbud evaluate --help.",
+            "twinbud evaluate: there is no option --epochs. All options: twinbud evaluate --help.",
         ),
         (("predict", "run", "x", "--ouptut", "y"), "Did you mean --output?"),
         (("train", "--output", "caf\udce9"), "caf\\udce9: 1 file name is not UTF-8"),
         (("train", "--outptu", "x"), "Did you mean --output? All options: twinbud train --help."),
-        (("train", "--output", "x", "--epoch-count", "3"), "--epoch-count is no option"),
+        (("train", "--output", "x", "--epoch-count", "3"), "there is no option --epoch-count"),
         (("train", "--output=x", "--epoch=3"), "Did you mean --epochs?"),
         (("train", "--teacher", "dinov2-small"), "twinbud train: the following arguments are required: --output."),
         (("train", "--output"), "argument --output: expected one argument. Run: twinbud train --help."),

@@ -210,7 +210,7 @@ def test_the_other_exporter_is_tried_if_the_file_of_the_first_one_does_not_pass(
         (["--tolerance", "1e-12"], "differ from torch's by up to"),
         (["--tolerance", "0"], "--tolerance: '0' is not above 0"),
         (["--tolerance", "loose"], "'loose'"),
-        (["--opset", "99"], "--opset: '99' is no opset from 18 to 23"),
+        (["--opset", "99"], "--opset: '99' is not an opset from 18 to 23"),
         (["--format", "tflite"], "--format: 'tflite' is not one of onnx"),
     ],
 )

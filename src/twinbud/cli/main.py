@@ -82,7 +82,7 @@ def _run(words: list[str]) -> None:
     if not words:
         raise TwinbudError("no command is given", fix="Run: twinbud --help")
     if words[0].startswith("-"):
-        raise TwinbudError(f"'{words[0]}' is no command", fix="Run: twinbud --help")
+        raise TwinbudError(f"'{words[0]}' is not a command", fix="Run: twinbud --help")
     if words[0] not in COMMANDS:
         raise unknown_choice("COMMAND", words[0], COMMANDS)
     if words[0] != "train":

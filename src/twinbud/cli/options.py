@@ -67,11 +67,13 @@ def _default(name: str, *, profiles: bool) -> str:
     values = {profile: changes.get(name, default) for profile, changes in PROFILES.items()} if profiles else {}
     own = DEFAULT_PROFILE if name == "profile" and profiles else values.get(DEFAULT_PROFILE, default)
     others = [f"{profile}: {_text(value)}" for profile, value in values.items() if value != own and name != "profile"]
-    shown = "" if own in (None, False) and not others else _text(own)
+    shown = "" if (own is None or own is False) and not others else _text(own)
     return "; ".join([shown, ", ".join(others)] if others else [shown])
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -165,13 +167,13 @@ def _evaluate() -> list[Option]:
 def _calibrate() -> list[Option]:
     on = (
         "Images to calibrate on: the validation part, or the labelled images in folds"
-        f" [{CALIBRATION_SOURCES[0]}: val if it has {MIN_VALIDATION_IMAGES}]."
+        f" [{CALIBRATION_SOURCES[0]}: val if it has at least {MIN_VALIDATION_IMAGES} images, else folds]."
     )
     folds = f"Folds of the labelled images; the run is repeated without each of them [{NUM_FOLDS}]."
     coverage = f"Probability with which a prediction set contains the right class [{COVERAGE:g}]."
     return [
         _path("run", "Output of 'twinbud train'.", "RUN"),
-        _setting("data", "images of the run", about="Labelled images of another place, to calibrate it again for."),
+        _setting("data", "images of the run", about="Labelled images of another site, to calibrate the run again for."),
         Option("--on", on, keywords={"default": CALIBRATION_SOURCES[0], "metavar": "|".join(CALIBRATION_SOURCES)}),
         Option("--folds", folds, keywords={"default": NUM_FOLDS, "metavar": "N"}),
         Option("--coverage", coverage, keywords={"default": COVERAGE, "metavar": "SHARE"}),
@@ -194,7 +196,12 @@ def _predict() -> list[Option]:
 def _explain() -> list[Option]:
     return [
         _path("model", "A finished run or, with images, its model folder.", "RUN|MODEL_FOLDER"),
-        _path("images", "Images, or folders of them [answers of the run's test part].", "IMAGE_OR_FOLDER", nargs="*"),
+        _path(
+            "images",
+            "Images, or folders of images [some right and wrong answers of the run's test part].",
+            "IMAGE_OR_FOLDER",
+            nargs="*",
+        ),
         Option("--label", "Class to explain for every image [what is predicted].", keywords={"metavar": "CLASS"}),
         Option("--map", "grad-cam, or rollout: the attention of a ViT [grad-cam].", keywords={"default": "grad-cam"}),
         *map(_setting, _READING),

@@ -75,4 +75,6 @@ def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudE
     """Return the error for an option that does not exist; it names the nearest one instead of all."""
     near = difflib.get_close_matches(option, names, n=1)
     fix = f"Did you mean {near[0]}? All options" if near else "All options"
-    return TwinbudError(f"{option} is no option", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help")
+    return TwinbudError(
+        f"there is no option {option}", where=f"twinbud {command}", fix=f"{fix}: twinbud {command} --help"
+    )

@@ -32,9 +32,9 @@ class DataConfig(TaskConfig):
     split: Path | None = setting(None, "split.csv of an earlier run, to reuse its split.")
     split_seed: int = setting(0, "Seed of the 80/20 split into training and test part.")
     develop: bool = setting(
-        False, "Hold the test part out: split the training part again, 80/20, and test on that fifth."
+        False, "Do not use the test part: divide the training part 80/20 again, and test on its fifth."
     )
-    split_duplicates: bool = setting(False, "Allow identical images in both parts (plain random split).")
+    split_duplicates: bool = setting(False, "Allow identical images in both parts; a patient still stays in one.")
     near_duplicates: NearDuplicates = setting(
         "ignore",
         "Images that show the same picture, re-encoded, brightened, mirrored or slightly cropped: group keeps them on "
@@ -44,8 +44,8 @@ class DataConfig(TaskConfig):
     subset: Subset = setting("stratified", "How to draw that share: at least one image per class, or at random.")
     window: Window = setting(
         DICOM_WINDOW,
-        "Intensity window of DICOM and NIfTI: the file's usual one (dicom), its whole range (auto), a named one or "
-        "CENTER,WIDTH.",
+        "Intensity window of DICOM and NIfTI: the file's own (dicom), its whole range (auto), lung, mediastinum, "
+        "brain, bone, or CENTER,WIDTH, as in --window=-600,1500.",
     )
     frames: Frames = setting(
         ALL_FRAMES, "Images to take from a file or series of several: all, middle, or a number counted from 0."

@@ -26,7 +26,8 @@ class RecoveryConfig(Checked):
         "none", "Images for recovery: none (no recovery), the labelled ones, or the whole training part."
     )
     recover_method: RecoverMethod = setting(
-        "refit", "How: each layer to the teacher's outputs in order, or GRAIL or CORP, rivals to compare with (ViT)."
+        "refit",
+        "refit: fit each layer to the teacher's outputs, in order; grail, corp: published alternatives (ViT only).",
     )
     recover_stream: RecoverStream = setting(
         "channels",
@@ -35,16 +36,16 @@ class RecoveryConfig(Checked):
     )
     recover_metric: RecoverMetric = setting(
         "variance",
-        "What the subspace and least squares spare: what varies most, or what changes the logits of a teacher with the"
-        " classes of the run most (--tune-teacher; subspace of a ViT only).",
+        "What the subspace and least squares keep best: the directions in which features vary most (variance), or those"
+        " that change the tuned teacher's logits most (logits; subspace of a ViT only).",
     )
     recover_refit: Switch = setting("on", "Fit each layer to the teacher by least squares.")
     recover_classifier: Switch = setting(
         "off", "Fit the classifier to the logits of a teacher with the classes of the run (--tune-teacher)."
     )
-    recover_views: int = setting(1, "Views of each image for least squares, limited by recover_memory.", ge=1)
+    recover_views: int = setting(1, "Views of each image for least squares, as far as --recover-memory allows.", ge=1)
     recover_memory: float = setting(
-        0.625, "GiB for least squares, approximately; five views always fit.", gt=0, le=4096
+        0.625, "Memory limit of least squares in GiB, approximately; five images are always used.", gt=0, le=4096
     )
     recover_epochs: int = setting(0, "Epochs of feature matching with the teacher's final tokens; 0: none.", ge=0)
     recover_batch_size: int = setting(64, "Images per step of feature matching.", ge=1)

@@ -26,6 +26,7 @@ from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import Checked, setting
 from twinbud.config.recovery import Recover, RecoveryConfig
 from twinbud.config.task import Balance
+from twinbud.config.tuning import TuningConfig
 from twinbud.core.errors import TwinbudError
 
 Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune", "probe"]
@@ -66,7 +67,10 @@ class ModelConfig(Checked):
     """Teacher, student, and how the weights of student and auxiliary are selected."""
 
     teacher: str | None = setting(
-        None, "dinov2-small, timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.", min_length=1
+        None,
+        "Pretrained network to take weights from: dinov2-small, efficientnet-lite0, a timm name,"
+        " ARCHITECTURE@FILE.safetensors or local-dir:FOLDER.",
+        min_length=1,
     )
     selected: Path | None = setting(
         None, "Output of 'twinbud select', in place of student, family, rule, attention and swap_roles."
@@ -79,18 +83,24 @@ class ModelConfig(Checked):
     )
     method: Method = setting(
         "dual",
-        "dual: with auxiliary; selection: without (CM1). Random start: timm, xavier, kaiming (CM2-4). Whole pretrained"
-        " network: finetune, probe.",
+        "How the student starts. selection: from weights of the teacher; dual: the same, with a second network, the"
+        " auxiliary, that gives soft targets; timm, xavier, kaiming: at random; finetune, probe: a whole pretrained"
+        " network.",
     )
     family: Family = setting(
-        "described", "Widths of the network: described, or auto: found in any network and proved (no recovery)."
+        "described",
+        "Widths of the network: described (by twinbud), or auto (found in any network and verified; no recovery).",
     )
-    rule: Rule = setting("uniform", "Which elements of each width student and auxiliary take.")
-    attention: Attention = setting("interleaved", "Select attention channels along one axis, or whole heads.")
+    rule: Rule = setting("uniform", "How the channels that student and auxiliary take from the teacher are chosen.")
+    attention: Attention = setting(
+        "interleaved", "Attention: interleaved (single channels across all heads), or whole heads."
+    )
     auxiliary: Auxiliary = setting(
-        "other", "Its weights: the other subset, a copy of the student, other subset frozen; or none."
+        "other",
+        "Weights of the auxiliary: other (the subset that the student does not take), copy (of the student), frozen"
+        " (other, not updated), or none.",
     )
-    swap_roles: bool = setting(False, "Exchange the subsets of student and auxiliary (Table 5).")
+    swap_roles: bool = setting(False, "Exchange the subsets of student and auxiliary (Table 5 of arXiv 2508.20461).")
     layer_scale: LayerScale = setting(
         "one", "LayerScale of timm, xavier and kaiming at the start: 1, or timm's own value."
     )
@@ -134,7 +144,9 @@ class TrainingConfig(Checked):
         gt=0,
         lt=1,
     )
-    temperature: _Temperature = setting("auto", "τ of eqs. 1-3; auto: 4 for transformers and Mixers, else 3.")
+    temperature: _Temperature = setting(
+        "auto", "Softmax temperature τ of soft targets (eqs. 1-3); auto: 4 for transformers and Mixers, else 3."
+    )
     ce_temperature: CrossEntropyTemperature = setting("one", "Softmax temperature of eq. 4: 1, or τ as printed.")
     drop_path: _DropPath = setting("auto", "Stochastic depth probability; auto: 0.1 for ConvNeXt and Swin, else 0.")
     crop_scale: float = setting(0.8, "Smallest area of the random resized crop.", gt=0, le=1)
@@ -182,17 +194,6 @@ class TrainingConfig(Checked):
         reason = "--distillation tf-kd, which needs each image once an epoch"
         require(not keeps_samples, "balance", "sampler", reason, "weights, or --distillation skd")
         return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningConfig(Checked):
-    """How the teacher is fine-tuned on the labelled images, before weights are selected from it."""
-
-    tune_teacher: bool = setting(False, "Fine-tune the teacher on the labelled images first.")
-    tune_epochs: int = setting(40, "Passes of that fine-tuning over the labelled images.", ge=1)
-    tune_min_steps: int = setting(300, "Add epochs until at least this many steps of it are planned.", ge=0)
-    tune_learning_rate: float = setting(3e-4, "Its peak at batch size 32; scaled linearly with the batch size.", ge=0)
-    tune_layer_decay: float = setting(0.65, "Factor of its learning rate from each layer to the one below.", gt=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)

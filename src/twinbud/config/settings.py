@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import hints_of
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.config.schema import ModelConfig, TrainingConfig, TuningConfig
+from twinbud.config.schema import ModelConfig, TrainingConfig
+from twinbud.config.tuning import TuningConfig
 
 Stage = type[DataConfig] | type[ModelConfig] | type[TuningConfig] | type[RecoveryConfig] | type[TrainingConfig]
 STAGES: dict[str, Stage] = {

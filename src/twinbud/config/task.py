@@ -22,8 +22,8 @@ class TaskConfig(Checked):
 
     task: TaskChoice = setting(
         "auto",
-        "single: one class an image; multi-label: several labels; ordinal: grades with an order; auto: as the labels"
-        " say, asks where they are numbers.",
+        "single: one class per image; multi-label: several labels; ordinal: grades with an order; auto: what the labels"
+        " say, an error where they are numbers, which may be grades.",
     )
     label_columns: str | None = setting(
         None, "CSV columns of several labels, A,B,C: 1, 0, and nothing or -1 where unknown; replaces --label-column."

@@ -67,7 +67,7 @@ def parse_teacher(text: str, option: str = "--teacher") -> TeacherSpec:
     is_folder = text.startswith(_FOLDER_PREFIX)
     architecture, at, path = ("", "", text.removeprefix(_FOLDER_PREFIX)) if is_folder else text.partition("@")
     if not (path if is_folder else architecture and (path or not at)):
-        fix = "Give dinov2-small, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER"
+        fix = "Give dinov2-small, efficientnet-lite0, a timm name, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER"
         raise TwinbudError(f"'{text}' is not a complete name of a network", where=option, fix=fix)
     if is_folder:
         return TeacherSpec(kind="folder", path=Path(path).expanduser())

@@ -37,7 +37,7 @@ def require_opset(opset: int) -> None:
         TwinbudError: It is not one of ``OPSETS``.
     """
     if opset not in OPSETS:
-        problem = f"'{opset}' is no opset from {OPSETS[0]} to {OPSETS[-1]}"
+        problem = f"'{opset}' is not an opset from {OPSETS[0]} to {OPSETS[-1]}"
         raise TwinbudError(problem, where="--opset", fix=f"Leave it out for {OPSET}")
 
 

@@ -45,7 +45,7 @@ class TensorStatus:
         for known in get_args(StatusKind):
             if kind == known:
                 return cls(known, reason)
-        raise ValueError(f"'{text}' is no status of a tensor")
+        raise ValueError(f"'{text}' is not a status of a tensor")
 
 
 def student_tensor_status(student: TimmModel, specs: dict[str, TensorSpec], teacher: State) -> dict[str, TensorStatus]:

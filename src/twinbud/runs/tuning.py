@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig, TuningConfig
+from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig
+from twinbud.config.tuning import TuningConfig
 from twinbud.core.errors import Stopped, explained_writes
 from twinbud.core.files import new_folder, read_json, write_json
 from twinbud.core.memory import PeakMemory

@@ -62,7 +62,9 @@ def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str,
         fix = f"Give {' '.join(f'--data {name}=PATH' for name in missing)}"
         if given:
             fix += f", or exclude them with --only data={','.join(given)}"
-        raise TwinbudError(f"{first_few(missing)} has no path", where="--data", fix=fix)
+        raise TwinbudError(
+            f"{first_few(missing)} {'has' if len(missing) == 1 else 'have'} no path", where="--data", fix=fix
+        )
     return {name: sources[name] for name in names}
 
 
