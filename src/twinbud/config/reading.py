@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator
@@ -82,9 +83,9 @@ class Reading:
         """The window as ``ImageRef`` has it: None for the default."""
         return None if self.window == DICOM_WINDOW else self.window
 
-    @property
+    @cached_property
     def plane(self) -> Plane:
-        """Which slices of a volume are read."""
+        """Which slices of a volume are read; one object for all images."""
         return Plane(self.axis, self.volume)
 
     def to_json(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ LAYOUTS = "FOLDER/CLASS/image.png, FOLDER/train/CLASS/image.png with FOLDER/test
 REARRANGE = f"Arrange the images as {LAYOUTS}, and give --data the outermost folder"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a set may have millions of these, and of the rows below
 class ImageRef:
     """Names the pixels of one image: a file, a frame of it and the window to read it with.
 
@@ -72,7 +72,7 @@ def split_frame_name(name: str) -> tuple[str, int | None]:
 _FRAME_NAME = re.compile(r"(.+)\[(0|[1-9][0-9]{0,8})\]", re.DOTALL)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRow:
     """One labelled image.
 
@@ -106,7 +106,7 @@ class ImageRow:
         return visible_text(self.path) if self.row_number is None else f"row {self.row_number}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class IgnoredFile:
     """A file that was found and not used."""
 
