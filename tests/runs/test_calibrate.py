@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,11 +15,12 @@ import twinbud as api
 from helpers.builders import save_images
 from helpers.command import refusal, trained, twinbud
 from helpers.runs import read_json, rows
-from twinbud.core.errors import Stopped
+from twinbud.core.errors import Stopped, explained_writes
 from twinbud.data.index import evenly
 from twinbud.evaluation.predictions import Predictions
 from twinbud.runs import calibrate as calibrating
 from twinbud.runs import cross_fit, pipeline, recalibrate
+from twinbud.runs.run_dir import locked
 from twinbud.trust.fit import fit_trust
 from twinbud.trust.record import Trust
 
@@ -209,6 +211,22 @@ def test_trust_of_other_weights_is_refused(calibrated: Path, images: Path, share
     shutil.copy(other / "model" / "model.safetensors", run / "model")
     line = refusal(twinbud("predict", run, images))
     assert "trust.json: it belongs to other weights than model.safetensors here" in line
+    assert line.endswith("Run: twinbud calibrate RUN --force.")
+
+
+def test_a_full_disk_or_a_run_at_work_is_one_line_without_an_option_that_calibrate_lacks(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(plain, tmp_path)
+    with locked(run):
+        assert refusal(twinbud("calibrate", run)).endswith("works in this run folder. Wait for it or stop it.")
+
+    def full(folder: Path) -> str:
+        with explained_writes(folder):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(calibrating, "hash_weights", full)
+    assert refusal(twinbud("calibrate", run, *CALIBRATE)).endswith("model: the disk is full. Free some space.")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"temperature": "hot"}'])

@@ -139,7 +139,7 @@ def test_a_run_is_marked_unfinished_while_it_runs_and_after_it_fails(
     assert not (run / "metrics.json").exists()
     for words in (("evaluate", run), ("predict", run, shared_images)):
         line = refusal(command(*words))
-        advice = "Repeat it with --resume, or replace it with --force."
+        advice = "Finish it: repeat its 'twinbud train' command with --resume, or with --force to start again."
         assert line == f"{run}: the run has not finished. {advice}"
 
 

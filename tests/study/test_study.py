@@ -287,6 +287,7 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
         ),
         (("--data", "shades={images}", "--only", "x=1"), "--only: 'x' is not one of data, pair, method"),
         (("--data", "shades={images}", "--runs", "{images}"), "{images}: the folder is not a runs folder"),
+        (("--data", "shades={images}", "--runs", "{images}/dark/000.png/runs"), "not a folder. Check --runs."),
         (("--wrokers", 2), "Did you mean --workers?"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",

@@ -111,8 +111,10 @@ def test_tables_without_a_finished_run_are_refused_in_one_line(tmp_path: Path) -
     with pytest.raises(TwinbudError, match="the runs folder does not exist"):
         collect(recipe, store)
     store.create()
-    with pytest.raises(TwinbudError, match=r"no run of recipe 'small' was requested\. Run: twinbud study small"):
+    with pytest.raises(TwinbudError, match="no run of recipe 'small' was requested") as refused:
         collect(recipe, store)
+    command = f"twinbud study {tmp_path}/small.yaml --data brain-mri=PATH --runs {tmp_path}/runs"
+    assert refused.value.fix == f"Run: {command}"
     everything = [(method, sampling) for method in ACCURACY for sampling in range(5)]
     with pytest.raises(TwinbudError, match=r"none of 15 runs is finished\."):
         tables_of(tmp_path, missing=everything)

@@ -6,6 +6,7 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class TwinbudError(Exception):
@@ -77,28 +78,48 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+_FULL = ("Free some space or choose another {setting}", "Free some space")
+_CLOSED = ("Choose another {setting}", "Make it writable")
+_WRONG = ("Check {setting}", "Check the path")
 _WRITE_PROBLEMS = {
-    errno.ENOSPC: ("the disk is full", "Free some space or choose another {setting}"),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space or choose another {setting}"),
-    errno.EACCES: ("there is no permission to write", "Choose another {setting}"),
-    errno.EPERM: ("writing is not permitted", "Choose another {setting}"),
-    errno.EROFS: ("the file system is read-only", "Choose another {setting}"),
-    errno.ENOENT: ("its parent folder does not exist", "Check {setting}"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Check {setting}"),
-    errno.EEXIST: ("a file stands where a folder is needed", "Check {setting}"),
-    errno.EISDIR: ("a folder stands where a file is needed", "Check {setting}"),
-    errno.ENAMETOOLONG: ("the path is too long", "Check {setting}"),
-    errno.ELOOP: ("the path contains a loop of symbolic links", "Check {setting}"),
+    errno.ENOSPC: ("the disk is full", _FULL),
+    errno.EDQUOT: ("the disk quota is used up", _FULL),
+    errno.EACCES: ("there is no permission to write", _CLOSED),
+    errno.EPERM: ("writing is not permitted", _CLOSED),
+    errno.EROFS: ("the file system is read-only", _CLOSED),
+    errno.ENOENT: ("its parent folder does not exist", _WRONG),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", _WRONG),
+    errno.EEXIST: ("a file stands where a folder is needed", _WRONG),
+    errno.EISDIR: ("a folder stands where a file is needed", _WRONG),
+    errno.ENAMETOOLONG: ("the path is too long", _WRONG),
+    errno.ELOOP: ("the path contains a loop of symbolic links", _WRONG),
 }
+"""What is wrong, and what to do where a setting chooses the place and where none does."""
+_place_setting: ContextVar[str | None] = ContextVar("place_setting", default="--output")
 
 
 @contextmanager
-def explained_writes(where: object, setting: str = "--output") -> Iterator[None]:
+def writes_to(setting: str | None) -> Iterator[None]:
+    """Name the option that chooses the place of all writes in the context, for their errors; None: no option does."""
+    token = _place_setting.set(setting)
+    try:
+        yield
+    finally:
+        _place_setting.reset(token)
+
+
+def place_setting() -> str | None:
+    """Return the option that chooses where the current command writes; None if there is none."""
+    return _place_setting.get()
+
+
+@contextmanager
+def explained_writes(where: object, setting: str | None = None) -> Iterator[None]:
     """Turn an error of the file system, met while writing to ``where``, into a TwinbudError.
 
     Args:
         where: The file or folder that is written.
-        setting: The option or environment variable that chooses the place.
+        setting: The option or environment variable that chooses the place; None: that of ``writes_to``.
 
     Raises:
         TwinbudError: The disk is full, the place may not be written, or the path leads nowhere. Other errors pass.
@@ -108,5 +129,7 @@ def explained_writes(where: object, setting: str = "--output") -> Iterator[None]
     except OSError as error:
         if error.errno not in _WRITE_PROBLEMS:
             raise
-        problem, fix = _WRITE_PROBLEMS[error.errno]
-        raise TwinbudError(problem, where=str(where), fix=fix.format(setting=setting)) from error
+        problem, (fix, fix_in_place) = _WRITE_PROBLEMS[error.errno]
+        setting = setting or place_setting()
+        fix = fix.format(setting=setting) if setting else fix_in_place
+        raise TwinbudError(problem, where=str(where), fix=fix) from error

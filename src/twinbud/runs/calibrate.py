@@ -12,7 +12,7 @@ import torch
 from twinbud.config.calibration import MIN_VALIDATION_IMAGES, NUM_FOLDS, CalibrationSource
 from twinbud.config.loading import run_config
 from twinbud.config.schema import RunConfig
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError, first_few, writes_to
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
@@ -46,6 +46,7 @@ class CalibratedRun:
     """Measured on the test part of the run."""
 
 
+@writes_to(None)
 def calibrate_run(
     folder: Path,
     *,

@@ -11,7 +11,7 @@ import numpy as np
 
 from twinbud.config.loading import stage_config
 from twinbud.config.schema import TrainingConfig
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError, first_few, writes_to
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.rng import stream_seed
 from twinbud.data.cross_fitting import assign_folds
@@ -29,6 +29,7 @@ from twinbud.trust.record import TrustedModel
 from twinbud.trust.report import measure_trust
 
 
+@writes_to(None)
 def recalibrate_run(
     folder: Path, source: Mapping[str, Any], wanted: Wanted, progress: Progress | None = None
 ) -> CalibratedRun:

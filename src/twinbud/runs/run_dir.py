@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from twinbud.core.errors import TwinbudError, explained_writes, first_few
+from twinbud.core.errors import TwinbudError, explained_writes, first_few, place_setting
 from twinbud.core.files import dump_yaml, read_bytes, read_yaml, require_free, write_text
 from twinbud.data.seen_images import SEEN_IMAGES
 from twinbud.training.phases import PHASES
@@ -163,11 +163,9 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_PATIENCE_SECONDS)
     except Timeout as error:
-        raise TwinbudError(
-            f"{_worker_of(folder)} works in this run folder",
-            where=str(folder),
-            fix="Wait for it or stop it, or choose another --output",
-        ) from error
+        setting = place_setting()
+        fix = "Wait for it or stop it" + (f", or choose another {setting}" if setting else "")
+        raise TwinbudError(f"{_worker_of(folder)} works in this run folder", where=str(folder), fix=fix) from error
     except (OSError, NotImplementedError) as error:  # a file system without locks
         logging.getLogger("twinbud").warning("%s cannot be locked (%s): start only one run in it", folder, error)
     try:
@@ -270,7 +268,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         TwinbudError: The folder is not a run, or the run did not finish.
     """
     if (folder / MARKER).exists():
-        raise TwinbudError("the run has not finished", where=str(folder), fix=_ways_on(folder))
+        fix = "Finish it: repeat its 'twinbud train' command with --resume, or with --force to start again"
+        raise TwinbudError("the run has not finished", where=str(folder), fix=fix)
     try:
         settings = read_yaml(folder / CONFIG)
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbud.config.schema import Profile
-from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.core.errors import Stopped, TwinbudError, writes_to
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.study.estimate import Estimate
 from twinbud.study.executors.base import Assignment, Event, Executor
@@ -142,6 +142,7 @@ def plan_study(request: StudyRequest, progress: Progress | None = None, *, execu
     return refresh_study(study)
 
 
+@writes_to("--runs")
 def execute_study(
     request: StudyRequest,
     study: Study,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from twinbud.config.data_spec import parse_data
 from twinbud.core.csv_files import format_records
 from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.core.files import write_json, write_text
@@ -80,7 +82,8 @@ def collect(recipe: Recipe, store: RunStore) -> Tables:
             teacher, or no run is finished.
     """
     store.require()
-    command = f"Run: twinbud study {recipe.name}.yaml --runs {store.path}"
+    data = "".join(f"--data {name}=PATH " for name in recipe.grid["data"] if parse_data(name).is_path)
+    command = f"Run: twinbud study {shlex.quote(recipe.path)} {data}--runs {shlex.quote(str(store.path))}"
     plan = store.read_plan(recipe.name)
     if plan is None:
         raise TwinbudError(f"no run of recipe '{recipe.name}' was requested", where=str(store.path), fix=command)

@@ -25,7 +25,7 @@ from twinbud.trust.operating_points import Criterion, OperatingPoint
 TRUST_FILE, STATISTICS_FILE = "trust.json", "trust.safetensors"
 Source = Literal["folds", "val", "data"]
 _WEIGHTS = "model.safetensors"
-_AGAIN = "Run 'twinbud calibrate' on the run again"
+_AGAIN = "Run: twinbud calibrate RUN --force"
 
 
 @dataclass(frozen=True, kw_only=True)

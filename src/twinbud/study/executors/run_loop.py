@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from twinbud.core.errors import Stopped, TwinbudError
+from twinbud.core.errors import Stopped, TwinbudError, writes_to
 from twinbud.core.progress import Advance, BarKind
 from twinbud.study.executors.base import Assignment, OnEvent, RunFailed, RunFinished, RunStarted, StepsTaken
 from twinbud.study.grid import PlannedRun
@@ -23,6 +23,7 @@ _POLL_SECONDS = 0.5
 """Time between two checks of the claims of other processes."""
 
 
+@writes_to("--runs")
 def execute_pending_runs(
     assignment: Assignment,
     on_event: OnEvent,
