@@ -98,8 +98,22 @@ def test_a_frozen_auxiliary_takes_no_notice_of_beta(shared_images: Path, shared_
         ),
         (
             ("--method", "timm", "--distillation", "tf-kd-reg"),
-            "--distillation: 'tf-kd-reg' contradicts --method timm, which has no auxiliary. "
+            "--distillation: 'tf-kd-reg' contradicts --method timm, whose soft targets can only be those of a teacher. "
             "Give --distillation skd or teacher, or --method dual.",
+        ),
+        (
+            ("--method", "probe", "--distillation", "cs-kd"),
+            "--distillation: 'cs-kd' contradicts --method probe, which learns from labels alone. "
+            "Give --distillation skd.",
+        ),
+        (
+            ("--method", "probe", "--tune-teacher"),
+            "--tune-teacher: --method probe takes nothing from the teacher. "
+            "Give --no-tune-teacher, or --method selection.",
+        ),
+        (
+            ("--method", "timm", "--epochs", "0"),
+            "--epochs: 0 would deliver a classifier that nothing has trained. Give at least 1.",
         ),
         (
             ("--method", "kaiming", "--auxiliary", "frozen"),

@@ -71,7 +71,9 @@ def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: b
         raise TwinbudError(
             f"{method} takes nothing from the teacher",
             where="--tune-teacher",
-            fix="Add --distillation teacher, or give --no-tune-teacher",
+            fix="Give --no-tune-teacher, or --method selection"
+            if method == "--method probe"
+            else "Add --distillation teacher, or give --no-tune-teacher",
         )
 
 

@@ -273,23 +273,22 @@ class RunConfig(Checked):
             fix = "Give --teacher dinov2-small, or --selected DIR"
             raise TwinbudError("no teacher is given", where="--teacher", fix=fix)
         if not self.training.epochs and not self.recovery.recovers_classifier and method != "probe":
-            problem = "0 would deliver a classifier that nothing has trained"
-            raise TwinbudError(
-                problem,
-                where="--epochs",
-                fix="Give at least 1, or fit it: --tune-teacher --recover labelled --recover-classifier on",
-            )
+            problem, fix = "0 would deliver a classifier that nothing has trained", "Give at least 1"
+            if method in INHERITING_METHODS:
+                fix += ", or fit it: --tune-teacher --recover labelled --recover-classifier on"
+            raise TwinbudError(problem, where="--epochs", fix=fix)
         if method == "dual":
             reason = "--method dual, whose auxiliary has a classifier, too"
             require(self.training.classifier_start == "random", "classifier_start", "probe", reason, "random")
+        if method == "probe":
+            reason = "--method probe, which learns from labels alone"
+            require(distillation == "skd", "distillation", distillation, reason, "skd")
         if method != "dual":
-            reason = f"--method {method}, which has no auxiliary"
-            fits = distillation in _WITHOUT_AUXILIARY
-            require(fits, "distillation", distillation, reason, "skd or teacher, or --method dual")
+            reason, fits = f"--method {method}, which has no auxiliary", distillation in _WITHOUT_AUXILIARY
             require(auxiliary == "other", "auxiliary", auxiliary, reason, "other, or --method dual")
-            if method == "probe":
-                reason = "--method probe, which learns from labels alone"
-                require(distillation == "skd", "distillation", distillation, reason, "skd")
+            if distillation in _OWN_TARGETS:
+                reason = f"--method {method}, whose soft targets can only be those of a teacher"
+            require(fits, "distillation", distillation, reason, "skd or teacher, or --method dual")
         elif auxiliary == "none":
             fits = distillation in _WITHOUT_AUXILIARY
             require(fits, "distillation", distillation, "--auxiliary none", "skd or teacher")
