@@ -94,6 +94,10 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("train", "--output=x", "--epoch=3"), "Did you mean --epochs?"),
         (("train", "--teacher", "dinov2-small"), "twinbud train: the following arguments are required: --output."),
         (("train", "--output"), "argument --output: expected one argument. Run: twinbud train --help."),
+        (
+            ("train", "--window", "-600,1500"),
+            "--window has no value. A value that starts with '-' needs '=': --window=-600,1500.",
+        ),
         (("train", "--output", "x", "y"), "twinbud train: unrecognized arguments: y. Run: twinbud train --help."),
         (("select", "--teacher", "dinov2-small"), "the following arguments are required: --output."),
         (("evaluate",), "the following arguments are required: RUN. Run: twinbud evaluate --help."),

@@ -6,7 +6,7 @@ import difflib
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NoReturn
 
 from twinbud.config.settings import STAGES
@@ -68,7 +68,14 @@ def parse_options(command: str, usage: str, options: Sequence[Option], words: Se
         target = parser.add_argument_group(group, text) if group else parser
         for option in members:
             target.add_argument(*option.words, help=option.help.replace("%", "%%"), **option.keywords)
-    return parser.parse_args(words)
+    try:
+        return parser.parse_args(words)
+    except TwinbudError as error:
+        for word, following in pairwise(words):
+            if error.problem.startswith(f"argument {word}: expected ") and following not in names:
+                fix = f"A value that starts with '-' needs '=': {word}={following}"
+                raise TwinbudError(f"{word} has no value", where=prog, fix=fix) from error
+        raise
 
 
 def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudError:
