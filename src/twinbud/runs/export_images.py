@@ -25,7 +25,7 @@ MAX_TEST_IMAGES = 2000
 """Test images that are compared; of more, as many at equal distances."""
 MAX_CALIBRATION_IMAGES = 256
 """Training images from which int8 takes the ranges of the activations."""
-FROM_RUN = "Restore them, or export RUN/model, which is checked on generated images"
+FROM_RUN = "export RUN/model, which is checked on generated images"
 
 
 class TestPartImages:
@@ -49,11 +49,11 @@ class TestPartImages:
     def of(cls, folder: Path, model_folder: ModelFolder, progress: Progress) -> TestPartImages:
         """List the images of a run, and check that all of its test part are there."""
         split, settings = read_split(folder / "split.csv"), read_settings(folder)
+        data, index = images_of_run(model_folder, split, settings, {}, progress)
         try:
-            data, index = images_of_run(model_folder, split, settings, {}, progress)
             rows = own_test_part(index, split).rows
-        except TwinbudError as error:
-            raise TwinbudError(error.problem, where=error.where, fix=FROM_RUN) from error
+        except TwinbudError as error:  # its own advice is an option of evaluate
+            raise TwinbudError(error.problem, where=error.where, fix=f"Restore them, or {FROM_RUN}") from error
         chosen = evenly(rows, MAX_TEST_IMAGES)
         which = "all" if len(chosen) == len(rows) else f"{len(chosen):,} of the"
         trained_on = {row.image_path for row in split if row.split == "train"}
@@ -77,7 +77,8 @@ class TestPartImages:
         with without_warnings():
             image = decode_row(row, self._max_megapixels)
         if self._digests.get(row.path) not in (None, digest(image)):
-            raise TwinbudError("the test image has changed since training", where=row.path, fix=FROM_RUN)
+            fix = f"Restore it, or {FROM_RUN}"
+            raise TwinbudError("the test image has changed since training", where=row.path, fix=fix)
         return image
 
     def calibration(self, image_size: int) -> np.ndarray:
