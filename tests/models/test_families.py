@@ -35,6 +35,16 @@ def test_recovery_is_refused_in_one_line_before_weights_are_opened(
         open_initialization(run_config(settings, output=Path("run")))
 
 
+def test_recovery_of_found_widths_is_refused_with_the_option_that_describes_them(tmp_path: Path) -> None:
+    settings = {"teacher": save_teacher(tmp_path / "resnet", "test_resnet"), "image_size": 32, "recover": "labelled"}
+    said = (
+        r"^--recover: recovery is not possible with --family auto\. "
+        "Use --recover none, or --family described with a ViT, "
+    )
+    with pytest.raises(TwinbudError, match=said):
+        open_initialization(run_config({**settings, "family": "auto"}, output=Path("run")))
+
+
 def test_blocks_that_recovery_does_not_support_are_refused_before_weights_are_opened(tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", "eva02_tiny_patch14_224", **DINOV3)
     (tmp_path / "teacher" / "model.safetensors").unlink()

@@ -43,6 +43,10 @@ _PLAIN = PlainFamily(_listed(FAMILIES, "and"))
 def without_recovery(family: SelectionFamily) -> TwinbudError:
     """Return the error for recovery with a family that has no ``RecoverySupport``."""
     supported = _listed((other for other in FAMILIES if other.recovery), "or")
+    if family not in FAMILIES:
+        problem = "recovery is not possible with --family auto"
+        fix = f"Use --recover none, or --family described with a {supported} teacher"
+        return TwinbudError(problem, where="--recover", fix=fix)
     return TwinbudError(
         f"recovery is not implemented for {family.name}",
         where="--recover",
