@@ -161,6 +161,15 @@ def test_a_run_that_fine_tunes_the_teacher_shares_it_with_those_that_start_from_
     assert len((tmp_path / "shared" / "history.csv").read_text(encoding="utf-8").splitlines()) == 3
 
 
+def test_a_loss_that_is_not_finite_names_the_fine_tuning_and_its_learning_rate(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    words = (*TUNE, "--tune-learning-rate", "1e30", "--warmup", 0)
+    line = refusal(train(shared_images, shared_teacher, tmp_path / "run", *words))
+    assert line.startswith("fine-tuning the teacher: step 2 (epoch 1, batch 2): the loss is not finite (loss nan")
+    assert "lower --tune-learning-rate" in line
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

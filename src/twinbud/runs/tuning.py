@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig
 from twinbud.config.tuning import TuningConfig
-from twinbud.core.errors import Stopped, explained_writes
+from twinbud.core.errors import Stopped, TwinbudError, explained_writes
 from twinbud.core.files import new_folder, read_json, write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress
@@ -129,8 +129,12 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
     )
     memory, student_pair, training = PeakMemory(job.device), job.student_pair, job.config.training
     start = start_from_probe(job, checkpoints, progress)
-    execution = Execution(checkpoints=checkpoints, progress=progress, label="fine-tuning the teacher")
-    history = fit_job(job, execution).after(start)
+    phase, option = "fine-tuning the teacher", "--tune-learning-rate"
+    execution = Execution(checkpoints=checkpoints, progress=progress, label=phase, rate_option=option)
+    try:
+        history = fit_job(job, execution).after(start)
+    except TwinbudError as error:
+        raise error.at(phase) from error
     with new_folder(folder) as draft:
         save_model_folder(
             draft,

@@ -22,6 +22,7 @@ class Execution:
         checkpoints: Holds the checkpoint to continue from and saves others; by default nothing is saved.
         progress: Shows the progress bar and the estimated time; silent by default.
         label: Name of the progress bar.
+        rate_option: The option that sets the learning rate, for the error of a loss that is not finite.
         on_epoch: Called with the record of each epoch, after its test pass.
         test_accuracy: Returns the student's test accuracy, in [0, 1]; called every ``TrainingConfig.evaluate_every``
             epochs, outside the measured time.
@@ -34,6 +35,7 @@ class Execution:
     checkpoints: CheckpointManager = field(default_factory=CheckpointManager)
     progress: Progress = field(default_factory=SilentProgress)
     label: str = "training"
+    rate_option: str = "--learning-rate"
     on_epoch: Callable[[EpochRecord], None] | None = None
     test_accuracy: Callable[[], float] | None = None
     processes: Processes | None = None

@@ -100,6 +100,7 @@ def fit(
         batch_size=config.batch_size,
         teacher=teacher,
         processes=execution.processes,
+        advice=f"lower {execution.rate_option}",
     )
     is_divided = execution.processes is not None
     with (

@@ -87,6 +87,7 @@ class TrainingStep:
         batch_size: Batch size to compile for; batches of other sizes, such as the last of an epoch, run in eager mode.
         teacher: See ``open_soft_targets``.
         processes: Those that share each batch; None: this one computes it all.
+        advice: See ``Optimizer``.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class TrainingStep:
         batch_size: int | None = None,
         teacher: nn.Module | None = None,
         processes: Processes | None = None,
+        advice: str = "lower --learning-rate",
     ) -> None:
         self.steps_per_epoch, self.processes = steps_per_epoch, processes
         self.share = Share(0, 1, 1)  # of the current step, where there are several processes
@@ -122,6 +124,7 @@ class TrainingStep:
             clip_norm=objective.clip_norm,
             steps_per_epoch=steps_per_epoch,
             processes=processes,
+            advice=advice,
         )
         self.average: nn.Module | None = None
         if objective.average is not None:
