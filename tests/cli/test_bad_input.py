@@ -127,7 +127,7 @@ CASES: dict[str, Case] = {
     ),
     "image over the limit": Case(
         words=("--max-megapixels", "0.0001"),
-        said=("30 of 30 image files cannot be used: dark/000.png (the file has 32×32 pixels", "give --skip-broken"),
+        said=("none of the 30 images can be read: dark/000.png (the file has 32×32 pixels", "raise --max-megapixels."),
     ),
     "unknown teacher": Case(words=("--teacher", "dinov2-smal"), said=("--teacher: ", "Did you mean 'dinov2-small'?")),
     "teacher folder that is missing": Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,17 @@ def test_frames_of_unknown_patients_are_grouped_by_file_and_by_series(tmp_path: 
     assert len(set(groups.values())) == 4
 
 
+def test_a_number_that_no_series_of_files_reaches_is_refused(tmp_path: Path) -> None:
+    for label, number in product("ab", range(3)):
+        save_slices(tmp_path / label / f"{number}.dcm", series=label, position=number)
+    said = (
+        r"^--frames: '5' is too large: the series of '?a/0\.dcm'? has 3 images \(0 to 2\)\. "
+        r"Give series of more images, or train with --frames 0 to 2, middle or all\.$"
+    )
+    with pytest.raises(TwinbudError, match=said):
+        index(tmp_path, frames="5")
+
+
 def test_the_middle_of_a_series_of_files_is_taken_by_position_not_by_name(tmp_path: Path) -> None:
     for label in ("a", "b"):
         for number in range(5):
@@ -193,9 +205,11 @@ def test_a_file_named_like_the_frame_of_another_file_is_refused(source: Path) ->
 def test_the_window_reaches_the_reader_and_is_refused_by_files_without_units(source: Path) -> None:
     assert {row.image.window for row in index(source).rows} == {None}
     image_index = index(source, window="lung")
-    with pytest.raises(BrokenImageError, match="holds no values in physical units, to which --window lung could") as no:
+    with pytest.raises(
+        BrokenImageError, match="holds no values in physical units, to which the window lung could"
+    ) as no:
         load_image_store(image_index, image_size=4, max_megapixels=1, skip_broken=False)
-    assert (no.value.fix or "").startswith("Leave out --window, or keep such files apart, or give --skip-broken to ")
+    assert (no.value.fix or "").startswith("Give CT images in Hounsfield units, or train without --window, ")
     file = source / "a" / "1.2.3"
     assert np.unique(read_image(file)).tolist() == [3]
     assert np.unique(read_image(file, window="lung")).tolist() == [4]
@@ -205,7 +219,7 @@ def test_read_image_asks_for_a_frame_where_a_file_has_several(source: Path) -> N
     file = source / "a" / "volume.xyz"
     with pytest.raises(TwinbudError, match=r"holds 4 frames instead of a single image\. Name one, 0 to 3"):
         read_image(file)
-    with pytest.raises(TwinbudError, match="has no frame 9") as caught:
+    with pytest.raises(TwinbudError, match=r"has no frame 9 .*\. Name a frame of 0 to 3, or train") as caught:
         read_image(file, frame=9)
     assert "--skip-broken" not in str(caught.value), "nothing can be left out of a single image"
     assert read_image(file, frame=2)[0, 0].tolist() == [117] * 3

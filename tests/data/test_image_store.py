@@ -147,8 +147,13 @@ def test_images_to_predict_take_the_same_way(image_index: ImageIndex) -> None:
 def test_nothing_readable_at_all_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.touch()
-    with pytest.raises(BrokenImageError, match=r"a\.png: the file is empty"):
-        load_images([ImageRef(file)], image_size=16, max_megapixels=1, skip_broken=True)
+    for count, said in (
+        (1, r"a\.png: the file is empty \(0 bytes\)\. Repair or remove the file\.$"),
+        (6, r"^none of the 6 images can be read: .* Check that the right folder or files are given\.$"),
+    ):
+        for skip_broken in (True, False):
+            with pytest.raises(BrokenImageError, match=said):
+                load_images([ImageRef(file)] * count, image_size=16, max_megapixels=1, skip_broken=skip_broken)
 
 
 def test_few_images_are_decoded_ahead_of_the_one_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

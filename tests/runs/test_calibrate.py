@@ -203,6 +203,9 @@ def test_images_that_have_changed_are_refused(shared_teacher: str, tmp_path: Pat
     one, other = sorted((data / "dark").iterdir())[0], sorted((data / "light").iterdir())[0]
     shutil.copy(other, one)
     assert f"1 images are not those of the run (dark/{one.name})" in refusal(twinbud("calibrate", run, *CALIBRATE))
+    one.write_bytes(b"")
+    said = f"dark/{one.name}: the file is empty (0 bytes). Repair or remove the file."
+    assert refusal(twinbud("calibrate", run, *CALIBRATE)) == said
 
 
 def test_trust_of_other_weights_is_refused(calibrated: Path, images: Path, shared_teacher: str, tmp_path: Path) -> None:

@@ -257,8 +257,9 @@ def change(image: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (Path.unlink, r"test images of the run are missing .*\. Restore them, or export RUN/model"),
+        (Path.unlink, r"test images of the run are missing: .*\. Restore them, or export RUN/model"),
         (change, r"the test image has changed since training\. Restore it, or export RUN/model"),
+        (lambda path: path.write_bytes(b""), r"the file is empty \(0 bytes\)\. Repair or remove the file\.$"),
     ],
 )
 def test_test_images_that_are_missing_or_changed_are_named(

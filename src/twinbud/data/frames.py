@@ -90,6 +90,8 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
         else:
             patient_id = row.patient_id or (None if by_csv else known.patient) or groups.get(index)
             found += _frames_of(replace(row, patient_id=patient_id), known.num_frames, reading)
+    if skipped and not found:  # a number that no series reaches
+        raise _too_large(rows, surveys, reading)
     _refuse_equal_names(found)
     empty = [row.path for index, row in enumerate(rows) if isinstance(surveys.get(index), NoPixels)]
     notes = [_note(len(empty), "file", f"without an image, left out: {first_few(map(visible_text, empty), 3)}")]
@@ -152,6 +154,17 @@ def _not_chosen(rows: Sequence[ImageRow], surveys: _Surveys, reading: Reading) -
         reason = f"not image {number} of the {len(places)} of its series (--frames {reading.frames})"
         skipped |= {index: reason for place, index in enumerate(places) if place != number}
     return skipped
+
+
+def _too_large(rows: Sequence[ImageRow], surveys: _Surveys, reading: Reading) -> TwinbudError:
+    """Return the error for ``--frames`` where every series has fewer images."""
+    places = max(_series(rows, surveys), key=len)
+    name = visible_text(rows[places[0]].path)
+    return TwinbudError(
+        f"'{reading.frames}' is too large: the series of {name} has {len(places)} images (0 to {len(places) - 1})",
+        where="--frames",
+        fix=f"Give series of more images, or train with --frames 0 to {len(places) - 1}, middle or all",
+    )
 
 
 def _group_names(rows: Sequence[ImageRow], surveys: _Surveys) -> dict[int, str]:

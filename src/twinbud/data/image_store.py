@@ -233,20 +233,23 @@ def load_images(
             if on_progress is not None:
                 on_progress(index + 1)
     if broken and (not skip_broken or not loaded):
-        raise _summary(list(broken.values()), len(images))
+        raise _summary(list(broken.values()), len(images), can_skip=bool(loaded) and not skip_broken)
     pixels, digests = zip(*loaded, strict=True) if loaded else ((), ())
     image_store = ImageStore(image_size=image_size, digests=digests, pixels=pixels, empty_frames=tuple(empty))
     return image_store, {index: error.problem for index, error in broken.items()}
 
 
-def _summary(broken: list[BrokenImageError], num_files: int) -> BrokenImageError:
+def _summary(broken: list[BrokenImageError], num_files: int, *, can_skip: bool) -> BrokenImageError:
     if len(broken) == 1:
-        return broken[0]
+        return broken[0] if can_skip else broken[0].without_skip()
     named: list[str] = []
     for (_, problem), of_file in groupby(broken, lambda error: (split_frame_name(error.name or "")[0], error.problem)):
         first, *others = of_file
         named.append(f"{first.name}{f' and {len(others)} more of this file' if others else ''} ({problem})")
     advice = {(error.fix or "").removesuffix(f", or {SKIP}") for error in broken} - {REPAIR}
+    if not can_skip:
+        fix = advice.pop() if len(advice) == 1 else "Check that the right folder or files are given"
+        return BrokenImageError(f"none of the {num_files} images can be read: {first_few(named, 3)}", fix=fix)
     fix = advice.pop() if len(advice) == 1 else "Repair or remove them"
     return BrokenImageError(
         f"{len(broken)} of {num_files} image files cannot be used: {first_few(named, 3)}",

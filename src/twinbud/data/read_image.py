@@ -43,20 +43,16 @@ def read_image(
     """
     from twinbud.config.data_config import DataConfig
     from twinbud.config.reading import Reading
-    from twinbud.data.formats.base import SKIP, BrokenImageError
+    from twinbud.data.formats.base import nothing_left_out
     from twinbud.data.formats.decoding import decode, without_warnings
 
     reading = Reading(window=window, axis=axis, volume=volume)
-    try:
-        with without_warnings():
-            return decode(
-                Path(path),
-                name=str(path),
-                max_megapixels=DataConfig().max_megapixels,
-                frame=frame,
-                window=reading.window_or_none,
-                plane=reading.plane,
-            )
-    except BrokenImageError as error:  # nothing can be left out of a single image
-        fix = (error.fix or "").removesuffix(f", or {SKIP}")
-        raise BrokenImageError(error.problem, name=error.name, fix=fix) from error
+    with nothing_left_out(), without_warnings():
+        return decode(
+            Path(path),
+            name=str(path),
+            max_megapixels=DataConfig().max_megapixels,
+            frame=frame,
+            window=reading.window_or_none,
+            plane=reading.plane,
+        )

@@ -10,6 +10,7 @@ import numpy as np
 
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
+from twinbud.data.formats.base import nothing_left_out
 from twinbud.data.image_store import load_images
 from twinbud.data.index import ImageRow
 from twinbud.data.split_file import read_split
@@ -26,6 +27,7 @@ MAX_RIGHT = 6
 """Right answers of the test part that are explained, of the classes in turn."""
 
 
+@nothing_left_out()
 def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tuple[Chosen, list[ImageRow]]:
     """Read some right and the most confident wrong answers of a run's test part; see ``chosen_paths``.
 

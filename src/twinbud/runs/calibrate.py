@@ -14,6 +14,7 @@ from twinbud.config.loading import run_config
 from twinbud.config.schema import RunConfig
 from twinbud.core.errors import TwinbudError, first_few, writes_to
 from twinbud.core.progress import Progress, SilentProgress
+from twinbud.data.formats.base import nothing_left_out
 from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import evenly
@@ -46,6 +47,7 @@ class CalibratedRun:
     """Measured on the test part of the run."""
 
 
+@nothing_left_out()
 @writes_to(None)
 def calibrate_run(
     folder: Path,

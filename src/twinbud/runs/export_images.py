@@ -9,6 +9,7 @@ import numpy as np
 
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import Progress
+from twinbud.data.formats.base import nothing_left_out
 from twinbud.data.formats.decoding import digest, without_warnings
 from twinbud.data.image_loading import decode_row
 from twinbud.data.image_store import load_images
@@ -74,7 +75,7 @@ class TestPartImages:
                 advance(number)
 
     def _decode(self, row: ImageRow) -> np.ndarray:
-        with without_warnings():
+        with nothing_left_out(), without_warnings():
             image = decode_row(row, self._max_megapixels)
         if self._digests.get(row.path) not in (None, digest(image)):
             fix = f"Restore it, or {FROM_RUN}"

@@ -16,6 +16,7 @@ from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.rng import stream_seed
 from twinbud.data.cross_fitting import assign_folds
 from twinbud.data.duplicates import blank_digests, find_groups
+from twinbud.data.formats.base import nothing_left_out
 from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.evaluation.predictions import Predictions
@@ -29,6 +30,7 @@ from twinbud.trust.record import TrustedModel
 from twinbud.trust.report import measure_trust
 
 
+@nothing_left_out()
 @writes_to(None)
 def recalibrate_run(
     folder: Path, source: Mapping[str, Any], wanted: Wanted, progress: Progress | None = None

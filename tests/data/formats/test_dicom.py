@@ -263,7 +263,7 @@ def test_auto_ignores_the_window_of_the_file() -> None:
 
 def test_a_requested_window_that_leaves_an_image_constant_is_an_error() -> None:
     message = refused(dicom(NOISY, bits=12), window="-600,10")
-    assert f"becomes constant by --window -600,10: its values are {NOISY.min()} to {NOISY.max()}" in message
+    assert f"becomes constant in the window -600,10: its values are {NOISY.min()} to {NOISY.max()}" in message
     assert gray(dicom(np.full((4, 4), 7, np.uint16)), window="lung").shape == (4, 4)
     assert gray(dicom(NOISY, bits=12, WindowCenter=-600, WindowWidth=10)).min() == 255
 

@@ -185,9 +185,11 @@ def test_auto_is_the_full_range_and_dicom_the_robust_one() -> None:
 def test_a_time_series_without_a_choice_of_its_volume_is_refused() -> None:
     text = refusal(nifti(brain((9, 8, 7, 3))))
     assert text.startswith(
-        "holds 3 volumes (9×8×7×3 voxels). Choose one with --volume 0 to 2, or save it as a 3-D file"
+        "holds 3 volumes (9×8×7×3 voxels). Save one of them as a 3-D file, or train with --volume 0 to 2"
     )
     assert "has no volume 3 (number of volumes: 3)" in refusal(nifti(brain((9, 8, 7, 3))), volume=3)
+    fix = "Give files with a volume 3, or train with --volume 0 to 2"
+    assert fix in refusal(nifti(brain((9, 8, 7, 3))), volume=3)
     assert "has no volume 1 (number of volumes: 1)" in refusal(nifti(brain()), volume=1)
 
 

@@ -7,7 +7,8 @@ and does what is common to all: it opens the file, compares the header with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, ClassVar, Literal, Protocol
 
@@ -19,6 +20,10 @@ from twinbud.core.errors import TwinbudError
 SKIP = "give --skip-broken to leave it out and list it"
 """Advice for images of a set, the last part of ``fix``."""
 REPAIR = "Repair or remove the file"
+NO_UNITS = "Give CT images in Hounsfield units, or train without --window, which takes this one, too"
+"""Advice where a window is asked for, and the values of an image have no unit."""
+OTHER_WINDOW = "Give images with values in this window, or train with another --window"
+"""Advice where a window leaves an image constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,3 +203,17 @@ class BrokenImageError(TwinbudError):
     def __init__(self, problem: str, *, name: str | None = None, fix: str | None = None) -> None:
         self.name = name
         super().__init__(problem, where=name, fix=fix or f"{REPAIR}, or {SKIP}")
+
+    def without_skip(self) -> BrokenImageError:
+        """Return the same error without the advice ``SKIP``, which not every caller can follow."""
+        fix = (self.fix or "").partition(", or give --skip-broken")[0]
+        return BrokenImageError(self.problem, name=self.name, fix=fix)
+
+
+@contextmanager
+def nothing_left_out() -> Iterator[None]:
+    """Leave ``SKIP`` out of the advice of a BrokenImageError, where a command has no such option."""
+    try:
+        yield
+    except BrokenImageError as error:
+        raise error.without_skip() from error

@@ -234,5 +234,7 @@ def _check_header(info: ImageInfo, frame: int | None, max_megapixels: float) -> 
         raise UnreadableImage(f"holds {frames} instead of a single image", fix)
     frame = frame or 0
     if not 0 <= frame < info.num_frames:
-        raise UnreadableImage(f"has no frame {frame} (number of frames: {info.num_frames})")
+        numbers = f"a frame of 0 to {info.num_frames - 1}" if info.num_frames > 1 else "frame 0"
+        fix = f"Name {numbers}, or train with --frames middle or all"
+        raise UnreadableImage(f"has no frame {frame} (number of frames: {info.num_frames})", fix)
     return frame

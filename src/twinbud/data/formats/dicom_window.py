@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twinbud.config.reading import AUTO_WINDOW, window_limits
-from twinbud.data.formats.base import UnreadableImage
+from twinbud.data.formats.base import NO_UNITS, OTHER_WINDOW, UnreadableImage
 from twinbud.data.formats.dicom_elements import DicomElements
 from twinbud.data.formats.dicom_pixels import StoredFrame
 from twinbud.data.formats.intensity import boxes, scale_to_8_bits
@@ -50,8 +50,8 @@ def to_rgb(frame: StoredFrame, groups: Sequence[DicomElements], window: str | No
     """
     is_gray = frame.photometric.startswith("MONOCHROME")
     if window not in (None, AUTO_WINDOW) and not is_gray:
-        problem = f"holds colors, not values in physical units, to which --window {window} could apply"
-        raise UnreadableImage(problem, "Leave out --window, or keep such files apart")
+        problem = f"holds colors, not values in physical units, to which the window {window} could apply"
+        raise UnreadableImage(problem, NO_UNITS)
     if frame.photometric == "PALETTE COLOR":
         return _with_palette(frame, groups[-1])
     if not is_gray:
@@ -73,8 +73,8 @@ def to_rgb(frame: StoredFrame, groups: Sequence[DicomElements], window: str | No
 
     if window is not None and len(present) > 1 and len(np.unique(shown(present))) == 1:
         low, high = np.sort(to_modality(present.astype(np.float64)))[[0, -1]]
-        problem = f"becomes constant by --window {window}: its values are {low:g} to {high:g}"
-        raise UnreadableImage(problem, "Choose another --window")
+        problem = f"becomes constant in the window {window}: its values are {low:g} to {high:g}"
+        raise UnreadableImage(problem, OTHER_WINDOW)
     return _mapped(frame, shown)
 
 

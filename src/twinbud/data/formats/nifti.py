@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, ClassVar, TypeVar
 import numpy as np
 
 from twinbud.config.reading import AUTO_WINDOW, DICOM_WINDOW, Plane, window_limits
-from twinbud.data.formats.base import FileSurvey, ImageInfo, UnreadableImage
+from twinbud.data.formats.base import NO_UNITS, FileSurvey, ImageInfo, UnreadableImage
 from twinbud.data.formats.mapped import Contents, map_file, stream_of
 from twinbud.data.formats.nifti_header import HEAD_BYTES, NiftiHeader, is_nifti, read_header
 from twinbud.data.formats.volume import Range, Volume, full_range, plane_size, render, robust_range, window_range
@@ -95,8 +95,8 @@ class NiftiReader:
         volume = self._volume()
         if volume.is_rgb:
             if window not in (None, DICOM_WINDOW, AUTO_WINDOW):
-                problem = f"holds colors (RGB24), to which --window {window} cannot apply"
-                raise UnreadableImage(problem, "Leave out --window, or keep such files apart")
+                problem = f"holds colors (RGB24), to which the window {window} cannot apply"
+                raise UnreadableImage(problem, NO_UNITS)
             return render(volume, self.plane.axis, frame, None)
         if window not in self._ranges:
             self._ranges[window] = _once(partial(_range, volume, window))
@@ -112,10 +112,11 @@ class NiftiReader:
         """Return number, height and width of the slices, after a check that one volume is chosen."""
         count, chosen = header.num_volumes, self.plane.volume
         if chosen is None and count > 1:
-            fix = f"Choose one with --volume 0 to {count - 1}, or save it as a 3-D file"
+            fix = f"Save one of them as a 3-D file, or train with --volume 0 to {count - 1}"
             raise UnreadableImage(f"holds {count} volumes ({header.sizes} voxels)", fix)
         if chosen is not None and chosen >= count:
-            raise UnreadableImage(f"has no volume {chosen} (number of volumes: {count})")
+            fix = f"Give files with a volume {chosen}, or train with --volume 0 to {count - 1}"
+            raise UnreadableImage(f"has no volume {chosen} (number of volumes: {count})", fix)
         return plane_size(header.ras_shape, self.plane.axis)
 
 

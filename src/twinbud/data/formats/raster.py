@@ -25,7 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from twinbud.config.reading import AUTO_WINDOW, Plane
 from twinbud.data.formats import png, tiff
-from twinbud.data.formats.base import ImageInfo, UnreadableImage
+from twinbud.data.formats.base import NO_UNITS, ImageInfo, UnreadableImage
 from twinbud.data.formats.intensity import boxes, scale_to_8_bits
 from twinbud.data.formats.jpeg import check_scans, read_frame_header
 
@@ -77,8 +77,8 @@ class RasterReader:
         if frame:
             raise UnreadableImage(f"has no frame {frame}: this format has one frame")
         if window not in (None, AUTO_WINDOW):
-            problem = f"holds no values in physical units, to which --window {window} could apply"
-            raise UnreadableImage(problem, "Leave out --window, or keep such files apart")
+            problem = f"holds no values in physical units, to which the window {window} could apply"
+            raise UnreadableImage(problem, NO_UNITS)
         kind = _kind(contents)
         if kind is TiffImageFile:
             page = tiff.read_page(contents)

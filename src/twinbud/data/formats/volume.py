@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from twinbud.config.reading import Axis
-from twinbud.data.formats.base import UnreadableImage
+from twinbud.data.formats.base import OTHER_WINDOW, UnreadableImage
 from twinbud.data.formats.intensity import Box, Samples, scale_to_8_bits
 from twinbud.data.formats.mapped import copied, release
 from twinbud.data.formats.order_statistics import quantiles
@@ -141,7 +141,7 @@ def window_range(volume: Volume, window: str, center: float, width: float) -> Ra
         color = "black" if greatest <= low else "white" if least >= high else "gray"
         raise UnreadableImage(
             f"is all {color} in the window {window} ({low:g} to {high:g}): its values are {least:g} to {greatest:g}",
-            "Choose another --window; those with a name are for CT in Hounsfield units",
+            f"{OTHER_WINDOW}; those with a name are for CT in Hounsfield units",
         )
     return _checked(low, high)
 
