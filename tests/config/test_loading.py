@@ -238,7 +238,8 @@ def test_no_teacher_is_refused() -> None:
         ({"rule": "random-inconsistent"}, "--recover: 'labelled' contradicts --rule random-inconsistent"),
         (
             {"recover_refit": "off", "tune_teacher": False},
-            "--recover-epochs: 0 epochs with recover_refit off leave no recovery step.",
+            "--recover-epochs: '0' with --recover-refit off and --recover-classifier off leaves no recovery step. "
+            "Turn one of them on, give at least 1 epoch, or --recover none.",
         ),
     ],
     ids=str,

@@ -266,7 +266,9 @@ def test_a_salt_that_is_given_must_exist_and_be_long_enough(tmp_path: Path) -> N
 
 def test_patients_of_different_salts_cannot_be_compared(tmp_path: Path) -> None:
     one, two = (PatientSalt(None, str(tmp_path / name)).hashed("Doe") for name in ("one", "two"))
-    with pytest.raises(TwinbudError, match=r"^there: patients are hashed with another salt .* --patient-salt FILE"):
+    with pytest.raises(
+        TwinbudError, match=r"^there: the patient ids are hashed with a different salt .* --patient-salt FILE"
+    ):
         require_one_salt([one, None], [two], where="there")
     require_one_salt([one], [one, two, "P1"], where="there")
     require_one_salt(["P1"], [two], where="there")

@@ -182,8 +182,10 @@ def test_columns_can_be_named(hub: dict[str, Any]) -> None:
     ]  # fmt: skip
     assert chosen.rows[0].image.file.read_bytes() == encoded(40)
     assert index_of(image_column="scan").rows[0].label == "cyst"  # not the copy that has other classes
-    assert refusal(image_column="grade").startswith("--data hf:clinic/lesions: column 'grade' holds no images; the set")
-    assert "there is no column 'scans'; the set has 'image' (Image), " in refusal(image_column="scans")
+    assert refusal(image_column="grade").startswith(
+        "--image-column: column 'grade' holds no images; the set has 'image'"
+    )
+    assert "--image-column: the set has no column 'scans', only 'image' (Image), " in refusal(image_column="scans")
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,21 @@ def test_csv_columns_have_the_names_they_are_given(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["image", "label", "patient", "split"])
+def test_a_missing_column_is_told_of_the_option_that_names_it(tmp_path: Path, kind: str) -> None:
+    assert refusal(make_csv(tmp_path, TABLE, *FOUR), **{f"{kind}_column": "pid"}) == (
+        f"--{kind}-column: 'pid' is not a column of DATA (it has 'image_path', 'label'). "
+        "Give one of these, or leave the option out."
+    )
+
+
+def test_a_csv_of_one_class_is_told_how_to_get_a_second_one(tmp_path: Path) -> None:
+    assert refusal(make_csv(tmp_path, TABLE.replace(",y", ",x"), *FOUR)) == (
+        "DATA: all images are of one class, 'x'; training needs at least two classes. "
+        "Add images of a second class, or name the column with the classes: --label-column."
+    )
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

@@ -311,8 +311,11 @@ def test_no_copy_is_among_the_images_that_choose_and_those_that_measure(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--patient-column", "who"), "without --data, --patient-column has no effect"),
-        (("--data", "DATA", "--on", "val"), "'val' is a part of the run's own images, but --data names others"),
+        (
+            ("--patient-column", "who"),
+            "--patient-column: 'who' has no effect without --data. Leave it out, or give --data",
+        ),
+        (("--data", "DATA", "--on", "val"), "'val' chooses among the run's own images, but --data names others"),
         (("--data", "DATA"), "the run is not calibrated. Run 'twinbud calibrate"),
     ],
 )
@@ -334,8 +337,10 @@ def test_test_images_of_the_run_choose_nothing_under_another_name(
             place.mkdir(parents=True, exist_ok=True)
             shutil.copy(images / row["image_path"], place / f"renamed-{Path(row['image_path']).name}")
     before = (run / "model" / "trust.json").read_bytes()
-    assert "are test images of the run" in refusal(twinbud("calibrate", run, "--data", data))
-    assert "are test images of the run" in refusal(twinbud("calibrate", run, "--data", images))
+    for place in (data, images):
+        line = refusal(twinbud("calibrate", run, "--data", place))
+        assert "of the given images are test images of the run (" in line
+        assert "); calibration must not use them. Give images of another place" in line
     assert (run / "model" / "trust.json").read_bytes() == before
 
 
@@ -345,7 +350,7 @@ def test_a_place_with_one_image_a_class_is_refused_in_one_line(calibrated: Path,
         for path in sorted(folder.iterdir())[1:]:
             path.unlink()
     line = refusal(twinbud("calibrate", run, "--data", data, "--coverage", "0.3"))
-    assert line.startswith(f"{data}: no class has images of two patients or pictures")
+    assert line.startswith(f"{data}: every class has images of only one patient (or picture); calibration needs two")
 
 
 def test_a_class_without_images_is_named(calibrated: Path, tmp_path: Path) -> None:

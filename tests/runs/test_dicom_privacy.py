@@ -148,7 +148,7 @@ def test_patients_of_a_run_are_found_in_other_data_as_long_as_its_salt_is_there(
     other = tmp_path / "other-salt"
     other.write_text("f" * 32)
     assert evaluation_of_others(run, tmp_path / "second", "--patient-salt", other) == 2
-    assert "patients are hashed with another salt than those of the run" in capsys.readouterr().err
+    assert "the patient ids are hashed with a different salt than in the run, so that" in capsys.readouterr().err
 
 
 def test_without_pydicom_a_dicom_file_is_an_error_that_names_the_extra(tmp_path: Path) -> None:

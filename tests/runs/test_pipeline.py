@@ -179,7 +179,12 @@ def test_force_never_replaces_a_folder_that_is_no_run(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("years of work")
     line = refusal(train(shared_images, shared_teacher, tmp_path / "mine", "--force"))
-    assert "the folder holds files that are not of a run" in line
+    lacking = {"config.yaml": "metrics.json", "metrics.json": "config.yaml"}.get(name)
+    if lacking is None:
+        assert f"the folder holds files that are not of a run ({name}). Choose another --output, or move" in line
+    else:
+        assert f"the folder has files of a run, but no {lacking}: it is not a finished run that --force may" in line
+        assert line.endswith("Choose another --output, or delete the folder.")
     assert (tmp_path / "mine" / name).read_text() == "years of work"
 
 

@@ -154,7 +154,11 @@ def test_a_network_without_a_single_stream_has_no_subspace(shared_images: Path, 
     teacher = save_teacher(tmp_path / "teacher", "convnext_tiny", dims=[8, 16, 24, 32], depths=[2, 2, 3, 2])
     words = (*RECOVER, "--recover-stream", "subspace", "--attention", "heads", "--image-size", 64)
     line = refusal(train(shared_images, teacher, tmp_path / "run", *words))
-    assert line.startswith("--recover-stream subspace: this ConvNeXt has no residual stream that LayerNorms alone")
+    assert line == (
+        "--recover-stream: 'subspace' is not possible for this ConvNeXt: it needs a ViT whose blocks read the stream "
+        "only through LayerNorms, or a network with linear bottlenecks (most EfficientNets). "
+        "Give --recover-stream channels."
+    )
 
 
 def test_a_selection_recovers_beside_its_teacher_as_if_it_had_just_been_made(
@@ -207,7 +211,7 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_selection:
         ),
         (
             ("--recover-refit", "off", "--recover-epochs", 0),
-            "--recover-epochs: 0 epochs with recover_refit off leave no recovery step",
+            "--recover-epochs: '0' with --recover-refit off and --recover-classifier off leaves no recovery step",
         ),
         (
             ("--recover-stream", "subspace"),

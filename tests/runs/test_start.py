@@ -122,7 +122,7 @@ def test_a_student_with_other_patches_is_refused_before_its_teacher_is_tuned(
     ("words", "line"),
     [
         (("--epochs", 0), "--epochs: 0 would deliver a classifier that nothing has trained. Give at least 1, or"),
-        (("--method", "dual", *PROBE), "--classifier-start: 'probe' contradicts --method dual, whose auxiliary has a"),
+        (("--method", "dual", *PROBE), "--classifier-start: 'probe' is not possible with --method dual: its auxil"),
     ],
 )
 def test_contradictions_are_refused(

@@ -406,7 +406,7 @@ def refusal_of(answer: Answer) -> str:
         (("--image-size", 16), "ConvNeXt cannot process images of 16 pixels. Use --image-size 32 or more"),
         (("--image-size", 32), "has a single position, and no map, for an image of 32 pixels. Use a larger"),
         (("--from", "dinov2-smal"), "--from: 'dinov2-smal' is not dinov2-small"),
-        (("--epochs", 0), "--epochs: '0' leaves the network at random. Give at least 1"),
+        (("--epochs", 0), "--epochs: '0' would leave the network untrained. Give at least 1"),
         (("--learning-rate", -1), "--learning-rate: '-1' is not valid"),
         (("--data", "nowhere"), "--data nowhere: there is no such file or folder"),
         (("--split", "nowhere.csv"), "nowhere.csv: the CSV cannot be read"),
@@ -424,7 +424,8 @@ def test_too_few_images_or_a_single_patient_are_refused(source: str, tmp_path: P
     assert "9 images to train on; teaching needs at least 10" in refusal_of(run_teach(few, source, tmp_path / "a"))
     files = sorted(save_images(tmp_path / "one", {"dark": 6, "light": 6}).rglob("*.png"))
     (tmp_path / "one.csv").write_text("image_path,patient_id\n" + "".join(f"{file},P1\n" for file in files))
-    assert "the 12 images are all of one patient" in refusal_of(run_teach(tmp_path / "one.csv", source, tmp_path / "a"))
+    line = refusal_of(run_teach(tmp_path / "one.csv", source, tmp_path / "a"))
+    assert "the 12 images are all of one patient, or show one picture: teaching needs a second patient (or" in line
 
 
 def test_the_weights_of_the_source_are_never_replaced(images: Path, teacher: Path, tmp_path: Path) -> None:
@@ -432,7 +433,8 @@ def test_the_weights_of_the_source_are_never_replaced(images: Path, teacher: Pat
     before = (copy / "model.safetensors").read_bytes()
     for spelling in (f"local-dir:{copy}", f"{LEARNER}@{copy / 'model.safetensors'}"):
         line = refusal_of(run_teach(images, spelling, copy, "--force"))
-        assert line == f"--from: '{spelling}' is what the network's own weights would replace. Choose another --output."
+        problem = f"'{copy}' would overwrite the source network (--from {spelling})"
+        assert line == f"--output: {problem}. Choose another --output."
     assert (copy / "model.safetensors").read_bytes() == before
 
 

@@ -332,8 +332,8 @@ def closed_port() -> int:
     ("options", "expected"),
     [
         (("--executor", "spark"), "--executor: 'spark' is not one of local, ray, slurm"),
-        (("--address", "a:1"), "--address: it has no effect with --executor local."),
-        (("--gpus", 1), "--gpus: it has no effect with --executor local."),
+        (("--address", "a:1"), "--address: 'a:1' has no effect with --executor local."),
+        (("--gpus", 1), "--gpus: '1' has no effect with --executor local. Leave it out, or give --executor ray"),
         (("--executor", "ray", "--address", "cluster"), "--address: 'cluster' is not HOST:PORT."),
         (("--executor", "ray", "--address", "ray://head:10001"), "from elsewhere, use 'ray job submit'."),
         (

@@ -152,11 +152,16 @@ def _chosen(info: TeacherInfo, content: Any, entry: str | None) -> FoundState:
     body = info.outline(num_classes=0)
     heads = [f"{name}.{kind}" for name in classifiers(info.architecture) for kind in ("weight", "bias")]
     states = find_states(content, list(body.state_dict()), heads) or _foreign_states(info, content)
-    if entry is not None:
-        states = [state for state in states if ".".join(state.path) == entry]
+    if entry is not None and states:
+        entries = [".".join(state.path) for state in states]
+        if entry not in entries:
+            problem = f"'{entry}' holds no weights of timm's {info.architecture}"
+            ways = f"Give one of: {first_few(filter(None, entries))}, or leave it out"
+            raise TwinbudError(problem, where="--entry", fix=ways if any(entries) else "Leave it out")
+        return states[entries.index(entry)]
     if not states:
         raise TwinbudError(
-            f"the file holds no weights of timm's {info.architecture}" + (f" in '{entry}'" if entry else ""),
+            f"the file holds no weights of timm's {info.architecture}",
             where=str(info.file),
             fix="Name the architecture that was trained; if the whole module was saved, save its state_dict() instead",
         )

@@ -24,14 +24,17 @@ def show_trust(report: TrustReport, console: Console) -> None:
             table.add_row(part.metadata["label"], *map(_measured, measured))
     console.print(table)
     console.print(f"temperature: {report.trust.temperature:.3f}. {report.trust.origin}", markup=False)
-    chance = f"about {number(report.after.ece_by_chance)} by chance"
-    console.print(f"a calibration error of exact probabilities would be {chance} on so many images", markup=False)
+    console.print(
+        "for comparison: even perfect probabilities would show a calibration error of about"
+        f" {number(report.after.ece_by_chance)} with this many images",
+        markup=False,
+    )
     if report.coverage is not None:
         covered, low_high = report.coverage.covered.value, report.coverage.covered.interval
         interval = f" ({percent(low_high[0])} to {percent(low_high[1])})" if low_high else ""
         console.print(
             f"prediction sets: {percent(covered)}{interval} contain the right class,"
-            f" {percent(report.coverage.wanted, 0)} wanted; {report.coverage.mean_size:.2f} classes in the mean",
+            f" {percent(report.coverage.wanted, 0)} wanted; {report.coverage.mean_size:.2f} classes on average",
             markup=False,
         )
     console.print(f"unlike the training images: {percent(report.num_novel / report.num_images)}", markup=False)

@@ -93,8 +93,9 @@ class RecoveryConfig(Checked):
     def _check_steps(self) -> Self:
         has_step = self.recover_refit == "on" or self.recover_classifier == "on" or self.recover_epochs > 0
         if self.recover != "none" and not has_step:
-            problem = "0 epochs with recover_refit off leave no recovery step"
-            raise TwinbudError(problem, where="--recover-epochs", fix="Give at least 1, or --recover none")
+            problem = "'0' with --recover-refit off and --recover-classifier off leaves no recovery step"
+            fix = "Turn one of them on, give at least 1 epoch, or --recover none"
+            raise TwinbudError(problem, where="--recover-epochs", fix=fix)
         if self.uses_subspace and self.recover_method != "refit":
             problem = f"'subspace' contradicts --recover-method {self.recover_method}, which prunes channels"
             raise TwinbudError(problem, where="--recover-stream", fix="Give --recover-stream channels")

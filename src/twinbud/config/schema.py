@@ -277,9 +277,9 @@ class RunConfig(Checked):
             if method in INHERITING_METHODS:
                 fix += ", or fit it: --tune-teacher --recover labelled --recover-classifier on"
             raise TwinbudError(problem, where="--epochs", fix=fix)
-        if method == "dual":
-            reason = "--method dual, whose auxiliary has a classifier, too"
-            require(self.training.classifier_start == "random", "classifier_start", "probe", reason, "random")
+        if method == "dual" and self.training.classifier_start == "probe":
+            problem = "'probe' is not possible with --method dual: its auxiliary would need such a classifier as well"
+            raise TwinbudError(problem, where="--classifier-start", fix="Give --classifier-start random")
         if method == "probe":
             reason = "--method probe, which learns from labels alone"
             require(distillation == "skd", "distillation", distillation, reason, "skd")

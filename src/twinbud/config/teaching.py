@@ -83,15 +83,15 @@ class TeachConfig(Checked):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.training.epochs:
-            raise TwinbudError("'0' leaves the network at random", where="--epochs", fix="Give at least 1")
+            raise TwinbudError("'0' would leave the network untrained", where="--epochs", fix="Give at least 1")
         path = parse_teacher(self.source, "--from").path
         if path is None:
             return self
         written = [self.output / name for name in ("", "model.safetensors", "config.json")]
         if path.resolve() in {place.resolve() for place in written}:
             raise TwinbudError(
-                f"'{self.source}' is what the network's own weights would replace",
-                where="--from",
+                f"'{self.output}' would overwrite the source network (--from {self.source})",
+                where="--output",
                 fix="Choose another --output",
             )
         return self

@@ -78,7 +78,8 @@ def read_cells(
     path: Path,
     required: Sequence[str],
     *,
-    rename: str = "Rename the columns",
+    rename: str = "Restore the file that 'twinbud train' wrote",
+    options: Mapping[str, str] | None = None,
     exact: Collection[str] = (),
     fallback_encoding: str | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -88,6 +89,7 @@ def read_cells(
         path: The file.
         required: Columns that it must have, each once.
         rename: Advice for a file that lacks them.
+        options: For each column that an option of the command line names, that option.
         exact: Columns in which white space around an unquoted cell counts, because a program wrote them.
         fallback_encoding: Encoding of a file that is not UTF-8; None: such a file is an error.
 
@@ -100,7 +102,7 @@ def read_cells(
     try:
         rows = _parse(_decode(read_bytes(path, sys.maxsize), fallback_encoding))
         columns = [_stripped(cell) for cell in next(rows, (1, []))[1]]
-        _check_columns(path, columns, required, rename)
+        _check_columns(path, columns, required, rename, options or {})
         for number, cells in rows:
             if len(cells) != len(columns):
                 raise TwinbudError(
@@ -178,13 +180,20 @@ def _num_columns(text: str, separator: str) -> int:
         return 0
 
 
-def _check_columns(path: Path, columns: list[str], required: Sequence[str], rename: str) -> None:
+def _check_columns(
+    path: Path, columns: list[str], required: Sequence[str], rename: str, options: Mapping[str, str]
+) -> None:
     counts = Counter(columns)
     if not columns:
         raise TwinbudError("the file is empty", where=str(path), fix=f"Give a CSV with the columns {_named(required)}")
     absent = [name for name in required if not counts[name]]
     if absent:
         has = first_few((f"'{name}'" for name in columns), 8)
+        for name in absent:
+            if name in options:
+                problem = f"'{name}' is not a column of {path} (it has {has})"
+                fix = "Give one of these, or leave the option out"
+                raise TwinbudError(problem, where=options[name], fix=fix)
         raise TwinbudError(f"missing columns: {_named(absent)} (the header has {has})", where=str(path), fix=rename)
     if doubled := [name for name in required if counts[name] > 1]:
         raise TwinbudError(f"columns that appear more than once: {_named(doubled)}", where=str(path), fix=rename)

@@ -27,6 +27,6 @@ def import_extra(package: str, extra: str, *, where: str, otherwise: str = "") -
         return importlib.import_module(package)
     except ImportError as error:
         missing = (error.name or package).partition(".")[0]
-        needed = "" if missing == package else f", which {package} needs,"
+        needed = "" if missing == package.partition(".")[0] else f", which {package} needs,"
         fix = f'Run: pip install "twinbud[{extra}]"' + (f"; or {otherwise}" if otherwise else "")
         raise TwinbudError(f"the package {missing}{needed} is not installed", where=where, fix=fix) from error

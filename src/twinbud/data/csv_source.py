@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
+from twinbud.config.fields import option_of
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.findings import are_combinations, check_label_columns, findings_of_columns, with_findings
@@ -39,9 +40,10 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
             raise TwinbudError(problem, where="--label-columns", fix="Give --label-column, or --task multi-label")
     labels = columns or ((config.label_column,) if with_labels else ())
     required = (config.image_column, *labels, *_renamed_columns(config))
+    options = dict.fromkeys(columns or (), "--label-columns") | _options_of_columns(config)
     rename = "Rename the columns, or name them with --image-column and --label-column"
     rows = []
-    for number, cells in read_cells(path, required, rename=rename, exact=(config.image_column,)):
+    for number, cells in read_cells(path, required, rename=rename, options=options, exact=(config.image_column,)):
         where = f"{path}, row {number}"
         for column in [name for name in required if name not in (columns or ())]:
             if not cells[column].strip():
@@ -101,6 +103,12 @@ def _existing(folder: Path, name: str) -> tuple[str, str, int | None]:
         return name, name, None
     name = name.strip()
     return (name, name, None) if os.path.isfile(folder / name) else (name, *split_frame_name(name))  # noqa: PTH113
+
+
+def _options_of_columns(config: DataConfig) -> dict[str, str]:
+    """Return the option of each single column that the user named."""
+    usual, names = DataConfig(), ("image_column", "label_column", "patient_column", "split_column")
+    return {getattr(config, name): option_of(name) for name in names if getattr(config, name) != getattr(usual, name)}
 
 
 def _renamed_columns(config: DataConfig) -> list[str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError
 from twinbud.data.identity import MISSING_VALUES, comparison_key, sort_classes, visible_text
 from twinbud.data.index import ImageRow
 
@@ -103,10 +103,11 @@ def check_label_columns(columns: Sequence[str], where: str) -> None:
     Raises:
         TwinbudError: There is only one, one is named twice, or one has a character that marks findings.
     """
-    if len(set(columns)) < max(2, len(columns)):
-        problem = f"{first_few(columns, 20)} is one label" if len(columns) < 2 else "a column is named twice"
-        fix = "Name at least two columns, A,B; for one class an image, name its column with --label-column"
-        raise TwinbudError(problem, where=where, fix=fix)
+    if len(columns) < 2:
+        fix = f"Name at least two (A,B), or give --label-column {columns[0]}"
+        raise TwinbudError(f"'{columns[0]}' is a single column", where=where, fix=fix)
+    if repeated := [name for name in columns if columns.count(name) > 1]:
+        raise TwinbudError(f"'{repeated[0]}' is named twice", where=where, fix="Name each column once")
     if wrong := [name for name in columns if SEPARATOR in name or name.endswith(UNKNOWN) or not name]:
         problem = f"the label {visible_text(wrong[0])} is empty, has a '{SEPARATOR}' or ends with '{UNKNOWN}'"
         raise TwinbudError(problem, where=where, fix="Rename the column")

@@ -30,7 +30,7 @@ SPLIT_WORDS: dict[str, SplitName] = {
 """Accepted names of split folders and words of a split column; case does not count."""
 
 LAYOUTS = "FOLDER/CLASS/image.png, FOLDER/train/CLASS/image.png with FOLDER/test/CLASS/image.png, or a CSV"
-REARRANGE = f"Arrange the images as {LAYOUTS}, and give --data the outermost folder"
+REARRANGE = f"Arrange the images as {LAYOUTS}, and give the outermost folder"
 
 
 @dataclass(frozen=True, slots=True)  # a set may have millions of these, and of the rows below
@@ -191,7 +191,10 @@ def check_classes(rows: Iterable[ImageRow], source: str, *, classes: Iterable[st
     _check_spelling(by_label, source)
     if len(by_label) < 2:
         only = f"all images are of one class, {visible_text(next(iter(by_label)))}" if by_label else "there is no image"
-        raise TwinbudError(f"{only}; training needs at least two classes", where=source, fix=REARRANGE)
+        is_csv = any(row.row_number for of in by_label.values() for row in of)
+        fix = "Add images of a second class, or name the column with the classes: --label-column"
+        problem = f"{only}; training needs at least two classes"
+        raise TwinbudError(problem, where=source, fix=fix if is_csv else REARRANGE)
     if small := [f"{visible_text(name)} has {len(of)}" for name, of in sorted(by_label.items()) if len(of) < 2]:
         raise TwinbudError(
             f"every class needs at least two images, one to train on and one to test on: {first_few(small)}",

@@ -102,7 +102,7 @@ def require_one_salt(first: Iterable[str | None], second: Iterable[str | None], 
     salts = [{match[1] for text in ids if text and (match := KEY.fullmatch(text))} for ids in (first, second)]
     if all(salts) and not salts[0] & salts[1]:
         raise TwinbudError(
-            "patients are hashed with another salt than those of the run, so that nobody can tell which are the same",
+            "the patient ids are hashed with a different salt than in the run, so that patients cannot be compared",
             where=where,
             fix=f"Give the salt of the run: {_OPTION} FILE",
         )

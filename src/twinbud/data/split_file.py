@@ -86,7 +86,7 @@ def with_split_file(image_index: ImageIndex, path: Path) -> ImageIndex:
             raise TwinbudError(
                 f"{visible_text(row.image_path)} is in the part 'held-out': the split is that of a run with --develop",
                 where=f"--split {path}",
-                fix="Give the split.csv of a run without --develop; add --develop to this command to divide it again",
+                fix="Give the split.csv of a run without --develop",
             )
         given[row.image_path] = row.split
     return replace(image_index, rows=tuple(replace(row, split=given[row.path]) for row in image_index.rows))

@@ -54,6 +54,7 @@ def with_task(image_index: ImageIndex, config: DataConfig, *, asks: bool) -> Ima
         return replace(image_index, classes=classes)
     if config.class_names is None:
         if numbers is None:
+            _refuse_commas(classes, "--task ordinal", fix="Rename the class")
             raise TwinbudError(
                 f"the grades have no order: {first_few(map(visible_text, classes))} are not numbers",
                 where="--task ordinal",
@@ -69,12 +70,19 @@ def _check_names(names: Sequence[str], image_index: ImageIndex) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         problem = f"a class is named twice: {first_few(map(visible_text, repeated))}"
         raise TwinbudError(problem, where=where, fix="Name each class once")
+    _refuse_commas(image_index.classes, where, fix="Rename the class, or leave out --classes")
     unknown, missing = set(names) - set(image_index.classes), set(image_index.classes) - set(names)
     if unknown or missing:
         problems = [f"no image is of class {first_few(map(visible_text, sorted(unknown)))}"] if unknown else []
         problems += [f"images of class {first_few(map(visible_text, sorted(missing)))} exist"] if missing else []
         known = ",".join(image_index.classes)
         raise TwinbudError(" and ".join(problems), where=where, fix=f"Name all classes in their order: {known}")
+
+
+def _refuse_commas(classes: Sequence[str], where: str, *, fix: str) -> None:
+    if unnamable := [name for name in classes if "," in name]:
+        problem = f"{visible_text(unnamable[0])} has a comma, so that --classes cannot name it"
+        raise TwinbudError(problem, where=where, fix=fix)
 
 
 def _numbers(classes: Sequence[str]) -> dict[str, float] | None:

@@ -191,11 +191,10 @@ def _require_support(config: RunConfig, student_spec: StudentSpec) -> None:
             recovery.linear_maps(block)  # refuses blocks that it does not support
         if config.recovery.chooses_by_importance is not None:
             name, value = config.recovery.chooses_by_importance
-            option = f"{option_of(name)} {value}"
             if config.recovery.uses_subspace:
-                require_subspace(student_spec.family, student_spec.template, option)
+                require_subspace(student_spec.family, student_spec.template)
             else:
-                recovery.stream_norms(student_spec.template, option)
+                recovery.stream_norms(student_spec.template, f"{option_of(name)} {value}")
 
 
 def _as_planned(model: ModelConfig, selection: Selection, *, opens_teacher: bool) -> ModelConfig:

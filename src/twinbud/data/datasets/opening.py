@@ -116,7 +116,7 @@ def _refuse_columns(config: DataConfig, names: Sequence[str]) -> None:
     for name in names:
         if getattr(config, name) != getattr(usual, name):
             raise TwinbudError(
-                f"'{getattr(config, name)}' has no effect: '{config.data}' has no such column to name",
+                f"'{getattr(config, name)}' has no effect: '{config.data}' is not a CSV and has no columns",
                 where=option_of(name),
                 fix="Leave the option out",
             )

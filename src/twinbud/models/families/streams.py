@@ -45,23 +45,22 @@ def linear_streams(family: SelectionFamily, network: TimmModel) -> frozenset[str
     return frozenset(found)
 
 
-def require_subspace(family: SelectionFamily, network: TimmModel, option: str) -> None:
+def require_subspace(family: SelectionFamily, network: TimmModel) -> None:
     """Require that the student's residual stream can be a projection of the teacher's.
 
     Args:
         family: The family of ``network``.
         network: The student's architecture.
-        option: What asks for it, for the error.
 
     Raises:
         TwinbudError: Something reads single channels of every stream, but for the LayerNorms of a ViT.
     """
     if not has_subspace(family, network):
         raise TwinbudError(
-            f"this {type(network).__name__} has no residual stream that LayerNorms alone read, as a ViT has, and none"
-            " between linear bottlenecks, as most EfficientNets have",
-            where=option,
-            fix="Leave the option out, or choose a teacher such as dinov2-small or efficientnet-lite0",
+            f"'subspace' is not possible for this {type(network).__name__}: it needs a ViT whose blocks read the stream"
+            " only through LayerNorms, or a network with linear bottlenecks (most EfficientNets)",
+            where="--recover-stream",
+            fix="Give --recover-stream channels",
         )
 
 

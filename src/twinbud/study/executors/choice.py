@@ -66,14 +66,15 @@ def choose_executor(options: ExecutorOptions, training: TrainingConfig) -> Execu
 
 def _require_effect(options: ExecutorOptions) -> None:
     """Refuse options of another executor."""
-    for is_given, option, names in (
-        (options.address is not None, "--address", ("ray",)),
-        (options.num_gpus is not None, "--gpus", ("ray", "slurm")),
-        (bool(options.slurm), "--slurm", ("slurm",)),
+    num_gpus = None if options.num_gpus is None else f"{options.num_gpus:g}"
+    for value, option, names in (
+        (options.address, "--address", ("ray",)),
+        (num_gpus, "--gpus", ("ray", "slurm")),
+        (" ".join(options.slurm) or None, "--slurm", ("slurm",)),
     ):
-        if is_given and options.name not in names:
+        if value is not None and options.name not in names:
             fix = f"Leave it out, or give --executor {' or '.join(names)}"
-            raise TwinbudError(f"it has no effect with --executor {options.name}", where=option, fix=fix)
+            raise TwinbudError(f"'{value}' has no effect with --executor {options.name}", where=option, fix=fix)
 
 
 def _slurm_executor(options: ExecutorOptions, threads: int, training: TrainingConfig) -> Executor:
@@ -81,7 +82,8 @@ def _slurm_executor(options: ExecutorOptions, threads: int, training: TrainingCo
 
     num_gpus = float(training.device == "cuda") if options.num_gpus is None else options.num_gpus
     if num_gpus != int(num_gpus) or num_gpus < 0:
-        raise TwinbudError(f"{num_gpus:g} is not a whole number", where="--gpus", fix="Slurm gives whole GPUs")
+        problem = f"'{num_gpus:g}' is not a whole number of at least 0, and Slurm gives whole GPUs"
+        raise TwinbudError(problem, where="--gpus", fix="Give --gpus 0, 1, ...")
     return SlurmExecutor(
         threads=threads, num_gpus=int(num_gpus), num_workers=options.num_workers, options=options.slurm
     )
