@@ -210,12 +210,12 @@ CASES: dict[str, Case] = {
     ),
     "value of another kind in a file": Case(
         words=CONFIG,
-        said=("--config {bad}/run.yaml: --fraction: 'much' is not valid: it should be a valid number.",),
+        said=("--config {bad}/run.yaml: --fraction: 'much' is not a number above 0 and of at most 1.",),
         files={"run.yaml": "fraction: much\n"},
     ),
     "value out of its range in a file": Case(
         words=CONFIG,
-        said=("--config {bad}/run.yaml: --fraction: '2' is not valid: it should be less than or equal to 1.",),
+        said=("--config {bad}/run.yaml: --fraction: '2' is not a number above 0 and of at most 1.",),
         files={"run.yaml": "fraction: 2\n"},
     ),
     "settings file that is missing": Case(
@@ -231,12 +231,10 @@ CASES: dict[str, Case] = {
         said=("--config {bad}/run.yaml: the content is not a mapping of settings",),
         files={"run.yaml": "- 1\n"},
     ),
-    "number that is none": Case(
-        words=("--seed", "nought"), said=("--seed: 'nought' is not valid: it should be a valid integer.",)
-    ),
+    "number that is none": Case(words=("--seed", "nought"), said=("--seed: 'nought' is not a whole number.",)),
     **{
         f"{option} that is not finite": Case(
-            words=(f"--{option}", value), said=(f"--{option}: '{value}' is not valid: it should be a finite number",)
+            words=(f"--{option}", value), said=(f"--{option}: '{value}' is not a number ",)
         )
         for option, value in (
             ("learning-rate", "nan"),
@@ -247,7 +245,7 @@ CASES: dict[str, Case] = {
     },
     "images of more than 4096 pixels a side": Case(
         words=("--image-size", "4102"),
-        said=("--image-size: '4102' is not valid: it should be less than or equal to 4096.",),
+        said=("--image-size: '4102' is not a whole number from 1 to 4096.",),
     ),
     "no path": Case(words=("--data", ""), said=("--data: the value is empty.",)),
     "path of 5,000 characters": Case(
@@ -266,9 +264,7 @@ CASES: dict[str, Case] = {
         ),
         files={"run.yaml": "profile: paper\nimage_size: 224\n"},
     ),
-    "alpha out of its range": Case(
-        words=("--alpha", "1.5"), said=("--alpha: '1.5' is not valid: it should be less than or equal to 1",)
-    ),
+    "alpha out of its range": Case(words=("--alpha", "1.5"), said=("--alpha: '1.5' is not a number from 0 to 1.",)),
     "nought epochs": Case(
         words=("--epochs", "0", "--profile", "quick"), said=("--epochs: 0 would deliver a classifier that nothing has",)
     ),

@@ -216,6 +216,15 @@ def test_an_entry_can_be_named(entry: str | None, network: Any, tmp_path: Path) 
     assert f"of '{entry or 'teacher'}'" in convert(f"{ARCHITECTURE}@{tmp_path}/w.pth", entry=entry)
 
 
+def test_a_wrong_entry_is_told_of_those_that_can_be_named(network: Any, tmp_path: Path) -> None:
+    torch.save({"student": noise(network.state_dict()), "teacher": network.state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(TwinbudError) as caught:
+        convert(f"{ARCHITECTURE}@{tmp_path}/w.pth", entry="foo")
+    assert str(caught.value) == (
+        f"--entry: 'foo' holds no weights of timm's {ARCHITECTURE}. Give one of: teacher, student, or leave it out."
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

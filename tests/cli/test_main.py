@@ -106,7 +106,7 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("tables",), "the following arguments are required: RECIPE.yaml."),
         (
             ("study", "recipe.yaml", "--workers", "two"),
-            "--workers: 'two' is not valid: it should be a valid integer or none.",
+            "--workers: 'two' is not a whole number, or none.",
         ),
         (("train", "--teacher", "x", "--output", "x"), "--data: no images are given. Give a folder of class"),
         (("study", "none.yaml"), "none.yaml: the recipe cannot be read (No such file or directory)."),
@@ -144,7 +144,7 @@ def test_a_process_says_the_same_and_exits_alike() -> None:
     words = ("train", "--data", "phantom", "--output", "run", "--epochs", "many", "--teacher", "dinov2-small")
     answer = process(*words)
     assert answer == twinbud(*words)
-    assert refusal(answer) == "--epochs: 'many' is not valid: it should be a valid integer."
+    assert refusal(answer) == "--epochs: 'many' is not a whole number of at least 0."
 
 
 def test_predictions_on_stdout_are_pure_csv(

@@ -46,6 +46,13 @@ def test_a_file_keeps_every_odd_name(tmp_path: Path) -> None:
     assert [cells["image_path"] for _, cells in read_cells(path, ["image_path", "label"])] == list(ODD_NAMES)
 
 
+def test_a_file_of_a_run_without_a_column_is_to_be_restored(tmp_path: Path) -> None:
+    write_csv(tmp_path / "x.csv", [["path"]])
+    fix = "Restore the file that 'twinbud train' wrote"
+    with pytest.raises(TwinbudError, match=rf"missing columns: 'label' \(the header has 'path'\)\. {fix}"):
+        list(read_cells(tmp_path / "x.csv", ["path", "label"]))
+
+
 def test_none_is_an_empty_cell_and_records_share_their_columns() -> None:
     assert format_csv([["a", None, 1.5]]) == "a,,1.5\n"
     assert format_records([{"a": 1}, {"b": None, "a": 2}]) == "a,b\n1,\n2,\n"

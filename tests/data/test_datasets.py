@@ -408,7 +408,10 @@ def test_a_root_without_a_set_by_name_is_refused(shared_images: Path) -> None:
 
 def test_a_column_of_a_set_without_a_table_is_refused(tmp_path: Path) -> None:
     text = refusal("brain-tumor-mri", save_tumors(tmp_path), label_column="tumor")
-    assert text.startswith("--label-column: 'tumor' has no effect")
+    assert text == (
+        "--label-column: 'tumor' has no effect: 'brain-tumor-mri' is not a CSV and has no columns. "
+        "Leave the option out."
+    )
 
 
 # --- the list

@@ -387,8 +387,9 @@ def test_a_split_file_with_a_held_out_part_is_read_but_not_used_again(tmp_path: 
     path = tmp_path / "split.csv"
     save_split(path, image_index, split)
     assert {row.split for row in read_split(path)} == {"train", "test", "held-out"}
-    with pytest.raises(TwinbudError, match="is in the part 'held-out': the split is that of a run with --develop"):
+    with pytest.raises(TwinbudError, match="is in the part 'held-out': the split is that of a run with --d") as caught:
         split_of(image_index, split=path)
+    assert str(caught.value).endswith("Give the split.csv of a run without --develop.")
 
 
 def slices_of_patients(num_patients: int, num_slices: int, shared: dict[int, str]) -> tuple[ImageIndex, list[str]]:

@@ -76,7 +76,7 @@ def test_classes_that_are_not_those_of_the_images_are_refused(classes: str, prob
 
 
 def test_a_class_with_a_comma_cannot_be_named(tmp_path: Path) -> None:
-    data = str(save_grades(tmp_path / "set", ("malignant", '"normal, benign"'), num_patients=2))
+    data = str(save_grades(tmp_path / "set", ("malignant", "normal, benign"), num_patients=2))
     problem = "'normal, benign' has a comma, so that --classes cannot name it. Rename the class"
     with pytest.raises(TwinbudError, match=f"{problem}, or leave out --classes"):
         read_index(DataConfig(data=data, classes="normal, benign,malignant"))

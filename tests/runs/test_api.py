@@ -122,7 +122,7 @@ def test_the_examples_of_a_docstring_run(
 def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(TwinbudError, match=r"'epoch' is not one of .* Did you mean 'epochs'\?"):
         twinbud.train(data="phantom", teacher="dinov2-small", output=tmp_path / "run", epoch=1)  # type: ignore[call-arg]
-    with pytest.raises(TwinbudError, match="--fraction: '2' is not valid"):
+    with pytest.raises(TwinbudError, match="--fraction: '2' is not a number above 0 and of at most 1"):
         twinbud.train(data="phantom", teacher="dinov2-small", output=tmp_path / "run", fraction=2)
     with pytest.raises(TwinbudError, match="--weights: 'int8' is not one of float32, float16"):
         twinbud.select(teacher="dinov2-small", output=tmp_path / "s", weights="int8")  # type: ignore[arg-type]

@@ -45,7 +45,9 @@ def calibrated(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = twinbud("calibrate", run, *CALIBRATE)
     assert answer.code == 0, answer.err
     assert "temperature: " in answer.out
+    assert "for comparison: even perfect probabilities would show a calibration error of about 0." in answer.out
     assert "prediction sets: " in answer.out
+    assert " classes on average" in answer.out
     return run
 
 

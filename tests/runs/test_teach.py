@@ -407,7 +407,7 @@ def refusal_of(answer: Answer) -> str:
         (("--image-size", 32), "has a single position, and no map, for an image of 32 pixels. Use a larger"),
         (("--from", "dinov2-smal"), "--from: 'dinov2-smal' is not dinov2-small"),
         (("--epochs", 0), "--epochs: '0' would leave the network untrained. Give at least 1"),
-        (("--learning-rate", -1), "--learning-rate: '-1' is not valid"),
+        (("--learning-rate", -1), "--learning-rate: '-1' is not a number of at least 0"),
         (("--data", "nowhere"), "--data nowhere: there is no such file or folder"),
         (("--split", "nowhere.csv"), "nowhere.csv: the CSV cannot be read"),
     ],

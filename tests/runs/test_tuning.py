@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_names_the_fine_tuning_and_its_learning_rate(
     ("words", "line"),
     [
         (("--method", "kaiming"), "--tune-teacher: --method kaiming takes nothing from the teacher. Add --distill"),
-        (("--tune-epochs", 0), "--tune-epochs: '0' is not valid: it should be greater than or equal to 1"),
+        (("--tune-epochs", 0), "--tune-epochs: '0' is not a whole number of at least 1"),
         (("--student", "convnext_atto"), "--student: convnext_atto is a ConvNeXt, but the teacher is a ViT"),
     ],
 )

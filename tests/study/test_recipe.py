@@ -231,7 +231,7 @@ def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(text: str, tmp_path:
         ("pair=big", "--only pair: "),
         ("sampling=a", "--only: sampling: 'a' is not a whole number. Give 0 or more, such as 0,1,2."),
         ("sampling=-1", "--only: sampling: '-1' is not a whole number. Give 0 or more, such as 0,1,2."),
-        ("fraction=2", "--only: --fraction: '2' is not valid"),
+        ("fraction=2", "--only: --fraction: '2' is not a number above 0 and of at most 1"),
         ("fraction=x", "--only: "),
     ],
 )

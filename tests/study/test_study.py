@@ -279,7 +279,7 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
         (("--data", "shades={images}", "--workers", 999), "--workers: 999 workers need 999 cores (1 for each run)"),
         (
             ("--data", "shades={images}", "--workers", "many"),
-            "--workers: 'many' is not valid: it should be a valid integer",
+            "--workers: 'many' is not a whole number, or none",
         ),
         (
             ("--data", "shades={images}", "--profile", "fast"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,6 +18,15 @@ from twinbud.core.files import require_unicode
 
 _MAX_SHOWN = 80
 """Characters of an invalid value in its error."""
+_NOUNS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    NoneType: "none",
+}
+"""What a value of a type is called in errors."""
 _ON_OFF = {"on": "on", "true": "on", "yes": "on", "off": "off", "false": "off", "no": "off"}
 
 
@@ -47,8 +58,10 @@ class Checked:
             first = error.errors(include_url=False)
             name = str(first[0]["loc"][0])
             if name not in hints:
-                raise unknown_choice("settings", name, sorted(hints)) from None
-            raise _invalid(name, hints[name], [e for e in first if e["loc"][0] == name]) from None
+                raise unknown_setting(name, hints) from None
+            field = cls.__pydantic_fields__[name]  # type: ignore[attr-defined]
+            hint = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            raise _invalid(name, hint, [e for e in first if e["loc"][0] == name]) from None
 
 
 def read_value(name: str, value: Any, hint: Any) -> Any:
@@ -97,10 +110,41 @@ def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
         return unknown_choice(option, shown, get_args(hint))
     if not shown:
         return TwinbudError("the value is empty", where=option, fix=f"Give {option} a value, or leave it out")
-    reasons = [error["msg"].partition(",")[0].removeprefix("Input should be ") for error in errors]
-    allowed = [*dict.fromkeys(reasons), *(["none"] if NoneType in get_args(hint) else [])]
+    if any(error["type"] == "int_parsing_size" for error in errors):
+        return TwinbudError(f"'{shown}' has too many digits", where=option)
     fix = "Write it in quotes" if isinstance(value, float) and str in (hint, *get_args(hint)) else None
-    return TwinbudError(f"'{shown}' is not valid: it should be {' or '.join(allowed)}", where=option, fix=fix)
+    return TwinbudError(f"'{shown}' is not {', or '.join(_valid(hint))}", where=option, fix=fix)
+
+
+def _valid(hint: Any, limits: Iterable[Any] = ()) -> list[str]:
+    """Return what a value of a type may be, in words; ``limits`` are those of its numbers."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _valid(kinds[0], (*limits, *hint.__metadata__))
+    if get_origin(hint) is Literal:
+        return list(kinds)
+    if kinds:
+        return [words for kind in kinds for words in _valid(kind, limits)]
+    noun = _NOUNS.get(hint, f"a {hint.__name__}")
+    return [f"{noun}{_range(limits)}" if hint in (int, float) else noun]
+
+
+def _range(limits: Iterable[Any]) -> str:
+    """Return a range in words, as `` from 0 to 1``; nothing where there is no limit."""
+    flat = [limit for part in limits for limit in getattr(part, "metadata", [part])]
+    found = {name: getattr(limit, name) for limit in flat for name in ("ge", "gt", "le", "lt") if hasattr(limit, name)}
+    if "ge" in found and "le" in found:
+        return f" from {found['ge']} to {found['le']}"
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    named = [f"{text} {found[name]}" for name, text in words.items() if name in found]
+    return f" {' and '.join(named)}" if named else ""
+
+
+def unknown_setting(name: str, known: Iterable[str], where: str | None = None, command: str = "train") -> TwinbudError:
+    """Return the error for a setting that does not exist; it names the nearest one instead of all."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    fix = f"Did you mean '{near[0]}'? All settings" if near else "All settings"
+    return TwinbudError(f"there is no setting '{name}'", where=where, fix=f"{fix}: twinbud {command} --help")
 
 
 def option_of(name: str) -> str:

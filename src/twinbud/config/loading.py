@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from twinbud.config.combinations import unopened_teacher
 from twinbud.config.data_spec import parse_data
-from twinbud.config.fields import Checked, option_of
+from twinbud.config.fields import Checked, option_of, unknown_setting
 from twinbud.config.plan import PLANNED, contradicts_plan, read_plan
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, teacher_use
@@ -84,7 +84,7 @@ def flatten_settings(content: Any, where: str) -> dict[str, Any]:
         place = f"{where}: {key}" if is_stage else where
         for name, inner in (value or {}).items() if is_stage else [(key, value)]:
             if name not in known:
-                raise unknown_choice(place, name, sorted(known))
+                raise unknown_setting(str(name), known, place)
             if is_stage and known[name].stage != key:
                 raise TwinbudError(f"'{name}' is a setting of '{known[name].stage}'", where=place, fix="Move it there")
             if name in flat:
@@ -128,7 +128,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
     """
     for name in settings:
         if name not in all_settings():
-            raise unknown_choice("settings", name, sorted(all_settings()))
+            raise unknown_setting(name, all_settings())
     profile = settings.get("profile", DEFAULT_PROFILE)
     if not isinstance(profile, str) or profile not in PROFILES:
         raise unknown_choice("--profile", profile, PROFILES)
@@ -219,26 +219,35 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def disabled_settings(config: RunConfig) -> frozenset[str]:
-    """Return the settings of the stages and recovery steps that are disabled, and so change nothing."""
-    recovery, disabled = config.recovery, set[str]()
+def disabled_settings(config: RunConfig) -> dict[str, str]:
+    """Return the settings of the stages and recovery steps that are disabled, and so change nothing, each with why."""
+    recovery, disabled = config.recovery, dict[str, str]()
     if not config.tuning.tune_teacher:
-        disabled |= _settings_of_stage("tuning") - {"tune_teacher"}
+        disabled |= dict.fromkeys(_settings_of_stage("tuning") - {"tune_teacher"}, "without --tune-teacher")
     if recovery.recover == "none":
-        return frozenset(disabled | (_settings_of_stage("recovery") - {"recover"}))
+        return disabled | dict.fromkeys(_settings_of_stage("recovery") - {"recover"}, "with --recover none")
+    if recovery.recover_method != "refit":
+        disabled["recover_metric"] = f"with --recover-method {recovery.recover_method}"
+    elif recovery.recover_stream == "channels":
+        disabled["recover_metric"] = "with --recover-stream channels"
     if recovery.recover_refit == "off":
-        disabled |= _LEAST_SQUARES
+        disabled |= dict.fromkeys(_LEAST_SQUARES, "with --recover-refit off")
         if recovery.recover_classifier == "off":
-            disabled |= _VIEWS
-    if recovery.recover_method != "refit" or recovery.recover_stream == "channels":
-        disabled.add("recover_metric")
+            disabled |= dict.fromkeys(_VIEWS, "with --recover-refit off and --recover-classifier off")
     if not recovery.recover_epochs:
-        disabled |= _MATCHING
-    return frozenset(disabled)
+        disabled |= dict.fromkeys(_MATCHING, "with --recover-epochs 0")
+    return disabled
 
 
 def _settings_of_stage(stage: str) -> set[str]:
     return {name for name, each in all_settings().items() if each.stage == stage}
+
+
+def _as_given(name: str, value: object) -> str:
+    """Return a setting as the command line gives it; a switch has no value."""
+    if isinstance(value, bool):
+        return option_of(name if value else f"no_{name}")
+    return f"{option_of(name)} {value}"
 
 
 def setting_notes(config: RunConfig) -> tuple[str, ...]:
@@ -250,8 +259,8 @@ def setting_notes(config: RunConfig) -> tuple[str, ...]:
     )
     values = settings_of(config)
     notes = tuple(
-        f"{option_of(name)} {values[name]} has no effect: that step is disabled"
-        for name in sorted(disabled_settings(config))
+        f"{_as_given(name, values[name])} has no effect {reason}"
+        for name, reason in sorted(disabled_settings(config).items())
         if values[name] != defaults.get(name, all_settings()[name].default)
     )
     if not config.training.epochs and model.method != "probe":

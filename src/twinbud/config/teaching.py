@@ -11,12 +11,12 @@ from pydantic.dataclasses import dataclass
 
 from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import parse_data
-from twinbud.config.fields import Checked
+from twinbud.config.fields import Checked, unknown_setting
 from twinbud.config.loading import stage_config
 from twinbud.config.schema import TrainingConfig
 from twinbud.config.settings import all_settings
 from twinbud.config.teacher_spec import parse_teacher
-from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.core.errors import TwinbudError
 
 TEACHING_DEFAULTS: dict[str, Any] = {
     "epochs": 100,
@@ -114,7 +114,7 @@ def teach_config(
     """
     for name in settings:
         if name not in TEACHING_SETTINGS:
-            raise unknown_choice("settings", name, TEACHING_SETTINGS)
+            raise unknown_setting(name, TEACHING_SETTINGS, command="teach")
     merged = TEACHING_DEFAULTS | dict(settings)
     return TeachConfig(
         architecture=architecture,
