@@ -141,6 +141,15 @@ def test_a_file_name_never_tells_another_patient_than_the_table() -> None:
     assert sum(found is None for found, _ in told.values()) == 2  # Cohen and Zhao
 
 
+def test_a_table_of_ct_slices_without_patients_is_to_be_downloaded_again(tmp_path: Path) -> None:
+    folder = save_ct_slices(tmp_path)
+    for table in tmp_path.rglob("*.csv"):
+        table.write_text(table.read_text(encoding="latin-1").replace("Patient ID", "Who", 1), encoding="latin-1")
+    text = refusal("covid-ct-slices", folder)
+    assert "missing columns: 'Patient ID' (the header has 'index', 'File name', 'Who', 'Presentation')" in text
+    assert text.endswith("Download the set again.")
+
+
 def test_no_patient_of_ct_slices_is_on_both_sides_of_the_split(tmp_path: Path) -> None:
     image_index = index_of("covid-ct-slices", save_ct_slices(tmp_path))
     split = make_split(image_index, [row.path for row in image_index.rows], DataConfig(), seed=0)

@@ -479,7 +479,9 @@ def test_the_keywords_of_teach_are_its_settings() -> None:
 
 
 def test_an_unknown_setting_is_refused(tmp_path: Path, images: Path) -> None:
-    with pytest.raises(twinbud.TwinbudError, match=r"'fraction' is not one of data, data_root, image_column"):
+    with pytest.raises(
+        twinbud.TwinbudError, match=r"there is no setting 'fraction'\. All settings: twinbud teach --help"
+    ):
         twinbud.teach(
             architecture=LEARNER,
             source="dinov2-small",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -13,6 +16,7 @@ from twinbud.tasks.multi_label import MultiLabel
 from twinbud.trust.measure import measure_calibration, measure_coverage
 from twinbud.trust.novelty import fit_novelty, novelty_threshold
 from twinbud.trust.operating_points import choose_points, measure_point, net_benefit
+from twinbud.trust.report import broken_promises
 
 CLASSES = ("a", "b", "c")
 
@@ -160,3 +164,14 @@ def test_the_novelty_threshold_accepts_95_percent_of_new_images_like_these(count
 def test_features_that_never_vary_give_finite_scores() -> None:
     features = np.zeros((10, 3), dtype=np.float32)
     assert np.isfinite(fit_novelty(features, np.zeros(10, dtype=int)).scores(features + 1)).all()
+
+
+def test_prediction_sets_that_contain_too_few_right_classes_are_told() -> None:
+    covered = SimpleNamespace(value=0.85, interval=(0.82, 0.88))
+    calibration = SimpleNamespace(ece=SimpleNamespace(value=0.0), ece_chance_limit=0.1)
+    coverage = SimpleNamespace(covered=covered, wanted=0.9)
+    report: Any = SimpleNamespace(after=calibration, coverage=coverage, num_novel=0, num_images=100)
+    assert broken_promises(report) == (
+        "the prediction sets contain the right class for only 85.0% of these images (95 % interval 82.0% to 88.0%); "
+        "90% was asked for",
+    )
