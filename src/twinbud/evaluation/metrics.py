@@ -1,12 +1,11 @@
 """Metrics of predictions, with 95 % intervals. Pure functions.
 
-Point values come from scikit-learn. An undefined value is None, never NaN or 0. A macro value is the mean over the
-classes for which it is defined; ``macro_over`` names them.
+Point values come from scikit-learn or its confusion matrix. An undefined value is None, never NaN or 0. A macro value
+is the mean over the classes for which it is defined; ``macro_over`` names them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,6 @@ from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
     matthews_corrcoef,
-    precision_recall_fscore_support,
     roc_auc_score,
 )
 
@@ -80,7 +78,7 @@ def _evaluate_images(predictions: Predictions, *, num_bootstrap: int, seed: int)
     confusion = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))
     in_labels, in_either = confusion.sum(1) > 0, (confusion.sum(0) + confusion.sum(1)) > 0
     aurocs = _aurocs(labels, predictions.probabilities)
-    per_class = _class_metrics(labels, predicted, confusion, aurocs)
+    per_class = _class_metrics(confusion, aurocs)
     averaged = _averaged_aurocs(aurocs)
     order = order_metrics(confusion) if predictions.asked.has_order else {}
     intervals: dict[str, Interval | None] = dict.fromkeys((*POINT_METRICS, *order))
@@ -144,29 +142,25 @@ def _averaged_aurocs(aurocs: list[float | None]) -> dict[int, float]:
     return {1: defined[1]} if len(aurocs) == 2 and defined else defined
 
 
-def _class_metrics(
-    labels: np.ndarray, predicted: np.ndarray, confusion: np.ndarray, aurocs: Sequence[float | None]
-) -> list[ClassMetrics]:
-    """Return the metrics of each class against all others."""
-    precision, sensitivity, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(len(confusion)), zero_division=np.nan
-    )
-    others, found = confusion.sum() - confusion.sum(axis=1), confusion.sum(axis=0) - confusion.diagonal()
+def _class_metrics(confusion: np.ndarray, aurocs: Sequence[float | None]) -> list[ClassMetrics]:
+    """Return the metrics of each class against all others, from the (K, K) counts by label and prediction."""
+    labelled, predicted, right = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    others = confusion.sum() - labelled
     return [
         ClassMetrics(
-            sensitivity=_defined(sensitivity[k]),
-            specificity=float((others[k] - found[k]) / others[k]) if others[k] else None,
-            precision=_defined(precision[k]),
-            f1=_defined(f1[k]),
+            sensitivity=_share(right[k], labelled[k]),
+            specificity=_share(others[k] - predicted[k] + right[k], others[k]),
+            precision=_share(right[k], predicted[k]),
+            f1=_share(2 * right[k], labelled[k] + predicted[k]),
             auroc=auroc,
-            support=int(support[k]),
+            support=int(labelled[k]),
         )
         for k, auroc in enumerate(aurocs)
     ]
 
 
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _share(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None
 
 
 def _mean(values: Iterable[float | None]) -> float:
