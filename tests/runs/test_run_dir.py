@@ -68,7 +68,7 @@ def test_an_unfinished_run_names_the_ways_to_continue(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), started_run(run, force=False):
         raise RuntimeError
     for refused in (read_settings, lambda folder: require_run_output(folder, force=False)):
-        with pytest.raises(TwinbudError, match="Repeat it with --resume, or replace it with --force"):
+        with pytest.raises(TwinbudError, match="Finish it: repeat its 'twinbud train' command with --resume"):
             refused(run)
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     for refused in (read_settings, lambda folder: require_run_output(folder, force=False)):
