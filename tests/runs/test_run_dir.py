@@ -67,13 +67,14 @@ def test_an_unfinished_run_names_the_ways_to_continue(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RuntimeError), started_run(run, force=False):
         raise RuntimeError
-    for refused in (read_settings, lambda folder: require_run_output(folder, force=False)):
-        with pytest.raises(TwinbudError, match="Finish it: repeat its 'twinbud train' command with --resume"):
-            refused(run)
+    with pytest.raises(TwinbudError, match=r"Repeat it with --resume, or replace it with --force"):
+        require_run_output(run, force=False)
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
-    for refused in (read_settings, lambda folder: require_run_output(folder, force=False)):
-        with pytest.raises(TwinbudError, match=r"Continue it with --resume, or replace it with --force"):
-            refused(run)
+    with pytest.raises(TwinbudError, match=r"Continue it with --resume, or replace it with --force"):
+        require_run_output(run, force=False)
+    # what other commands are told, which have no --resume
+    with pytest.raises(TwinbudError, match=r"Finish it: repeat its 'twinbud train' command with --resume"):
+        read_settings(run)
 
 
 @pytest.mark.parametrize("fill", [started_run, new_folder])
