@@ -4,7 +4,7 @@
 ``RecoverySupport`` is the optional part, for families with a residual stream: with it, ``--recover`` can refit a
 student's layers to the teacher. A family without it trains all methods of the paper.
 
-A new family is one file in this folder and one line in ``families.FAMILIES``. ``families/mixer.py`` is a short one.
+A new family is one file in this folder and one line in ``registry.FAMILIES``. ``families/mixer.py`` is a short one.
 ``tests/models/families/test_proof.py`` proves a map of widths: add a small network of the family to ``NETWORKS``.
 """
 
