@@ -77,7 +77,7 @@ def load_file(
     try:
         contents = read_file(images[0].file, names[0])
     except BrokenImageError as error:
-        return [BrokenImageError(error.problem, name=name, fix=error.fix) for name in names]
+        return [BrokenImageError(error.problem, name=name, advice=error.advice) for name in names]
     contents_digest = sha256(contents)
     file = ImageFile(contents, max_megapixels=max_megapixels, plane=images[0].plane)
     loaded: list[SmallImage | BrokenImageError] = []

@@ -14,7 +14,7 @@ import torch
 
 from twinbud.core.errors import first_few
 from twinbud.core.memory import available_bytes
-from twinbud.data.formats.base import REPAIR, SKIP, BrokenImageError
+from twinbud.data.formats.base import REPAIR, SKIP_ALL, BrokenImageError
 from twinbud.data.formats.decoding import without_warnings
 from twinbud.data.identity import visible_text
 from twinbud.data.image_loading import load_file, load_in_threads
@@ -92,7 +92,10 @@ class StoredImage:
         image = self.cache.load(self.entry) or self.decode()
         if isinstance(image, SmallImage) and image.digest != self.digest:
             image = BrokenImageError(
-                "the file changed on disk during the run", name=self.name, fix="Restore it, or start the run again"
+                "the file changed on disk during the run",
+                name=self.name,
+                advice="Restore it, or start the run again",
+                skip=None,
             )
         if isinstance(image, BrokenImageError):
             raise image
@@ -246,12 +249,12 @@ def _summary(broken: list[BrokenImageError], num_files: int, *, can_skip: bool) 
     for (_, problem), of_file in groupby(broken, lambda error: (split_frame_name(error.name or "")[0], error.problem)):
         first, *others = of_file
         named.append(f"{first.name}{f' and {len(others)} more of this file' if others else ''} ({problem})")
-    advice = {(error.fix or "").removesuffix(f", or {SKIP}") for error in broken} - {REPAIR}
-    if not can_skip:
-        fix = advice.pop() if len(advice) == 1 else "Check that the right folder or files are given"
-        return BrokenImageError(f"none of the {num_files} images can be read: {first_few(named, 3)}", fix=fix)
-    fix = advice.pop() if len(advice) == 1 else "Repair or remove them"
-    return BrokenImageError(
-        f"{len(broken)} of {num_files} image files cannot be used: {first_few(named, 3)}",
-        fix=f"{fix}, or {SKIP.replace(' it', ' them')}",
-    )
+    if can_skip:
+        problem, advice = f"{len(broken)} of {num_files} image files cannot be used", "Repair or remove them"
+    else:
+        problem = f"none of the {num_files} images can be read"
+        advice = "Check that the right folder or files are given"
+    if len(special := {error.advice for error in broken} - {REPAIR}) == 1:
+        advice = special.pop()
+    problem += f": {first_few(named, 3)}"
+    return BrokenImageError(problem, advice=advice, skip=SKIP_ALL if can_skip else None)

@@ -17,8 +17,8 @@ import numpy as np
 from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError
 
-SKIP = "give --skip-broken to leave it out and list it"
-"""Advice for images of a set, the last part of ``fix``."""
+SKIP, SKIP_ALL = (f"give --skip-broken to leave {it} out and list {it}" for it in ("it", "them"))
+"""Further advice for images of a set."""
 REPAIR = "Repair or remove the file"
 NO_UNITS = "Give CT images in Hounsfield units, or train without --window, which takes this one, too"
 """Advice where a window is asked for, and the values of an image have no unit."""
@@ -197,22 +197,22 @@ class BrokenImageError(TwinbudError):
     Args:
         problem: What is wrong, as a clause ("the file is empty").
         name: Name of the file in messages; None if there are several.
-        fix: What to do next.
+        advice: What to do with the file.
+        skip: What to do otherwise; None where nothing can be left out.
     """
 
-    def __init__(self, problem: str, *, name: str | None = None, fix: str | None = None) -> None:
-        self.name = name
-        super().__init__(problem, where=name, fix=fix or f"{REPAIR}, or {SKIP}")
+    def __init__(self, problem: str, *, name: str | None = None, advice: str = REPAIR, skip: str | None = SKIP) -> None:
+        self.name, self.advice = name, advice
+        super().__init__(problem, where=name, fix=f"{advice}, or {skip}" if skip else advice)
 
     def without_skip(self) -> BrokenImageError:
-        """Return the same error without the advice ``SKIP``, which not every caller can follow."""
-        fix = (self.fix or "").partition(", or give --skip-broken")[0]
-        return BrokenImageError(self.problem, name=self.name, fix=fix)
+        """Return the same error for a caller that can leave nothing out."""
+        return BrokenImageError(self.problem, name=self.name, advice=self.advice, skip=None)
 
 
 @contextmanager
 def nothing_left_out() -> Iterator[None]:
-    """Leave ``SKIP`` out of the advice of a BrokenImageError, where a command has no such option."""
+    """Do not advise ``--skip-broken`` in a BrokenImageError, where a command has no such option."""
     try:
         yield
     except BrokenImageError as error:

@@ -22,7 +22,7 @@ from twinbud.core.errors import TwinbudError, first_line
 from twinbud.core.files import open_regular, read_bytes, read_head
 from twinbud.data.formats.base import (
     HEAD_BYTES,
-    SKIP,
+    REPAIR,
     BrokenImageError,
     FileSurvey,
     ImageInfo,
@@ -104,9 +104,7 @@ class ImageFile:
                 self._reader = _find_reader(self.contents).for_file(self._plane)
             return _read(self._reader, self.contents, frame, window, self.max_megapixels)
         except UnreadableImage as error:
-            raise BrokenImageError(
-                f"the file {error.problem}", name=name, fix=error.fix and f"{error.fix}, or {SKIP}"
-            ) from error
+            raise BrokenImageError(f"the file {error.problem}", name=name, advice=error.fix or REPAIR) from error
 
 
 def surveyor_of(path: Path) -> SurveyedReader | None:
