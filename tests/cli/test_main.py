@@ -98,6 +98,7 @@ def test_the_help_of_train_explains_every_setting() -> None:
             ("train", "--window", "-600,1500"),
             "--window has no value. A value that starts with '-' needs '=': --window=-600,1500.",
         ),
+        (("calibrate", "run", "--folds", "-2"), "--folds: -2 is fewer than 2. Give at least 2."),
         (("train", "--output", "x", "y"), "twinbud train: unrecognized arguments: y. Run: twinbud train --help."),
         (("select", "--teacher", "dinov2-small"), "the following arguments are required: --output."),
         (("evaluate",), "the following arguments are required: RUN. Run: twinbud evaluate --help."),

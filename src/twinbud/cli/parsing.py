@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Any, NoReturn
 
 from twinbud.config.settings import STAGES
 from twinbud.core.errors import TwinbudError
+
+_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+"""A negative number, as argparse tells it from an option."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Option:
             return ()
         is_switch = self.keywords.get("action") is BooleanOptionalAction
         return (self.name, f"--no-{self.name[2:]}") if is_switch else self.words
+
+    @property
+    def takes_one_value(self) -> bool:
+        """Whether the next word is its value."""
+        return self.name.startswith("--") and not self.keywords.keys() & {"action", "nargs"}
 
 
 class _Parser(ArgumentParser):
@@ -62,20 +71,23 @@ def parse_options(command: str, usage: str, options: Sequence[Option], words: Se
         if word.startswith("--") and word.partition("=")[0] not in names:
             raise _unknown_option(command, word.partition("=")[0], names)
     prog = f"twinbud {command}"
+    _require_values(prog, options, names, words)
     parser = _Parser(prog=prog, usage=f"{prog} {usage}", description=about, allow_abbrev=False)
     for group, members in groupby(options, key=lambda option: option.group):
         text = str(STAGES[group].__doc__).partition("\n")[0] if group else None
         target = parser.add_argument_group(group, text) if group else parser
         for option in members:
             target.add_argument(*option.words, help=option.help.replace("%", "%%"), **option.keywords)
-    try:
-        return parser.parse_args(words)
-    except TwinbudError as error:
-        for word, following in pairwise(words):
-            if error.problem.startswith(f"argument {word}: expected ") and following not in names:
-                fix = f"A value that starts with '-' needs '=': {word}={following}"
-                raise TwinbudError(f"{word} has no value", where=prog, fix=fix) from error
-        raise
+    return parser.parse_args(words)
+
+
+def _require_values(prog: str, options: Sequence[Option], names: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse a value that starts with a dash and is no number, which argparse takes for an option."""
+    takers = {word for option in options if option.takes_one_value for word in option.words}
+    for word, following in pairwise(words):
+        if word in takers and following.startswith("-") and following not in names and not _NUMBER.fullmatch(following):
+            fix = f"A value that starts with '-' needs '=': {word}={following}"
+            raise TwinbudError(f"{word} has no value", where=prog, fix=fix)
 
 
 def _unknown_option(command: str, option: str, names: Sequence[str]) -> TwinbudError:
