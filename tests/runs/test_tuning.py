@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_names_the_fine_tuning_and_its_learning_rate(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--method", "kaiming"), "--tune-teacher: --method kaiming takes nothing from the teacher. Add --distill"),
+        (("--method", "kaiming"), "--tune-teacher: --method kaiming takes nothing from the teacher. Give --no-tune-t"),
         (("--tune-epochs", 0), "--tune-epochs: '0' is not a whole number of at least 1"),
         (("--student", "convnext_atto"), "--student: convnext_atto is a ConvNeXt, but the teacher is a ViT"),
     ],

@@ -31,7 +31,7 @@ def require_student(method: str, student: str, selected: Path | None, *, is_whol
     """Require a whole network of a method that keeps one, and a smaller one of the other methods.
 
     Args:
-        method: The method, as an option.
+        method: The method.
         student: The setting ``student``.
         selected: The setting ``selected``.
         is_whole: Whether the method keeps a pretrained network whole.
@@ -54,7 +54,7 @@ def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: b
     """Require that the run takes something from its teacher after the fine-tuning.
 
     Args:
-        method: The method, as an option.
+        method: The method.
         selected: The setting ``selected``.
         takes_from_teacher: Whether the run selects weights or learns from the teacher.
 
@@ -69,11 +69,9 @@ def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: b
         )
     if not takes_from_teacher:
         raise TwinbudError(
-            f"{method} takes nothing from the teacher",
+            f"--method {method} takes nothing from the teacher",
             where="--tune-teacher",
-            fix="Give --no-tune-teacher, or --method selection"
-            if method == "--method probe"
-            else "Add --distillation teacher, or give --no-tune-teacher",
+            fix=f"Give --no-tune-teacher, or {'--method selection' if method == 'probe' else '--distillation teacher'}",
         )
 
 

@@ -307,7 +307,7 @@ class RunConfig(Checked):
             raise unopened_teacher(*self.teacher_use)
         if self.tuning.tune_teacher:
             takes_from_teacher = method in INHERITING_METHODS or self.training.learns_from_teacher
-            require_tunable(f"--method {method}", self.model.selected, takes_from_teacher=takes_from_teacher)
+            require_tunable(method, self.model.selected, takes_from_teacher=takes_from_teacher)
         return self
 
 

@@ -39,8 +39,11 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
             problem = f"'{config.label_columns}' contradicts --task {config.task}, which has one column"
             raise TwinbudError(problem, where="--label-columns", fix="Give --label-column, or --task multi-label")
     labels = columns or ((config.label_column,) if with_labels else ())
-    required = (config.image_column, *labels, *_renamed_columns(config))
-    options = dict.fromkeys(columns or (), "--label-columns") | _options_of_columns(config)
+    named = _named_columns(config)
+    # optional columns that the user named must exist, or a typo would lose the patients
+    optional = [name for name in (config.patient_column, config.split_column) if name in named]
+    required = (config.image_column, *labels, *optional)
+    options = dict.fromkeys(columns or (), "--label-columns") | named
     rename = "Rename the columns, or name them with --image-column and --label-column"
     rows = []
     for number, cells in read_cells(path, required, rename=rename, options=options, exact=(config.image_column,)):
@@ -105,17 +108,10 @@ def _existing(folder: Path, name: str) -> tuple[str, str, int | None]:
     return (name, name, None) if os.path.isfile(folder / name) else (name, *split_frame_name(name))  # noqa: PTH113
 
 
-def _options_of_columns(config: DataConfig) -> dict[str, str]:
-    """Return the option of each single column that the user named."""
+def _named_columns(config: DataConfig) -> dict[str, str]:
+    """Return the single columns that the user named, each with its option."""
     usual, names = DataConfig(), ("image_column", "label_column", "patient_column", "split_column")
     return {getattr(config, name): option_of(name) for name in names if getattr(config, name) != getattr(usual, name)}
-
-
-def _renamed_columns(config: DataConfig) -> list[str]:
-    """Return optional columns that the user named: they must exist, or a typo would lose the patients."""
-    usual = DataConfig()
-    named = (config.patient_column, usual.patient_column), (config.split_column, usual.split_column)
-    return [name for name, default in named if name != default]
 
 
 def _check_rows(path: Path, rows: Sequence[ImageRow], config: DataConfig) -> None:
