@@ -104,6 +104,16 @@ def test_a_network_without_numbers_becomes_narrow_too() -> None:
     assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 3)
 
 
+def test_equal_arguments_share_one_network_without_numbers_and_others_do_not() -> None:
+    model = outline_network("resnet26", "test", None, num_classes=3, **WIDE)
+    assert outline_network("resnet26", "another place", None, **WIDE, num_classes=3) is model
+    assert outline_network("resnet26", "test", None, num_classes=4, **WIDE).fc.out_features == 4
+    layer = {"num_classes": 3, "act_layer": nn.SiLU}  # no plain value
+    assert isinstance(outline_network("resnet26", "test", None, **layer).act1, nn.SiLU)
+    with pytest.raises(TwinbudError, match=r"^here: timm cannot build resnet26"):
+        outline_network("resnet26", "here", None, num_classes="three")
+
+
 def test_shapes_without_a_classifier_give_a_network_with_one() -> None:
     expected = timm.create_model("resnet26", num_classes=0, **NARROW)
     model = build_network("resnet26", "test", shapes_of(expected.state_dict()), num_classes=3, **WIDE)

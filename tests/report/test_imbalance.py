@@ -49,7 +49,7 @@ def test_the_sentences_of_an_imbalanced_set_are_about_balanced_accuracy() -> Non
     interval = found.confidence_intervals["balanced_accuracy"]
     assert interval is not None
     assert f"{100 * interval[0]:.1f}" in certainty(found)
-    assert "in the mean of the classes" in headline(found)
+    assert "on average over the classes" in headline(found)
     assert perspective(found).startswith(f"The accuracy is {100 * found.accuracy:.1f}")
 
 

@@ -33,7 +33,7 @@ Shapes = Mapping[str, Shape]
 """Shapes of tensors by their full names; a tensor that is not named keeps its shape."""
 _MAX_OUTLINES = 32
 _OUTLINES: dict[str, TimmModel] = {}
-"""The networks that ``outline_network`` returned last, by its arguments."""
+"""The networks that ``outline_network`` built last, by its arguments."""
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:

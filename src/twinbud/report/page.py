@@ -92,7 +92,7 @@ def headline(metrics: EvaluationMetrics) -> str:
     images = f"{metrics.num_test:,} test images"
     return {
         "accuracy": f"of {images} classified correctly",
-        "balanced_accuracy": f"of the images of a class classified correctly, in the mean of the classes, on {images}",
+        "balanced_accuracy": f"of the images of a class classified correctly, on average over the classes, on {images}",
         "auroc_macro": f"macro AUROC of {len(metrics.classes)} labels on {images}: 0.5 is chance, 1 is perfect",
         "kappa": f"quadratic-weighted kappa of the grades of {images}: 0 is chance, 1 is perfect",
     }[metrics.lead]
