@@ -167,3 +167,12 @@ def test_facts_of_a_dicom_file_are_its_own_and_no_more(tmp_path: Path) -> None:
     assert (facts.size, facts.format, facts.modality, facts.manufacturer) == ("5 x 3", "DICOM", "CR", "ACME b")
     assert facts.compression == "Explicit VR Little Endian"
     assert "canary" not in str(facts)
+
+
+def test_several_labels_are_counted_by_combination(tmp_path: Path) -> None:
+    lines = [f"{save(tmp_path, f'{number}.png', scan(number))},{number % 2},{number // 2 % 2}" for number in range(8)]
+    (tmp_path / "images.csv").write_text("\n".join(["image_path,mass,effusion", *lines]) + "\n")
+    found = twinbud.audit(
+        tmp_path / "images.csv", label_columns="mass,effusion", pixel_cache=False, show_progress=False
+    )
+    assert found.to_json()["counts"]["class"] == {"no finding": 2, "mass": 2, "effusion": 2, "mass|effusion": 2}

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.builders import save_images
 from helpers.command import Answer, refusal, train, trained, twinbud
+from twinbud.auditing.api import audit
 from twinbud.cli.main import main
-from twinbud.cli.options import parse
+from twinbud.cli.options import OPTIONS, parse
 from twinbud.config.data_config import DataConfig
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import ModelConfig, TrainingConfig
 from twinbud.config.settings import all_settings
+from twinbud.explaining.api import explain
+from twinbud.runs.api import evaluate, predict, select
+from twinbud.runs.calibrate_api import calibrate
+from twinbud.runs.export_api import export
 
 COMMANDS = ("demo", "select", "train", "evaluate", "predict", "report", "study", "tables")
 
@@ -98,6 +106,11 @@ def test_the_help_of_train_explains_every_setting() -> None:
             ("train", "--window", "-600,1500"),
             "--window has no value. A value that starts with '-' needs '=': --window=-600,1500.",
         ),
+        (
+            ("train", "--data", "x", "--label-columns=", "--teacher", "x", "--output", "y"),
+            "--label-columns: the value is",
+        ),
+        (("train", "--data", "x", "--classes=", "--teacher", "x", "--output", "y"), "--classes: the value is empty."),
         (("calibrate", "run", "--folds", "-2"), "--folds: -2 is fewer than 2. Give at least 2."),
         (("train", "--output", "x", "y"), "twinbud train: unrecognized arguments: y. Run: twinbud train --help."),
         (("select", "--teacher", "dinov2-small"), "the following arguments are required: --output."),
@@ -370,6 +383,17 @@ def test_every_name_that_others_rely_on_is_a_setting() -> None:
         "split_duplicates", "precision",
     )  # fmt: skip
     assert set(promised) <= set(all_settings())
+
+
+@pytest.mark.parametrize(
+    "job",
+    [audit, calibrate, evaluate, explain, export, predict, select],
+    ids=lambda job: job.__name__,
+)
+def test_every_option_of_a_command_is_a_parameter_of_its_function(job: Callable[..., Any]) -> None:
+    options = OPTIONS[job.__name__][1]()
+    names = {option.keywords.get("dest", option.name.removeprefix("--").replace("-", "_")) for option in options}
+    assert names <= set(inspect.signature(job).parameters)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--develop", True), ("--no-develop", False)])

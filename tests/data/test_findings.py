@@ -90,6 +90,7 @@ def test_one_class_an_image_is_not_several_labels(tmp_path: Path) -> None:
             r"'left' is a single column. Name at least two \(A,B\), or give --label-column left",
         ),
         ({"label_columns": "left,left"}, "'left' is named twice. Name each column once"),
+        ({"label_columns": "left,"}, "--label-columns left,: one name is empty"),
         ({"label_columns": "left,hernia"}, "--label-columns: 'hernia' is not a column of "),
         ({"label_columns": "left,patient_id"}, "'P0' is neither yes nor no"),
         ({"label_columns": "left,right", "task": "ordinal"}, "contradicts --task ordinal"),

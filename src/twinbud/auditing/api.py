@@ -19,6 +19,7 @@ def audit(
     data_root: str | Path | None = None,
     image_column: str = "image_path",
     label_column: str = "label",
+    label_columns: str | None = None,
     patient_column: str = "patient_id",
     split_column: str = "split",
     patient_salt: str | Path | None = None,
@@ -36,6 +37,7 @@ def audit(
         data_root: Local copy of the set that ``data`` names.
         image_column: CSV column of the image path.
         label_column: CSV column of the class name.
+        label_columns: CSV columns of several labels, ``"A,B,C"``.
         patient_column: CSV column of the patient.
         split_column: CSV column with train, val or test.
         patient_salt: File with the secret that hashes patient ids of DICOM.
@@ -68,6 +70,7 @@ def audit(
         "data_root": data_root,
         "image_column": image_column,
         "label_column": label_column,
+        "label_columns": label_columns,
         "patient_column": patient_column,
         "split_column": split_column,
         "patient_salt": patient_salt,

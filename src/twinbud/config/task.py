@@ -26,10 +26,14 @@ class TaskConfig(Checked):
         " say, an error where they are numbers, which may be grades.",
     )
     label_columns: str | None = setting(
-        None, "CSV columns of several labels, A,B,C: 1, 0, and nothing or -1 where unknown; replaces --label-column."
+        None,
+        "CSV columns of several labels, A,B,C: 1, 0, and nothing or -1 where unknown; replaces --label-column.",
+        min_length=1,
     )
     classes: str | None = setting(
-        None, "All class names, A,B,C, in the order of the outputs, which is the order of grades; none: sorted."
+        None,
+        "All class names, A,B,C, in the order of the outputs, which is the order of grades; none: sorted.",
+        min_length=1,
     )
     aggregate: Aggregate = setting(
         "mean", "How the probabilities of a patient's images are joined for the metrics per patient."

@@ -101,13 +101,15 @@ def check_label_columns(columns: Sequence[str], where: str) -> None:
     """Check the names of the label columns.
 
     Raises:
-        TwinbudError: There is only one, one is named twice, or one has a character that marks findings.
+        TwinbudError: There is only one, one is empty or named twice, or one has a character that marks findings.
     """
     if len(columns) < 2:
         fix = f"Name at least two (A,B), or give --label-column {columns[0]}"
         raise TwinbudError(f"'{columns[0]}' is a single column", where=where, fix=fix)
+    if "" in columns:
+        raise TwinbudError("one name is empty", where=where, fix="Write the columns as A,B")
     if repeated := [name for name in columns if columns.count(name) > 1]:
         raise TwinbudError(f"'{repeated[0]}' is named twice", where=where, fix="Name each column once")
-    if wrong := [name for name in columns if SEPARATOR in name or name.endswith(UNKNOWN) or not name]:
-        problem = f"the label {visible_text(wrong[0])} is empty, has a '{SEPARATOR}' or ends with '{UNKNOWN}'"
+    if wrong := [name for name in columns if SEPARATOR in name or name.endswith(UNKNOWN)]:
+        problem = f"the label {visible_text(wrong[0])} has a '{SEPARATOR}' or ends with '{UNKNOWN}'"
         raise TwinbudError(problem, where=where, fix="Rename the column")
