@@ -159,14 +159,42 @@ def test_the_probabilities_of_other_tasks_are_those_of_the_task(name: str) -> No
     assert ("thresholds" in said) == (name == "multi-label")
 
 
-def test_an_int8_file_is_judged_by_its_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("accuracy", "its accuracy on 6 images is worse than torch's by 0.00 points, more than -1"),
+        ("coverage", "its coverage on 6 images is worse than torch's by 0.00 points, more than -1"),
+        ("calibration error", "its calibration error on 6 images is worse than torch's by "),
+    ],
+)
+def test_an_int8_file_is_judged_by_its_scores(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, file, metadata = good("vit")
-    assert gate.check_quantized(file, metadata).scores["onnx"].accuracy == pytest.approx(
-        gate.check(file, metadata).scores["torch"].accuracy
-    )
-    monkeypatch.setattr(gate_module, "MAX_ACCURACY_LOSS", -0.01)
-    with pytest.raises(TwinbudError, match=r"the int8 file loses 0\.00 points of accuracy on 6 images"):
+    gate = gate_of(gate.model_folder, members=lambda probabilities_NC: probabilities_NC > 0.2)
+    scores = gate.check_quantized(file, metadata).scores
+    assert scores["onnx"].accuracy == scores["torch"].accuracy
+    assert scores["onnx"].coverage == scores["torch"].coverage
+    monkeypatch.setitem(gate_module.LARGEST_LOSS, name, -0.01)
+    with pytest.raises(TwinbudError, match=f"the int8 file is not written: {told}"):
         gate.check_quantized(file, metadata)
+
+
+def test_an_int8_file_is_judged_by_its_decisions_where_nothing_has_a_label() -> None:
+    gate, file, metadata = good("vit")
+    changed = onnx.load_model_from_string(file)
+    change_bias(changed, lambda values: values + 5 * (np.arange(len(values)) == 0))
+    with pytest.raises(TwinbudError, match=r"\d+\.\d\d % of the decisions on \d+ images differ from torch's"):
+        Gate(gate.model_folder, [], temperature=TEMPERATURE).check_quantized(changed.SerializeToString(), metadata)
+
+
+def test_coverage_that_is_lost_refuses_a_file_whose_logits_are_near_enough() -> None:
+    """A threshold between two probabilities that differ by less than the tolerance."""
+    gate, file, metadata = good("vit")
+    changed = onnx.load_model_from_string(file)
+    change_bias(changed, lambda values: values - 0.01 * (np.arange(len(values)) == int(gate.labels[0])))
+    right = gate.expected.probabilities[0, gate.labels[0]]
+    strict = gate_of(gate.model_folder, members=lambda probabilities_NC: probabilities_NC > right - 1e-4)
+    with pytest.raises(TwinbudError, match=r"its coverage on 6 images is worse .* Leave --tolerance at 0\.001"):
+        strict.check(changed.SerializeToString(), metadata, tolerance=0.1)
 
 
 def test_generated_images_have_many_sizes_and_batches_of_one_and_more() -> None:

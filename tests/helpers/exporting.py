@@ -80,13 +80,15 @@ def exported(model_folder: ModelFolder, exporter: Exporter = "legacy") -> onnx.M
     return join(network, size, metadata_of(model_folder))
 
 
-def gate_of(model_folder: ModelFolder, num_images: int = 6) -> Gate:
+def gate_of(
+    model_folder: ModelFolder, num_images: int = 6, members: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Gate:
     """A gate with noise of two sizes as the images of the run."""
     generator = np.random.default_rng(1)
     shapes = [(40, 40 if number % 3 else 60, 3) for number in range(num_images)]
     images = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
     labels = generator.integers(0, len(CLASSES), num_images)
-    return Gate(model_folder, images, labels=labels, temperature=TEMPERATURE)
+    return Gate(model_folder, images, labels=labels, temperature=TEMPERATURE, members=members)
 
 
 @cache

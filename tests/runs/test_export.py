@@ -27,6 +27,7 @@ from twinbud.core.errors import TwinbudError
 from twinbud.exporting import gate, latency
 from twinbud.runs import export as exporting
 from twinbud.runs.run_dir import MARKER
+from twinbud.trust.conformal import PredictionSets
 from twinbud.trust.novelty import Novelty
 from twinbud.trust.record import Trust, TrustedModel, hash_weights, write_trust
 
@@ -111,7 +112,7 @@ def test_the_metadata_name_the_classes_the_task_and_the_weights(exported: Path) 
     assert said["twinbud_version"]
 
 
-def test_the_temperature_of_a_calibrated_run_is_in_the_file(shared_run: Path, tmp_path: Path) -> None:
+def test_what_a_calibrated_run_knows_is_in_the_file(shared_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "calibrated"
     shutil.copytree(shared_run, run)
     trust = Trust(
@@ -120,6 +121,7 @@ def test_the_temperature_of_a_calibrated_run_is_in_the_file(shared_run: Path, tm
         num_images=9,
         num_patients=9,
         temperature=2.5,
+        sets=PredictionSets(coverage=0.8, per_class=False, thresholds=dict.fromkeys(("dark", "grey", "light"), 0.3)),
         points={"dark": {}},
         novelty_threshold=1.0,
         shifts={},
@@ -127,9 +129,13 @@ def test_the_temperature_of_a_calibrated_run_is_in_the_file(shared_run: Path, tm
     nothing = Novelty(means_CD=np.zeros((3, 16), np.float32), whitening_DD=np.eye(16, dtype=np.float32))
     write_trust(run / "model", TrustedModel(trust=trust, novelty=nothing))
     file = tmp_path / "file.onnx"
-    assert export(run, file).code == 0
+    answer = export(run, file)
+    assert answer.code == 0, answer.err
+    assert "coverage" in answer.out
     said = metadata(file)
     assert (said["temperature"], json.loads(said["operating_points"])) == ("2.5", {"dark": {}})
+    sets = {"coverage": 0.8, "per_class": False, "thresholds": {"dark": 0.3, "grey": 0.3, "light": 0.3}}
+    assert json.loads(said["prediction_sets"]) == sets
     assert "trust.json" in json.loads(said["model_sha256"])
     image = tmp_path / "image.png"
     Image.fromarray(pixels_of((40, 60, 3), 0)).save(image)
@@ -165,7 +171,8 @@ def test_int8_is_written_where_it_is_faster_and_as_accurate_and_else_one_line_sa
     shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "small.onnx"
-    monkeypatch.setattr(gate, "MAX_ACCURACY_LOSS", 1.0)
+    for name in gate.LARGEST_LOSS:
+        monkeypatch.setitem(gate.LARGEST_LOSS, name, 1.0)
     monkeypatch.setattr(exporting, "speedup", lambda *_: 0.8)
     line = refusal(export(shared_run, file, "--int8"))
     assert "not faster on this machine: one image takes 1.25 times as long as in float32" in line

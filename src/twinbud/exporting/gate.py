@@ -9,7 +9,7 @@ Shape legend: N images, C classes, K outputs of the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,8 +31,8 @@ TOLERANCE = 1e-3
 """Largest difference of a logit that passes unless told otherwise, in float32."""
 SAME_PROBABILITY = 1e-5
 """Probabilities that differ by less are the same: float32 against float64, and ties of decisions."""
-MAX_ACCURACY_LOSS = 0.005
-"""How much accuracy an int8 file may lose: half a point."""
+LARGEST_LOSS = {"accuracy": 0.005, "coverage": 0.005, "calibration error": 0.01}
+"""How much worse a file may be on labelled images: half a point, half a point, one point."""
 _ROUNDING = 0.05
 """Differences of logits below this may be those of float32 in a deep network; larger ones are faults."""
 _MAX_BATCH = 16
@@ -57,6 +57,15 @@ class Scores:
     """In [0, 1]; of several labels, the share of the known ones."""
     ece: float
     """Expected calibration error, in [0, 1]."""
+    coverage: float | None
+    """Share of the images whose prediction set contains the right class, in [0, 1]; None without prediction sets."""
+
+    def lost(self, before: Scores) -> dict[str, float]:
+        """Return how much worse these scores are than ``before``, by the name of the score."""
+        lost = {"accuracy": before.accuracy - self.accuracy, "calibration error": self.ece - before.ece}
+        if self.coverage is not None and before.coverage is not None:
+            lost["coverage"] = before.coverage - self.coverage
+        return lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +78,7 @@ class GateResult:
         logit_difference: Largest difference of a logit.
         probability_difference: Largest difference of a probability.
         num_ties: Decisions that differ because two probabilities are equal but for rounding.
-        scores: Accuracy and calibration of torch and of the file; empty without labelled images.
+        scores: Accuracy, calibration and coverage of torch and of the file; empty without labelled images.
     """
 
     num_images: int
@@ -88,6 +97,8 @@ class Gate:
         images: (H, W, 3) uint8 of any sizes; read anew for each file.
         labels: Targets of the first images, as ``Task.encode`` returns them; None for images without labels.
         temperature: Divides the logits before they become probabilities.
+        members: Returns which classes are in the prediction set of each image, (N, C) bool, from probabilities (N, C);
+            None for a classifier without prediction sets.
     """
 
     def __init__(
@@ -97,8 +108,10 @@ class Gate:
         *,
         labels: np.ndarray | None = None,
         temperature: float = 1.0,
+        members: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.model_folder, self.labels, self.temperature = model_folder, labels, temperature
+        self._members = members
         self._images, self._own = images, generated_images(model_folder.preprocessing.image_size)
 
     def check(self, file: bytes, metadata: Mapping[str, str], *, tolerance: float = TOLERANCE) -> GateResult:
@@ -118,31 +131,33 @@ class Gate:
             fix = f"Give --tolerance {_above(logits)} if that is good enough" if logits < _ROUNDING else None
             raise _refusal(f"its logits differ from torch's by up to {logits:.2g}, more than {tolerance:g}", fix)
         self._require_consistent(found)
-        return self._result(found, logits, self._count_ties(found))
+        result = self._result(found, logits, self._count_ties(found))
+        if result.num_ties == 0 and (told := _too_bad(result)):  # a tie changes the scores, and is no fault
+            raise _refusal(told, f"Leave --tolerance at {TOLERANCE:g}" if tolerance > TOLERANCE else None)
+        return result
 
     def check_quantized(self, file: bytes, metadata: Mapping[str, str]) -> GateResult:
-        """Compare an int8 file with the classifier, by accuracy; without labels, by the decisions that it keeps.
+        """Compare an int8 file with the classifier, by its scores; without labels, by the decisions that it keeps.
 
         Raises:
-            TwinbudError: It loses more than ``MAX_ACCURACY_LOSS``, or is not consistent with itself.
+            TwinbudError: It loses more than ``LARGEST_LOSS``, or is not consistent with itself.
         """
         found = self._answers(file, metadata)
         self._require_consistent(found)
-        differs_N = self._differs(found)
         result = self._result(found, _largest(found.logits, self.expected.logits), 0)
-        if result.scores:
-            lost = result.scores["torch"].accuracy - result.scores["onnx"].accuracy
-            told = f"{100 * lost:.2f} points of accuracy on {result.num_labelled:,} images"
-        else:
-            lost = float(differs_N.mean())
-            told = f"{100 * lost:.2f} % of the decisions on {result.num_images:,} images"
-        if not lost <= MAX_ACCURACY_LOSS:
+        told = _too_bad(result) if result.scores else self._too_different(found)
+        if told:
             raise TwinbudError(
-                f"the int8 file loses {told}, more than {100 * MAX_ACCURACY_LOSS:g}",
-                where="export --int8",
-                fix="Export without --int8",
+                f"the int8 file is not written: {told}", where="export --int8", fix="Export without --int8"
             )
         return result
+
+    def _too_different(self, found: Answers) -> str | None:
+        """Return the problem of a file that decides too often otherwise than torch."""
+        share = float(self._differs(found).mean())
+        if share <= LARGEST_LOSS["accuracy"]:
+            return None
+        return f"{100 * share:.2f} % of the decisions on {len(found.logits):,} images differ from torch's"
 
     @cached_property
     def expected(self) -> Answers:
@@ -228,7 +243,11 @@ class Gate:
             task=self.model_folder.task,
         )
         metrics = evaluate(predictions, num_bootstrap=0)
-        return Scores(accuracy=metrics.accuracy, ece=metrics.ece)
+        coverage = None
+        if self._members is not None:
+            members_NC = self._members(predictions.probabilities)
+            coverage = float(members_NC[np.arange(len(labels)), labels].mean())
+        return Scores(accuracy=metrics.accuracy, ece=metrics.ece, coverage=coverage)
 
 
 def generated_images(image_size: int) -> list[list[np.ndarray]]:
@@ -284,6 +303,17 @@ def _largest(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference; infinity where a value is not finite."""
     largest = float(np.abs(found - expected).max(initial=0.0))
     return largest if math.isfinite(largest) else math.inf
+
+
+def _too_bad(result: GateResult) -> str | None:
+    """Return the problem of a file that is worse than torch by more than ``LARGEST_LOSS``."""
+    if not result.scores:
+        return None
+    for name, lost in result.scores["onnx"].lost(result.scores["torch"]).items():
+        if not lost <= LARGEST_LOSS[name]:
+            points = f"{100 * lost:.2f} points, more than {100 * LARGEST_LOSS[name]:g}"
+            return f"its {name} on {result.num_labelled:,} images is worse than torch's by {points}"
+    return None
 
 
 def _above(value: float) -> str:

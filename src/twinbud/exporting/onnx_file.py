@@ -47,7 +47,7 @@ def describe(
     *,
     temperature: float,
     precision: str,
-    points: Mapping[str, Any] | None = None,
+    trust: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file: what its user needs to know, as texts, JSON where they are not single words.
 
@@ -56,13 +56,13 @@ def describe(
         digests: SHA-256 of each file of the model folder.
         temperature: The temperature of the file.
         precision: ``float32`` or ``int8``.
-        points: Operating points of each class, of a calibrated run.
+        trust: What a calibrated run knows beside its temperature, by name.
     """
     task = {"task": model_folder.task.name, **model_folder.task.to_json()}
     return {
         "label_names": json.dumps(list(model_folder.classes), ensure_ascii=False),
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in task.items()},
-        **({"operating_points": json.dumps(points, ensure_ascii=False)} if points else {}),
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in (trust or {}).items()},
         "temperature": repr(temperature),
         "image_size": str(model_folder.preprocessing.image_size),
         "preprocessing": json.dumps(model_folder.preprocessing.to_json()),

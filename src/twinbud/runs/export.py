@@ -21,6 +21,7 @@ from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.classifier import Classifier, open_classifier
 from twinbud.runs.export_images import GeneratedImages, TestPartImages
 from twinbud.runs.run_dir import CONFIG
+from twinbud.trust.record import Trust
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -36,6 +37,8 @@ class ExportRow:
         latency_seconds: Median of one image, by the number of threads; those for which this process has cores.
         accuracy: On the run's test images, in [0, 1]; None without labels.
         ece: Expected calibration error there, in [0, 1]; None without labels.
+        coverage: Share of the images there whose prediction set contains the right class, in [0, 1]; None without
+            labels or prediction sets.
     """
 
     name: str
@@ -43,6 +46,7 @@ class ExportRow:
     latency_seconds: Mapping[int, float]
     accuracy: float | None
     ece: float | None
+    coverage: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +99,18 @@ def export_model(
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_extra(package, EXTRA, where="export")
     progress = progress or SilentProgress()
-    model_folder, temperature, points = _calibrated(open_classifier(folder))
+    classifier = open_classifier(folder)
+    model_folder, trust = _calibrated(classifier), classifier.trusted and classifier.trusted.trust
     output = output or folder.resolve().with_name(f"{folder.resolve().name}{'.int8' if int8 else ''}.onnx")
     require_new_file(output, force=force)
     if int8 and not _is_run(folder):
         problem = "int8 needs training images, and a model folder has none"
         raise TwinbudError(problem, where="export --int8", fix="Give the run")
     images = TestPartImages.of(folder, model_folder, progress) if _is_run(folder) else GeneratedImages()
-    gate = Gate(model_folder, images, labels=images.labels, temperature=temperature)
-    maker = _Maker(model_folder, digests_of(_weights(folder)), temperature, points, opset)
+    temperature = trust.temperature if trust else 1.0
+    members = trust.sets.members if trust and trust.sets else None
+    gate = Gate(model_folder, images, labels=images.labels, temperature=temperature, members=members)
+    maker = _Maker(model_folder, digests_of(_weights(folder)), temperature, _to_tell(trust), opset)
     network, file, result, exporter = _first_that_passes(maker, gate, tolerance, progress)
     files = {"onnx float32": file}
     results = {"onnx float32": result}
@@ -127,7 +134,7 @@ class _Maker:
     model_folder: ModelFolder
     digests: Mapping[str, str]
     temperature: float
-    points: Mapping[str, Any]
+    trust: Mapping[str, Any]
     opset: int
 
     @property
@@ -143,7 +150,7 @@ class _Maker:
 
     def metadata(self, precision: str) -> dict[str, str]:
         return describe(
-            self.model_folder, self.digests, temperature=self.temperature, points=self.points, precision=precision
+            self.model_folder, self.digests, temperature=self.temperature, trust=self.trust, precision=precision
         )
 
     def file(self, network: ModelProto, precision: str) -> bytes:
@@ -189,14 +196,20 @@ def _quantized(
     return file, result
 
 
-def _calibrated(classifier: Classifier) -> tuple[ModelFolder, float, dict[str, Any]]:
-    """Return the model folder, deciding at the temperature; the temperature; and the operating points of each class."""
+def _calibrated(classifier: Classifier) -> ModelFolder:
+    """Return the model folder, deciding at its temperature."""
     model_folder = classifier.model_folder
     if classifier.trusted is None:
-        return model_folder, 1.0, {}
-    trust = classifier.trusted.trust
-    task = model_folder.task.at_temperature(trust.temperature)
-    return replace(model_folder, task=task), trust.temperature, to_json(trust.points)
+        return model_folder
+    return replace(model_folder, task=model_folder.task.at_temperature(classifier.trusted.trust.temperature))
+
+
+def _to_tell(trust: Trust | None) -> dict[str, Any]:
+    """Return what the file says of its trust: operating points of each class, and how prediction sets are made."""
+    if trust is None:
+        return {}
+    told = {"operating_points": to_json(trust.points), "prediction_sets": to_json(trust.sets) if trust.sets else None}
+    return {name: value for name, value in told.items() if value}
 
 
 def _is_run(folder: Path) -> bool:
@@ -215,4 +228,5 @@ def _row(name: str, num_bytes: int, latency_seconds: Mapping[int, float], result
         latency_seconds=latency_seconds,
         accuracy=scores.accuracy if scores else None,
         ece=scores.ece if scores else None,
+        coverage=scores.coverage if scores else None,
     )
