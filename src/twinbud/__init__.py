@@ -5,6 +5,7 @@ Whole jobs, one call each, as the command line does them:
 - ``train``: train, evaluate and save a student.
 - ``evaluate``: evaluate a finished run on its own test images, or on others.
 - ``calibrate``: make the probabilities of a finished run trustworthy, and measure how far they are.
+- ``compare``: compare finished runs by cross-validation, without their test parts.
 - ``predict``: classify images.
 - ``explain``: map what predictions depend on, with checks of the maps.
 - ``read_image``: read the pixels of one image as the network sees them before resizing.
@@ -31,6 +32,7 @@ from twinbud.explaining.api import explain
 from twinbud.runs.api import evaluate, open_model, predict, select, train
 from twinbud.runs.calibrate_api import calibrate
 from twinbud.runs.catalog import datasets, families, widths
+from twinbud.runs.compare_api import compare
 from twinbud.runs.export_api import export
 from twinbud.runs.teach_api import teach
 
@@ -43,6 +45,7 @@ __all__ = [
     "TwinbudError",
     "audit",
     "calibrate",
+    "compare",
     "datasets",
     "evaluate",
     "explain",

@@ -189,6 +189,7 @@ def test_an_int8_file_is_judged_by_its_decisions_where_nothing_has_a_label() -> 
 def test_coverage_that_is_lost_refuses_a_file_whose_logits_are_near_enough() -> None:
     """A threshold between two probabilities that differ by less than the tolerance."""
     gate, file, metadata = good("vit")
+    assert gate.labels is not None
     changed = onnx.load_model_from_string(file)
     change_bias(changed, lambda values: values - 0.01 * (np.arange(len(values)) == int(gate.labels[0])))
     right = gate.expected.probabilities[0, gate.labels[0]]

@@ -55,8 +55,8 @@ def refusal(answer: Answer) -> str:
     assert line.startswith("twinbud: ")
     assert line.endswith((".", "?", "--help"))
     progress = (
-        "compilation: ", "reading headers: ", "decoding: ", "looking for near-duplicates: ", "training ", "fold ",
-        "exporting ", "comparing with torch: ", "quantizing ",
+        "compilation: ", "reading headers: ", "decoding: ", "looking for near-duplicates: ", "training ",
+        "fold ", "cross-validating ", "exporting ", "comparing with torch: ", "quantizing ",
     )  # fmt: skip
     assert all(text.startswith(progress) for text in before), answer.err
     return line.removeprefix("twinbud: ")

@@ -25,7 +25,7 @@ from twinbud.explaining import api as explain_api
 from twinbud.exporting import latency
 from twinbud.models import family_listing
 from twinbud.models.families.registry import FAMILIES
-from twinbud.runs import api, calibrate_api, catalog, export_api, teach_api
+from twinbud.runs import api, calibrate_api, catalog, compare_api, export_api, teach_api
 from twinbud.runs import export as exporting
 from twinbud.runs.report import rebuild_report
 from twinbud.study import api as study_api
@@ -35,6 +35,7 @@ JOBS: tuple[Callable[..., Any], ...] = (
     api.train,
     api.evaluate,
     calibrate_api.calibrate,
+    compare_api.compare,
     api.predict,
     explain_api.explain,
     api.open_model,
@@ -106,6 +107,8 @@ def test_the_examples_of_a_docstring_run(
     save_recipe(tmp_path / "recipe.yaml", recipe_content(shared_teacher))
     if job is not api.train:  # which makes it
         shutil.copytree(shared_run, "runs/first")
+    if job is compare_api.compare:
+        shutil.copytree(shared_run, "runs/second")
     names: dict[str, Any] = {"Path": Path, "rebuild_report": rebuild_report}
     examples = doctest.DocTestParser().get_examples(inspect.getdoc(job) or "", job.__name__)
     assert len(examples) >= 2

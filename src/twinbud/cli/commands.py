@@ -16,7 +16,7 @@ from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import TerminalProgress
 from twinbud.explaining import api as explain_api
-from twinbud.runs import api, calibrate_api, catalog, export_api, teach_api
+from twinbud.runs import api, calibrate_api, catalog, compare_api, export_api, teach_api
 
 
 def demo(chosen: Namespace) -> None:
@@ -75,6 +75,15 @@ def calibrate(chosen: Namespace) -> None:
     from twinbud.cli.trust_display import show_calibration
 
     show_calibration(calibrated.report, calibrated.folder)
+
+
+def compare(chosen: Namespace) -> None:
+    """Run ``twinbud compare``."""
+    compared = compare_api.compare(chosen.runs, folds=chosen.folds)
+    from twinbud.cli.compare_display import show_comparison
+
+    show_comparison(compared, as_json=chosen.json)
+    require_written("the comparison", fix="Free some space, or print it elsewhere")
 
 
 def predict(chosen: Namespace) -> None:
@@ -192,6 +201,7 @@ RUN: dict[str, Callable[[Namespace], None]] = {
     "train": train,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "compare": compare,
     "predict": predict,
     "explain": explain,
     "export": export,

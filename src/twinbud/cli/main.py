@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train, evaluate and save a student; the result is a run folder.",
     "evaluate": "Evaluate a finished run on its own test images, or on others.",
     "calibrate": "Calibrate the probabilities of a finished run, and measure how far they can be trusted.",
+    "compare": "Compare finished runs by cross-validation on their labelled images; no test part is opened.",
     "predict": "Classify images with a finished run or a model folder.",
     "explain": "Map what predictions depend on, and check whether the maps mean anything.",
     "export": "Write the trained classifier as one ONNX file, if it computes what torch computes.",

@@ -78,6 +78,25 @@ def confidence_intervals(
     return {name: percentiles(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
 
 
+def paired_difference(
+    first_N: np.ndarray, second_N: np.ndarray, unit_of_image: np.ndarray, *, seed: int, num_bootstrap: int = 2000
+) -> tuple[float, Interval]:
+    """Return the mean of ``first_N - second_N`` and its 95 % percentile interval over resampled units.
+
+    Args:
+        first_N: (N,) a number of each image, such as its loss under one model.
+        second_N: (N,) the same under another one.
+        unit_of_image: (N,) index of the unit of each image.
+        seed: Seed of the random stream "bootstrap".
+        num_bootstrap: Number of replicates, at least 1.
+    """
+    gaps_N = first_N.astype(np.float64) - second_N
+    blocks = bootstrap_weights(unit_of_image, num_bootstrap, len(gaps_N), seed)
+    interval = percentiles(np.concatenate([weights @ gaps_N / weights.sum(axis=1) for weights in blocks]))
+    assert interval is not None
+    return float(gaps_N.mean()), interval
+
+
 def weighted_aurocs(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Compute the AUROC under each of B weightings of the same N images; ties count half (Mann-Whitney).
 

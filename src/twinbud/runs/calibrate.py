@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from twinbud.config.calibration import MIN_VALIDATION_IMAGES, NUM_FOLDS, CalibrationSource
 from twinbud.config.loading import run_config
-from twinbud.config.schema import RunConfig
-from twinbud.core.errors import TwinbudError, first_few, writes_to
+from twinbud.core.errors import TwinbudError, writes_to
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.formats.base import nothing_left_out
-from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import evenly
-from twinbud.data.split_file import SplitRow, read_split
-from twinbud.evaluation.bootstrap import unit_of_each_image
 from twinbud.evaluation.predict import predict_outputs
-from twinbud.evaluation.predictions import Predictions
 from twinbud.models.model_folder import ModelFolder, open_model_folder
 from twinbud.report.model import RunSummary, read_summary, write_summary
-from twinbud.runs.context import open_images
-from twinbud.runs.cross_fit import Examples, RunImages, cross_fit
+from twinbud.runs.cross_fit import Examples, out_of_fold
 from twinbud.runs.report import rebuild_report
 from twinbud.runs.resource_cache import ResourceCache
-from twinbud.runs.run_dir import FOLDS, SUMMARY, locked, read_settings
+from twinbud.runs.run_dir import SUMMARY, locked, read_settings
+from twinbud.runs.run_images import RunImages, open_run_images
 from twinbud.training.amp import cpu_threads
 from twinbud.trust.conformal import require_reachable
 from twinbud.trust.fit import Wanted, fit_trust
@@ -68,7 +61,7 @@ def calibrate_run(
         on: The images to calibrate on. ``val``: the validation part. ``folds``: the labelled images, each by a model
             that is trained like that of the run without the fold that the image is in. ``auto``: the validation part if
             it has at least 100 images.
-        num_folds: Number of folds, at least 2; so many runs are executed.
+        num_folds: Number of folds, at least 2; so many runs are executed, unless they were before.
         force: Calibrate a calibrated run again.
         progress: Receives progress; silent by default.
 
@@ -85,19 +78,19 @@ def calibrate_run(
     summary = read_summary(folder / SUMMARY)
     with locked(folder), cpu_threads(config.training.threads):
         resource_cache = ResourceCache()
-        images = _open_images(config, progress, resource_cache)
+        images = open_run_images(config, progress, resource_cache)
         model_folder = open_model_folder(folder / "model")
         uses_validation = _uses_validation(on, images)
         rows = images.rows("val") if uses_validation else images.rows("train", labelled=True)
         if model_folder.task.is_exclusive:  # before models are trained for it
-            labels, patients = images.targets(model_folder, rows), _patients(images, rows)
+            labels, patients = images.targets(model_folder, rows), images.patients(rows)
             require_reachable(labels, patients, classes=model_folder.classes, **vars(wanted))
         if uses_validation:
             examples = _validation_examples(images, model_folder)
         else:
-            examples = cross_fit(config, images, num_folds, progress, resource_cache)
+            examples = out_of_fold(config, images, num_folds, progress, resource_cache)
         trust = fit_trust(
-            _predictions(images, model_folder, examples.rows, examples.logits_NK),
+            images.predictions(model_folder, examples.rows, examples.logits_NK),
             examples.novelty_N,
             wanted,
             source="val" if uses_validation else "folds",
@@ -107,7 +100,6 @@ def calibrate_run(
         trusted = TrustedModel(trust=trust, novelty=_novelty_of(images, model_folder))
         report = _measure(images, model_folder, trusted, seed=config.training.seed)
         save_trust(folder, summary, trusted, report)
-        shutil.rmtree(folder / FOLDS, ignore_errors=True)
     return CalibratedRun(folder=folder, report=report)
 
 
@@ -116,31 +108,6 @@ def save_trust(folder: Path, summary: RunSummary, trusted: TrustedModel, report:
     write_trust(folder / "model", replace(trusted, trust=report.trust))
     write_summary(folder / SUMMARY, replace(summary, trust=report))
     rebuild_report(folder)
-
-
-def _open_images(config: RunConfig, progress: Progress, resource_cache: ResourceCache) -> RunImages:
-    """Decode the images of the run, and require that they are those that it read.
-
-    Raises:
-        TwinbudError: Images are missing, or have changed.
-    """
-    image_index, image_store = open_images(config, progress, resource_cache)
-    by_path = {row.image_path: row for row in read_split(config.output / "split.csv")}
-    split: list[SplitRow] = []
-    changed = [path for path in by_path if path not in {row.path for row in image_index.rows}]
-    for row, digest in zip(image_index.rows, image_store.digests, strict=True):
-        known = by_path.get(row.path)
-        if known is None or known.digest not in (None, digest) or known.label != row.label:
-            changed.append(row.path)
-        else:
-            split.append(known)
-    if changed:
-        raise TwinbudError(
-            f"{len(changed)} images are not those of the run ({first_few(changed)})",
-            where=image_index.source,
-            fix="Restore the images and their labels, or train again",
-        )
-    return RunImages(image_index=image_index, image_store=image_store, split=tuple(split))
 
 
 def _uses_validation(on: CalibrationSource, images: RunImages) -> bool:
@@ -169,7 +136,7 @@ def _measure(images: RunImages, model_folder: ModelFolder, trusted: TrustedModel
     """Open the test part once, and measure what was chosen."""
     rows = images.rows("test")
     outputs = images.outputs(model_folder, rows)
-    before = _predictions(images, model_folder, rows, outputs.logits_NK)
+    before = images.predictions(model_folder, rows, outputs.logits_NK)
     after = trusted.apply(before, outputs.features_ND)
     trust = replace(trusted.trust, shifts=found_shifts(images.image_store, rows, model_folder, trusted))
     return measure_trust(trust, before, after, seed=seed)
@@ -187,22 +154,3 @@ def found_shifts(
         scores_N = trusted.novelty.scores(outputs.features_ND)
         found[name] = float((scores_N > trusted.trust.novelty_threshold).mean())
     return found
-
-
-def _predictions(
-    images: RunImages, model_folder: ModelFolder, rows: tuple[int, ...], logits_NK: np.ndarray
-) -> Predictions:
-    known = [images.image_index.rows[row] for row in rows]
-    return Predictions.from_logits(
-        logits_NK,
-        paths=tuple(row.path for row in known),
-        classes=model_folder.classes,
-        labels=images.targets(model_folder, rows),
-        patient_ids=tuple(row.patient_id for row in known) if images.image_index.has_patients else None,
-        task=model_folder.task,
-    )
-
-
-def _patients(images: RunImages, rows: tuple[int, ...]) -> np.ndarray:
-    """Return the number of each image's patient; an image without a known one has a number of its own."""
-    return unit_of_each_image([patient_key(images.image_index.rows[row].patient_id) for row in rows], len(rows))

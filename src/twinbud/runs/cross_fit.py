@@ -2,12 +2,13 @@
 
 For each fold of the labelled images, the whole run is repeated without it, from the fine-tuning of the teacher to the
 last epoch, in a folder inside the run folder. So the predictions err as the delivered model errs on new images, which
-its own predictions of images that it has learned from do not.
+its own predictions of images that it has learned from do not. They are kept in the run folder, for every command that
+needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +17,23 @@ import numpy as np
 
 from twinbud.config.schema import Fold, RunConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.core.files import read_json, write_json
 from twinbud.core.progress import Progress
-from twinbud.data.image_store import ImageStore
-from twinbud.data.index import ImageIndex
-from twinbud.data.split_file import SplitRow, read_split
-from twinbud.evaluation.predict import Outputs, predict_outputs
-from twinbud.models.model_folder import ModelFolder, open_model_folder
+from twinbud.core.typed_json import from_json, to_json
+from twinbud.data.split_file import read_split
+from twinbud.models.model_folder import open_model_folder
 from twinbud.runs.inner_run import finish_inner_run
 from twinbud.runs.pipeline import train
 from twinbud.runs.resource_cache import ResourceCache
-from twinbud.runs.run_dir import FOLDS, MARKER
+from twinbud.runs.run_dir import FOLDS, MARKER, OUT_OF_FOLD
+from twinbud.runs.run_images import RunImages
 from twinbud.trust.novelty import fit_novelty
+from twinbud.trust.record import hash_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Images with labels, and what models that have not learned from them say.
+    """Labelled images, and what models that have not learned from them say.
 
     Attributes:
         rows: N rows of the index.
@@ -47,41 +49,31 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunImages:
-    """The images of a finished run, decoded again.
+class _Kept:
+    """Content of ``out_of_fold.json``.
 
     Attributes:
-        image_index: All of them.
-        image_store: Their pixels.
-        split: A row for each image of the index.
+        weights_sha256: SHA-256 of the weights of the run that was repeated.
+        num_folds: Number of models.
+        paths: N paths.
+        logits: For each image, K numbers that restore float32 exactly.
+        novelty: For each image, see ``Novelty.scores``.
     """
 
-    image_index: ImageIndex
-    image_store: ImageStore
-    split: tuple[SplitRow, ...]
-
-    def rows(self, part: str, *, labelled: bool | None = None) -> tuple[int, ...]:
-        """Return the rows of a part, all or only those whose labels are used in training."""
-        return tuple(
-            index for index, row in enumerate(self.split) if row.split == part and labelled in (None, row.labelled)
-        )
-
-    def outputs(self, model_folder: ModelFolder, rows: Iterable[int]) -> Outputs:
-        """Compute what a model says of some images."""
-        images = self.image_store.rows(tuple(rows))
-        return predict_outputs(model_folder.model, images, preprocessing=model_folder.preprocessing)
-
-    def targets(self, model_folder: ModelFolder, rows: Iterable[int]) -> np.ndarray:
-        """Return the targets of some images, see ``Task.encode``."""
-        return model_folder.task.encode([self.image_index.rows[row].label for row in rows]).numpy()
+    weights_sha256: str
+    num_folds: int
+    paths: tuple[str, ...]
+    logits: tuple[tuple[float, ...], ...]
+    novelty: tuple[float, ...]
 
 
-def cross_fit(
+def out_of_fold(
     config: RunConfig, images: RunImages, num_folds: int, progress: Progress, resource_cache: ResourceCache
 ) -> Examples:
     """Repeat a run without each fold of its labelled images, and return what these models say of them.
 
-    Folds that an earlier call has finished are not repeated; the caller removes their folders.
+    The answers are written to ``out_of_fold.json`` in the run folder, and read from there by later calls. Until then
+    the models stay in ``folds``, so that a call that was stopped goes on.
 
     Args:
         config: The settings of the finished run.
@@ -91,9 +83,50 @@ def cross_fit(
         resource_cache: Images that are open already.
 
     Raises:
-        TwinbudError: See ``assign_folds`` and ``runs.pipeline.train``; or the folds in the folder are of other images.
+        TwinbudError: See ``assign_folds`` and ``runs.pipeline.train``; the folds in the folder are of other images; or
+            the answers there cannot be read.
         Stopped: The process received a signal to stop; the same call goes on.
     """
+    weights_sha256, row_of = (
+        hash_weights(config.output / "model"),
+        {row.path: n for n, row in enumerate(images.image_index.rows)},
+    )
+    kept = _read_kept(config.output / OUT_OF_FOLD)
+    if kept is None or (kept.weights_sha256, kept.num_folds) != (weights_sha256, num_folds):
+        examples = _cross_fit(config, images, num_folds, progress, resource_cache)
+        kept = _Kept(
+            weights_sha256=weights_sha256,
+            num_folds=num_folds,
+            paths=tuple(images.image_index.rows[row].path for row in examples.rows),
+            logits=tuple(map(tuple, examples.logits_NK.tolist())),
+            novelty=tuple(examples.novelty_N.tolist()),
+        )
+        write_json(config.output / OUT_OF_FOLD, to_json(kept))
+        shutil.rmtree(config.output / FOLDS, ignore_errors=True)
+    return Examples(
+        rows=tuple(row_of[path] for path in kept.paths),
+        logits_NK=np.array(kept.logits, dtype=np.float32),
+        novelty_N=np.array(kept.novelty),
+        num_folds=num_folds,
+    )
+
+
+def _read_kept(path: Path) -> _Kept | None:
+    """Read what an earlier call has found; None where there was none.
+
+    Raises:
+        TwinbudError: The file cannot be read.
+    """
+    try:
+        return from_json(_Kept, read_json(path), "predictions") if path.exists() else None
+    except (OSError, ValueError) as error:
+        problem = f"the out-of-fold predictions cannot be read ({error})"
+        raise TwinbudError(problem, where=str(path), fix="Delete the file, and repeat the command") from error
+
+
+def _cross_fit(
+    config: RunConfig, images: RunImages, num_folds: int, progress: Progress, resource_cache: ResourceCache
+) -> Examples:
     parts: list[tuple[tuple[int, ...], np.ndarray, np.ndarray]] = []
     for number in range(1, num_folds + 1):
         fold = _fold_config(config, number, num_folds)
@@ -126,7 +159,7 @@ def _read_fold(folder: Path, images: RunImages) -> tuple[tuple[int, ...], np.nda
     """Return the rows of the fold, and logits and novelty of its images."""
     split = read_split(folder / "split.csv")
     if [(row.image_path, row.digest) for row in split] != [(row.image_path, row.digest) for row in images.split]:
-        fix = "Delete this folder, and calibrate again"
+        fix = "Delete this folder, and repeat the command"
         raise TwinbudError("the fold was made of other images", where=str(folder), fix=fix)
     inside = replace(images, split=split)
     model_folder = open_model_folder(folder / "model")

@@ -38,7 +38,9 @@ TEACHER = "teacher"
 NAIVE = "naive"
 """The run folder of the second run of ``--measure-leak``."""
 FOLDS = "folds"
-"""The run folders of ``twinbud calibrate``, one a fold, until all have finished."""
+"""The run folders of the runs without one fold of the labelled images, until all have finished."""
+OUT_OF_FOLD = "out_of_fold.json"
+"""What these runs say of the images of their folds."""
 EXPLANATIONS = "explanations"
 """Output of ``twinbud explain`` for the run's own test images."""
 CHECKPOINTS = "checkpoints"
@@ -68,7 +70,7 @@ _RUN_FILES = {
     ".": (
         MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
         "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
-        EXPLANATIONS, _DRAFTS,
+        EXPLANATIONS, OUT_OF_FOLD, _DRAFTS,
     ),
     "model": ("config.json", "model.safetensors", "README.md", "trust.json", "trust.safetensors", _DRAFTS),
     TEACHER: ("config.json", "model.safetensors", "tuning.json"),
