@@ -109,6 +109,12 @@ def test_each_operating_point_is_the_best_of_all_thresholds() -> None:
         assert (again.sensitivity, again.specificity) == pytest.approx((point.sensitivity, point.specificity))
 
 
+def test_of_equally_specific_thresholds_the_most_sensitive_is_chosen() -> None:
+    is_positive, probability = np.repeat([True, False], 40), np.linspace(1, 0, 80)
+    for point in choose_points(is_positive, probability).values():
+        assert (point.sensitivity, point.specificity) == (1.0, 1.0)
+
+
 def test_a_class_without_positive_images_has_no_operating_point() -> None:
     assert choose_points(np.zeros(5, bool), np.linspace(0, 1, 5)) == {}
 

@@ -73,7 +73,8 @@ def choose_points(is_positive_N: np.ndarray, probability_N: np.ndarray) -> dict[
     enough = np.nextafter(_LEVEL, 0)
     places: dict[Criterion, int] = {
         "specificity 0.95": int(np.argmax(np.where(specificity >= enough, sensitivity, -1))),
-        "sensitivity 0.95": int(np.argmax(np.where(sensitivity >= enough, specificity, -1))),
+        # the last of equal specificities has the highest sensitivity
+        "sensitivity 0.95": int(np.flatnonzero(specificity == specificity[sensitivity >= enough].max())[-1]),
         "youden": int(np.argmax(sensitivity + specificity)),
     }
     # the first threshold of roc_curve is infinite: no image is positive
