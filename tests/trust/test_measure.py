@@ -16,7 +16,7 @@ from twinbud.tasks.multi_label import MultiLabel
 from twinbud.trust.measure import measure_calibration, measure_coverage
 from twinbud.trust.novelty import fit_novelty, novelty_threshold
 from twinbud.trust.operating_points import choose_points, measure_point, net_benefit
-from twinbud.trust.report import broken_promises
+from twinbud.trust.report import broken_promises, measure_trust
 
 CLASSES = ("a", "b", "c")
 
@@ -113,6 +113,21 @@ def test_of_equally_specific_thresholds_the_most_sensitive_is_chosen() -> None:
     is_positive, probability = np.repeat([True, False], 40), np.linspace(1, 0, 80)
     for point in choose_points(is_positive, probability).values():
         assert (point.sensitivity, point.specificity) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("num_values", [1, 10, 1000])
+def test_the_roc_curve_has_the_area_of_scikit_learn_also_with_equal_probabilities(num_values: int) -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    scores = np.round((random.random(400) + 0.2 * labels) / 1.2 * num_values) / num_values / 2
+    shown = Predictions(
+        paths=tuple(map(str, range(400))), labels=labels, probabilities=np.stack([1 - scores, scores], axis=1),
+        classes=("a", "b"),
+    )  # fmt: skip
+    trust: Any = SimpleNamespace(points={}, sets=None)
+    curve = measure_trust(trust, shown, shown, seed=0, num_bootstrap=0).roc_curves["b"]
+    area = np.trapezoid(curve.sensitivity, curve.false_positive_rate)
+    assert area == pytest.approx(roc_auc_score(labels, scores), abs=0.005)
 
 
 def test_a_class_without_positive_images_has_no_operating_point() -> None:

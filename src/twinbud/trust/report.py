@@ -152,7 +152,8 @@ def against_rest(predictions: Predictions, k: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _roc_curve(is_positive_N: np.ndarray, probability_N: np.ndarray) -> RocCurve:
-    false_positive, sensitivity, _ = roc_curve(is_positive_N, probability_N)
-    rates = np.linspace(0, 1, 101)
-    reached = sensitivity[np.searchsorted(false_positive, rates, side="right") - 1]
+    """Equal probabilities of positive and negative images are a straight line, as in the AUROC."""
+    false_positive, sensitivity, _ = roc_curve(is_positive_N, probability_N, drop_intermediate=False)
+    rates = np.arange(101) / 100
+    reached = np.interp(rates, false_positive, sensitivity)  # of equal false positive rates, the last counts
     return RocCurve(false_positive_rate=(0.0, *rates.round(4).tolist()), sensitivity=(0.0, *reached.round(4).tolist()))
