@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
+from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
 from twinbud.tasks.multi_label import MultiLabel
 from twinbud.trust.measure import measure_calibration, measure_coverage
@@ -75,8 +76,23 @@ def test_labels_that_are_unknown_do_not_count_in_any_error() -> None:
     more = Predictions.from_logits(logits, paths=names, classes=CLASSES, labels=labels, task=task)
     one = measure_calibration(whole, np.arange(40), num_bootstrap=0)
     other = measure_calibration(more, np.arange(60), num_bootstrap=0)
-    for name in ("ece", "ece_classwise"):
+    for name in ("ece", "ece_classwise", "nll", "brier"):
         assert getattr(one, name).value == pytest.approx(getattr(other, name).value)
+
+
+def test_errors_of_several_labels_are_those_of_the_metrics_whatever_the_thresholds() -> None:
+    random = np.random.default_rng(0)
+    labels = (random.random((60, 3)) < 0.4).astype(np.float32)
+    labels[random.random((60, 3)) < 0.3] = np.nan
+    shown = Predictions.from_logits(
+        random.normal(size=(60, 3)).astype(np.float32), paths=tuple(map(str, range(60))), classes=CLASSES,
+        labels=labels, task=MultiLabel(CLASSES, thresholds=(0.2, 0.5, 0.9)),
+    )  # fmt: skip
+    calibration, metrics = measure_calibration(shown, np.arange(60), num_bootstrap=0), evaluate(shown, num_bootstrap=0)
+    assert (calibration.ece.value, calibration.brier.value) == pytest.approx((metrics.ece, metrics.brier))
+    is_known = ~np.isnan(labels)
+    loss = log_loss(labels[is_known], shown.probabilities[is_known], labels=[0, 1])
+    assert calibration.nll.value == pytest.approx(loss)
 
 
 def test_coverage_counts_the_sets_with_the_right_class() -> None:

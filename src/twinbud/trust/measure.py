@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from twinbud.core.rng import numpy_stream
-from twinbud.evaluation.bootstrap import Interval, bootstrap_weights, percentiles, ratio
+from twinbud.evaluation.bootstrap import Interval, bootstrap_weights, mean_of_defined, percentiles, ratio
 from twinbud.evaluation.calibration import (
     NUM_CALIBRATION_BINS,
     ReliabilityBin,
@@ -48,9 +48,9 @@ class Calibration:
     )
     """Mean over the classes of the error of each class's own probability (Kull et al., NeurIPS 2019)."""
     nll: Measured = field(metadata={"label": "Negative log-likelihood", "meaning": "in nats; 0 is best"})
-    """Mean negative log-likelihood, in nats."""
+    """Mean negative log-likelihood of the images, or of the known labels where images have several, in nats."""
     brier: Measured = field(metadata={"label": "Brier score", "meaning": "squared error; 0 is best"})
-    """Mean squared error of the probabilities, see ``brier_per_image``."""
+    """Mean squared error of the probabilities, see ``brier_per_image``; of several labels, mean of the known ones."""
     ece_by_chance: float
     """``ece`` that would be measured on as many images if every probability were exactly right: the mean of 200 draws
     of labels from the probabilities. An error near it says nothing against the calibration."""
@@ -89,8 +89,7 @@ def measure_calibration(
     """
     decisions = _decisions(predictions)
     image_M, probability_M, is_true_M, class_M = decisions
-    confident = _confident(predictions, decisions)
-    image_P, confidence_P, is_right_P = confident
+    image_P, confidence_P, is_right_P = _confident(predictions, decisions)
     num_images = len(predictions.paths)
     errors = {
         "ece": _BinnedError(image_P, confidence_P, is_right_P, equal_width_bins(confidence_P)),
@@ -101,23 +100,22 @@ def measure_calibration(
         for here in (class_M == k for k in range(len(predictions.classes)))
         if here.any()
     ]
-    assert predictions.labels is not None
-    per_image = {
-        "nll": negative_log_likelihood(predictions.asked, predictions.probabilities, predictions.labels),
-        "brier": _brier(predictions, decisions),
-    }
+    losses = _losses(predictions, decisions)
 
     def values(weights_RN: np.ndarray) -> dict[str, np.ndarray]:
-        total_R = weights_RN.sum(axis=1)
         classwise = [error.of(weights_RN) for error in of_classes]
+        weights_RP = weights_RN[:, image_P]
+        total_R = weights_RP.sum(axis=1)
         return {
             **{name: error.of(weights_RN) for name, error in errors.items()},
-            "ece_classwise": np.mean(classwise, axis=0) if classwise else np.full(len(weights_RN), np.nan),
-            **{name: ratio(weights_RN @ losses_N, total_R) for name, losses_N in per_image.items()},
+            "ece_classwise": mean_of_defined(np.stack(classwise, axis=1))
+            if classwise
+            else np.full(len(weights_RN), np.nan),
+            **{name: ratio(weights_RP @ losses_P, total_R) for name, losses_P in losses.items()},
         }
 
     point = {name: float(array[0]) for name, array in values(np.ones((1, num_images))).items()}
-    size = max(num_images, NUM_CALIBRATION_BINS)
+    size = max(num_images, len(image_P), NUM_CALIBRATION_BINS)
     blocks = [values(weights) for weights in bootstrap_weights(unit_of_image, num_bootstrap, size, seed)]
     intervals = {
         name: percentiles(np.concatenate([block[name] for block in blocks])) if blocks else None for name in point
@@ -199,24 +197,30 @@ def _decisions(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.nda
 def _confident(
     predictions: Predictions, decisions: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return image, confidence and correctness of each prediction: one an image, or one a known label."""
+    """Return image, confidence and correctness of each prediction: one an image, or one a known label.
+
+    A known label counts as predicted from a probability of 0.5 on, as in ``EvaluationMetrics.ece``.
+    """
     if predictions.asked.is_exclusive:
         is_right_N = predictions.predicted == predictions.labels
         return np.arange(len(is_right_N)), predictions.confidence, is_right_N
-    image_M, probability_M, is_true_M, class_M = decisions
-    is_predicted_M = predictions.predicted[image_M, class_M] == 1
-    return image_M, np.where(is_predicted_M, probability_M, 1 - probability_M), is_predicted_M == is_true_M
-
-
-def _brier(predictions: Predictions, decisions: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the squared error of each image: summed over classes, or the mean of its known labels."""
-    if predictions.asked.is_exclusive:
-        assert predictions.labels is not None
-        return brier_per_image(predictions.labels, predictions.probabilities)
     image_M, probability_M, is_true_M, _ = decisions
-    num_images = len(predictions.paths)
-    sums_N = np.bincount(image_M, weights=(probability_M - is_true_M) ** 2, minlength=num_images)
-    return sums_N / np.maximum(np.bincount(image_M, minlength=num_images), 1)
+    is_likely_M = probability_M >= 0.5
+    return image_M, np.where(is_likely_M, probability_M, 1 - probability_M), is_likely_M == is_true_M
+
+
+def _losses(
+    predictions: Predictions, decisions: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return negative log-likelihood and squared error of each image, summed over classes, or of each known label."""
+    task, labels, probabilities_NC = predictions.asked, predictions.labels, predictions.probabilities
+    assert labels is not None
+    if task.is_exclusive:
+        likelihoods = negative_log_likelihood(task, probabilities_NC, labels)
+        return {"nll": likelihoods, "brier": brier_per_image(labels, probabilities_NC)}
+    _, probability_M, is_true_M, _ = decisions
+    likelihoods = negative_log_likelihood(task, probability_M[:, None], is_true_M[:, None].astype(np.float64))
+    return {"nll": likelihoods, "brier": (probability_M - is_true_M) ** 2}
 
 
 def _chance_errors(confidence_P: np.ndarray, seed: int) -> np.ndarray:
