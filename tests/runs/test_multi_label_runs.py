@@ -9,7 +9,7 @@ import timm
 import torch
 
 from helpers.command import refusal, train, trained, twinbud
-from helpers.labelled import save_findings
+from helpers.labelled import save_findings, save_table
 from helpers.runs import read_json, rows
 from twinbud.runs.inference import predict
 from twinbud.runs.report import rebuild_report
@@ -56,6 +56,15 @@ def test_evaluate_gives_the_metrics_of_the_run_again(run: Path, tmp_path: Path) 
     for name in ("auroc_macro", "average_precision_macro", "f1_macro", "f1_micro", "per_class", "confidence_intervals"):
         assert again[name] == metrics[name]
     assert metrics["patients"]["task"] == "multi-label"
+
+
+def test_images_without_any_known_label_are_refused(run: Path, tmp_path: Path) -> None:
+    unknown = {"left": "", "right": "-1", "rare": "", "patient_id": "new"}
+    other = save_table(tmp_path / "other", [unknown] * 2, [80, 120], seed=9)
+    answer = twinbud("evaluate", run, "--data", other)
+    assert answer.code == 2
+    problem = "no label of any image is known. Give images of which at least one label is known."
+    assert answer.err.splitlines()[-1] == f"twinbud: {other}: {problem}"
 
 
 def test_the_report_names_the_labels_and_can_be_written_again(run: Path, tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def images_to_evaluate(
         progress: Receives progress and notes.
 
     Raises:
-        TwinbudError: Images are missing or have changed, all of them were seen in training, or the model does not have
-            one of their classes.
+        TwinbudError: Images are missing or have changed, all of them were seen in training, no label of the others is
+            known, or the model does not have one of their classes.
     """
     is_other = "data" in source
     data, image_index = images_of_run(model_folder, split, settings, source, progress)
@@ -93,6 +93,9 @@ def images_to_evaluate(
     require_one_salt((row.patient_id for row in split), patients, where=image_index.source)
     images = _decode(model_folder, image_index, part, data, progress)
     image_index, image_store = never_learned_from(images.image_index, images.image_store, split)
+    if model_folder.task.encode([row.label for row in image_index.rows]).isnan().all():
+        fix = "Give images of which at least one label is known"
+        raise TwinbudError("no label of any image is known", where=image_index.source, fix=fix)
     num_seen = len(images.image_index.rows) - len(image_index.rows)
     return replace(images, image_index=image_index, image_store=image_store, num_seen=num_seen)
 
