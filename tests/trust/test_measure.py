@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,6 +160,14 @@ def test_the_interval_of_an_operating_point_resamples_patients() -> None:
     assert 0.3 < images[0] < 0.5 < images[1] < 0.7
     assert two_patients.sensitivity_interval == (0.0, 1.0)
     assert two_patients.specificity is None
+
+
+def test_images_of_one_patient_have_no_intervals() -> None:
+    shown = replace(predictions(30), sets=np.ones((30, 3), bool))
+    assert measure_calibration(shown, np.zeros(30, int)).ece.interval is None
+    assert measure_coverage(shown, np.zeros(30, int), 0.9).covered.interval is None
+    point = measure_point(0.5, np.arange(30) < 9, np.linspace(0, 1, 30), np.zeros(30, int), num_bootstrap=9, seed=0)
+    assert (point.sensitivity_interval, point.specificity_interval) == (None, None)
 
 
 def test_net_benefit_is_that_of_vickers_and_elkin() -> None:

@@ -156,6 +156,8 @@ class _Images:
 def bootstrap_weights(unit_of_image: np.ndarray, num_bootstrap: int, size: int, seed: int) -> Iterator[np.ndarray]:
     """Yield blocks of (b, N) float64: how often each image occurs in each replicate, whatever the block size.
 
+    Nothing for a single unit, whose replicates are all the same and say nothing about others.
+
     Args:
         unit_of_image: (N,) index of the unit of each image.
         num_bootstrap: Number of replicates.
@@ -163,6 +165,8 @@ def bootstrap_weights(unit_of_image: np.ndarray, num_bootstrap: int, size: int, 
         seed: Seed of the random stream "bootstrap".
     """
     num_units = int(unit_of_image.max()) + 1
+    if num_units < 2:
+        return
     block = max(1, _BLOCK_ELEMENTS // size)
     random = numpy_stream("bootstrap", seed)
     for first in range(0, num_bootstrap, block):

@@ -29,7 +29,7 @@ _NUM_CHANCE_DRAWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A number, and its 95 % percentile bootstrap interval; None where no replicate defines it."""
+    """A number, and its 95 % percentile bootstrap interval; None with a single unit, or if no replicate defines it."""
 
     value: float
     interval: Interval | None

@@ -45,7 +45,7 @@ class MeasuredPoint:
         threshold: That of the point.
         sensitivity: Share of the positive images that reach it.
         specificity: Share of the negative images that do not.
-        sensitivity_interval: 95 % percentile bootstrap interval.
+        sensitivity_interval: 95 % percentile bootstrap interval; None also with a single unit of resampling.
         specificity_interval: Likewise.
     """
 
