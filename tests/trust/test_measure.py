@@ -16,7 +16,7 @@ from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
 from twinbud.tasks.multi_label import MultiLabel
 from twinbud.trust.measure import measure_calibration, measure_coverage
-from twinbud.trust.novelty import fit_novelty, novelty_threshold
+from twinbud.trust.novelty import fit_novelty, novelty_p_value, novelty_threshold
 from twinbud.trust.operating_points import choose_points, measure_point, net_benefit
 from twinbud.trust.report import broken_promises, measure_trust
 
@@ -207,6 +207,27 @@ def test_the_novelty_threshold_accepts_95_percent_of_new_images_like_these(count
     assert novelty_threshold(np.arange(1, count + 1)[::-1].astype(float)) == position
 
 
+@pytest.mark.parametrize("num_scores", [10, 20, 48, 300])
+def test_images_like_these_are_called_unlike_in_one_of_a_hundred_draws_at_most(num_scores: int) -> None:
+    random = np.random.default_rng(0)
+    p_values: list[float] = []
+    for _ in range(1500):
+        threshold = novelty_threshold(random.random(num_scores))
+        p_values.append(novelty_p_value(int((random.random(240) > threshold).sum()), 240, num_scores))
+    assert np.mean(np.array(p_values) < 0.01) < 0.02
+    assert np.mean(np.array(p_values) < 0.5) > 0.4
+
+
+def test_many_images_beyond_the_threshold_are_told_with_the_expected_share() -> None:
+    calibration = SimpleNamespace(ece=SimpleNamespace(value=0.0), ece_chance_limit=0.1)
+    report: Any = SimpleNamespace(
+        after=calibration, coverage=None, num_novel=60, num_images=100, trust=SimpleNamespace(num_images=9)
+    )
+    assert broken_promises(report) == (
+        "60.0% of these images are unlike those of the training, where 10% would be expected",
+    )
+
+
 def test_features_that_never_vary_give_finite_scores() -> None:
     features = np.zeros((10, 3), dtype=np.float32)
     assert np.isfinite(fit_novelty(features, np.zeros(10, dtype=int)).scores(features + 1)).all()
@@ -215,8 +236,8 @@ def test_features_that_never_vary_give_finite_scores() -> None:
 def test_prediction_sets_that_contain_too_few_right_classes_are_told() -> None:
     covered = SimpleNamespace(value=0.85, interval=(0.82, 0.88))
     calibration = SimpleNamespace(ece=SimpleNamespace(value=0.0), ece_chance_limit=0.1)
-    coverage = SimpleNamespace(covered=covered, wanted=0.9)
-    report: Any = SimpleNamespace(after=calibration, coverage=coverage, num_novel=0, num_images=100)
+    coverage, trust = SimpleNamespace(covered=covered, wanted=0.9), SimpleNamespace(num_images=50)
+    report: Any = SimpleNamespace(after=calibration, coverage=coverage, num_novel=0, num_images=100, trust=trust)
     assert broken_promises(report) == (
         "the prediction sets contain the right class for only 85.0% of these images (95 % interval 82.0% to 88.0%); "
         "90% was asked for",

@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import betabinom
 from sklearn.covariance import LedoitWolf
 
-ACCEPTED_SHARE = 0.95
+_ACCEPTED_SHARE = 0.95
 """Share of the images like those of the training that a threshold accepts."""
 
 
@@ -66,5 +67,35 @@ def novelty_threshold(scores_N: np.ndarray) -> float:
         scores_N: (N,) scores of images that the network has not learned from, N at least 1; with fewer than 19, the
             largest is taken.
     """
-    rank = min(int(np.ceil(ACCEPTED_SHARE * (len(scores_N) + 1))), len(scores_N))
-    return float(np.sort(scores_N)[rank - 1])
+    return float(np.sort(scores_N)[_rank(len(scores_N)) - 1])
+
+
+def expected_share(num_scores: int) -> float:
+    """Return the share of new images like these that are expected beyond the threshold: at most 5 % from 19 scores on.
+
+    >>> expected_share(19)
+    0.05
+
+    Args:
+        num_scores: Number of scores that the threshold was chosen on.
+    """
+    return (num_scores + 1 - _rank(num_scores)) / (num_scores + 1)
+
+
+def novelty_p_value(num_novel: int, num_images: int, num_scores: int) -> float:
+    """Return the probability that so many new images like these, or more, are beyond the threshold.
+
+    It is beta-binomial: which share of all images is beyond a threshold that was chosen on few is itself uncertain.
+
+    Args:
+        num_novel: Images beyond the threshold.
+        num_images: All of them.
+        num_scores: Number of scores that the threshold was chosen on.
+    """
+    rank = _rank(num_scores)
+    return float(betabinom.sf(num_novel - 1, num_images, num_scores + 1 - rank, rank))
+
+
+def _rank(num_scores: int) -> int:
+    """Return which of the ordered scores, from 1 on, is the threshold."""
+    return min(int(np.ceil(_ACCEPTED_SHARE * (num_scores + 1))), num_scores)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
 from twinbud.evaluation.bootstrap import bootstrap_units
 from twinbud.evaluation.predictions import Predictions
 from twinbud.trust.measure import Calibration, Coverage, measure_calibration, measure_coverage
-from twinbud.trust.novelty import ACCEPTED_SHARE
+from twinbud.trust.novelty import expected_share, novelty_p_value
 from twinbud.trust.operating_points import Criterion, MeasuredPoint, measure_point, net_benefit
 from twinbud.trust.record import Trust
 
@@ -117,8 +116,8 @@ def broken_promises(report: TrustReport) -> tuple[str, ...]:
     """Return a sentence for each claim of the calibration that the images of a report contradict.
 
     Calibration: the error is larger than that of 97.5 % of as many images with exact probabilities. Coverage: the 95 %
-    interval lies below the wanted value. Novelty: more images are beyond the threshold than the accepted share explains
-    (binomial test, p < 0.01).
+    interval lies below the wanted value. Novelty: more images are beyond the threshold than expected, also if it was
+    chosen on few (``novelty_p_value`` < 0.01).
     """
     sentences: list[str] = []
     calibration, coverage = report.after, report.coverage
@@ -133,9 +132,9 @@ def broken_promises(report: TrustReport) -> tuple[str, ...]:
             f"the prediction sets contain the right class for only {coverage.covered.value:.1%} of these images "
             f"(95 % interval {low:.1%} to {high:.1%}); {coverage.wanted:.0%} was asked for"
         )
-    expected = 1 - ACCEPTED_SHARE
-    if binomtest(report.num_novel, report.num_images, expected, alternative="greater").pvalue < _SURPRISING:
-        share = report.num_novel / report.num_images
+    num_scores = report.trust.num_images
+    if novelty_p_value(report.num_novel, report.num_images, num_scores) < _SURPRISING:
+        share, expected = report.num_novel / report.num_images, expected_share(num_scores)
         sentences.append(
             f"{share:.1%} of these images are unlike those of the training, where {expected:.0%} would be expected"
         )
