@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
@@ -51,6 +53,13 @@ def test_spellings_of_one_patient_are_joined_and_unknown_patients_stay_alone() -
     found = predictions_of_patients(predictions(("001", "1.0", None, None, "2")), "mean")
     assert found is not None
     assert found.predictions.paths == ("1", "2.png", "3.png", "2")
+
+
+def test_images_of_unknown_patients_are_resampled_alone_whatever_their_names() -> None:
+    named = replace(predictions(("p", "p", None, None, None)), paths=("0", "1", "img_1.png", "img_01.png", "p"))
+    metrics = evaluate(named, num_bootstrap=0, aggregate="mean")
+    assert metrics.patients is not None
+    assert metrics.patients.num_bootstrap_units == metrics.patients.num_test == 4
 
 
 def test_patients_whose_images_contradict_each_other_are_left_out_and_counted() -> None:

@@ -53,7 +53,7 @@ def predictions_of_patients(predictions: Predictions, how: Aggregate) -> Patient
             labels=np.array([joined[key] for key in kept]),
             probabilities=np.stack([task.aggregate(predictions.probabilities[images[key]], how) for key in kept]),
             classes=predictions.classes,
-            patient_ids=names,
+            patient_ids=tuple(map(str, range(len(kept)))),  # a path could be the key of another one, or of a patient
             task=predictions.task,
         ),
         num_left_out=len(images) - len(kept),
