@@ -82,7 +82,8 @@ def open_run_images(config: RunConfig, progress: Progress, resource_cache: Resou
     image_index, image_store = open_images(config, progress, resource_cache)
     by_path = {row.image_path: row for row in read_split(config.output / "split.csv")}
     split: list[SplitRow] = []
-    changed = [path for path in by_path if path not in {row.path for row in image_index.rows}]
+    found = {row.path for row in image_index.rows}
+    changed = [path for path in by_path if path not in found]
     for row, digest in zip(image_index.rows, image_store.digests, strict=True):
         known = by_path.get(row.path)
         if known is None or known.digest not in (None, digest) or known.label != row.label:
