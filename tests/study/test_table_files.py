@@ -45,6 +45,16 @@ def test_all_files_contain_the_numbers_of_the_table(tmp_path: Path) -> None:
     assert len({line.count("|") for line in table[:5]}) == 1
 
 
+def test_several_labels_an_image_have_no_confusion_matrix_to_draw(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    for run_id in store.done_ids():
+        record = store.read(run_id)
+        store.write(run_id, {**record, "metrics": {**record["metrics"], "confusion_matrix": []}})
+    paths = write_tables(tmp_path / "small.yaml", tmp_path / "runs")
+    assert [path.name for path in paths if path.suffix == ".svg"] == ["small.1.time-and-memory.svg"]
+
+
 def test_size_and_latency_are_shown_where_a_record_has_them(tmp_path: Path) -> None:
     (section,) = tables_of(tmp_path).sections
     assert "parameters" not in cost_table(section).heads

@@ -59,7 +59,11 @@ def draw(section: Section, name: str) -> list[Drawing]:
 
 
 def _confusion_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows whose confusion matrix is drawn: the recipe's first method at the largest fraction."""
+    """Return the rows whose confusion matrix is drawn: the recipe's first method at the largest fraction.
+
+    None where images have several labels, and so no confusion matrix.
+    """
+    rows = [row for row in rows if row.confusion is not None]
     if not rows:
         return []
     largest = max(row.coordinates["fraction"] for row in rows)
@@ -68,7 +72,7 @@ def _confusion_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def _confusion(section: Section, row: Row, name: str, place: int) -> Drawing:
-    assert row.confusion is not None, "a measured row has a confusion matrix"
+    assert row.confusion is not None, "only rows with a confusion matrix are drawn"
     samplings = f"the sum of {row.num_done} samplings" if row.num_done > 1 else "one sampling"
     return Drawing(
         name=f"confusion-{place + 1}",
