@@ -29,7 +29,7 @@ from twinbud.core.files import read_bytes
 from twinbud.data.index import ImageRef
 from twinbud.data.preprocessing import RESIZE_RULE
 
-DECODING_VERSION = 2
+DECODING_VERSION = 3
 """Raise it when ``data.formats`` gives other pixels for the same file."""
 _CHECKSUM_BYTES = 32
 _HEADER = struct.Struct("<32sQ")

@@ -157,6 +157,14 @@ def test_big_endian_words_of_8_bit_values_are_swapped() -> None:
     np.testing.assert_array_equal(read(contents), color)
 
 
+def test_big_endian_words_of_1_bit_values_are_swapped() -> None:
+    mask = GENERATOR.integers(0, 2, (16, 24)).astype(np.uint8)
+    packed = np.packbits(mask.ravel(), bitorder="little").reshape(-1, 2)[:, ::-1].tobytes()
+    dataset = dataset_of(mask, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=packed)
+    dataset["PixelData"].VR = "OW"
+    np.testing.assert_array_equal(gray(file_of(dataset, BIG_ENDIAN)), 255 * mask)
+
+
 @pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
 def test_ybr_colors_become_those_that_pydicom_computes(syntax: str) -> None:
     color, _ = PIXELS["8 bits, color"]
@@ -197,6 +205,20 @@ def test_palettes_are_looked_up(bits: int) -> None:
     expected = tables[:, np.clip(pixels.astype(int) - 10, 0, 99)].transpose(1, 2, 0)
     np.testing.assert_array_equal(read(dicom(pixels, **elements)), expected)
     assert "holds colors, not values in physical units" in refused(dicom(pixels, **elements), window="lung")
+
+
+@pytest.mark.parametrize("num_entries", [100, 101])
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN])
+def test_palettes_of_8_bits_have_two_entries_a_word(syntax: str, num_entries: int) -> None:
+    table = GENERATOR.integers(0, 256, num_entries).astype(np.uint8)
+    words = np.frombuffer(table.tobytes() + b"\0" * (num_entries % 2), "<u2")
+    pixels = RAMP.astype(np.uint8)
+    dataset = dataset_of(pixels, PhotometricInterpretation="PALETTE COLOR", PixelData=pixels.tobytes())
+    for color in ("Red", "Green", "Blue"):
+        setattr(dataset, f"{color}PaletteColorLookupTableDescriptor", [num_entries, 0, 8])
+        data = words.astype(">u2" if syntax == BIG_ENDIAN else "<u2").tobytes()
+        dataset.add_new(f"{color}PaletteColorLookupTableData", "OW", data)
+    np.testing.assert_array_equal(gray(file_of(dataset, syntax)), table[RAMP])
 
 
 def by_pydicom(contents: bytes, low: float, high: float) -> np.ndarray:
@@ -243,6 +265,17 @@ def test_lookup_tables_are_applied_as_pydicom_does() -> None:
         WindowCenter=5, WindowWidth=6,
     )  # fmt: skip
     np.testing.assert_array_equal(gray(both), by_pydicom(both, 0, 1023))
+
+
+@pytest.mark.parametrize(("vr", "first"), [("SS", -1024), ("US", (1 << 16) - 1024)])
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_a_voi_lut_may_start_below_zero_where_unsigned_values_do_after_the_rescale(
+    syntax: str, vr: str, first: int
+) -> None:
+    item = lut_item(np.arange(1 << 12), 0, 12)
+    item.add_new("LUTDescriptor", vr, [1 << 12, first, 12])
+    contents = dicom(NOISY, syntax, bits=12, VOILUTSequence=Sequence([item]), **HOUNSFIELD)
+    np.testing.assert_array_equal(gray(contents), np.rint(NOISY * (255 / 4095)))
 
 
 def test_named_windows_and_numbers_are_in_the_units_after_the_rescale() -> None:

@@ -79,7 +79,7 @@ def _uncompressed(header: DicomHeader, layout: PixelLayout, place: PixelPlace, f
     shape = (layout.rows, layout.columns) if layout.samples == 1 else (layout.rows, layout.columns, 3)
     first_bit = frame * layout.frame_bits
     first, last = first_bit // 8, (first_bit + layout.frame_bits + 7) // 8
-    is_swapped = not header.elements.little_endian and layout.bits_allocated == 8 and place.vr == "OW"
+    is_swapped = not header.elements.little_endian and layout.bits_allocated <= 8 and place.vr == "OW"
     if is_swapped:  # bytes are stored as the halves of 16-bit words
         first, last = first & ~1, (last + 1) & ~1
     place.body.seek(place.start + first)

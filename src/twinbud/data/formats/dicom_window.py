@@ -165,13 +165,15 @@ def _display_curve(
     groups: Sequence[DicomElements], to_modality: Curve, present: np.ndarray, frame: StoredFrame, window: str | None
 ) -> Curve:
     """Return the function from values after the modality LUT to 0 to 255."""
-    if window is None and (of_file := _window_of_file(groups, signed=frame.signed)) is not None:
+    limits = np.array([0, (1 << frame.bits) - 1]) - ((1 << (frame.bits - 1)) if frame.signed else 0)
+    may_be_negative = bool((to_modality(limits.astype(float)) < 0).any())  # unsigned values, too, after a rescale
+    if window is None and (of_file := _window_of_file(groups, signed=may_be_negative)) is not None:
         return of_file
     if window not in (None, AUTO_WINDOW):
         return linear(*window_limits(window))
     ends = present[[0, -1]] if len(present) else np.zeros(2)
     if window is None and frame.bits <= 8:
-        ends = np.sort(_every_value(frame))[[0, -1]]
+        ends = limits
     values = to_modality((present if isinstance(to_modality, LookupTable) and len(present) else ends).astype(float))
     low, high = float(values.min()), float(values.max())
     scale = 255 / (high - low) if high > low else 0.0
@@ -179,7 +181,12 @@ def _display_curve(
 
 
 def _window_of_file(groups: Sequence[DicomElements], *, signed: bool) -> Curve | None:
-    """Return the VOI LUT or the first window of a file; None if it has neither."""
+    """Return the VOI LUT or the first window of a file; None if it has neither.
+
+    Args:
+        groups: Elements that may hold them, the most specific ones first.
+        signed: Whether the values that they apply to can be negative.
+    """
     for group in groups:
         for item in group.items("VOILUTSequence")[:1]:
             table = _lookup_table(item, "LUTDescriptor", "LUTData", signed=signed)
@@ -224,11 +231,11 @@ def _lookup_table(elements: DicomElements, descriptor: str, data: str, *, signed
         raise UnreadableImage("has a lookup table without a usable descriptor")
     count, first, bits = numbers[0] or 1 << 16, numbers[1], numbers[2]
     contents = elements.value(data)
-    order = "<" if elements.little_endian else ">"
-    kind = f"{order}u2" if len(contents) >= 2 * count else "u1"
-    entries = np.frombuffer(contents[: count * np.dtype(kind).itemsize], kind)
-    if len(entries) < count:
-        raise UnreadableImage(f"has a lookup table of {count} entries, and {len(entries)} of them")
+    if len(contents) < count:
+        raise UnreadableImage(f"has a lookup table of {count} entries, and {len(contents)} of them")
+    words = np.frombuffer(contents + b"\0" * (len(contents) % 2), "<u2" if elements.little_endian else ">u2")
+    # entries of 8 bits come in pairs, the first one in the lower half of a word
+    entries = (words if len(contents) >= 2 * count else words.astype("<u2").view(np.uint8))[:count]
     if signed and first >= 1 << 15:
         first -= 1 << 16
     return LookupTable(entries=entries.astype(np.float64), first=first, bits=bits)
