@@ -31,8 +31,9 @@ from helpers.dicom_files import (
     file_of,
 )
 from twinbud.data.formats.base import BrokenImageError, FileSurvey, NoPixels
-from twinbud.data.formats.decoding import decode, without_warnings
+from twinbud.data.formats.decoding import ImageFile, decode, without_warnings
 from twinbud.data.formats.dicom import DicomReader
+from twinbud.data.formats.dicom_elements import CountedFile
 
 RAMP = np.add.outer(np.arange(24), np.arange(40))
 GENERATOR = np.random.default_rng(0)
@@ -362,6 +363,34 @@ def test_each_frame_is_read_on_its_own(syntax: str) -> None:
     assert "holds 3 frames instead of a single image. Name one, 0 to 2" in refused(contents)
     assert "has no frame 3 (number of frames: 3)" in refused(contents, frame=3)
     assert survey(contents).num_frames == 3
+
+
+def test_the_header_is_read_once_for_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    for number in range(12):
+        voi, group = Dataset(), Dataset()
+        voi.WindowCenter, voi.WindowWidth = 900, 500 + 100 * number
+        group.FrameVOILUTSequence = Sequence([voi])
+        groups.append(group)
+    frames = np.stack([NOISY] * 12)
+    contents = dicom(frames, frames=True, PerFrameFunctionalGroupsSequence=Sequence(groups))
+    alone = [gray(contents, frame=number) for number in range(12)]
+    reads = 0
+    read_once = CountedFile.read
+
+    def counted(file: CountedFile, size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        return read_once(file, size)
+
+    monkeypatch.setattr(CountedFile, "read", counted)
+    file = ImageFile(contents, max_megapixels=1)
+    of_each = []
+    for number in range(12):
+        before = reads
+        np.testing.assert_array_equal(file.decode(number, name="scan")[:, :, 0], alone[number])
+        of_each.append(reads - before)
+    assert max(of_each[1:]) < 20 < of_each[0]
 
 
 def test_overlays_are_ignored() -> None:

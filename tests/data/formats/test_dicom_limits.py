@@ -54,13 +54,23 @@ def test_a_header_without_end_is_refused(inserted: bytes, problem: str, monkeypa
     assert problem in refused(before_pixels(inserted))
 
 
+def test_deep_nesting_is_named_from_any_depth_of_the_caller() -> None:
+    contents = before_pixels((SEQUENCE + UNDEFINED + ITEM + UNDEFINED) * 10_000)
+
+    def refused_below(depth: int) -> str:
+        return refused_below(depth - 1) if depth else refused(contents)
+
+    for depth in range(8):
+        assert "is nested too deeply" in refused_below(depth)
+
+
 @pytest.mark.parametrize(
     ("elements", "problem"),
     [
         ({"Rows": 0}, "has 40×0 pixels by its header"),
         ({"Rows": 65535, "Columns": 65535}, "has 65535×65535 pixels (4294.8 megapixels; the limit is 36)"),
         ({"Rows": 5000, "Columns": 7000}, "is truncated: it announces 7000×5000 pixels and has 1920 bytes"),
-        ({"NumberOfFrames": 60_000}, "holds 60000 frames instead of a single image"),
+        ({"NumberOfFrames": 60_000}, "is truncated: it announces 60000 frames of 40×24 pixels and has 1920 bytes"),
         ({"NumberOfFrames": 2_000_000_000}, "announces 2e+09 frames (the limit is 65,536)"),
         ({"BitsStored": 17}, "has pixels of 16 bits, 17 of them stored, which is not supported"),
         ({"BitsAllocated": 64}, "has pixels of 64 bits, 16 of them stored, which is not supported"),
@@ -114,6 +124,18 @@ def test_an_unsupported_transfer_syntax_is_named_if_the_standard_knows_it() -> N
         other = contents.replace(old, b"UI" + len(uid).to_bytes(2, "little") + uid, 1)
         assert "has a transfer syntax that is not supported" in refused(other)
         assert name in refused(other)
+
+
+def test_uncompressed_pixels_in_the_transfer_syntax_of_a_manufacturer_are_not_called_compressed() -> None:
+    contents = dicom(PIXELS).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0", 1)
+    assert "the file has a transfer syntax that is not supported." in refused(contents)
+
+
+def test_a_file_of_several_frames_that_cannot_be_read_says_why_and_not_that_a_frame_must_be_named() -> None:
+    frames = np.stack([PIXELS] * 3)
+    assert "is truncated: it announces 3 frames" in refused(dicom(frames, frames=True)[:-10])
+    mpeg = dicom(frames, JPEG_LOSSLESS, frames=True).replace(b"1.2.840.10008.1.2.4.57", b"1.2.840.10008.1.2.4.98", 1)
+    assert "has a transfer syntax that is not supported" in refused(mpeg)
 
 
 def test_pixels_must_be_stored_as_the_transfer_syntax_says() -> None:

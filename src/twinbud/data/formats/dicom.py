@@ -18,7 +18,7 @@ from twinbud.config.reading import Plane
 from twinbud.core.errors import TwinbudError
 from twinbud.data.formats.base import FileSurvey, ImageInfo, Trait, UnreadableImage
 from twinbud.data.formats.dicom_elements import DicomElements
-from twinbud.data.formats.dicom_header import read_header, recognizes
+from twinbud.data.formats.dicom_header import DicomHeader, PixelPlace, read_header, recognizes
 from twinbud.data.formats.dicom_layout import PixelLayout, read_layout
 from twinbud.data.formats.dicom_pixels import check_extent, read_frame
 from twinbud.data.formats.dicom_window import to_rgb
@@ -35,12 +35,18 @@ _MODALITIES = (
 MODALITIES = frozenset(_MODALITIES.split())
 """The standard's words for modalities; any other text of a header is not shown."""
 
+_Opened = tuple[DicomHeader, PixelLayout, PixelPlace]
+
 
 class DicomReader:
     """Reader of DICOM files with and without preamble; pydicom is imported when the first file is read."""
 
     formats: ClassVar[tuple[str, ...]] = ("DICOM",)
     damage: ClassVar[tuple[type[Exception], ...]] = ()
+
+    def __init__(self) -> None:
+        self._contents: bytes | None = None
+        self._opened_file: _Opened | None = None
 
     def recognizes(self, head: bytes) -> bool:
         """Return whether a file starts like DICOM; see ``SurveyedReader.recognizes``."""
@@ -51,25 +57,24 @@ class DicomReader:
         return recognizes(contents[:512])
 
     def for_file(self, plane: Plane) -> DicomReader:  # noqa: ARG002 - its images are stored as planes
-        """Return this reader, which keeps nothing of a file."""
-        return self
+        """Return a reader for one file, which keeps its header: that of an enhanced image describes every frame."""
+        return DicomReader()
 
     def survey(self, file: BinaryIO, *, hashed: Callable[[str], str]) -> FileSurvey:
         """Read frames, patient and series; see ``SurveyedReader.survey``."""
         with _without_values():
-            header = read_header(file)
-            layout, num_frames = read_layout(header), header.num_frames
-            check_extent(header, layout, header.pixel_place(file), num_frames)
-            elements = header.elements
-            patient, place = _patient(elements), _place_in_volume(elements)
-            series = elements.text("SeriesInstanceUID") if place and num_frames == 1 else ""
+            header, layout, place = _open(file)
+            check_extent(header, layout, place, header.num_frames)
+            elements, num_frames = header.elements, header.num_frames
+            patient, position = _patient(elements), _place_in_volume(elements)
+            series = elements.text("SeriesInstanceUID") if position and num_frames == 1 else ""
             burned_in = elements.text("BurnedInAnnotation") == "YES"
             traits = tuple(_traits(elements, layout, hashed))
         return FileSurvey(
             num_frames=num_frames,
             patient=hashed(patient) if patient else None,
             series=hashed(f"series {series} {_volume(elements, layout)}") if series else None,
-            position=place,
+            position=position,
             warnings=(_BURNED_IN,) if burned_in else (),
             traits=traits,
         )
@@ -77,21 +82,30 @@ class DicomReader:
     def describe(self, contents: bytes) -> ImageInfo:
         """Read size and number of frames; see ``ImageReader.describe``."""
         with _without_values():
-            header = read_header(io.BytesIO(contents))
-            layout = read_layout(header)
-            return ImageInfo(
-                width=layout.columns, height=layout.rows, num_frames=header.num_frames, has_named_frames=True
-            )
+            header, layout, place = self._opened(contents)
+            num_frames = header.num_frames
+            if num_frames > 1:  # or the user would be asked to name one of frames that are not there
+                check_extent(header, layout, place, num_frames)
+            return ImageInfo(width=layout.columns, height=layout.rows, num_frames=num_frames, has_named_frames=True)
 
     def read(self, contents: bytes, *, frame: int, window: str | None) -> np.ndarray:
         """Decode one frame to (H, W, 3) uint8; see ``ImageReader.read``."""
         with _without_values():
-            file = io.BytesIO(contents)
-            header = read_header(file)
-            layout, place = read_layout(header), header.pixel_place(file)
+            header, layout, place = self._opened(contents)
             check_extent(header, layout, place, header.num_frames)
             stored = read_frame(header, layout, place, frame=frame, num_frames=header.num_frames)
             return to_rgb(stored, header.of_frame(frame), window)
+
+    def _opened(self, contents: bytes) -> _Opened:
+        if self._opened_file is None or contents is not self._contents:
+            self._contents, self._opened_file = contents, _open(io.BytesIO(contents))
+        return self._opened_file
+
+
+def _open(file: BinaryIO) -> _Opened:
+    """Read what the frames of a file share."""
+    header = read_header(file)
+    return header, read_layout(header), header.pixel_place(file)
 
 
 @contextmanager
@@ -101,10 +115,10 @@ def _without_values() -> Iterator[None]:
         yield
     except (UnreadableImage, TwinbudError, MemoryError):
         raise
-    except RecursionError:
-        raise UnreadableImage("is nested too deeply") from None
-    except Exception:  # pydicom and the decoders raise errors of many types
-        raise UnreadableImage("is damaged or truncated") from None
+    except Exception as error:  # pydicom and the decoders raise errors of many types
+        # pydicom replaces some of the errors that it meets
+        is_deep = isinstance(error, RecursionError) or isinstance(error.__context__, RecursionError)
+        raise UnreadableImage("is nested too deeply" if is_deep else "is damaged or truncated") from None
 
 
 def _patient(elements: DicomElements) -> str | None:

@@ -49,17 +49,26 @@ def decompress(syntax: str, layout: PixelLayout, data: bytes) -> Decoded:
         values, photometric = _decode("jpegls_decode", data), layout.photometric
     elif syntax in _JPEG_2000:
         values, bits, photometric = _jpeg_2000(layout, data)
-    elif syntax == _RLE:
-        values, bits, photometric = _run_lengths(layout, data), layout.bits_stored, layout.photometric
     else:
-        name = uid_name(syntax)
-        raise UnreadableImage(f"has a transfer syntax that is not supported{f' ({name})' if name else ''}")
+        require_supported(syntax)
+        values, bits, photometric = _run_lengths(layout, data), layout.bits_stored, layout.photometric
     shape = (layout.rows, layout.columns, layout.samples)[: 2 if layout.samples == 1 else 3]
     if values.shape != shape:
         raise UnreadableImage(f"has a compressed frame that decodes to {values.shape} values instead of {shape}")
     if photometric in ("YBR_RCT", "YBR_ICT"):
         raise UnreadableImage(f"has {photometric} colors, which only JPEG 2000 has")
     return values, bits, "YBR_FULL" if photometric.startswith("YBR") else photometric
+
+
+def require_supported(syntax: str) -> None:
+    """Refuse a transfer syntax, of compressed pixels or of a manufacturer, that nothing here decodes.
+
+    Raises:
+        UnreadableImage: It is such a one.
+    """
+    if syntax not in {*_JPEG, *_JPEG_LS, *_JPEG_2000, _RLE}:
+        name = uid_name(syntax)
+        raise UnreadableImage(f"has a transfer syntax that is not supported{f' ({name})' if name else ''}")
 
 
 def _decode(name: str, data: bytes, **options: Any) -> np.ndarray:

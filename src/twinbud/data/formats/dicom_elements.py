@@ -79,6 +79,7 @@ class DicomElements:
 
     def __init__(self, dataset: Dataset, *, little_endian: bool, budget: Budget) -> None:
         self._dataset, self.little_endian, self._budget = dataset, little_endian, budget
+        self._items: dict[str, list[DicomElements]] = {}
 
     def __contains__(self, name: str) -> bool:
         return TAGS[name] in self._dataset
@@ -117,11 +118,16 @@ class DicomElements:
         return next(iter(self.integers(name)), default)
 
     def items(self, name: str) -> list[DicomElements]:
-        """Return the items of a sequence.
+        """Return the items of a sequence, which is read once: the frames of a file ask for it one after the other.
 
         Raises:
             UnreadableImage: The sequence is too long to be read.
         """
+        if name not in self._items:
+            self._items[name] = self._read_items(name)
+        return self._items[name]
+
+    def _read_items(self, name: str) -> list[DicomElements]:
         element = self._element(name)
         if element is None:
             return []
@@ -132,6 +138,10 @@ class DicomElements:
             file: Any = self._budget.over(io.BytesIO(found))
             found = read_sequence(file, element.is_implicit_VR, self.little_endian, len(found), "latin-1")
         return [DicomElements(item, little_endian=self.little_endian, budget=self._budget) for item in found or []]
+
+    def with_budget(self, budget: Budget) -> DicomElements:
+        """Return the same elements, whose sequences are read within another budget."""
+        return DicomElements(self._dataset, little_endian=self.little_endian, budget=budget)
 
     def _element(self, name: str) -> Any:
         return self._dataset.get_item(TAGS[name]) if TAGS[name] in self._dataset else None

@@ -106,10 +106,11 @@ class DicomHeader:
     def of_frame(self, frame: int) -> tuple[DicomElements, ...]:
         """Return the elements that can hold the rescale and the window of a frame, the most specific ones first."""
         groups: list[DicomElements] = []
+        budget = Budget()  # of this frame alone: the header is kept for all of them
         for sequence, number in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
             for item in self.elements.items(sequence)[number : number + 1]:
                 for name in _FRAME_GROUPS:
-                    groups += item.items(name)[:1]
+                    groups += item.with_budget(budget).items(name)[:1]
         return (*groups, self.elements)
 
     def pixel_place(self, file: BinaryIO) -> PixelPlace:

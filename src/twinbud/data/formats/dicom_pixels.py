@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twinbud.data.formats.base import UnreadableImage
-from twinbud.data.formats.dicom_codecs import decompress
+from twinbud.data.formats.dicom_codecs import decompress, require_supported
 from twinbud.data.formats.dicom_header import DicomHeader, PixelPlace
 from twinbud.data.formats.dicom_layout import PixelLayout
 
@@ -37,11 +37,13 @@ class StoredFrame:
 
 
 def check_extent(header: DicomHeader, layout: PixelLayout, place: PixelPlace, num_frames: int) -> None:
-    """Refuse a file that announces more pixels than it has bytes for.
+    """Refuse a file whose pixels no frame could be read from, without reading any.
 
     Raises:
-        UnreadableImage: It does.
+        UnreadableImage: It announces more pixels than it has bytes for, or stores them in an unsupported way.
     """
+    if header.is_compressed:
+        require_supported(header.transfer_syntax)
     if header.is_compressed != (place.length is None):
         kinds = ("compressed", "in one piece") if header.is_compressed else ("uncompressed", "in fragments")
         raise UnreadableImage(f"has pixels that are {kinds[0]} by its transfer syntax and stored {kinds[1]}")
