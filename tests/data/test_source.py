@@ -262,7 +262,8 @@ def test_a_csv_of_one_class_is_told_how_to_get_a_second_one(tmp_path: Path) -> N
     [
         ("a/2.png,x", "a/2.png,", "DATA, row 3: column 'label' is blank. Fill it in or drop the row."),
         ("a/2.png,x", " ,x", "DATA, row 3: column 'image_path' is blank."),
-        ("a/2.png,x", "a/2.png,x,y", "DATA, row 3: the row has 3 cells, the header has 2."),
+        ("a/2.png,x", "a/2.png,x,y", "DATA, row 3: the row has 3 cells, the header has 2. Put quotes around"),
+        ("a/2.png,x", "a/2.png", "DATA, row 3: the row has 1 cells, the header has 2. Add the missing cells."),
         ("b/2.png", "b/9.png", "column 'image_path': 1 of 4 paths lead to no file: 'b/9.png'. Write paths relative to"),
         ("image_path,label", "image_path,label,label", "columns that appear more than once: 'label'."),
     ],

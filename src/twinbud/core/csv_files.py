@@ -105,10 +105,11 @@ def read_cells(
         _check_columns(path, columns, required, rename, options or {})
         for number, cells in rows:
             if len(cells) != len(columns):
+                few = len(cells) < len(columns)
                 raise TwinbudError(
                     f"the row has {len(cells)} cells, the header has {len(columns)}",
                     where=f"{path}, row {number}",
-                    fix="Put quotes around cells that hold the separator",
+                    fix="Add the missing cells" if few else "Put quotes around cells that hold the separator",
                 )
             named = zip(columns, cells, strict=True)
             yield number, {name: cell.text if name in exact else _stripped(cell) for name, cell in named}
