@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.slices import save_slices, use_slices
+from helpers.slices import SlicesReader, save_slices, use_slices
 from twinbud import read_image
 from twinbud.config.data_config import DataConfig
 from twinbud.config.reading import NAMED_WINDOWS, Reading, canonical_window
 from twinbud.core.cache import CACHE_VARIABLE
 from twinbud.core.errors import TwinbudError
 from twinbud.data.csv_source import read_csv_source
-from twinbud.data.formats.base import BrokenImageError
+from twinbud.data.formats.base import BrokenImageError, FileSurvey
 from twinbud.data.image_store import load_image_store
 from twinbud.data.index import ImageIndex, frame_name, split_frame_name
 from twinbud.data.patient_salt import PatientSalt, default_salt_file, is_key, require_one_salt
@@ -176,6 +178,36 @@ def test_a_csv_may_name_frames_as_the_outputs_do(source: Path) -> None:
     ]
     with pytest.raises(TwinbudError, match=r"paths lead to no file: 'c/volume\.xyz\[1\]'"):
         read_csv_source(write_csv(source, "image_path,label", "c/volume.xyz[1],a"), DataConfig())
+
+
+def test_a_row_for_a_frame_beside_one_for_its_whole_file_is_a_repetition_or_a_contradiction(source: Path) -> None:
+    lines = ["image_path,label", "a/volume.xyz[2],a", "b/volume.xyz,b", "a/volume.xyz,a"]
+    image_index = index(write_csv(source, *lines, "b/1.2.3,b", "b/1.2.3[0],b"))
+    assert len(set(paths(image_index))) == len(image_index.rows) == 4 + 4 + 1
+    assert [(file.path, file.reason) for file in image_index.ignored] == [
+        ("a/volume.xyz[2]", "row 4 repeats row 2"),
+        ("b/1.2.3[0]", "row 6 repeats row 5"),
+    ]
+    other = r"rows 2 and 5 give 'a/volume\.xyz\[2\]' a different label: 'a' and 'b'\. Drop the wrong row"
+    with pytest.raises(TwinbudError, match=other):
+        index(write_csv(source, *lines[:3], "b/1.2.3,b", "a/volume.xyz,b"))
+
+
+def test_a_file_is_surveyed_once_for_all_rows_that_name_its_frames(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surveyed = []
+    read_survey = SlicesReader.survey
+
+    def survey(reader: SlicesReader, file: BinaryIO, *, hashed: Callable[[str], str]) -> FileSurvey:
+        surveyed.append(file)
+        return read_survey(reader, file, hashed=hashed)
+
+    monkeypatch.setattr(SlicesReader, "survey", survey)
+    save_slices(source / "burnt", 4, burnt=True)
+    lines = [f"burnt[{number}],{'ab'[number % 2]}" for number in range(4)]
+    assert index(write_csv(source, "image_path,label", *lines)).notes == ("1 file may show names",)
+    assert len(surveyed) == 1
 
 
 def test_names_of_frames_survive_a_round_trip_through_split_csv(source: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from twinbud.config.fields import option_of
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.data.findings import are_combinations, check_label_columns, findings_of_columns, with_findings
-from twinbud.data.identity import is_missing_patient, patient_key, same_path_key, sort_classes, visible_text
-from twinbud.data.index import SPLIT_WORDS, IgnoredFile, ImageIndex, ImageRef, ImageRow, SplitName, split_frame_name
+from twinbud.data.identity import is_missing_patient, sort_classes, visible_text
+from twinbud.data.index import SPLIT_WORDS, ImageIndex, ImageRef, ImageRow, SplitName, split_frame_name
+from twinbud.data.repetitions import without_repetitions
 
 
 def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True) -> ImageIndex:
@@ -64,7 +65,7 @@ def read_csv_source(path: Path, config: DataConfig, *, with_labels: bool = True)
             )
         )
     _check_rows(path, rows, config)
-    kept, ignored = _without_repetitions(path, rows)
+    kept, ignored = without_repetitions(str(path), rows)
     if not columns and not (with_labels and _are_several(config, kept)):
         classes = sort_classes(row.label for row in kept if row.label)
         return ImageIndex(source=str(path), rows=tuple(kept), classes=classes, ignored=tuple(ignored))
@@ -132,34 +133,6 @@ def _check_rows(path: Path, rows: Sequence[ImageRow], config: DataConfig) -> Non
             where=f"{path}, column '{config.split_column}'",
             fix="Write train, val or test in each row, or leave the whole column blank",
         )
-
-
-def _without_repetitions(path: Path, rows: Sequence[ImageRow]) -> tuple[list[ImageRow], list[IgnoredFile]]:
-    """Leave out rows that repeat an earlier one.
-
-    Raises:
-        TwinbudError: A row names the image of an earlier one with another label, patient or split.
-    """
-    first: dict[tuple[tuple[str, str], int | None], ImageRow] = {}
-    ignored = []
-    for row in rows:
-        earlier = first.setdefault((same_path_key(row.image.file), row.image.frame), row)
-        if earlier is row:
-            continue
-        for what, here, there in (
-            ("label", row.label, earlier.label),
-            ("patient", patient_key(row.patient_id), patient_key(earlier.patient_id)),
-            ("split", row.split, earlier.split),
-        ):
-            if here != there:
-                raise TwinbudError(
-                    f"rows {earlier.row_number} and {row.row_number} give {visible_text(row.path)} a different {what}: "
-                    f"{visible_text(there or 'none')} and {visible_text(here or 'none')}",
-                    where=str(path),
-                    fix="Drop the wrong row",
-                )
-        ignored.append(IgnoredFile(path=row.path, reason=f"row {row.row_number} repeats row {earlier.row_number}"))
-    return list(first.values()), ignored
 
 
 def _shortened(name: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
 from twinbud.config.reading import ALL_FRAMES, Plane, Reading
@@ -23,6 +24,7 @@ from twinbud.data.identity import same_path_key, visible_text
 from twinbud.data.index import IgnoredFile, ImageIndex, ImageRow, frame_name, split_frame_name
 from twinbud.data.mixed_series import mixed_notes
 from twinbud.data.patient_salt import PatientSalt
+from twinbud.data.repetitions import without_repetitions
 
 _Surveys = Mapping[int, FileSurvey | NoPixels]
 
@@ -46,17 +48,22 @@ def with_frames(image_index: ImageIndex, config: DataConfig, progress: Progress)
     """Return an index of files as an index of images.
 
     Raises:
-        TwinbudError: See ``list_frames``; or no image is left.
+        TwinbudError: See ``list_frames``; no image is left, or rows of a CSV contradict each other about a frame.
     """
     salt = PatientSalt(config.patient_salt, config.data)
     frames = list_frames(image_index.rows, config.reading, salt, progress)
     if image_index.rows and not frames.rows:
         problem = f"none of the {len(image_index.rows)} files holds an image ({frames.left_out[0].reason})"
         raise TwinbudError(problem, where=image_index.source, fix="Give files with pixels")
+    rows: Sequence[ImageRow] = frames.rows
+    repeated: list[IgnoredFile] = []
+    if any(row.image.frame is not None for row in image_index.rows):  # beside a row for all frames of the same file
+        in_order = sorted(rows, key=lambda row: row.row_number or 0)
+        rows, repeated = without_repetitions(image_index.source, in_order, of_images=True)
     return replace(
         image_index,
-        rows=frames.rows,
-        ignored=(*image_index.ignored, *frames.left_out),
+        rows=tuple(rows),
+        ignored=(*image_index.ignored, *frames.left_out, *repeated),
         notes=(*image_index.notes, *frames.notes),
     )
 
@@ -95,29 +102,31 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
     _refuse_equal_names(found)
     empty = [row.path for index, row in enumerate(rows) if isinstance(surveys.get(index), NoPixels)]
     notes = [_note(len(empty), "file", f"without an image, left out: {first_few(map(visible_text, empty), 3)}")]
-    warnings = Counter(text for known in surveys.values() if isinstance(known, FileSurvey) for text in known.warnings)
+    of_files = {rows[index].image.file: known for index, known in surveys.items()}
+    warnings = Counter(text for known in of_files.values() if isinstance(known, FileSurvey) for text in known.warnings)
     notes += [_note(count, "file", text) for text, count in sorted(warnings.items())]
     notes += mixed_notes({row.path: surveys[index] for index, row in enumerate(rows) if index in surveys})
     return Frames(rows=tuple(found), left_out=tuple(left_out), notes=tuple(filter(None, notes)))
 
 
 def _survey(rows: Sequence[ImageRow], plane: Plane, salt: PatientSalt | None, progress: Progress) -> _Surveys:
-    """Return what each file holds that is recognized by content, by its place in ``rows``."""
-    readers = {index: reader for index, row in enumerate(rows) if (reader := surveyor_of(row.image.file)) is not None}
-    surveys: dict[int, FileSurvey | NoPixels] = {}
+    """Return what each file holds that is recognized by content, by its place in ``rows``; each is read once."""
+    files = dict.fromkeys(row.image.file for row in rows)
+    readers = {file: reader for file in files if (reader := surveyor_of(file)) is not None}
+    known: dict[Path, FileSurvey | NoPixels] = {}
     hashed = salt.hashed if salt is not None else _unsalted
     if not readers:
-        return surveys
+        return {}
     with progress.bar("reading headers", len(readers)) as advance, without_warnings():
-        for done, (index, reader) in enumerate(readers.items(), start=1):
+        for done, (file, reader) in enumerate(readers.items(), start=1):
             try:
-                known = survey(reader.for_file(plane), rows[index].image.file, hashed=hashed)
-                if known is not None:
-                    surveys[index] = known
+                found = survey(reader.for_file(plane), file, hashed=hashed)
+                if found is not None:
+                    known[file] = found
             except NoPixels as error:
-                surveys[index] = error
+                known[file] = error
             advance(done)
-    return surveys
+    return {index: known[row.image.file] for index, row in enumerate(rows) if row.image.file in known}
 
 
 def _unsalted(identity: str) -> str:
