@@ -163,6 +163,25 @@ def test_alpha_of_wide_tiff_is_composited_on_black(kind: str, extra: str, colors
     np.testing.assert_allclose(read(contents), np.broadcast_to(expected, (*PICTURE.shape, 3)), atol=1)
 
 
+@pytest.mark.parametrize("extra", ["unassalpha", "assocalpha"])
+def test_alpha_of_8_bit_gray_tiff_is_composited_on_black(extra: str) -> None:
+    opacity = np.tile(np.linspace(0, 255, PICTURE.shape[1]).astype(np.uint8), (len(PICTURE), 1))
+    expected = np.rint(PICTURE * (opacity / 255))
+    stored = PICTURE if extra == "unassalpha" else expected.astype(np.uint8)
+    contents = tiff(np.stack([stored, opacity], axis=2), photometric="minisblack", extrasamples=[extra])
+    np.testing.assert_allclose(read(contents), repeated(expected), atol=1)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_transparent_gray_of_a_png_has_the_bits_of_its_samples(depth: int) -> None:
+    most = (1 << depth) - 1
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16) & most
+    bits = (values[:, :, None] >> np.arange(depth - 1, -1, -1)) & 1
+    contents = png((depth, 0), np.packbits(bits.reshape(16, -1), axis=1), (b"tRNS", struct.pack(">H", most - 1 or 1)))
+    expected = np.where(values == (most - 1 or 1), 0, values * (255 // most))
+    np.testing.assert_array_equal(read(contents), repeated(expected))
+
+
 def test_gray_stored_as_color_reads_like_gray() -> None:
     gray = PICTURE.astype(np.uint16) * 16
     color = repeated(gray)

@@ -36,7 +36,10 @@ def open_png(contents: bytes, *, check_data: bool = False) -> PngImageFile:
     Raises:
         UnreadableImage: Such a checksum is wrong, or there are too many chunks.
     """
-    return PngImageFile(io.BufferedReader(_Pieces(_without_metadata(contents, check_data=check_data))))
+    image = PngImageFile(io.BufferedReader(_Pieces(_without_metadata(contents, check_data=check_data))))
+    if contents[24:26] in (b"\2\0", b"\4\0") and "transparency" in image.info:
+        image.info["transparency"] *= 255 // ((1 << contents[24]) - 1)  # Pillow scales the gray values alone
+    return image
 
 
 def is_16_bit_color(contents: bytes) -> bool:

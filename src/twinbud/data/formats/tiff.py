@@ -225,7 +225,7 @@ def decoded_by_pillow(page: TiffPage) -> bool:
     if page.format != 1:
         return False
     if page.photometric in (0, 1):
-        with_alpha = page.samples == 2 and page.tags.get("extra") in ((1,), (2,))
+        with_alpha = page.samples == 2 and page.tags.get("extra") == (2,)  # Pillow cannot convert premultiplied gray
         one = page.samples == 1 and page.bits in (1, 2, 4, 8)
         return one or (with_alpha and page.bits == 8 and page.photometric == 1)
     return page.bits == 8 or (page.photometric, page.bits) in ((3, 1), (3, 2), (3, 4), (5, 16))
