@@ -22,6 +22,7 @@ from helpers.hub import serve_hub
 from twinbud.core.errors import TwinbudError
 from twinbud.models.dinov2 import DINOV2_SMALL
 from twinbud.models.efficientnet_lite0 import EFFICIENTNET_LITE0
+from twinbud.models.families.registry import family_of
 from twinbud.models.teacher import open_teacher, read_teacher_info
 
 needs_wheel = pytest.mark.skipif(
@@ -167,6 +168,21 @@ def test_a_safetensors_file_opens_under_the_architecture_that_is_named(tmp_path:
     assert teacher.model.head.out_features == 7
     assert teacher.model.patch_embed.grid_size == (3, 3)
     assert torch.equal(teacher.model.norm.weight, model.norm.weight)
+
+
+@pytest.mark.parametrize("network", ["vit_tiny_r_s16_p8_224", "vit_small_resnet26d_224"])
+def test_the_image_size_of_a_hybrid_is_read_from_its_positions_not_its_kernel(network: str, tmp_path: Path) -> None:
+    """The kernel of its patches reads the map of a convolutional network: 8 × 8 or 1 × 1 elements of it, not pixels."""
+    save_file(random_model(network, img_size=64, num_classes=7).state_dict(), file := tmp_path / "hybrid.safetensors")
+    teacher = open_teacher(read_teacher_info(f"{network}@{file}"))
+    assert teacher.model.patch_embed.img_size == (64, 64)
+    assert teacher.model.patch_embed.grid_size == (2, 2)
+
+
+def test_an_image_size_that_a_hybrid_cannot_divide_is_refused() -> None:
+    template = read_teacher_info("vit_tiny_r_s16_p8_224").outline(num_classes=0)
+    with pytest.raises(TwinbudError, match=r"40 is not a multiple of the patch size, 32 pixels.* 32 or 64"):
+        family_of(template).image_arguments(template, 40, "vit_tiny_r_s16_p8_224")
 
 
 def test_a_file_is_normalized_as_timm_normalizes_the_weights_of_its_name(tmp_path: Path) -> None:

@@ -163,8 +163,9 @@ def _open(info: TeacherInfo, family: SelectionFamily | None = None, image_size: 
 def arguments_from_weights(info: TeacherInfo, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the timm arguments that only the weights tell: the number of classes and, for a ViT, the image size."""
     heads = [state[f"{name}.weight"] for name in classifiers(info.architecture) if f"{name}.weight" in state]
-    family = family_of(info.outline(num_classes=0))
-    return {"num_classes": heads[0].shape[0] if heads else 0} | family.arguments_from_weights(state)
+    template = info.outline(num_classes=0)
+    known = family_of(template).arguments_from_weights(template, state)
+    return {"num_classes": heads[0].shape[0] if heads else 0} | known
 
 
 def _without_prefix(info: TeacherInfo, state: State) -> State:

@@ -269,9 +269,14 @@ class SelectionFamily(ABC):
         del model, image_size, where
         return {}
 
-    def arguments_from_weights(self, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return the timm arguments that only the shapes of saved tensors tell, such as the image size."""
-        del state
+    def arguments_from_weights(self, model: TimmModel, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return the timm arguments that only the shapes of saved tensors tell, such as the image size.
+
+        Args:
+            model: A network of their architecture, for any image size.
+            state: The saved tensors.
+        """
+        del model, state
         return {}
 
     def check_attention(self, model: TimmModel, attention: Attention) -> None:

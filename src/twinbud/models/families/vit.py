@@ -144,6 +144,8 @@ class ViTFamily(SelectionFamily):
             TwinbudError: The size is not a multiple of the patch size.
         """
         patch = model.patch_embed.patch_size[0]
+        if patch > 1:  # in a hybrid, of a smaller map; kernels of one element read a map of any size
+            patch = model.patch_embed.feat_ratio()
         if image_size % patch:
             below = max(patch, image_size // patch * patch)
             raise TwinbudError(
@@ -153,13 +155,14 @@ class ViTFamily(SelectionFamily):
             )
         return {"img_size": image_size}
 
-    def arguments_from_weights(self, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return ``img_size`` from the position grid and the patch kernel, for a square grid."""
-        if "pos_embed" not in state or "patch_embed.proj.weight" not in state:
+    def arguments_from_weights(self, model: TimmModel, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return ``img_size`` from the position grid and the pixels of a position, for a square grid."""
+        if "pos_embed" not in state:
             return {}
         # a few prefix tokens never complete the next square, so the root's floor is the grid
         side = math.isqrt(state["pos_embed"].shape[1])
-        return {"img_size": side * state["patch_embed.proj.weight"].shape[-1]}
+        # not the patch kernel: in a hybrid, it reads the smaller maps of a convolutional network
+        return {"img_size": side * model.patch_embed.feat_ratio()}
 
     def check_attention(self, model: TimmModel, attention: Attention) -> None:
         """Require whole heads where all heads share the norms of queries and keys.
