@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -192,6 +193,14 @@ def test_weight_decay_spares_vectors_tokens_and_positions() -> None:
     assert decayed["weight_decay"] == 0.05
     assert "blocks.0.attn.qkv.weight" not in spared
     assert len(spared) + len(decayed["params"]) == len(names)
+
+
+def test_weight_decay_spares_what_timm_names_by_a_pattern() -> None:
+    """XCiT's "pos_embed.*"."""
+    model = timm.create_model("xcit_nano_12_p16_224", depth=1, num_classes=3)
+    spared = {id(p) for group in parameter_groups(model, 0.05) if not group["weight_decay"] for p in group["params"]}
+    assert id(model.pos_embed.token_projection.weight) in spared
+    assert id(model.blocks[0].mlp.fc1.weight) not in spared
 
 
 @pytest.mark.parametrize(("architecture", "arguments"), [("vit_tiny_patch16_224", VIT), ("convnext_tiny", CONVNEXT)])

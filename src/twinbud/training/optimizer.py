@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -168,7 +169,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Build AdamW's parameter groups.
 
-    Weight decay is zero for 1-D parameters (norms, biases, LayerScale) and those of timm's ``no_weight_decay()``.
+    Weight decay is zero for 1-D parameters (norms, biases, LayerScale) and those of timm's ``no_weight_decay()``, which
+    may be patterns ("pos_embed.*").
 
     Args:
         model: The network to train.
@@ -178,11 +180,12 @@ def parameter_groups(
     Returns:
         Groups for ``torch.optim.AdamW``, with the factor under ``scale``; sorted by factor, then by decay.
     """
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    exempt: Collection[str] = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (scales or {}).get(name, 1.0), parameter.dim() <= 1 or name in exempt
+            is_exempt = parameter.dim() <= 1 or any(fnmatchcase(name, pattern) for pattern in exempt)
+            key = (scales or {}).get(name, 1.0), is_exempt
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "weight_decay": 0.0 if is_exempt else weight_decay, "scale": scale}
