@@ -203,6 +203,17 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> 
     assert "timm's convnext_femto" in refusal(f"convnext_femto@{tmp_path}/weights.safetensors")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    state = random_model("vit_tiny_patch16_224", img_size=48, depth=1).state_dict()
+    state["blocks.0.mlp.fc1.weight"][1, 1] = value
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1}}')
+    said = refusal(f"local-dir:{tmp_path}")
+    assert "weights are not finite (NaN or infinity): blocks.0.mlp.fc1.weight" in said
+    assert str(tmp_path / "model.safetensors") in said
+
+
 def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> None:
     pickled = tmp_path / "weights.pth"
     torch.save(random_model("convnext_atto").state_dict(), pickled)

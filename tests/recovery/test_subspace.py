@@ -204,3 +204,11 @@ def test_a_network_with_another_stream_is_refused(architecture: str, arguments: 
     recovery = family_of(model).require_recovery()
     with pytest.raises(TwinbudError, match=f"--recover-stream subspace: it does not support {said}"):
         recovery.stream_norms(model)
+
+
+def test_a_teacher_whose_features_overflow_is_the_one_that_is_named() -> None:
+    teacher = random_model("vit_tiny_patch16_224", **VIT)
+    with torch.no_grad():
+        teacher.blocks[0].mlp.fc2.bias.fill_(torch.finfo(torch.float32).max)
+    with pytest.raises(TwinbudError, match="features of the teacher are not finite"):
+        measure_stream(teacher, family_of(teacher), refit_batches(28))

@@ -130,7 +130,7 @@ def open_teacher(info: TeacherInfo) -> Teacher:
     """Open the weights that ``info`` describes.
 
     Raises:
-        TwinbudError: The weights cannot be read, or are not the architecture's.
+        TwinbudError: The weights cannot be read, are not the architecture's, or are not finite.
     """
     return Teacher(info=info, model=_open(info))
 
@@ -157,15 +157,17 @@ def _open(info: TeacherInfo, family: SelectionFamily | None = None, image_size: 
         state = family.fit_positions(state, info.outline(**arguments))
     model = build_network(info.architecture, info.name, info.shapes, **info.model_args | arguments)
     model.load_state_dict(state)
-    return model.float().eval().requires_grad_(False)
+    if bad := [name for name, tensor in model.float().state_dict().items() if not torch.isfinite(tensor).all()]:
+        problem = f"weights are not finite (NaN or infinity): {first_few(bad, 3)}"
+        raise TwinbudError(problem, where=str(info.file or info.name), fix="Copy the weights again")
+    return model.eval().requires_grad_(False)
 
 
 def arguments_from_weights(info: TeacherInfo, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the timm arguments that only the weights tell: the number of classes and, for a ViT, the image size."""
     heads = [state[f"{name}.weight"] for name in classifiers(info.architecture) if f"{name}.weight" in state]
-    template = info.outline(num_classes=0)
-    known = family_of(template).arguments_from_weights(template, state)
-    return {"num_classes": heads[0].shape[0] if heads else 0} | known
+    model = info.outline(num_classes=0)
+    return {"num_classes": heads[0].shape[0] if heads else 0} | family_of(model).arguments_from_weights(model, state)
 
 
 def _without_prefix(info: TeacherInfo, state: State) -> State:

@@ -86,7 +86,7 @@ def measure_effects(
         bf16: Whether the teacher computes in bf16 autocast.
 
     Raises:
-        TwinbudError: See ``RecoverySupport.stream_norms``.
+        TwinbudError: A feature is not finite; see also ``RecoverySupport.stream_norms``.
     """
     sums, generator = _Sums(teacher, family), numpy_stream("recovery", seed, "logits")
     size = max(1, _MAX_POSITIONS // num_positions)

@@ -18,7 +18,7 @@ from torch import nn
 from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.widths import Axis, index_attention
 from twinbud.recovery.least_squares import RefitBatch
-from twinbud.recovery.normal_equations import gram_matrix
+from twinbud.recovery.normal_equations import gram_matrix, not_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def measure_stream(
         bf16: Whether the teacher computes in bf16 autocast.
 
     Raises:
-        TwinbudError: See ``RecoverySupport.stream_norms``.
+        TwinbudError: A feature is not finite; see also ``RecoverySupport.stream_norms``.
     """
     with StreamMeters(teacher, family) as meters:
         for images_BCSS, _ in refit_batches:
@@ -86,11 +86,18 @@ class StreamMeters(ExitStack):
 
     @property
     def statistics(self) -> StreamStatistics:
-        """The means over all forward passes; at least one must have been taken."""
-        return StreamStatistics(
+        """The means over all forward passes; at least one must have been taken.
+
+        Raises:
+            TwinbudError: A feature is not finite.
+        """
+        found = StreamStatistics(
             moments={name: meter.value for name, meter in self._norms.items()},
             importance={name: _lengths(meter.value, weight_OGU) for name, (meter, weight_OGU) in self._writers.items()},
         )
+        if not all(torch.isfinite(part).all() for part in (*found.moments.values(), *found.importance.values())):
+            raise not_finite("teacher")
+        return found
 
     def _meter(self, module: nn.Module, sums: Callable[[torch.Tensor], torch.Tensor]) -> _Mean:
         meter = _Mean(sums)
