@@ -232,7 +232,8 @@ def test_no_teacher_is_refused() -> None:
         ({"seed": "9" * 5000}, "--seed: '" + "9" * 80 + "…' has too many digits."),
         ({"alpha": 1.5}, "--alpha: '1.5' is not a number from 0 to 1."),
         ({"drop_path": 1}, "--drop-path: '1' is not a number of at least 0 and below 1, or auto."),
-        ({"threads": 0}, "--threads: '0' is not a whole number of at least 1, or none."),
+        ({"threads": 0}, "--threads: '0' is not a whole number from 1 to 1024, or none."),
+        ({"threads": 100000}, "--threads: '100000' is not a whole number from 1 to 1024, or none."),
         (
             {"method": "timm", "distillation": "cs-kd"},
             "--distillation: 'cs-kd' contradicts --method timm, which has no",

@@ -172,7 +172,7 @@ class TrainingConfig(Checked):
         None, "Also test every N epochs; the result stays that of the last epoch.", ge=1
     )
     device: Device = setting("auto", "Where to train; auto: the GPU if there is one.")
-    threads: int | None = setting(None, "CPU threads; none: PyTorch's default.", ge=1)
+    threads: int | None = setting(None, "CPU threads; none: PyTorch's default.", ge=1, le=1024)
 
     @property
     def num_phases(self) -> int:
