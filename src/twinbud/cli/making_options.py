@@ -6,7 +6,7 @@ from argparse import SUPPRESS, BooleanOptionalAction
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from twinbud.cli.parsing import Option
+from twinbud.cli.parsing import Option, not_empty
 from twinbud.config.fields import option_of
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES
 from twinbud.config.settings import all_settings
@@ -63,7 +63,8 @@ def flag(name: str, text: str, **keywords: Any) -> Option:
 
 def path_option(name: str, text: str, metavar: str, **keywords: Any) -> Option:
     """Return an option, or a positional argument, that is a path."""
-    return Option(name, text, keywords={"type": Path, "metavar": metavar, **keywords})
+    option = name if name.startswith("--") else metavar
+    return Option(name, text, keywords={"type": not_empty(option, Path), "metavar": metavar, **keywords})
 
 
 def output_options(text: str, metavar: str = "DIR", **keywords: Any) -> list[Option]:

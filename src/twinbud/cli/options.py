@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twinbud.cli.making_options import flag, output_options, path_option, setting_option, value_text
-from twinbud.cli.parsing import Option, parse_options
+from twinbud.cli.parsing import Option, not_empty, parse_options
 from twinbud.config.calibration import CALIBRATION_SOURCES, COVERAGE, MIN_VALIDATION_IMAGES, NUM_FOLDS
 from twinbud.config.profiles import PROFILES
 from twinbud.config.settings import all_settings
@@ -86,6 +86,7 @@ def _train() -> list[Option]:
 def _teach() -> list[Option]:
     source = "The network whose features it learns, spelled as the --teacher of 'twinbud train'."
     name = "timm name of the network, which starts at random, such as convnext_tiny."
+    taught = {"required": True, "metavar": "TEACHER", "dest": "source", "type": not_empty("--from")}
     options = [
         setting_option(
             name,
@@ -97,7 +98,7 @@ def _teach() -> list[Option]:
     options[0].keywords["required"] = True  # the images
     return [
         Option("--architecture", name, keywords={"required": True, "metavar": "NAME"}),
-        Option("--from", source, keywords={"required": True, "metavar": "TEACHER", "dest": "source"}),
+        Option("--from", source, keywords=taught),
         *output_options("Teacher folder to make.", required=True),
         *_resume(),
         *options,
@@ -197,7 +198,7 @@ def _audit() -> list[Option]:
     split = "split.csv of a run, to examine that split [the split in the data, if it has one]."
     cache = "Read the images again, and do not keep thumbnails in the cache folder."
     return [
-        Option("data", data, keywords={"metavar": "DATA"}),
+        Option("data", data, keywords={"metavar": "DATA", "type": not_empty("DATA")}),
         path_option("--split", split, "FILE"),
         *(setting_option(name) for name in _IMAGES if name != "data"),
         setting_option("max_megapixels"),

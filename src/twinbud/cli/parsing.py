@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any, NoReturn
@@ -44,6 +44,17 @@ class Option:
     def takes_one_value(self) -> bool:
         """Whether the next word is its value."""
         return self.name.startswith("--") and not self.keywords.keys() & {"action", "nargs"}
+
+
+def not_empty(option: str, kind: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """Return a conversion to ``kind`` that refuses an empty value, which as a path would be the current folder."""
+
+    def convert(value: str) -> Any:
+        if not value:
+            raise TwinbudError("the value is empty", where=option, fix=f"Give {option} a value")
+        return kind(value)
+
+    return convert
 
 
 class _Parser(ArgumentParser):

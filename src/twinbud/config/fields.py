@@ -95,6 +95,8 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     if "on" in kinds and str(value).lower() in _ON_OFF:
         return _ON_OFF[str(value).lower()]
     is_text = str in kinds or Path in kinds
+    if value == "" and Path in kinds:  # which would be the current folder
+        raise _invalid(name, hint, [{"input": value}])
     if isinstance(value, bool) and bool not in kinds and not is_text:
         return str(value).lower()  # true is not the number 1
     if type(value) is int and is_text:
