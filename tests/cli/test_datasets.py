@@ -106,6 +106,13 @@ def test_another_source_of_images_drops_the_root_of_the_file() -> None:
     assert merge_settings(saved, {"data_root": "elsewhere"})["data_root"] == "elsewhere"
 
 
+def test_the_columns_of_saved_settings_go_with_a_source_that_has_none(tmp_path: Path) -> None:
+    saved = {"data": "a.csv", "image_column": "file", "split_column": "part"}
+    assert merge_settings(saved, {"data": str(tmp_path)}) == {"data": str(tmp_path)}
+    assert merge_settings(saved, {"data": "b.csv"}) == {**saved, "data": "b.csv"}
+    assert merge_settings(saved, {"data": "hf:beans"}) == {"data": "hf:beans", "image_column": "file"}
+
+
 def test_the_list_names_every_set_with_its_facts(tmp_path: Path) -> None:
     save_tumors(tmp_path / "brain-tumor-mri")
     answer = twinbud("datasets", "--data-root", tmp_path)

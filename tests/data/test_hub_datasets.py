@@ -228,6 +228,7 @@ def test_a_local_copy_that_is_not_there_is_an_error(hub: dict[str, Any], tmp_pat
 def test_a_split_column_is_refused(hub: dict[str, Any]) -> None:
     del hub
     assert "--split-column: 'fold' has no effect" in refusal(split_column="fold")
+    assert "is a set of the hub, for which it is not used" in refusal(label_columns="left,right")
 
 
 # --- the package itself

@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.data.identity import visible_text
 from twinbud.data.index import IgnoredFile, ImageIndex, unknown_labels
-from twinbud.data.source import find_images, read_index
+from twinbud.data.source import find_images, read_index, read_unlabelled_index
 
 
 def make_images(root: Path, *paths: str) -> Path:
@@ -250,6 +251,21 @@ def test_a_missing_column_is_told_of_the_option_that_names_it(tmp_path: Path, ki
     )
 
 
+@pytest.mark.parametrize("data", ["images", "phantom"])
+@pytest.mark.parametrize("read", [read_index, read_unlabelled_index])
+@pytest.mark.parametrize("column", ["image_column", "label_column", "label_columns", "patient_column", "split_column"])
+def test_a_column_of_a_source_without_columns_is_refused(
+    data: str, read: Callable[[DataConfig], ImageIndex], column: str, tmp_path: Path
+) -> None:
+    place = str(make_images(tmp_path, *FOUR)) if data == "images" else data
+    with pytest.raises(TwinbudError) as caught:
+        read(DataConfig(data=place, **{column: "who"}))  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"--{column.replace('_', '-')}: 'who' has no effect: '{place}' is not a CSV and has no columns. "
+        "Leave the option out."
+    )
+
+
 def test_a_csv_of_one_class_is_told_how_to_get_a_second_one(tmp_path: Path) -> None:
     assert refusal(make_csv(tmp_path, TABLE.replace(",y", ",x"), *FOUR)) == (
         "DATA: all images are of one class, 'x'; training needs at least two classes. "
@@ -332,7 +348,7 @@ def test_phantom_is_read_from_its_own_table(tmp_path: Path, monkeypatch: pytest.
     phantom = types.ModuleType("twinbud.data.phantom")
     phantom.phantom_folder = lambda: tmp_path  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "twinbud.data.phantom", phantom)
-    image_index = read_index(DataConfig(data="phantom", label_column="elsewhere"))
+    image_index = read_index(DataConfig(data="phantom"))
     assert image_index.source == "phantom"
     assert image_index.has_patients
     assert len(image_index.rows) == 4

@@ -13,12 +13,15 @@ A name wins over a folder of the same name; ``./NAME`` is the folder.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from twinbud.core.errors import TwinbudError, unknown_choice
 
+COLUMNS = ("image_column", "label_column", "label_columns", "patient_column", "split_column")
+"""The settings that name columns."""
 PHANTOM = "phantom"
 KAGGLE_SETS: dict[str, tuple[str, ...]] = {
     "brain-tumor-mri": ("given",),
@@ -106,6 +109,15 @@ def parse_data(text: str, option: str = "--data") -> DataSpec:
             raise TwinbudError(f"'{text}' is not a complete name of the hub", where=option, fix=fix)
         return DataSpec(kind="hub", name=name, variant=variant or None)
     return DataSpec(kind="path", name=text)
+
+
+def columns_of(data: str) -> tuple[str, ...]:
+    """Return the settings that name a column of ``data``; none where it has no columns, as in a folder."""
+    spec = parse_data(data)
+    if spec.kind == "hub":
+        return "image_column", "label_column", "patient_column"
+    is_folder = os.path.isdir(os.path.expanduser(data))  # noqa: PTH111, PTH112 - Path raises for a name too long
+    return COLUMNS if spec.is_path and not is_folder else ()
 
 
 def set_names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twinbud.config.combinations import unopened_teacher
-from twinbud.config.data_spec import parse_data
+from twinbud.config.data_spec import COLUMNS, columns_of, parse_data
 from twinbud.config.fields import Checked, option_of, unknown_setting
 from twinbud.config.plan import PLANNED, contradicts_plan, read_plan
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
@@ -97,7 +97,7 @@ def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     """Override the settings of a file by those of the command line.
 
     ``selected`` replaces all that its plan holds, ``teacher`` replaces ``selected``, and ``data`` replaces
-    ``data_root``.
+    ``data_root`` and the columns that it cannot have.
 
     Raises:
         TwinbudError: The command line names another profile than the file, whose values the file may spell out.
@@ -109,7 +109,9 @@ def merge_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
             f"'{given['profile']}' contradicts profile '{profile}' of the --config file", where="--profile", fix=fix
         )
     replaced = PLANNED if "selected" in given else ("selected",) if "teacher" in given else ()
-    replaced = (*replaced, "data_root") if "data" in given else replaced
+    if "data" in given:
+        columns = set(COLUMNS) - set(columns_of(str(given["data"])))
+        replaced = (*replaced, "data_root", *columns)
     return {**{name: value for name, value in saved.items() if name not in replaced}, **given}
 
 

@@ -6,11 +6,15 @@ No pixel is decoded yet, and no file is skipped silently: each that is not used 
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
-from twinbud.config.data_spec import parse_data, set_names
+from twinbud.config.data_spec import COLUMNS, columns_of, parse_data, set_names
+from twinbud.config.fields import option_of
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import require_unicode
 from twinbud.core.progress import Progress, SilentProgress
@@ -20,7 +24,7 @@ from twinbud.data.frames import with_frames
 from twinbud.data.index import ImageIndex, check_classes, check_given_split
 from twinbud.data.task_choice import with_task
 
-__all__ = ["find_images", "read_index", "read_unlabelled_index"]
+__all__ = ["find_images", "named_as", "read_index", "read_unlabelled_index"]
 
 _FIX = "Give a folder of class folders, a CSV, or a set by name ('twinbud datasets' lists them)"
 
@@ -36,10 +40,11 @@ def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress 
     Raises:
         TwinbudError: A missing path, an empty or wrongly arranged folder, a CSV with missing columns or wrong cells,
             labels that differ only in spelling, fewer than two classes, a class with a single image, a given split
-            without a train part or with a patient in two parts, a set by name that is not here and cannot be had, or a
-            task that the labels do not fit (``with_task``).
+            without a train part or with a patient in two parts, a set by name that is not here and cannot be had, a
+            column that would have no effect, or a task that the labels do not fit (``with_task``).
     """
     spec, progress = parse_data(config.data), progress or SilentProgress()
+    _refuse_columns(config)
     if config.data_root is not None and not spec.has_root:
         problem = f"'{config.data_root}' has no effect: '{config.data}' is not a public set by name"
         raise TwinbudError(
@@ -67,6 +72,29 @@ def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress 
     return with_task(image_index, config, asks=spec.is_path)
 
 
+@contextmanager
+def named_as(name: str, fix: str | None = None) -> Iterator[None]:
+    """In errors about the place of the images, write ``name`` for --data, which did not give it, and another advice."""
+    try:
+        yield
+    except TwinbudError as error:
+        if not re.match(r"--data\b(?!-)", error.where or ""):
+            raise
+        where = str(error.where).replace("--data", name, 1)
+        raise TwinbudError(error.problem, where=where, fix=fix or error.fix) from error
+
+
+def _refuse_columns(config: DataConfig) -> None:
+    """Raise TwinbudError for the name of a column that would have no effect."""
+    usual, known = DataConfig(), columns_of(config.data)
+    for name in COLUMNS:
+        value = getattr(config, name)
+        if name not in known and value != getattr(usual, name):
+            why = "is a set of the hub, for which it is not used" if known else "is not a CSV and has no columns"
+            problem = f"'{value}' has no effect: '{config.data}' {why}"
+            raise TwinbudError(problem, where=option_of(name), fix="Leave the option out")
+
+
 def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:
     """Return the images of a folder or CSV, and how to let twinbud split them where it has a split."""
     path = _source(config.data)
@@ -92,6 +120,7 @@ def read_unlabelled_index(config: DataConfig, progress: Progress | None = None) 
     Raises:
         TwinbudError: See ``read_index``; labels are not checked.
     """
+    _refuse_columns(config)
     path = _source(config.data) if parse_data(config.data).is_path and config.data_root is None else None
     if path is not None and path.is_dir() and is_flat(path):
         image_index = read_flat_folder(path)

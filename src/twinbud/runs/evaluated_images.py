@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from twinbud.config.data_config import DataConfig
+from twinbud.config.data_spec import columns_of, parse_data
+from twinbud.config.fields import option_of
 from twinbud.config.loading import stage_config
 from twinbud.config.task import Aggregate
 from twinbud.core.errors import TwinbudError, first_few
@@ -15,7 +17,7 @@ from twinbud.core.progress import Progress
 from twinbud.data.image_store import ImageStore, load_image_store
 from twinbud.data.index import ImageIndex, unknown_labels
 from twinbud.data.patient_salt import default_salt_file, is_key, require_one_salt
-from twinbud.data.source import read_index
+from twinbud.data.source import named_as, read_index
 from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.leakage import (
     changed_images,
@@ -24,6 +26,9 @@ from twinbud.evaluation.leakage import (
     own_test_part,
 )
 from twinbud.models.model_folder import ModelFolder
+
+OWN_IMAGES = "images of the run,"
+"""What stands in errors before the place that a run has saved; no option gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +113,34 @@ def images_of_run(
     progress: Progress,
 ) -> tuple[DataConfig, ImageIndex]:
     """List the images of a run, or those that ``source`` names, to be read as the run read its own."""
-    kept = ("_column", "_columns", "aggregate")
-    known = {name: settings[name] for name in settings if name.endswith(kept) or "data" not in source}
-    read = {**known, **source, **model_folder.reading.to_json(), "task": model_folder.task.name}
-    data = stage_config(DataConfig, {**read, "patient_salt": source.get("patient_salt", _salt_of(settings, split))})
-    return data, read_index(data, to_train=False, progress=progress)
+    shared = {**model_folder.reading.to_json(), "task": model_folder.task.name}
+    shared["patient_salt"] = source.get("patient_salt", _salt_of(settings, split))
+    if "data" not in source:
+        data = stage_config(DataConfig, {**settings, **source, **shared})
+        with named_as(OWN_IMAGES, fix="Restore them, or name the folder or CSV that has them with --data"):
+            return data, read_index(data, to_train=False, progress=progress)
+    saved = _saved_columns(settings, source)
+    data = stage_config(DataConfig, {**saved, **source, **shared})
+    try:
+        return data, read_index(data, to_train=False, progress=progress)
+    except TwinbudError as error:
+        options = {option_of(name): name for name in saved if name.endswith("_column") and name not in source}
+        if error.where not in options:
+            raise
+        fix = f"Name the one of this CSV with {error.where}"  # the name is the run's: no option can be left out
+        if options[error.where] in ("patient_column", "split_column"):
+            fix += f" ({error.where} {getattr(DataConfig(), options[error.where])} if it has none)"
+        raise TwinbudError(f"{error.problem}; it is one of the run's", where=error.where, fix=fix) from error
+
+
+def _saved_columns(settings: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run knows of other images: ``aggregate``, and its columns where these can have the same."""
+    names = ["aggregate"]
+    if parse_data(str(source["data"])).kind == parse_data(str(settings.get("data"))).kind:
+        names += columns_of(str(source["data"]))
+    if "label_column" in source:  # which the run's label_columns would replace
+        names = [name for name in names if name != "label_columns"]
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _salt_of(settings: dict[str, Any], split: Sequence[SplitRow]) -> Path | str | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import MEDMNIST_PREFIX, DataSpec
-from twinbud.config.fields import option_of
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import Progress
 from twinbud.data.datasets import hub, medmnist
@@ -18,8 +17,6 @@ from twinbud.data.datasets.kaggle import open_copy
 from twinbud.data.datasets.registry import DatasetEntry, KaggleSource, entry_of
 from twinbud.data.identity import sort_classes
 from twinbud.data.index import SPLIT_NAMES, ImageIndex, ImageRow
-
-COLUMNS = ("image_column", "label_column", "patient_column", "split_column")
 
 
 def open_set(spec: DataSpec, config: DataConfig, progress: Progress) -> ImageIndex:
@@ -34,10 +31,8 @@ def open_set(spec: DataSpec, config: DataConfig, progress: Progress) -> ImageInd
         The index. Its notes name the copy, counts that differ from the published ones, and what was left out.
 
     Raises:
-        TwinbudError: The set cannot be used yet, is not here and cannot be downloaded, or has another layout; a column
-            is named that the set does not have.
+        TwinbudError: The set cannot be used yet, is not here and cannot be downloaded, or has another layout.
     """
-    _refuse_columns(config, COLUMNS[3:] if spec.kind == "hub" else COLUMNS)
     if spec.kind == "hub":
         found = hub.as_folder(spec, config, progress)
         index = _of_folder(hub.set_text(spec), found.folder)
@@ -108,15 +103,3 @@ def _with_notes(index: ImageIndex, notes: Sequence[str], config: DataConfig) -> 
     here = Path(config.data)
     shadowed = [f"'{config.data}' is the set of that name; the folder ./{here} is not used"] if here.exists() else []
     return replace(index, notes=(*shadowed, *notes))
-
-
-def _refuse_columns(config: DataConfig, names: Sequence[str]) -> None:
-    """Refuse the name of a column that would have no effect."""
-    usual = DataConfig()
-    for name in names:
-        if getattr(config, name) != getattr(usual, name):
-            raise TwinbudError(
-                f"'{getattr(config, name)}' has no effect: '{config.data}' is not a CSV and has no columns",
-                where=option_of(name),
-                fix="Leave the option out",
-            )
