@@ -74,7 +74,7 @@ def evaluate_run(
             the run has seen in training, and other images of its training patients, are left out and listed.
         output: Folder to create with ``metrics.json``, ``predictions.csv`` and ``left_out.csv``; None: no files.
         force: Replace that folder.
-        logits: Write logits to ``predictions.csv`` as well.
+        logits: Write logits to ``predictions.csv`` as well; needs ``output``.
         progress: Receives progress; silent by default.
 
     Raises:
@@ -83,6 +83,8 @@ def evaluate_run(
     """
     if output is not None:
         require_free(output, force=force)
+    elif logits:
+        raise TwinbudError("logits have no effect without a file to write", where="--logits", fix="Give --output")
     settings = read_settings(folder)
     seed = stage_config(TrainingConfig, settings).seed
     classifier = open_classifier(folder)
