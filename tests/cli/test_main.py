@@ -114,6 +114,14 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("calibrate", "run", "--folds", "-2"), "--folds: -2 is fewer than 2. Give at least 2."),
         (("train", "--output", "x", "y"), "twinbud train: unrecognized arguments: y. Run: twinbud train --help."),
         (("select", "--teacher", "dinov2-small"), "the following arguments are required: --output."),
+        (("predict", "run", ""), "IMAGE_OR_FOLDER: the value is empty. Give IMAGE_OR_FOLDER a value."),
+        (("train", "--data", "x", "--output", ""), "--output: the value is empty. Give --output a value."),
+        (("train", "--data", "x", "--teacher", "x", "--split=", "--output", "y"), "--split: the value is empty."),
+        (("teach", "--architecture", "x", "--from=", "--data", "x", "--output", "y"), "--from: the value is empty."),
+        (("audit", ""), "DATA: the value is empty. Give DATA a value."),
+        (("audit", "none"), "DATA none: there is no such file or folder. Give a folder of class folders"),
+        (("audit", "medmnist:none"), "DATA medmnist:none: 'none' is not one of bloodmnist"),
+        (("families", "--family", "auto"), "--family: 'auto' has no effect without NAME."),
         (("evaluate",), "the following arguments are required: RUN. Run: twinbud evaluate --help."),
         (("predict",), "the following arguments are required: RUN|MODEL_FOLDER, IMAGE_OR_FOLDER. Run: twinbud predict"),
         (("study",), "the following arguments are required: RECIPE.yaml. Run: twinbud study --help."),
@@ -311,6 +319,37 @@ def test_a_runs_own_columns_and_seed_hold_when_it_is_evaluated(shared_teacher: s
     assert twinbud("evaluate", run, "--output", tmp_path / "again").code == 0
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())
     assert again["confidence_intervals"] == own["confidence_intervals"]
+    folder = save_images(tmp_path / "folder", {"dark": 2, "light": 2}, seed=5)  # which has no columns to name
+    assert twinbud("evaluate", run, "--data", folder).code == 0
+    line = refusal(twinbud("evaluate", run, "--data", folder, "--patient-column", "subject"))
+    assert line.startswith("--patient-column: 'subject' has no effect")
+    usual = tmp_path / "usual.csv"
+    usual.write_text("image_path,label\nfolder/dark/000.png,dark\nfolder/light/000.png,light\n")
+    words = ("--data", usual, "--image-column", "image_path", "--label-column", "label")
+    assert refusal(twinbud("evaluate", run, *words)) == (
+        f"--patient-column: 'subject' is not a column of {usual} (it has 'image_path', 'label'); it is one of the "
+        "run's. Name the one of this CSV with --patient-column (--patient-column patient_id if it has none)."
+    )
+    assert twinbud("evaluate", run, *words, "--patient-column", "patient_id").code == 0
+
+
+def test_lost_images_of_a_run_are_not_said_to_be_given_by_an_option(shared_teacher: str, tmp_path: Path) -> None:
+    data = save_images(tmp_path / "data", {"dark": 6, "light": 6})
+    run = trained(data, shared_teacher, tmp_path / "run")
+    data.rename(tmp_path / "moved")
+    fixes = {
+        "evaluate": "Restore them, or name the folder or CSV that has them with --data.",
+        "calibrate": "Restore the images and their labels, or train again.",
+        "explain": "Restore them, or give images to explain.",
+        "export": "Restore them, or export RUN/model, which is checked on generated images.",
+    }
+    for command, fix in fixes.items():
+        lost = f"images of the run, {data}: there is no such file or folder. "
+        assert refusal(twinbud(command, run)) == lost + fix
+
+
+def test_logits_without_a_file_are_refused(shared_run: Path) -> None:
+    assert refusal(twinbud("evaluate", shared_run, "--logits")).startswith("--logits: logits have no effect without")
 
 
 def test_a_set_that_is_only_the_training_part_is_refused(shared_images: Path, shared_run: Path, tmp_path: Path) -> None:

@@ -133,7 +133,10 @@ def teach(chosen: Namespace) -> None:
 
 def audit(chosen: Namespace) -> None:
     """Run ``twinbud audit``."""
-    found = audit_api.audit(**vars(chosen))
+    from twinbud.data.source import named_as
+
+    with named_as("DATA"):
+        found = audit_api.audit(**vars(chosen))
     from twinbud.cli.console import show_audit
 
     show_audit(found, chosen.output)
@@ -175,6 +178,9 @@ def families(chosen: Namespace) -> None:
     from twinbud.cli.family_display import show_families, show_widths
 
     if chosen.network is None:
+        if "family" in vars(chosen):
+            problem = f"'{chosen.family}' has no effect without NAME"
+            raise TwinbudError(problem, where="--family", fix="Leave it out, or name a network")
         show_families(catalog.families(), as_json=chosen.json)
     else:
         show_widths(catalog.widths(chosen.network, family=vars(chosen).get("family", "described")), as_json=chosen.json)

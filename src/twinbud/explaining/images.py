@@ -36,9 +36,9 @@ def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tupl
     """
     settings, split = read_settings(run), read_split(run / "split.csv")
     chosen = set(chosen_paths(run / "predictions.csv", model_folder))
-    data, image_index = images_of_run(model_folder, split, settings, {}, progress)
     fix = "Restore them, or give images to explain"
     try:
+        data, image_index = images_of_run(model_folder, split, settings, {}, progress)
         image_index = own_test_part(image_index, split)
     except TwinbudError as error:  # its own advice is an option of evaluate
         raise TwinbudError(error.problem, where=error.where, fix=fix) from error

@@ -50,8 +50,8 @@ class TestPartImages:
     def of(cls, folder: Path, model_folder: ModelFolder, progress: Progress) -> TestPartImages:
         """List the images of a run, and check that all of its test part are there."""
         split, settings = read_split(folder / "split.csv"), read_settings(folder)
-        data, index = images_of_run(model_folder, split, settings, {}, progress)
         try:
+            data, index = images_of_run(model_folder, split, settings, {}, progress)
             rows = own_test_part(index, split).rows
         except TwinbudError as error:  # its own advice is an option of evaluate
             raise TwinbudError(error.problem, where=error.where, fix=f"Restore them, or {FROM_RUN}") from error

@@ -13,12 +13,14 @@ from twinbud.core.progress import Progress
 from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageIndex
+from twinbud.data.source import named_as
 from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.bootstrap import unit_of_each_image
 from twinbud.evaluation.predict import Outputs, predict_outputs
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.context import open_images
+from twinbud.runs.evaluated_images import OWN_IMAGES
 from twinbud.runs.resource_cache import ResourceCache
 
 
@@ -79,7 +81,9 @@ def open_run_images(config: RunConfig, progress: Progress, resource_cache: Resou
     Raises:
         TwinbudError: Images are missing, or have changed.
     """
-    image_index, image_store = open_images(config, progress, resource_cache)
+    fix = "Restore the images and their labels, or train again"
+    with named_as(OWN_IMAGES, fix):
+        image_index, image_store = open_images(config, progress, resource_cache)
     by_path = {row.image_path: row for row in read_split(config.output / "split.csv")}
     split: list[SplitRow] = []
     found = {row.path for row in image_index.rows}
@@ -91,9 +95,6 @@ def open_run_images(config: RunConfig, progress: Progress, resource_cache: Resou
         else:
             split.append(known)
     if changed:
-        raise TwinbudError(
-            f"{len(changed)} images are not those of the run ({first_few(changed)})",
-            where=image_index.source,
-            fix="Restore the images and their labels, or train again",
-        )
+        problem = f"{len(changed)} images are not those of the run ({first_few(changed)})"
+        raise TwinbudError(problem, where=image_index.source, fix=fix)
     return RunImages(image_index=image_index, image_store=image_store, split=tuple(split))
