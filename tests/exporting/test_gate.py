@@ -190,9 +190,10 @@ def test_coverage_that_is_lost_refuses_a_file_whose_logits_are_near_enough() -> 
     """A threshold between two probabilities that differ by less than the tolerance."""
     gate, file, metadata = good("vit")
     assert gate.labels is not None
+    label = int(gate.labels[0])
     changed = onnx.load_model_from_string(file)
-    change_bias(changed, lambda values: values - 0.01 * (np.arange(len(values)) == int(gate.labels[0])))
-    right = gate.expected.probabilities[0, gate.labels[0]]
+    change_bias(changed, lambda values: values - 0.01 * (np.arange(len(values)) == label))
+    right = gate.expected.probabilities[0, label]
     strict = gate_of(gate.model_folder, members=lambda probabilities_NC: probabilities_NC > right - 1e-4)
     with pytest.raises(TwinbudError, match=r"its coverage on 6 images is worse .* Leave --tolerance at 0\.001"):
         strict.check(changed.SerializeToString(), metadata, tolerance=0.1)

@@ -13,7 +13,7 @@ from twinbud.cli.streams import require_written
 from twinbud.config.fields import read_value
 from twinbud.config.loading import merge_settings, read_settings_file, run_config
 from twinbud.config.settings import all_settings
-from twinbud.core.errors import TwinbudError
+from twinbud.core.errors import TwinbudError, images_named
 from twinbud.core.progress import TerminalProgress
 from twinbud.explaining import api as explain_api
 from twinbud.runs import api, calibrate_api, catalog, compare_api, export_api, teach_api
@@ -133,9 +133,7 @@ def teach(chosen: Namespace) -> None:
 
 def audit(chosen: Namespace) -> None:
     """Run ``twinbud audit``."""
-    from twinbud.data.source import named_as
-
-    with named_as("DATA"):
+    with images_named("DATA"):
         found = audit_api.audit(**vars(chosen))
     from twinbud.cli.console import show_audit
 

@@ -96,12 +96,17 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         return _ON_OFF[str(value).lower()]
     is_text = str in kinds or Path in kinds
     if value == "" and Path in kinds:  # which would be the current folder
-        raise _invalid(name, hint, [{"input": value}])
+        raise _empty(name)
     if isinstance(value, bool) and bool not in kinds and not is_text:
         return str(value).lower()  # true is not the number 1
     if type(value) is int and is_text:
         return str(value)
     return value
+
+
+def _empty(name: str) -> TwinbudError:
+    option = option_of(name)
+    return TwinbudError("the value is empty", where=option, fix=f"Give {option} a value, or leave it out")
 
 
 def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
@@ -111,7 +116,7 @@ def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
     if get_origin(hint) is Literal:
         return unknown_choice(option, shown, get_args(hint))
     if not shown:
-        return TwinbudError("the value is empty", where=option, fix=f"Give {option} a value, or leave it out")
+        return _empty(name)
     if any(error["type"] == "int_parsing_size" for error in errors):
         return TwinbudError(f"'{shown}' has too many digits", where=option)
     fix = "Write it in quotes" if isinstance(value, float) and str in (hint, *get_args(hint)) else None

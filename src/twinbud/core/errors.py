@@ -113,6 +113,29 @@ def place_setting() -> str | None:
     return _place_setting.get()
 
 
+_images_setting: ContextVar[tuple[str, str | None]] = ContextVar("images_setting", default=("--data", None))
+
+
+@contextmanager
+def images_named(name: str, fix: str | None = None) -> Iterator[None]:
+    """Call the place of all images in the context ``name`` in errors, and advise ``fix``; None: the usual advice."""
+    token = _images_setting.set((name, fix))
+    try:
+        yield
+    finally:
+        _images_setting.reset(token)
+
+
+def images_place(shown: object) -> str:
+    """Return where images are, for an error: what gives the place, and the place as it is ``shown``."""
+    return f"{_images_setting.get()[0]} {shown}"
+
+
+def images_fix(usual: str) -> str:
+    """Return what to do about a place of images that cannot be used."""
+    return _images_setting.get()[1] or usual
+
+
 @contextmanager
 def explained_writes(where: object, setting: str | None = None) -> Iterator[None]:
     """Turn an error of the file system, met while writing to ``where``, into a TwinbudError.

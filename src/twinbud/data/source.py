@@ -6,16 +6,13 @@ No pixel is decoded yet, and no file is skipped silently: each that is not used 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import COLUMNS, columns_of, parse_data, set_names
 from twinbud.config.fields import option_of
-from twinbud.core.errors import TwinbudError
+from twinbud.core.errors import TwinbudError, images_fix, images_place
 from twinbud.core.files import require_unicode
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.csv_source import read_csv_source
@@ -24,7 +21,7 @@ from twinbud.data.frames import with_frames
 from twinbud.data.index import ImageIndex, check_classes, check_given_split
 from twinbud.data.task_choice import with_task
 
-__all__ = ["find_images", "named_as", "read_index", "read_unlabelled_index"]
+__all__ = ["find_images", "read_index", "read_unlabelled_index"]
 
 _FIX = "Give a folder of class folders, a CSV, or a set by name ('twinbud datasets' lists them)"
 
@@ -72,18 +69,6 @@ def read_index(config: DataConfig, *, to_train: bool = True, progress: Progress 
     return with_task(image_index, config, asks=spec.is_path)
 
 
-@contextmanager
-def named_as(name: str, fix: str | None = None) -> Iterator[None]:
-    """In errors about the place of the images, write ``name`` for --data, which did not give it, and another advice."""
-    try:
-        yield
-    except TwinbudError as error:
-        if not re.match(r"--data\b(?!-)", error.where or ""):
-            raise
-        where = str(error.where).replace("--data", name, 1)
-        raise TwinbudError(error.problem, where=where, fix=fix or error.fix) from error
-
-
 def _refuse_columns(config: DataConfig) -> None:
     """Raise TwinbudError for the name of a column that would have no effect."""
     usual, known = DataConfig(), columns_of(config.data)
@@ -105,7 +90,8 @@ def _read_path(config: DataConfig) -> tuple[ImageIndex, str]:
     kind = f"'{path.suffix}' files" if path.suffix else "files without a suffix"
     problem = f"{kind} are not supported as a list of images" if path.exists() else _NOTHING
     near = [] if path.exists() else difflib.get_close_matches(config.data, set_names(), n=1, cutoff=0.75)
-    raise TwinbudError(problem, where=f"--data {path}", fix=f"Did you mean '{near[0]}'? {_FIX}" if near else _FIX)
+    fix = f"Did you mean '{near[0]}'? {_FIX}" if near else _FIX
+    raise TwinbudError(problem, where=images_place(path), fix=images_fix(fix))
 
 
 def read_unlabelled_index(config: DataConfig, progress: Progress | None = None) -> ImageIndex:
@@ -146,5 +132,5 @@ def _source(data: str) -> Path:
     except (OSError, RuntimeError) as error:  # too long a name, or an unknown user's home
         shown = data if len(data) < 100 else f"{data[:100]}…"
         problem = (getattr(error, "strerror", None) or _NOTHING).lower()
-        raise TwinbudError(problem, where=f"--data {shown}", fix=_FIX) from error
+        raise TwinbudError(problem, where=images_place(shown), fix=images_fix(_FIX)) from error
     return path

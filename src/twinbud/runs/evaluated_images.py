@@ -12,12 +12,12 @@ from twinbud.config.data_spec import columns_of, parse_data
 from twinbud.config.fields import option_of
 from twinbud.config.loading import stage_config
 from twinbud.config.task import Aggregate
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError, first_few, images_named
 from twinbud.core.progress import Progress
 from twinbud.data.image_store import ImageStore, load_image_store
 from twinbud.data.index import ImageIndex, unknown_labels
 from twinbud.data.patient_salt import default_salt_file, is_key, require_one_salt
-from twinbud.data.source import named_as, read_index
+from twinbud.data.source import read_index
 from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.leakage import (
     changed_images,
@@ -117,7 +117,7 @@ def images_of_run(
     shared["patient_salt"] = source.get("patient_salt", _salt_of(settings, split))
     if "data" not in source:
         data = stage_config(DataConfig, {**settings, **source, **shared})
-        with named_as(OWN_IMAGES, fix="Restore them, or name the folder or CSV that has them with --data"):
+        with images_named(OWN_IMAGES, fix="Restore them, or name the folder or CSV that has them with --data"):
             return data, read_index(data, to_train=False, progress=progress)
     saved = _saved_columns(settings, source)
     data = stage_config(DataConfig, {**saved, **source, **shared})

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from twinbud.config.schema import RunConfig
-from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.errors import TwinbudError, first_few, images_named
 from twinbud.core.progress import Progress
 from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageIndex
-from twinbud.data.source import named_as
 from twinbud.data.split_file import SplitRow, read_split
 from twinbud.evaluation.bootstrap import unit_of_each_image
 from twinbud.evaluation.predict import Outputs, predict_outputs
@@ -82,7 +81,7 @@ def open_run_images(config: RunConfig, progress: Progress, resource_cache: Resou
         TwinbudError: Images are missing, or have changed.
     """
     fix = "Restore the images and their labels, or train again"
-    with named_as(OWN_IMAGES, fix):
+    with images_named(OWN_IMAGES, fix):
         image_index, image_store = open_images(config, progress, resource_cache)
     by_path = {row.image_path: row for row in read_split(config.output / "split.csv")}
     split: list[SplitRow] = []

@@ -19,7 +19,7 @@ from PIL import Image
 from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import HUB_PREFIX, DataSpec
 from twinbud.core.cache import temporary_folder
-from twinbud.core.errors import TwinbudError, first_few, first_line
+from twinbud.core.errors import TwinbudError, first_few, first_line, images_place
 from twinbud.core.extras import import_extra
 from twinbud.core.files import read_json, write_json
 from twinbud.core.progress import Progress
@@ -66,7 +66,7 @@ def as_folder(spec: DataSpec, config: DataConfig, progress: Progress) -> HubFold
     if is_complete(image_folder(name)) and (notes := _read_notes(notes_file)) is not None:
         return HubFolder(folder=image_folder(name), notes=notes)
     parts = _load(spec, config)
-    columns = _Columns.of(next(iter(parts.values())), config, f"--data {set_text(spec)}")
+    columns = _Columns.of(next(iter(parts.values())), config, images_place(set_text(spec)))
     divided, notes = _divide(parts)
     notes = [f"images are in column '{columns.image}', classes in column '{columns.label}'", *notes]
     unlabelled = sum(columns.num_unlabelled(part) for _, _, part in divided)
@@ -100,7 +100,7 @@ def _existing(spec: DataSpec, root: Path) -> Path:
     if not root.is_dir():
         problem = "the path is a file, not a folder" if root.exists() else "there is no such folder"
         fix = "Give the folder that holds the files of the set"
-        raise TwinbudError(problem, where=f"--data {set_text(spec)} --data-root {root}", fix=fix)
+        raise TwinbudError(problem, where=images_place(f"{set_text(spec)} --data-root {root}"), fix=fix)
     return root
 
 
@@ -113,7 +113,7 @@ def _read_notes(file: Path) -> tuple[str, ...] | None:
 
 def _load(spec: DataSpec, config: DataConfig) -> Mapping[str, Any]:
     """Return the parts of a set by name, each a ``datasets.Dataset``."""
-    where = f"--data {set_text(spec)}"
+    where = images_place(set_text(spec))
     if config.data_root is not None:
         where += f" --data-root {config.data_root}"
     datasets = import_extra("datasets", EXTRA, where=where, otherwise="convert the set to class folders")

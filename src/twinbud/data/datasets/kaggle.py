@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from twinbud.core.errors import TwinbudError, first_few, first_line
+from twinbud.core.errors import TwinbudError, first_few, first_line, images_place
 from twinbud.core.extras import import_extra
 from twinbud.core.progress import Progress
 from twinbud.data.datasets.registry import DatasetEntry, KaggleSource
@@ -56,7 +56,7 @@ def downloaded_folder(handle: str) -> Path | None:
 
 
 def _download(entry: DatasetEntry, source: KaggleSource, progress: Progress) -> Path:
-    where = f"--data {entry.name}"
+    where = images_place(entry.name)
     by_hand = f"download it from {entry.origin} and give --data-root FOLDER"
     kagglehub = import_extra("kagglehub", entry.extra, where=where, otherwise=by_hand)
     progress.note(f"{entry.name}: downloading {source.handle} from Kaggle")
@@ -76,7 +76,7 @@ def set_folder(entry: DatasetEntry, source: KaggleSource, root: Path) -> Path:
     Raises:
         TwinbudError: No folder has all class folders of the set; the text says what was looked for and found.
     """
-    where = f"--data {entry.name} --data-root {root}"
+    where = images_place(f"{entry.name} --data-root {root}")
     if not root.is_dir():
         problem = "the path is a file, not a folder" if root.exists() else "there is no such folder"
         raise TwinbudError(problem, where=where, fix=f"Give the folder of a copy of {entry.origin}")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from twinbud.config.data_spec import DataSpec
 from twinbud.core.cache import cache_folder
-from twinbud.core.errors import TwinbudError, first_few, first_line
+from twinbud.core.errors import TwinbudError, first_few, first_line, images_place
 from twinbud.core.extras import import_extra
 from twinbud.core.progress import Progress
 from twinbud.data.datasets.image_folder import NewImage, write_once
@@ -48,7 +48,7 @@ def find_file(entry: DatasetEntry, spec: DataSpec, root: Path | None) -> Path | 
     if found is None:
         raise TwinbudError(
             f"looked for the file {name}; found {'no such file in the folder' if root.is_dir() else 'nothing'}",
-            where=f"--data {entry.name}@{spec.variant} --data-root {root}",
+            where=images_place(f"{entry.name}@{spec.variant} --data-root {root}"),
             fix=f"Give the .npz file from {entry.origin}, or the folder that holds it",
         )
     return found
@@ -70,7 +70,7 @@ def as_folder(entry: DatasetEntry, spec: DataSpec, file: Path, progress: Progres
         TwinbudError: The file is damaged or holds other arrays than the set's.
     """
     size = int(spec.variant or 28)
-    where = f"--data {entry.name}@{size}: {file}"
+    where = images_place(f"{entry.name}@{size}: {file}")
     with _explained(where), zipfile.ZipFile(file) as archive:
         counts = {part: _check_part(archive, part, entry, size, where) for part in SPLIT_NAMES}
         return write_once(
@@ -100,7 +100,7 @@ def _own_folder() -> Path:
 
 def _download(entry: DatasetEntry, spec: DataSpec, progress: Progress) -> Path:
     name, size = _file_name(spec), int(spec.variant or 28)
-    where = f"--data {entry.name}@{size}"
+    where = images_place(f"{entry.name}@{size}")
     by_hand = f"download {name} from {entry.origin} and give --data-root FOLDER"
     medmnist = import_extra("medmnist", entry.extra, where=where, otherwise=by_hand)
     folder = _own_folder()

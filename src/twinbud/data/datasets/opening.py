@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
 from twinbud.config.data_spec import MEDMNIST_PREFIX, DataSpec
-from twinbud.core.errors import TwinbudError
+from twinbud.core.errors import TwinbudError, images_place
 from twinbud.core.progress import Progress
 from twinbud.data.datasets import hub, medmnist
 from twinbud.data.datasets.image_folder import INDEX_FILE, read_rows
@@ -39,7 +39,7 @@ def open_set(spec: DataSpec, config: DataConfig, progress: Progress) -> ImageInd
         return _with_notes(index, (*found.notes, f"images are read from {found.folder}"), config)
     entry = entry_of(MEDMNIST_PREFIX + spec.name if spec.kind == "medmnist" else spec.name)
     if entry.unsupported:
-        raise TwinbudError(entry.unsupported, where=f"--data {entry.name}", fix="Choose another: twinbud datasets")
+        raise TwinbudError(entry.unsupported, where=images_place(entry.name), fix="Choose another: twinbud datasets")
     if entry.kaggle is None:
         index = _of_medmnist(entry, spec, config, progress)
     else:
