@@ -86,7 +86,7 @@ def paired_difference(
     Args:
         first_N: (N,) a number of each image, such as its loss under one model.
         second_N: (N,) the same under another one.
-        unit_of_image: (N,) index of the unit of each image.
+        unit_of_image: (N,) index of the unit of each image, of at least two units.
         seed: Seed of the random stream "bootstrap".
         num_bootstrap: Number of replicates, at least 1.
     """
