@@ -286,7 +286,7 @@ def test_a_test_image_that_has_changed_is_named(shared_images: Path, shared_teac
     changed = next(row["image_path"] for row in table((run / "split.csv").read_text()) if row["split"] == "test")
     shutil.copy(save_images(tmp_path / "other", {"new": 1}, seed=9) / "new" / "000.png", data / changed)
     line = refusal(twinbud("evaluate", run))
-    assert f"1 test images have changed since training ({changed})" in line
+    assert f"test images that have changed since training: {changed}" in line
 
 
 def test_other_images_under_the_same_names_are_other_images(shared_run: Path, tmp_path: Path) -> None:

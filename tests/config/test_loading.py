@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
 
+from twinbud.config.effects import setting_notes
 from twinbud.config.loading import (
     merge_settings,
     read_settings_file,
     run_config,
-    setting_notes,
     settings_of,
     with_absolute_paths,
 )
 from twinbud.config.profiles import PROFILES, is_inverted_residual
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.config.schema import RunConfig, TrainingConfig
+from twinbud.config.schema import Method, RunConfig, TrainingConfig
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import dump_yaml
@@ -174,6 +174,53 @@ def test_a_selection_with_other_attention_than_the_profile_is_noted(tmp_path: Pa
     (note,) = setting_notes(configured(selected=interleaved))
     assert note.endswith("--attention interleaved; --profile best has 'heads': select with --attention heads to get it")
     assert not setting_notes(configured(selected=make_plan(tmp_path / "heads", attention="heads")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "noted"),
+    [
+        (
+            {"method": "kaiming", "rule": "random"},
+            "--rule random has no effect with --method kaiming, which",
+        ),
+        (
+            {"method": "finetune", "swap_roles": True},
+            "--swap-roles has no effect with --method finetune, which",
+        ),
+        ({"method": "dual", "layer_scale": "timm"}, "--layer-scale timm has no effect with --method dual, which keeps"),
+        ({"method": "timm", "alpha": 0.3}, "--alpha 0.3 has no effect with --method timm and without soft targets"),
+        (
+            {"method": "probe", "layer_decay": 0.5},
+            "--layer-decay 0.5 has no effect with --method probe, which",
+        ),
+        (
+            {"min_steps": 5},
+            "--min-steps 5 has no effect as the student is not trained (--epochs 0)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_setting_that_the_method_does_not_use_is_noted(settings: dict[str, Any], noted: str) -> None:
+    (note,) = setting_notes(configured(**settings))
+    assert note.startswith(noted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "timm", "layer_scale": "timm", "learning_rate": 1e-3},
+        {"method": "dual", "alpha": 0.3, "beta": 0.5, "temperature": 2, "rule": "random"},
+        {"method": "selection", "epochs": 4, "distillation": "teacher", "alpha": 0.3, "temperature": 2},
+        *(
+            {"profile": profile, "method": method}
+            for profile in ("quick", "paper", "best")
+            for method in get_args(Method)
+        ),
+    ],
+    ids=str,
+)
+def test_settings_that_have_an_effect_are_not_noted(settings: dict[str, Any]) -> None:
+    assert setting_notes(configured(**settings)) == ()
 
 
 def test_a_plan_fills_in_its_settings_before_profile_and_schema(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_test_image_that_is_gone_or_has_changed_is_named(
     other = next(file for file in data.rglob("*.png") if file != data / path)
     shutil.copy(other, data / path)
     line = refusal(twinbud("explain", run))
-    assert f"1 test images have changed since training ({path})" in line
+    assert f"test images that have changed since training: {path}" in line
     (data / path).unlink()
     assert f"test images of the run are missing: '{path}'. Restore them, or give images" in refusal(
         twinbud("explain", run)

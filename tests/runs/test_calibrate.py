@@ -184,6 +184,7 @@ def test_a_calibrated_run_is_replaced_only_by_force(calibrated: Path) -> None:
         (("--coverage", "0.99"), "33 patients or images cannot ensure a coverage of 0.99. Give at most 0.97,"),
         (("--per-class", "--coverage", "0.95"), "--coverage: 11 patients or images of class 'dark' cannot ensure"),
         (("--on", "val"), "--on val: the run has no validation part"),
+        (("--on", "val", "--folds", "3"), "--folds: '3' has no effect with --on val, which has no folds. Leave it out"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_calibrated_is_refused_before_any_model_is_trained(
@@ -204,7 +205,7 @@ def test_images_that_have_changed_are_refused(shared_teacher: str, tmp_path: Pat
     run = trained(data, shared_teacher, tmp_path / "run", "--method", "selection")
     one, other = sorted((data / "dark").iterdir())[0], sorted((data / "light").iterdir())[0]
     shutil.copy(other, one)
-    assert f"1 images are not those of the run (dark/{one.name})" in refusal(twinbud("calibrate", run, *CALIBRATE))
+    assert f"images that are not those of the run: dark/{one.name}." in refusal(twinbud("calibrate", run, *CALIBRATE))
     one.write_bytes(b"")
     said = f"dark/{one.name}: the file is empty (0 bytes). Repair or remove the file."
     assert refusal(twinbud("calibrate", run, *CALIBRATE)) == said
@@ -319,6 +320,10 @@ def test_no_copy_is_among_the_images_that_choose_and_those_that_measure(
         ),
         (("--data", "DATA", "--on", "val"), "'val' chooses among the run's own images, but --data names others"),
         (("--data", "DATA"), "the run is not calibrated. Run 'twinbud calibrate"),
+        (
+            ("--data", "DATA", "--folds", "3"),
+            "--folds: '3' has no effect with --data, which has no folds. Leave it out",
+        ),
     ],
 )
 def test_what_another_place_cannot_calibrate_is_refused(

@@ -14,7 +14,8 @@ import yaml
 from helpers.command import refusal, train, trained
 from helpers.command import twinbud as command
 from helpers.stopping import sigterm_at_step
-from twinbud.config.loading import numeric_settings, run_config
+from twinbud.config.effects import numeric_settings
+from twinbud.config.loading import run_config
 from twinbud.config.schema import TEACHER_TARGETS, Distillation
 from twinbud.runs.resource_cache import initialization_key
 from twinbud.study.estimate import measure_step

@@ -212,13 +212,19 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: &x 1\nb: *x\n", ""])
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: &x 1\nb: *x\n"])
 def test_a_file_that_is_not_a_recipe_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(text)
     with pytest.raises(TwinbudError, match=r"small\.yaml: (the recipe cannot be read|.* is not a mapping)"):
         read_recipe(tmp_path / "small.yaml")
     with pytest.raises(TwinbudError, match="No such file"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_an_empty_recipe_is_refused_for_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("# nothing yet\n")
+    with pytest.raises(TwinbudError, match=r"small\.yaml: the recipe has no grid\. Write grid: or architectures:"):
+        read_recipe(tmp_path / "small.yaml")
 
 
 @pytest.mark.parametrize(

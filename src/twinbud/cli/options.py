@@ -127,7 +127,7 @@ def _calibrate() -> list[Option]:
             "data", "images of the run", about="Labelled images of another site, to calibrate the run again for."
         ),
         Option("--on", on, keywords={"default": CALIBRATION_SOURCES[0], "metavar": "|".join(CALIBRATION_SOURCES)}),
-        _folds(),
+        _folds(default=None),
         Option("--coverage", coverage, keywords={"default": COVERAGE, "metavar": "SHARE"}),
         flag("--per-class", "Ensure the coverage for the images of each class."),
         *(setting_option(name, "the run's") for name in _IMAGES if name != "data"),
@@ -143,9 +143,9 @@ def _compare() -> list[Option]:
     ]
 
 
-def _folds() -> Option:
+def _folds(default: int | None = NUM_FOLDS) -> Option:
     text = f"Folds of the labelled images; the run is repeated without each of them [{NUM_FOLDS}]."
-    return Option("--folds", text, keywords={"default": NUM_FOLDS, "metavar": "N"})
+    return Option("--folds", text, keywords={"default": default, "metavar": "N"})
 
 
 def _predict() -> list[Option]:

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from twinbud.core.errors import TwinbudError, unknown_choice
+from twinbud.core.errors import TwinbudError, images_place, images_setting, unknown_choice
 
 COLUMNS = ("image_column", "label_column", "label_columns", "patient_column", "split_column")
 """The settings that name columns."""
@@ -73,7 +73,7 @@ class DataSpec:
         return self.kind not in ("path", "phantom")
 
 
-def parse_data(text: str, option: str = "--data") -> DataSpec:
+def parse_data(text: str) -> DataSpec:
     """Parse the name of an image set; nothing is opened.
 
     >>> parse_data("medmnist:breastmnist@64")
@@ -83,7 +83,6 @@ def parse_data(text: str, option: str = "--data") -> DataSpec:
 
     Args:
         text: The name.
-        option: The option that gives it, for the error.
 
     Raises:
         TwinbudError: An unknown MedMNIST set or size, an unknown variant, or an incomplete name of the hub.
@@ -93,20 +92,20 @@ def parse_data(text: str, option: str = "--data") -> DataSpec:
     name, at, variant = text.partition("@")
     if name in KAGGLE_SETS:
         if at and variant not in KAGGLE_SETS[name]:
-            raise unknown_choice(option, text, [name, *(f"{name}@{known}" for known in KAGGLE_SETS[name])])
+            raise unknown_choice(images_setting(), text, [name, *(f"{name}@{known}" for known in KAGGLE_SETS[name])])
         return DataSpec(kind="kaggle", name=name, variant=variant or None)
     if name.startswith(MEDMNIST_PREFIX):
         name = name.removeprefix(MEDMNIST_PREFIX)
         if name not in MEDMNIST_SETS:
-            raise unknown_choice(f"{option} {text}", name, MEDMNIST_SETS)
+            raise unknown_choice(images_place(text), name, MEDMNIST_SETS)
         if at and variant not in MEDMNIST_SIZES:
-            raise unknown_choice(f"{option} {text}", variant, MEDMNIST_SIZES)
+            raise unknown_choice(images_place(text), variant, MEDMNIST_SIZES)
         return DataSpec(kind="medmnist", name=name, variant=variant or MEDMNIST_SIZES[0])
     if name.startswith(HUB_PREFIX):
         name = name.removeprefix(HUB_PREFIX)
         if not _HUB_NAME.fullmatch(name) or (at and not variant):
             fix = "Write hf:OWNER/NAME or hf:OWNER/NAME@CONFIG"
-            raise TwinbudError(f"'{text}' is not a complete name of the hub", where=option, fix=fix)
+            raise TwinbudError(f"'{text}' is not a complete name of the hub", where=images_setting(), fix=fix)
         return DataSpec(kind="hub", name=name, variant=variant or None)
     return DataSpec(kind="path", name=text)
 

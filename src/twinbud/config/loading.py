@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from twinbud.config.combinations import unopened_teacher
 from twinbud.config.data_spec import COLUMNS, columns_of, parse_data
-from twinbud.config.fields import Checked, option_of, unknown_setting
+from twinbud.config.fields import Checked, unknown_setting
 from twinbud.config.plan import PLANNED, contradicts_plan, read_plan
 from twinbud.config.profiles import DEFAULT_PROFILE, PROFILES, profile_defaults
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, teacher_use
@@ -19,27 +19,6 @@ from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.files import read_yaml
 
 StageConfig = TypeVar("StageConfig", bound=Checked)
-
-_STUDENT_TRAINING = ("learning_rate", "layer_decay", "min_steps", "evaluate_every", "distillation")
-"""Settings of the student's training that the fine-tuning of the teacher has of its own, or has not."""
-_LEAST_SQUARES = frozenset({"recover_method", "recover_stream", "recover_metric"})
-_VIEWS = frozenset({"recover_views", "recover_memory"})
-_MATCHING = frozenset({"recover_batch_size", "recover_learning_rate", "recover_target", "recover_blocks"})
-_NOT_NUMERIC = frozenset(
-    {
-        "data",
-        "data_root",
-        "split",
-        "teacher",
-        "selected",
-        "device",
-        "threads",
-        "evaluate_every",
-        "skip_broken",
-        "max_megapixels",
-        "patient_salt",
-    }
-)
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -142,7 +121,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
         pretrained,
         teacher=_architecture(settings),
         family=_family(settings),
-        is_fitted=_may_be_fitted(settings),
+        is_fitted=may_be_fitted(settings),
     )
     merged = defaults | {"profile": profile} | dict(settings)
     if read_setting("selected", merged.get("selected")) is not None:
@@ -154,7 +133,7 @@ def run_config(settings: Mapping[str, Any], *, output: Path, **handling: Any) ->
     return RunConfig(**stages, output=output, **handling)
 
 
-def _may_be_fitted(settings: Mapping[str, Any]) -> bool:
+def may_be_fitted(settings: Mapping[str, Any]) -> bool:
     """Return whether nothing in ``settings`` keeps a student from being fitted to a teacher tuned before."""
     tunes = read_setting("tune_teacher", settings.get("tune_teacher", True))
     recovers = read_setting("recover", settings.get("recover", "labelled")) != "none"
@@ -219,79 +198,6 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return all settings by name, flat and in plain types, as ``config.yaml`` holds them, without handling."""
     values = {name: getattr(getattr(config, each.stage), name) for name, each in all_settings().items()}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def disabled_settings(config: RunConfig) -> dict[str, str]:
-    """Return the settings of the stages and recovery steps that are disabled, and so change nothing, each with why."""
-    recovery, disabled = config.recovery, dict[str, str]()
-    if not config.tuning.tune_teacher:
-        disabled |= dict.fromkeys(_settings_of_stage("tuning") - {"tune_teacher"}, "without --tune-teacher")
-    if recovery.recover == "none":
-        return disabled | dict.fromkeys(_settings_of_stage("recovery") - {"recover"}, "with --recover none")
-    if recovery.recover_method != "refit":
-        disabled["recover_metric"] = f"with --recover-method {recovery.recover_method}"
-    elif recovery.recover_stream == "channels":
-        disabled["recover_metric"] = "with --recover-stream channels"
-    if recovery.recover_refit == "off":
-        disabled |= dict.fromkeys(_LEAST_SQUARES, "with --recover-refit off")
-        if recovery.recover_classifier == "off":
-            disabled |= dict.fromkeys(_VIEWS, "with --recover-refit off and --recover-classifier off")
-    if not recovery.recover_epochs:
-        disabled |= dict.fromkeys(_MATCHING, "with --recover-epochs 0")
-    return disabled
-
-
-def _settings_of_stage(stage: str) -> set[str]:
-    return {name for name, each in all_settings().items() if each.stage == stage}
-
-
-def _as_given(name: str, value: object) -> str:
-    """Return a setting as the command line gives it; a switch has no value."""
-    if isinstance(value, bool):
-        return option_of(name if value else f"no_{name}")
-    return f"{option_of(name)} {value}"
-
-
-def setting_notes(config: RunConfig) -> tuple[str, ...]:
-    """Warn of each setting without effect, and of attention that ``selected`` indexes unlike the profile."""
-    profile, model = config.training.profile, config.model
-    fitted = _may_be_fitted(settings_of(config))
-    defaults = profile_defaults(
-        profile, model.method, teacher=architecture_of(model.teacher), family=model.family, is_fitted=fitted
-    )
-    values = settings_of(config)
-    notes = tuple(
-        f"{_as_given(name, values[name])} has no effect {reason}"
-        for name, reason in sorted(disabled_settings(config).items())
-        if values[name] != defaults.get(name, all_settings()[name].default)
-    )
-    if not config.training.epochs and model.method != "probe":
-        notes += tuple(
-            f"{option_of(name)} {values[name]} has no effect: the student is not trained (--epochs 0), and the teacher"
-            " has settings of its own (--tune-...)"
-            for name in _STUDENT_TRAINING
-            if values[name] != defaults.get(name, all_settings()[name].default)
-        )
-    usual = defaults.get("attention", all_settings()["attention"].default)
-    if model.selected is not None and model.attention != usual:
-        other = f"--profile {profile} has '{usual}': select with --attention {usual} to get it"
-        notes += (f"{model.selected} was selected with --attention {model.attention}; {other}",)
-    if profile == "best" and model.family == "auto":
-        notes += ("--family auto: the teacher is not fine-tuned and nothing is recovered; settings of --profile quick",)
-    return notes
-
-
-def numeric_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that change results: not places, not hardware, not what is only reported.
-
-    Settings of disabled steps have their defaults.
-    """
-    disabled = disabled_settings(config)
-    return {
-        name: all_settings()[name].default if name in disabled else value
-        for name, value in settings_of(config).items()
-        if name not in _NOT_NUMERIC
-    }
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -49,7 +49,9 @@ MAX_IMAGE_SIZE = 4096
 INHERITING_METHODS: tuple[Method, ...] = ("dual", "selection")
 """Methods whose student starts from selected weights of the teacher."""
 WHOLE_METHODS: tuple[Method, ...] = ("finetune", "probe")
-"""Methods that keep a pretrained network whole; the methods that are in neither list start at random."""
+"""Methods that keep a pretrained network whole."""
+RANDOM_METHODS: tuple[Method, ...] = ("timm", "xavier", "kaiming")
+"""Methods that start at random."""
 TEACHER_TARGETS: tuple[Distillation, ...] = ("teacher", "skd+teacher")
 """Variants whose soft targets come from the teacher's classifier."""
 _OWN_TARGETS: tuple[Distillation, ...] = ("tf-kd-self", "tf-kd-reg", "teacher")

@@ -126,9 +126,14 @@ def images_named(name: str, fix: str | None = None) -> Iterator[None]:
         _images_setting.reset(token)
 
 
+def images_setting() -> str:
+    """Return what gives the place of the images."""
+    return _images_setting.get()[0]
+
+
 def images_place(shown: object) -> str:
     """Return where images are, for an error: what gives the place, and the place as it is ``shown``."""
-    return f"{_images_setting.get()[0]} {shown}"
+    return f"{images_setting()} {shown}"
 
 
 def images_fix(usual: str) -> str:

@@ -52,7 +52,7 @@ def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tupl
         skip_broken=False,
     )
     if changed := changed_images(image_index, image_store, split):
-        problem = f"{len(changed)} test images have changed since training ({first_few(changed)})"
+        problem = f"test images that have changed since training: {first_few(changed)}"
         raise TwinbudError(problem, where=image_index.source, fix=fix)
     paths, labels = tuple(row.path for row in rows), tuple(row.label for row in rows)
     return Chosen(paths=paths, image_store=image_store, true_labels=labels), rows

@@ -21,7 +21,7 @@ def calibrate(
     data: str | Path | None = None,
     *,
     on: CalibrationSource = "auto",
-    folds: int = NUM_FOLDS,
+    folds: int | None = None,
     coverage: float = COVERAGE,
     per_class: bool = False,
     data_root: str | Path | None = None,
@@ -46,7 +46,7 @@ def calibrate(
         on: The images to calibrate on. ``"val"``: the validation part. ``"folds"``: the labelled images, each judged by
             a model that is trained like the run's own without the fold that the image is in. ``"auto"``: the validation
             part if it has at least 100 images.
-        folds: Number of folds, at least 2; so many runs are executed, each about as long as the run itself.
+        folds: Number of folds, at least 2; so many runs are executed, each about as long as the run itself. None: 5.
         coverage: Probability, in (0, 1), with which a prediction set contains the right class.
         per_class: Ensure it for the images of each class, not only on average.
         data_root: Local copy of the set that ``data`` names; None for where it is downloaded to.
@@ -92,7 +92,10 @@ def calibrate(
     }
     given = {name: str(value) for name, value in source.items() if value is not None}
     source_of_run = read_value("on", on, CalibrationSource)
-    num_folds = read_folds(folds)
+    num_folds = NUM_FOLDS if folds is None else read_folds(folds)
+    if folds is not None and (data is not None or source_of_run == "val"):
+        problem = f"'{folds}' has no effect with {'--on val' if data is None else '--data'}, which has no folds"
+        raise TwinbudError(problem, where="--folds", fix="Leave it out")
     if data is None:
         if given:
             name, value = next(iter(given.items()))

@@ -89,7 +89,7 @@ def images_to_evaluate(
             return images
         if not is_other:
             raise TwinbudError(
-                f"{len(changed)} test images have changed since training ({first_few(changed)})",
+                f"test images that have changed since training: {first_few(changed)}",
                 where=image_index.source,
                 fix="Restore them, or evaluate images in another place with --data",
             )

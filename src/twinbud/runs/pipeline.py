@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from twinbud.config.loading import setting_notes, settings_of, with_absolute_paths
+from twinbud.config.effects import setting_notes
+from twinbud.config.loading import settings_of, with_absolute_paths
 from twinbud.config.schema import RunConfig, resolve
 from twinbud.core.environment import describe_environment
 from twinbud.core.errors import explained_writes
@@ -49,15 +50,7 @@ from twinbud.runs.report import save_report
 from twinbud.runs.resource_cache import ResourceCache, initialization_key
 from twinbud.runs.result import RunCost, RunMetrics, RunResult
 from twinbud.runs.resume import open_checkpoint_manager, open_tuning_checkpoints, previous_precision
-from twinbud.runs.run_dir import (
-    METRICS,
-    NAIVE,
-    RECOVERY_FILE,
-    TEACHER,
-    require_run_output,
-    started_run,
-    write_settings,
-)
+from twinbud.runs.run_dir import METRICS, NAIVE, RECOVERY_FILE, TEACHER, require_run_output, started_run, write_settings
 from twinbud.runs.summary import summarize
 from twinbud.runs.tuning import TunedTeacher, is_shared_tuning, tune_teacher, tuning_config
 from twinbud.tasks.opening import open_task, require_supported

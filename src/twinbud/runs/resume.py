@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twinbud.config.loading import numeric_settings
+from twinbud.config.effects import numeric_settings
 from twinbud.config.schema import RunConfig
 from twinbud.config.teaching import TeachConfig
 from twinbud.core.progress import Progress

@@ -94,6 +94,6 @@ def open_run_images(config: RunConfig, progress: Progress, resource_cache: Resou
         else:
             split.append(known)
     if changed:
-        problem = f"{len(changed)} images are not those of the run ({first_few(changed)})"
+        problem = f"images that are not those of the run: {first_few(changed)}"
         raise TwinbudError(problem, where=image_index.source, fix=fix)
     return RunImages(image_index=image_index, image_store=image_store, split=tuple(split))

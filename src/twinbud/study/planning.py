@@ -53,7 +53,7 @@ def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str,
         public, _, root = path.partition("=")
         if known[name].has_root:
             sources[name] = {"data": name, "data_root": path}
-        elif root and parse_data(public, option).has_root:
+        elif root and parse_data(public).has_root:
             sources[name] = {"data": public, "data_root": root}
         else:
             sources[name] = {"data": path}

@@ -113,7 +113,7 @@ def read_recipe(path: Path) -> Recipe:
         reason = error.strerror if isinstance(error, OSError) else error
         fix = "Give a YAML file, such as those in recipes/"
         raise TwinbudError(f"the recipe cannot be read ({reason})", where=str(path), fix=fix) from error
-    content = _require_mapping(content, str(path))
+    content = _require_mapping({} if content is None else content, str(path))
     _require_known(content, _KEYS, str(path))
     parser = _RecipeParser(str(path), content)
     recipe = Recipe(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from twinbud.config.loading import numeric_settings
+from twinbud.config.effects import numeric_settings
 from twinbud.config.schema import WHOLE_METHODS, RunConfig, resolve
 from twinbud.config.settings import all_settings
 from twinbud.data.patient_salt import is_key
