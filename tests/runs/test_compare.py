@@ -68,7 +68,7 @@ def test_nothing_is_trained_again_for_another_comparison_or_a_calibration(
     answer = twinbud("compare", good, poor, "--folds", "2")
     assert answer.code == 0, answer.err
     assert f"lowest log-loss: {good}" in answer.out
-    assert "undecided" not in answer.out
+    assert answer.out.endswith("): worse\n")
     assert twinbud("calibrate", good, "--folds", "2", "--coverage", "0.8").code == 0
     assert read_json(good / "model" / "trust.json")["num_folds"] == 2
 
@@ -95,7 +95,8 @@ def test_runs_that_cannot_be_told_apart_are_undecided(
 ) -> None:
     good = Path(shutil.copytree(compared[1], tmp_path / "good"))
     answer = twinbud("compare", compared[1], good, "--folds", "2")
-    assert f"undecided: {good} (the interval of the log-loss contains 0)" in answer.out.splitlines()
+    line = f"{good}: log-loss +0.000 (+0.000 to +0.000), accuracy +0.000 (+0.000 to +0.000): undecided, the interval"
+    assert f"{line} of the log-loss contains 0" in answer.out.splitlines()
 
 
 @pytest.mark.parametrize(
