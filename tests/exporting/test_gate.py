@@ -199,6 +199,18 @@ def test_coverage_that_is_lost_refuses_a_file_whose_logits_are_near_enough() -> 
         strict.check(changed.SerializeToString(), metadata, tolerance=0.1)
 
 
+def test_rounding_past_a_threshold_is_no_fault() -> None:
+    gate, file, metadata = good("vit")
+    assert gate.labels is not None
+    label = int(gate.labels[0])
+    changed = onnx.load_model_from_string(file)
+    change_bias(changed, lambda values: values - 1e-4 * (np.arange(len(values)) == label))
+    right = gate.expected.probabilities[0, label]
+    strict = gate_of(gate.model_folder, members=lambda probabilities_NC: probabilities_NC > right - 1e-6)
+    scores = strict.check(changed.SerializeToString(), metadata).scores
+    assert scores["onnx"].coverage != scores["torch"].coverage
+
+
 def test_generated_images_have_many_sizes_and_batches_of_one_and_more() -> None:
     batches = generated_images(28)
     assert len({batch[0].shape for batch in batches}) >= 6

@@ -15,12 +15,13 @@ def show_export(export: Export) -> None:
     threads = sorted({count for row in export.rows for count in row.latency_seconds})
     table = Table(title="One image, from pixels to probabilities", title_justify="left")
     columns = ["", "size", *(f"{count} thread{'s' * (count > 1)}" for count in threads), "accuracy", "ECE"]
-    columns += ["coverage"] * any(row.coverage is not None for row in export.rows)
+    has_sets = any(row.coverage is not None for row in export.rows)
+    columns += ["coverage"] if has_sets else []
     for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in export.rows:
         times = (f"{1000 * row.latency_seconds[count]:.2f} ms" for count in threads)
-        scores = [percent(row.accuracy), number(row.ece), percent(row.coverage)][: len(columns) - 2 - len(threads)]
+        scores = [percent(row.accuracy), number(row.ece), *([percent(row.coverage)] if has_sets else [])]
         table.add_row(row.name, f"{row.num_bytes / 1e6:.2f} MB", *times, *scores)
     console.print(table)
     gate = export.gate
