@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from twinbud.core.errors import TwinbudError
+from twinbud.core.files import require_free
 from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import make_run_id
 from twinbud.study.store import FORMAT_VERSION, CorruptRecordError, RunStore, StudyPlan
@@ -156,3 +158,22 @@ def test_another_format_version_is_refused_in_one_line(store: RunStore, text: st
     for use in (store.require, store.create):
         with pytest.raises(TwinbudError, match=problem):
             use()
+
+
+@pytest.mark.parametrize("check", [lambda path: RunStore(path).create(), require_free])
+@pytest.mark.parametrize("question", ["exists", "is_dir"])
+def test_a_folder_that_another_process_creates_meanwhile_is_not_called_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str, check: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "runs"
+    ask = getattr(Path, question)
+
+    def ask_and_create(path: Path) -> bool:
+        answer = ask(path)
+        if path == folder and not answer:
+            folder.mkdir()
+        return bool(answer)
+
+    monkeypatch.setattr(Path, question, ask_and_create)
+    check(folder)
+    assert folder.is_dir()

@@ -247,7 +247,7 @@ def require_free(path: Path, *, force: bool = False) -> None:
         TwinbudError: The folder is not empty and ``force`` is off; or ``path`` is a file.
     """
     with explained_writes(path):
-        is_folder, exists = path.is_dir(), path.exists()
+        exists, is_folder = path.exists(), path.is_dir()  # in this order: the folder may be created meanwhile
         is_free = not exists or (is_folder and (force or not any(path.iterdir())))
     if is_free:
         return

@@ -81,16 +81,16 @@ class RunStore:
         Raises:
             TwinbudError: The folder has other contents or another format version.
         """
-        if self.path.is_dir():
+        if not self.path.exists():  # asked first: another process may create the folder meanwhile
+            if must_exist:
+                fix = "Check --runs, or run 'twinbud study' first"
+                raise TwinbudError("the runs folder does not exist", where=str(self.path), fix=fix)
+        elif not self.path.is_dir():
+            raise TwinbudError("the path is a file, not a runs folder", where=str(self.path), fix=_OTHER_FOLDER)
+        else:
             entries = {path.name for path in self.path.iterdir() if path.suffix != ".draft"}
             if must_exist or entries - {*_FOLDERS, TABLES}:
                 self.image_sets()
-        elif self.path.exists():
-            raise TwinbudError("the path is a file, not a runs folder", where=str(self.path), fix=_OTHER_FOLDER)
-        elif must_exist:
-            raise TwinbudError(
-                "the runs folder does not exist", where=str(self.path), fix="Check --runs, or run 'twinbud study' first"
-            )
 
     def create(self) -> None:
         """Create the folder, or do nothing if it is a runs folder.
