@@ -167,6 +167,18 @@ def test_facts_of_a_dicom_file_are_its_own_and_no_more(tmp_path: Path) -> None:
     assert (facts.size, facts.format, facts.modality, facts.manufacturer) == ("5 x 3", "DICOM", "CR", "ACME b")
     assert facts.compression == "Explicit VR Little Endian"
     assert "canary" not in str(facts)
+    named = dataset_of(np.zeros((3, 5), np.uint8), Modality="CANARY", BurnedInAnnotation="CANARY")
+    (tmp_path / "b.dcm").write_bytes(file_of(named, "1.2.840.10008.1.2.1"))
+    facts = read_facts(tmp_path / "b.dcm")
+    assert (facts.modality, facts.burned_in) == ("another one", "unknown")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_facts_of_a_volume_tell_its_format(tmp_path: Path, name: str) -> None:
+    from helpers.volumes import nifti
+
+    (tmp_path / name).write_bytes(nifti(np.zeros((3, 4, 5), np.int16), packed=name.endswith("gz")))
+    assert read_facts(tmp_path / name).format == "NIfTI"
 
 
 def test_several_labels_are_counted_by_combination(tmp_path: Path) -> None:

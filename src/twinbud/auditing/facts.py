@@ -14,8 +14,9 @@ from PIL import Image
 from twinbud.core.files import read_head
 from twinbud.data.formats.base import HEAD_BYTES
 from twinbud.data.formats.decoding import without_warnings
+from twinbud.data.formats.dicom import shown_modality
 from twinbud.data.formats.dicom_header import recognizes, uid_name
-from twinbud.data.formats.nifti_header import is_nifti
+from twinbud.data.formats.nifti import NiftiReader
 
 UNKNOWN = "unknown"
 _TAGS = ["Modality", "Manufacturer", "Rows", "Columns", "PhotometricInterpretation", "BurnedInAnnotation"]
@@ -63,7 +64,7 @@ def read_facts(path: Path) -> FileFacts:
         head = read_head(path, HEAD_BYTES)
         if recognizes(head):
             return _dicom_facts(path)
-        if is_nifti(head):
+        if NiftiReader().recognizes(head):
             return FileFacts(format="NIfTI")
         return _raster_facts(path)
     except Exception:
@@ -96,9 +97,9 @@ def _dicom_facts(path: Path) -> FileFacts:
             mode=_text(header.get("PhotometricInterpretation")),
             format="DICOM",
             compression=(uid_name(str(syntax)) if syntax else None) or UNKNOWN,
-            modality=_text(header.get("Modality")),
+            modality=shown_modality(str(header.get("Modality") or "")) or UNKNOWN,
             manufacturer=_text(header.get("Manufacturer")),
-            burned_in=_text(header.get("BurnedInAnnotation")),
+            burned_in=burned_in if (burned_in := header.get("BurnedInAnnotation")) in ("YES", "NO") else UNKNOWN,
         )
 
 

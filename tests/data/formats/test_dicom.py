@@ -34,6 +34,7 @@ from twinbud.data.formats.base import BrokenImageError, FileSurvey, NoPixels
 from twinbud.data.formats.decoding import ImageFile, decode, without_warnings
 from twinbud.data.formats.dicom import DicomReader
 from twinbud.data.formats.dicom_elements import CountedFile
+from twinbud.data.identity import comparison_key
 
 RAMP = np.add.outer(np.arange(24), np.arange(40))
 GENERATOR = np.random.default_rng(0)
@@ -429,6 +430,40 @@ def test_the_patient_is_the_id_or_the_study() -> None:
     assert survey(dicom(NOISY, PatientID="001 ")).patient == survey(dicom(NOISY, PatientID="1")).patient
     for missing in ("", "ANONYMOUS", "unknown"):
         assert survey(dicom(NOISY, PatientID=missing, StudyInstanceUID="1.2.3")).patient == "key of study 1.2.3"
+
+
+def patient_of(written: bytes, terms: str) -> str | None:
+    """The patient of a file whose PatientID has these bytes (at most 24) and whose character sets are ``terms``."""
+    contents = dicom(NOISY, PatientID="X" * 24, SpecificCharacterSet=terms.split("\\"), StudyInstanceUID="1.2.3")
+    return survey(contents.replace(b"X" * 24, written.ljust(24))).patient
+
+
+@pytest.mark.parametrize(
+    ("patient", "terms", "encoding"),
+    [
+        ("李12", "GB18030", "gb18030"),
+        ("李12", "GBK", "gbk"),
+        ("李12", "ISO_IR 192", "utf-8"),
+        ("李12", "", "utf-8"),  # undeclared
+        ("山田12", "\\ISO 2022 IR 87", "iso2022_jp"),
+        ("ﾔﾏﾀﾞ12", "ISO_IR 13", "shift_jis"),
+        ("Müller12", "ISO_IR 100", "latin-1"),
+        ("Müller12", "", "latin-1"),  # undeclared, and not UTF-8
+        ("Müller12", "ISO_IR 192", "latin-1"),  # declared wrongly
+        ("Дмитрий12", "ISO_IR 144", "iso8859_5"),
+        ("김희중12", "\\ISO 2022 IR 149", "euc_kr"),
+        ("P12", "ISO_IR NONSENSE", "ascii"),
+    ],
+)
+def test_one_patient_is_one_whatever_the_character_set(patient: str, terms: str, encoding: str) -> None:
+    escape = b"\x1b$)C" if "149" in terms else b""
+    assert patient_of(escape + patient.encode(encoding), terms) == f"key of patient {comparison_key(patient)}"
+
+
+def test_bytes_of_two_patients_that_differ_by_the_case_of_latin_letters_are_two_patients() -> None:
+    one, other = "李12".encode("gb18030"), "囝12".encode("gb18030")
+    assert one.decode("latin-1").casefold() == other.decode("latin-1").casefold()
+    assert patient_of(one, "GB18030") != patient_of(other, "GB18030")
 
 
 def test_a_slice_has_a_place_in_the_volume_of_its_series() -> None:

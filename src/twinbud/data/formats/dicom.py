@@ -26,14 +26,13 @@ from twinbud.data.identity import comparison_key, is_missing_patient
 
 _BURNED_IN = "may show patient data in their pixels (BurnedInAnnotation is YES)"
 
-_MODALITIES = (
+_MODALITY_WORDS = (
     "AU BDUS BI BMD CD CR CT CTPROTOCOL DG DMS DX EC ECG EM EPS ES FA FS FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LP "
     "LS M3D MA MG MR MS NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE "
     "RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF XA "
     "XAPROTOCOL XC"
 )
-MODALITIES = frozenset(_MODALITIES.split())
-"""The standard's words for modalities; any other text of a header is not shown."""
+_MODALITIES = frozenset(_MODALITY_WORDS.split())
 
 _Opened = tuple[DicomHeader, PixelLayout, PixelPlace]
 
@@ -102,6 +101,11 @@ class DicomReader:
         return self._opened_file
 
 
+def shown_modality(text: str) -> str:
+    """Return a modality if it is a word of the standard; any other text of a header may name a person."""
+    return text if not text or text in _MODALITIES else "another one"
+
+
 def _open(file: BinaryIO) -> _Opened:
     """Read what the frames of a file share."""
     header = read_header(file)
@@ -123,7 +127,7 @@ def _without_values() -> Iterator[None]:
 
 def _patient(elements: DicomElements) -> str | None:
     """Return what tells the patient apart: the id or, where it is missing, the study, which is of one patient."""
-    patient = elements.text("PatientID")
+    patient = elements.decoded_text("PatientID")
     if not is_missing_patient(patient):
         return f"patient {comparison_key(patient)}"
     study = elements.text("StudyInstanceUID")
@@ -149,10 +153,9 @@ def _traits(elements: DicomElements, layout: PixelLayout, hashed: Callable[[str]
     """Yield what the images of a series share by the standard (modality, patient) or by habit, and a patient's sex."""
     series, patient = elements.text("SeriesInstanceUID"), _patient(elements)
     if series:
-        key, modality = hashed(f"series {series}"), elements.text("Modality")
-        if modality:
-            shown = modality if modality in MODALITIES else "another one"
-            yield Trait(group="series", key=key, name="modality", value=shown)
+        key = hashed(f"series {series}")
+        if modality := shown_modality(elements.text("Modality")):
+            yield Trait(group="series", key=key, name="modality", value=modality)
         if patient:
             yield Trait(group="series", key=key, name="patient", value=hashed(patient), shown=False)
         yield Trait(group="series", key=key, name="size", value=f"{layout.columns}×{layout.rows}")

@@ -7,6 +7,7 @@ damaged elements in warnings and errors, and those may be names.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
@@ -20,8 +21,11 @@ _MAX_READS = 250_000
 """An element takes two or three reads of a few microseconds; only a header that is made to be slow has so many."""
 _MAX_HEADER_BYTES = 64 * 2**20
 _MAX_VALUE_BYTES = 16 * 2**20
+_ESCAPE = b"\x1b"
+"""Begins the change to another character set within a text (ISO 2022)."""
 
 TAGS: Final = {
+    "SpecificCharacterSet": 0x00080005,
     "SOPClassUID": 0x00080016,
     "Modality": 0x00080060,
     "PatientID": 0x00100020,
@@ -92,6 +96,26 @@ class DicomElements:
     def text(self, name: str) -> str:
         """Return an element as text without padding; each byte that is not ASCII becomes one character."""
         return self.value(name).decode("latin-1").strip(" \0")
+
+    def decoded_text(self, name: str) -> str:
+        """Return an element as text in the character set that the file names (PS3.3 C.12.1.1.2), without padding.
+
+        Bytes that the set does not have, or for which none is named, are UTF-8 or, failing that, Latin-1.
+        """
+        from pydicom.charset import decode_bytes, default_encoding, python_encoding
+        from pydicom.valuerep import TEXT_VR_DELIMS
+
+        value = self.value(name)
+        encodings = [python_encoding[term] for term in self.texts("SpecificCharacterSet") if term in python_encoding]
+        if _ESCAPE in value and encodings:
+            text = decode_bytes(value, encodings, TEXT_VR_DELIMS)
+            if "\ufffd" not in text:  # which stands for bytes that the sets do not have
+                return text.strip(" \0")
+        named = [encoding for encoding in encodings[:1] if encoding != default_encoding]
+        for encoding in (*named, "utf-8"):
+            with suppress(UnicodeError, LookupError):
+                return value.decode(encoding).strip(" \0")
+        return self.text(name)
 
     def texts(self, name: str) -> list[str]:
         """Return the values of an element of several texts."""
