@@ -111,11 +111,14 @@ def test_no_other_threshold_has_a_higher_f1(seed: int) -> None:
     assert best == pytest.approx(max(others))
 
 
-def test_of_equally_good_thresholds_the_one_nearest_to_one_half_is_taken() -> None:
+def test_of_equally_good_thresholds_one_half_or_the_middle_of_the_nearest_is_taken() -> None:
     positive = np.array([False, True])
     assert f1_threshold(np.array([0.1, 0.9]), positive) == 0.5
-    assert f1_threshold(np.array([0.1, 0.3]), positive) == 0.3
-    assert f1_threshold(np.array([0.7, 0.9]), positive) == pytest.approx(0.7)
+    assert f1_threshold(np.array([0.1, 0.3]), positive) == pytest.approx(0.2)
+    assert f1_threshold(np.array([0.7, 0.9]), positive) == pytest.approx(0.8)
+    assert f1_threshold(np.array([0.5, 0.9]), positive) == pytest.approx(0.7)
+    assert f1_threshold(np.array([0.1, 0.5]), positive) == 0.5
+    assert f1_threshold(np.array([0.2]), np.array([True])) == pytest.approx(0.1)
     assert f1_threshold(np.array([0.1, 0.3]), np.array([False, False])) == 0.5
 
 

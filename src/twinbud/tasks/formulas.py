@@ -111,10 +111,13 @@ def class_weights(labels_N: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def f1_threshold(scores_N: np.ndarray, is_positive_N: np.ndarray) -> float:
-    """Return the threshold with the highest F1; of equally good ones, the one nearest to 0.5.
+    """Return the threshold with the highest F1.
 
-    >>> f1_threshold(np.array([0.1, 0.2, 0.3, 0.35]), np.array([False, False, True, True]))
-    0.3
+    Of equally good ones it is 0.5 or, where that is none of them, the middle between the two scores around those that
+    are nearest to 0.5: at a score, rounding would decide.
+
+    >>> f1_threshold(np.array([0.125, 0.25, 0.375]), np.array([False, False, True]))
+    0.3125
 
     Args:
         scores_N: Probabilities, float64.
@@ -130,9 +133,11 @@ def f1_threshold(scores_N: np.ndarray, is_positive_N: np.ndarray) -> float:
     hits = np.bincount(place_N, weights=is_positive_N, minlength=len(values))[::-1].cumsum()[::-1]
     f1 = 2 * hits / (totals + is_positive_N.sum())
     best = np.flatnonzero(np.isclose(f1, f1.max()))
-    below = np.concatenate([[0.0], values])[best]  # a threshold above the next lower score decides alike
-    nearest = np.clip(0.5, np.nextafter(below, 1.0), values[best])
-    return float(nearest[np.argmin(np.abs(nearest - 0.5))])
+    lower, upper = np.concatenate([[0.0], values])[best], values[best]  # all thresholds between them decide alike
+    place = np.argmin(np.abs(np.clip(0.5, lower, upper) - 0.5))
+    if lower[place] < 0.5 <= upper[place]:
+        return 0.5
+    return float((lower[place] + upper[place]) / 2)
 
 
 def softmax_curvature(logits_BK: torch.Tensor, noise_BK: torch.Tensor, temperature: float) -> torch.Tensor:
