@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Collection, Iterable, Iterator
@@ -162,7 +163,7 @@ def write_bytes(path: Path, contents: bytes) -> None:
     Raises:
         TwinbudError: The disk is full or the folder may not be written.
     """
-    draft = _draft(path)
+    draft = draft_path(path)
     with explained_writes(path):
         try:
             draft.write_bytes(contents)
@@ -176,9 +177,9 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _draft(path: Path) -> Path:
-    """Return where the new content of ``path`` is written first."""
-    return path.with_name(f".{path.name}.{os.getpid()}.draft")
+def draft_path(path: Path) -> Path:
+    """Return where the new content of ``path`` is written first: in containers, all processes may have one number."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
 
 
 @contextmanager
@@ -194,11 +195,12 @@ def new_folder(path: Path, *, force: bool = False, optional: Collection[str] = (
         TwinbudError: ``path`` exists and may not be replaced, the disk is full, or the place may not be written.
     """
     require_free(path, force=force)
-    draft = _draft(path)
+    draft = draft_path(path)
     with explained_writes(path):
         draft.mkdir(parents=True)
     try:
         yield draft
+        require_free(path, force=force)  # what another process did meanwhile
         with explained_writes(path):
             if path.exists():
                 _require_like(path, draft, optional)
@@ -226,7 +228,7 @@ def require_new_file(path: Path, *, force: bool = False) -> None:
         TwinbudError: The file exists and ``force`` is off, ``path`` is a folder, or its parent is missing or may not
             be written.
     """
-    draft = _draft(path)
+    draft = draft_path(path)
     with explained_writes(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

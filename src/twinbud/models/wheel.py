@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save
 
 from twinbud.core.cache import cache_folder, reason_of, warn_of_cache
 from twinbud.core.errors import TwinbudError
+from twinbud.core.files import draft_path
 from twinbud.models.families.base import State
 
 
@@ -61,7 +61,7 @@ class WheelNetwork:
         with suppress(OSError, SafetensorError):  # converted anew if there is none that can be read
             return load_file(cached)
         state = self.convert(self.verified_file())
-        draft = cached.with_suffix(f".{os.getpid()}.draft")
+        draft = draft_path(cached)
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             draft.write_bytes(save(state))
