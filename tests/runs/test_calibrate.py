@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import twinbud as api
 from helpers.builders import save_images
@@ -240,6 +242,52 @@ def test_a_damaged_trust_file_is_one_line(calibrated: Path, images: Path, tmp_pa
     run = copied(calibrated, tmp_path)
     (run / "model" / "trust.json").write_text(content)
     assert "trust.json: the file cannot be read" in refusal(twinbud("predict", run, images))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"temperature": ', '"temperature": -', "temperature is -"),
+        ('"temperature": ', '"temperature": 1e-300, "x": ', "temperature is 1e-300, outside 0.2 to 20"),
+        ('"novelty_threshold": ', '"novelty_threshold": NaN, "x": ', "novelty_threshold is nan, not a finite number"),
+        ('"coverage": 0.8', '"coverage": 8', "coverage is 8, not between 0 and 1"),
+        ('"light": 0.', '"light": 7.', "the threshold of class 'light' is 7."),
+        ('"sensitivity": ', '"sensitivity": 5', "sensitivity is 5"),
+    ],
+)
+def test_a_value_of_trust_outside_its_range_is_one_line(
+    calibrated: Path, images: Path, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    run = copied(calibrated, tmp_path)
+    file = run / "model" / "trust.json"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    line = refusal(twinbud("predict", run, images))
+    assert f"trust.json: the file cannot be read ({said}" in line
+
+
+@pytest.mark.parametrize(
+    ("means", "whitening", "said"),
+    [
+        ((3, 5), (4, 4), "means (3, 5) and whitening (4, 4) are not (C, D) and (D, D)"),
+        ((0, 5), (5, 5), "means (0, 5) and whitening (5, 5) are not (C, D) and (D, D)"),
+        ((3, 5), (5, 5), "it is of 5 features, but the network has 16"),
+        (None, (5, 5), "a value of means or whitening is NaN or infinite"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_one_line(
+    calibrated: Path,
+    images: Path,
+    tmp_path: Path,
+    means: tuple[int, int] | None,
+    whitening: tuple[int, int],
+    said: str,
+) -> None:
+    run = copied(calibrated, tmp_path)
+    centers = torch.full((3, 5), torch.nan) if means is None else torch.zeros(means)
+    save_file({"means": centers, "whitening": torch.zeros(whitening)}, run / "model" / "trust.safetensors")
+    assert f"trust.safetensors: {said}. Run: twinbud calibrate RUN --force" in refusal(twinbud("predict", run, images))
 
 
 def test_trust_without_its_statistics_is_refused(calibrated: Path, images: Path, tmp_path: Path) -> None:

@@ -30,12 +30,22 @@ class PredictionSets:
     Attributes:
         coverage: The probability, in (0, 1), with which a set contains the right class.
         per_class: Whether this holds for the images of each class, not only on average.
-        thresholds: For each class, the smallest probability with which it is in a set.
+        thresholds: For each class, the smallest probability, in [0, 1], with which it is in a set.
+
+    Raises:
+        ValueError: A value is outside its range.
     """
 
     coverage: float
     per_class: bool
     thresholds: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise ValueError(f"coverage is {self.coverage:g}, not between 0 and 1")
+        for name, threshold in self.thresholds.items():
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"the threshold of class '{name}' is {threshold:g}, outside 0 to 1")
 
     def members(self, probabilities_NC: np.ndarray) -> np.ndarray:
         """Return which classes the set of each image contains: (N, C) bool. The most probable one always is."""

@@ -15,6 +15,8 @@ import numpy as np
 from scipy.stats import betabinom
 from sklearn.covariance import LedoitWolf
 
+from twinbud.core.errors import TwinbudError
+
 _ACCEPTED_SHARE = 0.95
 """Share of the images like those of the training that a threshold accepts."""
 
@@ -26,13 +28,30 @@ class Novelty:
     Attributes:
         means_CD: Mean of each class that has images, or of all images; float32, multiplied by ``whitening_DD``.
         whitening_DD: The inverse square root of the covariance of the features around their means; float32.
+
+    Raises:
+        ValueError: The shapes do not fit together, there is no mean, or a value is not finite.
     """
 
     means_CD: np.ndarray
     whitening_DD: np.ndarray
 
+    def __post_init__(self) -> None:
+        means, whitening = self.means_CD.shape, self.whitening_DD.shape
+        if len(means) != 2 or means[0] < 1 or whitening != (means[1], means[1]):
+            raise ValueError(f"means {means} and whitening {whitening} are not (C, D) and (D, D)")
+        if not (np.isfinite(self.means_CD).all() and np.isfinite(self.whitening_DD).all()):
+            raise ValueError("a value of means or whitening is NaN or infinite")
+
     def scores(self, features_ND: np.ndarray) -> np.ndarray:
-        """Return the squared distance of each image to the nearest mean: (N,) float64, at least 0."""
+        """Return the squared distance of each image to the nearest mean: (N,) float64, at least 0.
+
+        Raises:
+            TwinbudError: The statistics are of another number of features.
+        """
+        if features_ND.shape[1] != len(self.whitening_DD):
+            problem = f"it is of {len(self.whitening_DD)} features, but the network has {features_ND.shape[1]}"
+            raise TwinbudError(problem, where="trust.safetensors", fix="Run: twinbud calibrate RUN --force")
         white_ND = features_ND.astype(np.float64) @ self.whitening_DD
         squared_NC = (
             (white_ND**2).sum(axis=1, keepdims=True)

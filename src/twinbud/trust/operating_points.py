@@ -30,11 +30,19 @@ class OperatingPoint:
         threshold: An image is positive from this probability on, in [0, 1].
         sensitivity: Share of the positive images that reach it, in [0, 1].
         specificity: Share of the negative images that do not, in [0, 1].
+
+    Raises:
+        ValueError: A value is outside its range.
     """
 
     threshold: float
     sensitivity: float
     specificity: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value:g}, outside 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

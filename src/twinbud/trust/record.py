@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from twinbud.tasks.base import Task
 from twinbud.trust.conformal import PredictionSets
 from twinbud.trust.novelty import Novelty
 from twinbud.trust.operating_points import Criterion, OperatingPoint
+from twinbud.trust.temperature import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE
 
 TRUST_FILE, STATISTICS_FILE = "trust.json", "trust.safetensors"
 Source = Literal["folds", "val", "data"]
@@ -30,7 +32,11 @@ _AGAIN = "Run: twinbud calibrate RUN --force"
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """What is known of the answers of a network, from images that it, or models made like it, had not learned from."""
+    """What is known of the answers of a network, from images that it, or models made like it, had not learned from.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
 
     weights_sha256: str
     """SHA-256 of the ``model.safetensors`` that it belongs to."""
@@ -42,7 +48,7 @@ class Trust:
     num_folds: int | None = None
     """None where the delivered model has judged the images."""
     temperature: float
-    """Divides the logits before they become probabilities, > 0."""
+    """Divides the logits before they become probabilities, in [0.2, 20]."""
     sets: PredictionSets | None = None
     """None for several labels an image."""
     points: Mapping[str, Mapping[Criterion, OperatingPoint]]
@@ -51,6 +57,13 @@ class Trust:
     """An image with a larger score is unlike those of the training."""
     shifts: Mapping[str, float]
     """Share of changed test images that the threshold finds, in [0, 1], by the change; ``none`` for unchanged ones."""
+
+    def __post_init__(self) -> None:
+        if not SMALLEST_TEMPERATURE <= self.temperature <= LARGEST_TEMPERATURE:
+            limits = f"{SMALLEST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}"
+            raise ValueError(f"temperature is {self.temperature:g}, outside {limits}")
+        if not math.isfinite(self.novelty_threshold):
+            raise ValueError(f"novelty_threshold is {self.novelty_threshold:g}, not a finite number")
 
     @property
     def measured_on(self) -> str:
@@ -153,5 +166,8 @@ def read_trust(folder: Path, task: Task) -> TrustedModel | None:
     state = read_safetensors(folder / STATISTICS_FILE)
     if set(state) != {"means", "whitening"}:
         raise TwinbudError("it lacks 'means' or 'whitening'", where=str(folder / STATISTICS_FILE), fix=_AGAIN)
-    novelty = Novelty(means_CD=state["means"].numpy(), whitening_DD=state["whitening"].numpy())
+    try:
+        novelty = Novelty(means_CD=state["means"].numpy(), whitening_DD=state["whitening"].numpy())
+    except ValueError as error:
+        raise TwinbudError(str(error), where=str(folder / STATISTICS_FILE), fix=_AGAIN) from error
     return TrustedModel(trust=trust, novelty=novelty)
