@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import twinbud
 from helpers.command import refusal
@@ -83,6 +83,13 @@ def test_the_program_of_the_documents_answers_as_predict_does_without_torch(
     paths = [tmp_path / f"{number}.png" for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    paths += [tmp_path / name for name in ("turned.jpg", "clear.png", "gray.png", "palette.png")]
+    images[1].save(paths[3], exif=exif)
+    Image.fromarray(pixels_of((40, 50, 4), 3)).save(paths[4])
+    Image.fromarray(pixels_of((40, 50, 2), 4), "LA").save(paths[5])
+    images[1].quantize(16).save(paths[6], transparency=3)
     (program,) = re.findall(
         r"^```python\n(import json\n.*?)^```", DEPLOYING.read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
