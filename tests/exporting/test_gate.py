@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from helpers.exporting import (
 from twinbud.core.errors import TwinbudError
 from twinbud.exporting import gate as gate_module
 from twinbud.exporting.gate import Gate, generated_images
+from twinbud.exporting.network import Exporter
 from twinbud.models.model_folder import ModelFolder
 from twinbud.tasks.opening import open_task
 
@@ -223,3 +225,10 @@ def test_generated_images_have_many_sizes_and_batches_of_one_and_more() -> None:
 def test_the_file_says_its_opset() -> None:
     model = onnx.load_model_from_string(good("vit")[1])
     assert {entry.key: entry.value for entry in model.metadata_props}["opset"] == str(OPSET)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_the_file_names_no_folder_of_this_machine(exporter: Exporter) -> None:
+    file = exported(classifier_of("vit"), exporter).SerializeToString()
+    home = str(Path(__file__).parents[2]).encode()
+    assert [text for text in (b".py", b"site-packages", home) if text in file] == []

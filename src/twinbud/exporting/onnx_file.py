@@ -6,7 +6,7 @@ The bytes that pass the gate are the bytes that are written, so nothing that the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,23 @@ def join(network: ModelProto, image_size: int, metadata: Mapping[str, str]) -> M
     whole.graph.node.insert(0, onnx.helper.make_node(first.name, [INPUT], [PIXELS], domain=DOMAIN))
     whole.functions.extend([first, *others])
     whole.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    _remove_origins(whole)
     onnx.helper.set_model_props(whole, {**metadata, "opset": str(opset)})
     return whole
+
+
+def _remove_origins(message: Any) -> None:
+    """Clear the notes of torch's exporter at every node, which have the source files of this machine with their paths.
+
+    Args:
+        message: A part of a model; it is changed, and so are its parts.
+    """
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if isinstance(value, Iterable) else (value,):
+                _remove_origins(part)
 
 
 def opset_of(model: ModelProto) -> int:
