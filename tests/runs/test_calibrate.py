@@ -20,6 +20,7 @@ from helpers.runs import read_json, rows
 from twinbud.core.errors import Stopped, explained_writes
 from twinbud.data.index import evenly
 from twinbud.evaluation.predictions import Predictions
+from twinbud.explaining import explain
 from twinbud.runs import calibrate as calibrating
 from twinbud.runs import cross_fit, pipeline, recalibrate
 from twinbud.runs.run_dir import locked
@@ -323,6 +324,37 @@ def elsewhere(folder: Path, count: int = 30) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.png")
     return folder
+
+
+@pytest.mark.parametrize("first", ["calibrate", "calibrate --data", "explain"])
+def test_what_another_command_adds_to_the_report_meanwhile_stays(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    run = copied(calibrated, tmp_path)
+    summary = read_json(run / "summary.json")
+    (run / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "trust"}))
+    module, name = {
+        "calibrate": (calibrating, "save_trust"),
+        "calibrate --data": (recalibrate, "save_trust"),
+        "explain": (explain, "write_explanations"),
+    }[first]
+    finish = getattr(module, name)
+
+    def finish_later(*values: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        other = ("calibrate", run, *CALIBRATE, "--force") if first == "explain" else ("explain", run)
+        assert twinbud(*other).code == 0
+        return finish(*values, **named)
+
+    monkeypatch.setattr(module, name, finish_later)
+    words: dict[str, tuple[object, ...]] = {
+        "calibrate": ("calibrate", run, *CALIBRATE, "--force"),
+        "calibrate --data": ("calibrate", run, "--data", elsewhere(tmp_path / "there"), "--coverage", "0.8"),
+        "explain": ("explain", run),
+    }
+    answer = twinbud(*words[first])
+    assert answer.code == 0, answer.err
+    assert {"trust", "explained"} <= read_json(run / "summary.json").keys()
 
 
 def test_a_calibrated_run_is_calibrated_again_for_another_place(calibrated: Path, tmp_path: Path) -> None:

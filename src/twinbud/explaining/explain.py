@@ -66,14 +66,16 @@ def explain_run(
     classifier = open_classifier(run)
     model_folder = classifier.model_folder
     require_free(folder, force=force)
-    summary = read_summary(run / SUMMARY) if output is None else None
+    if output is None:
+        read_summary(run / SUMMARY)  # a damaged one is refused before maps are computed
     require_explainable(model_folder, label, kind)
     chosen, rows = own_images(run, model_folder, progress)
     found, check = compute_explanations(classifier, chosen, label=label, kind=kind, progress=progress)
     explained = Explanations(explanations=found, kind=kind, weight_check=check, folder=folder)
     shown = write_explanations(folder, explained, rows, max_megapixels=_MAX_MEGAPIXELS, force=force, progress=progress)
-    if summary is not None:
+    if output is None:
         wrong_first = tuple(sorted(shown.images, key=lambda image: image.prediction == image.label))
+        summary = read_summary(run / SUMMARY)  # to which ``twinbud calibrate`` may have added in the meantime
         write_summary(run / SUMMARY, replace(summary, explained=replace(shown, images=wrong_first)))
         rebuild_report(run)
     return explained

@@ -16,7 +16,7 @@ from twinbud.data.image_store import ImageStore
 from twinbud.data.index import evenly
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.models.model_folder import ModelFolder, open_model_folder
-from twinbud.report.model import RunSummary, read_summary, write_summary
+from twinbud.report.model import read_summary, write_summary
 from twinbud.runs.cross_fit import Examples, out_of_fold
 from twinbud.runs.report import rebuild_report
 from twinbud.runs.resource_cache import ResourceCache
@@ -75,7 +75,7 @@ def calibrate_run(
     if (folder / "model" / TRUST_FILE).exists() and not force:
         fix = "Calibrate it again with --force"
         raise TwinbudError("the run is calibrated already", where=str(folder), fix=fix)
-    summary = read_summary(folder / SUMMARY)
+    read_summary(folder / SUMMARY)  # a damaged one is refused before models are trained
     with locked(folder), cpu_threads(config.training.threads):
         resource_cache = ResourceCache()
         images = open_run_images(config, progress, resource_cache)
@@ -99,14 +99,17 @@ def calibrate_run(
         )
         trusted = TrustedModel(trust=trust, novelty=_novelty_of(images, model_folder))
         report = _measure(images, model_folder, trusted, seed=config.training.seed)
-        save_trust(folder, summary, trusted, report)
+        save_trust(folder, trusted, report)
     return CalibratedRun(folder=folder, report=report)
 
 
-def save_trust(folder: Path, summary: RunSummary, trusted: TrustedModel, report: TrustReport) -> None:
-    """Write the trust into the model folder of a run, and its report again."""
+def save_trust(folder: Path, trusted: TrustedModel, report: TrustReport) -> None:
+    """Write the trust into the model folder of a run, and its report again.
+
+    The summary is read only now: ``twinbud explain`` may have added maps to it in the meantime.
+    """
     write_trust(folder / "model", replace(trusted, trust=report.trust))
-    write_summary(folder / SUMMARY, replace(summary, trust=report))
+    write_summary(folder / SUMMARY, replace(read_summary(folder / SUMMARY), trust=report))
     rebuild_report(folder)
 
 

@@ -51,7 +51,8 @@ def recalibrate_run(
     """
     settings = read_settings(folder)
     seed = stage_config(TrainingConfig, settings).seed
-    classifier, summary = open_classifier(folder), read_summary(folder / SUMMARY)
+    classifier = open_classifier(folder)
+    read_summary(folder / SUMMARY)  # a damaged one is refused before images are decoded
     if classifier.trusted is None:
         fix = f"Run 'twinbud calibrate {folder}' first, without --data"
         raise TwinbudError("the run is not calibrated", where=str(folder), fix=fix)
@@ -86,7 +87,7 @@ def recalibrate_run(
         measured = tuple(np.flatnonzero(~chooses_N).tolist())
         trust = replace(trust, shifts=found_shifts(store, measured, model_folder, trusted))
         report = measure_trust(trust, others, trusted.apply(others, outputs.features_ND[~chooses_N]), seed=seed)
-        save_trust(folder, summary, trusted, report)
+        save_trust(folder, trusted, report)
     return CalibratedRun(folder=folder, report=report)
 
 
