@@ -63,6 +63,28 @@ def test_force_replaces_a_run_and_its_leftovers(tmp_path: Path) -> None:
     assert list(run.iterdir()) == []
 
 
+def test_a_process_that_dies_while_it_replaces_a_run_leaves_an_unfinished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+
+        def die_after(path: Path, **words: bool) -> None:
+            unlink(path, **words)
+            if path.name == "metrics.json":
+                raise KeyboardInterrupt  # stands for SIGKILL
+
+        patch.setattr(Path, "unlink", die_after)
+        with pytest.raises(KeyboardInterrupt), started_run(run, force=True):
+            pass
+    with pytest.raises(TwinbudError, match="the run has not finished"):
+        read_settings(run)
+    with started_run(run, force=True):
+        pass
+    assert list(run.iterdir()) == []
+
+
 def test_an_unfinished_run_names_the_ways_to_continue(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RuntimeError), started_run(run, force=False):

@@ -236,11 +236,12 @@ def started_run(
 
 @contextmanager
 def _marked(folder: Path, keep: set[str]) -> Iterator[None]:
-    """Empty a run folder but for ``keep``, and mark it as unfinished until the context ends without an error."""
+    """Mark a run folder as unfinished until the context ends without an error, and empty it but for ``keep``."""
     marker = folder / MARKER
     with explained_writes(folder):
+        # the mark comes first: a process that dies while it deletes an earlier run leaves no finished one
+        write_text(marker, f"Unfinished: process {os.getpid()} on {platform.node()} works here.\n")
         _empty(folder, keep={MARKER, LOCK, *keep})
-        marker.write_text(f"Unfinished: process {os.getpid()} on {platform.node()} works here.\n", encoding="utf-8")
     try:
         yield
     except BaseException as error:
