@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 from collections import OrderedDict
@@ -258,3 +259,30 @@ def test_an_existing_file_is_never_overwritten(network: Any, tmp_path: Path) -> 
         convert(f"{ARCHITECTURE}@{tmp_path}/weights.pth")
     convert(f"{ARCHITECTURE}@{tmp_path}/weights.pth", output=tmp_path / "other.safetensors")
     assert (tmp_path / "weights.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_full_disk_leaves_nothing_that_stands_in_the_way_of_the_next_attempt(
+    is_folder: bool, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, teacher = network.state_dict(), f"{ARCHITECTURE}@{tmp_path}/weights.pth"
+    torch.save(state, tmp_path / "weights.pth")
+    if is_folder:
+        (tmp_path / "gray").mkdir()
+        save_file(random_model(ARCHITECTURE, in_chans=1).state_dict(), tmp_path / "gray" / "model.safetensors")
+        config = {"architecture": ARCHITECTURE, "model_args": {"in_chans": 1}, "pretrained_cfg": {}}
+        (tmp_path / "gray" / "config.json").write_text(json.dumps(config))
+        teacher = f"local-dir:{tmp_path}/gray"
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        write = Path.write_bytes
+
+        def fill_the_disk(path: Path, contents: bytes) -> int:
+            write(path, contents[: len(contents) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(Path, "write_bytes", fill_the_disk)
+        with pytest.raises(TwinbudError, match="disk is full"):
+            convert(teacher)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert convert(teacher).startswith("wrote ")

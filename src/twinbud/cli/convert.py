@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from twinbud.core.errors import TwinbudError, explained_writes, first_few
-from twinbud.core.files import read_json, write_json
+from twinbud.core.errors import TwinbudError, first_few
+from twinbud.core.files import new_folder, read_json, write_bytes, write_json
 from twinbud.models.checkpoint import FoundState, find_states
 from twinbud.models.families.base import State
 from twinbud.models.outline import classifiers
@@ -93,11 +93,13 @@ def convert(teacher: str, *, output: Path | None = None, entry: str | None = Non
     output = output or _default_output(info.file, is_folder=is_folder)
     if output.exists():
         raise TwinbudError("it exists already", where=str(output), fix="Delete it, or choose another --output")
-    with explained_writes(output):
-        if adapts_folder:
-            _write_rgb_config(info, output)
-        file = output / "model.safetensors" if adapts_folder else output
-        file.write_bytes(save(_storable(found.tensors, stem)))
+    contents = save(_storable(found.tensors, stem))
+    if adapts_folder:
+        with new_folder(output) as draft:
+            _write_rgb_config(info, draft)
+            write_bytes(draft / "model.safetensors", contents)
+    else:
+        write_bytes(output, contents)
     line = f"wrote {output} ({len(found.tensors)} tensors"
     line += f" of '{'.'.join(found.path)}'" if found.path else ""
     line += f", prefix '{found.prefix}' removed" if found.prefix else ""
@@ -192,7 +194,7 @@ def _reads_one_channel(tensors: State, stem: str) -> bool:
 
 
 def _write_rgb_config(info: TeacherInfo, folder: Path) -> None:
-    """Make ``folder`` with the ``config.json`` of a gray teacher's folder, for three channels."""
+    """Write into ``folder`` the ``config.json`` of a gray teacher's folder, for three channels."""
     assert info.file is not None
     config = read_json(info.file.with_name("config.json"))
     saved = config.get("pretrained_cfg") or config  # timm's older layout is flat
@@ -200,7 +202,6 @@ def _write_rgb_config(info: TeacherInfo, folder: Path) -> None:
     if "input_size" in saved:
         saved["input_size"] = [3, *saved["input_size"][1:]]
     config["model_args"] = {name: value for name, value in info.model_args.items() if name != "in_chans"}
-    folder.mkdir()
     write_json(folder / "config.json", config)
 
 
