@@ -7,6 +7,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image as PillowImage
 from helpers.public_sets import save_images
 from twinbud.config.data_config import DataConfig
 from twinbud.core.errors import TwinbudError
+from twinbud.core.progress import SilentProgress
+from twinbud.data.datasets.image_folder import NewImage, write_once
 from twinbud.data.index import ImageIndex
 from twinbud.data.source import read_index
 
@@ -283,3 +286,22 @@ def test_the_package_reads_a_local_copy_in_parquet_files(tmp_path: Path, monkeyp
         ("train/000003.png", "tumor", "train"),
     ]
     assert [row.image.file.read_bytes() for row in image_index.rows[:2]] == [encoded(10), encoded(11)]
+
+
+def test_a_set_that_another_process_has_written_meanwhile_stays_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process reads its images already."""
+    monkeypatch.setenv("TWINBUD_CACHE", str(tmp_path))
+    images = [NewImage(path=f"{number}.png", encode=partial(encoded, number), label="cyst") for number in range(3)]
+    write = partial(write_once, "small", num_images=3, progress=SilentProgress(), label="small")
+
+    def written_by_another() -> Iterator[NewImage]:
+        yield images[0]
+        inodes.append(write(lambda: images).stat().st_ino)
+        yield from images[1:]
+
+    inodes: list[int] = []
+    folder = write(written_by_another)
+    assert inodes == [folder.stat().st_ino]
+    assert [path.name for path in folder.parent.iterdir()] == ["small"]

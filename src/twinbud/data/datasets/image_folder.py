@@ -143,7 +143,9 @@ def _write(folder: Path, images: Iterable[NewImage], advance: Callable[[int], No
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:
-    """Rename ``aside/new`` to ``folder``; another process may have been faster."""
+    """Rename ``aside/new`` to ``folder``, unless another process was faster: it reads its images already."""
+    if is_complete(folder):
+        return
     with suppress(FileNotFoundError):
         folder.rename(aside / "old")
     try:
