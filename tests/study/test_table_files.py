@@ -133,3 +133,19 @@ def test_tables_without_a_finished_run_are_refused_in_one_line(tmp_path: Path) -
 def test_a_folder_with_nothing_but_tables_can_become_a_runs_folder(tmp_path: Path) -> None:
     write_tables(TABLE_1, tmp_path / "runs")
     RunStore(tmp_path / "runs").create()
+
+
+def test_another_process_may_delete_an_old_figure_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables_of(tmp_path)
+    old, unlink = tmp_path / "out" / "small.9.confusion-1.svg", Path.unlink
+    old.parent.mkdir()
+    old.touch()
+
+    def unlink_after_another(path: Path, *, missing_ok: bool = False) -> None:
+        if path == old:
+            unlink(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_after_another)
+    write_tables(tmp_path / "small.yaml", tmp_path / "runs", tmp_path / "out")
+    assert not old.exists()

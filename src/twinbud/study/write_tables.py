@@ -68,7 +68,7 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
     write_text(paths["html"], page)
     for path in folder.glob(f"{glob.escape(recipe.name)}.[0-9]*.*.svg"):
         if path not in drawings:  # left from an earlier version of the recipe
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may write the same tables
     for path, svg in drawings.items():
         write_text(path, standing_alone(svg))
     return [*paths.values(), *drawings]
