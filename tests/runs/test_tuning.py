@@ -16,6 +16,7 @@ from helpers.command import refusal, train, trained
 from helpers.command import twinbud as command
 from helpers.stopping import sigterm_at_step
 from twinbud.config.loading import run_config
+from twinbud.core.errors import TwinbudError
 from twinbud.models.selection_io import select
 from twinbud.models.teacher import read_teacher_info
 from twinbud.runs import memory, pipeline, tuning
@@ -132,6 +133,11 @@ def test_runs_with_a_common_cache_tune_the_teacher_once(
     assert len(tuned) == len(set(tuned)) == 2, "one for each sampling"
     assert first.metrics.tune_seconds == second.metrics.tune_seconds != other_sampling.metrics.tune_seconds
     assert not (tmp_path / "first" / "teacher").exists()
+    saved = tuned[0] / "tuning.json"
+    saved.write_text(saved.read_text(encoding="utf-8")[:40], encoding="utf-8")
+    with pytest.raises(TwinbudError, match="the epochs of the fine-tuning cannot be read") as caught:
+        run("third")
+    assert f"{saved}" in str(caught.value)
 
 
 def test_a_run_that_fine_tunes_the_teacher_shares_it_with_those_that_start_from_it(

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig
 from twinbud.config.tuning import TuningConfig
-from twinbud.core.errors import Stopped, TwinbudError, explained_writes
+from twinbud.core.errors import Stopped, TwinbudError, explained_writes, first_line
 from twinbud.core.files import new_folder, read_json, write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress
@@ -106,7 +106,8 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
         progress: Shows a bar.
 
     Raises:
-        TwinbudError: The memory does not suffice, a loss is not finite, or the folder cannot be written.
+        TwinbudError: The memory does not suffice, a loss is not finite, the folder cannot be written, or the saved
+            teacher is damaged.
         Stopped: A stop was requested; the run can be resumed.
     """
     cache = job.config.teacher_cache
@@ -115,8 +116,18 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
     with _exclusive(folder, checkpoints) if cache is not None else nullcontext():
         if not (folder / TUNING_FILE).exists():
             _tune(job, folder, checkpoints, progress)
-    history = from_json(History, read_json(folder / TUNING_FILE), TUNING_FILE)
-    return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=history)
+    return TunedTeacher(
+        info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=_read_history(folder / TUNING_FILE)
+    )
+
+
+def _read_history(path: Path) -> History:
+    try:
+        return from_json(History, read_json(path), TUNING_FILE)
+    except (OSError, ValueError) as error:
+        problem = f"the epochs of the fine-tuning cannot be read ({first_line(error)})"
+        fix = "Delete the folder of this file, and repeat the command"
+        raise TwinbudError(problem, where=str(path), fix=fix) from error
 
 
 def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:
