@@ -135,6 +135,19 @@ def test_a_run_folder_with_a_process_at_work_is_refused_unchanged(
     assert contents(run) == before
 
 
+def test_a_run_that_starts_meanwhile_is_not_called_a_folder_to_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Path.iterdir
+
+    def start_and_look(path: Path) -> Iterator[Path]:
+        (path / "UNFINISHED").touch()
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", start_and_look)
+    require_run_output(tmp_path, force=True)
+
+
 def test_a_killed_process_leaves_no_lock(live_run: tuple[Path, SpawnProcess]) -> None:
     run, process = live_run
     process.kill()

@@ -119,15 +119,15 @@ def require_run_output(folder: Path, *, force: bool, resume: bool = False, kind:
 
 
 def _require_replaceable(folder: Path, *, force: bool, resume: bool, kind: FolderKind) -> None:
-    with explained_writes(folder):
-        unfinished, finished = ((folder / name).exists() for name in (MARKER, METRICS))
+    with explained_writes(folder):  # one look: another process may start meanwhile
+        held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    unfinished, finished = (name in held for name in (MARKER, METRICS))
     if resume and finished and not unfinished:
         raise TwinbudError(
             "the run has finished", where=str(folder), fix="Nothing is left to do; train it again with --force"
         )
     if unfinished and not (force or resume):
         raise TwinbudError("the folder holds an unfinished run", where=str(folder), fix=_ways_on(folder))
-    held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
     if not unfinished and (held or not folder.is_dir()):
         require_free(folder, force=force)
     foreign = _foreign(folder, kind) if held else []
