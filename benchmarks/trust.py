@@ -87,9 +87,9 @@ class ImageSet:
         store = self.job.image_store
         return make_split(self.job.image_index, store.digests, config, seed=sampling, blank=blank_digests(store))
 
-    def fold(self, split: Split, number: int) -> Split:
+    def fold(self, split: Split, number: int, count: int = NUM_FOLDS) -> Split:
         """Return one fold of its labelled images."""
-        store, fold = self.job.image_store, Fold(number=number, count=NUM_FOLDS)
+        store, fold = self.job.image_store, Fold(number=number, count=count)
         blank = blank_digests(store)
         return take_fold(split, self.job.image_index, store.digests, blank=blank, fold=fold, split_seed=0)
 
