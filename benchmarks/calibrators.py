@@ -17,19 +17,18 @@ the mean over the sets. With --develop, a fifth of the training part stands for 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from scipy.stats import t as student_t
 
-from trust import ImageSet
+from trust import ImageSet, read_options
 from twinbud.data.split import Split
 from twinbud.evaluation.calibration import expected_calibration_error
-from twinbud.trust.temperature import fit_temperature
+from twinbud.study.statistics import paired_difference
+from twinbud.tasks.base import Task
+from twinbud.trust.temperature import fit_temperature, negative_log_likelihood
 
 BASELINE = "temperature, 5 folds"
 FOLDS = (5, 10)
@@ -66,7 +65,7 @@ def scaled(temperature: float) -> Calibrator:
 def sampling(image_set: ImageSet, split: Split) -> dict[str, tuple[float, float]]:
     """Return calibration error and negative log-likelihood of each way on the test part of a sampling."""
     test_NC, truth_N = image_set.logits(split.labelled, split.test), image_set.labels_N[list(split.test)]
-    probabilities = {"none": softmax(test_NC, axis=1)}
+    task, probabilities = image_set.job.task, {"none": softmax(test_NC, axis=1)}
     labelled_per_class = np.bincount(image_set.labels_N[list(split.labelled)])
     for count in FOLDS:
         if count > labelled_per_class.max():  # which `twinbud calibrate` refuses, too
@@ -74,31 +73,26 @@ def sampling(image_set: ImageSet, split: Split) -> dict[str, tuple[float, float]
         folds = [image_set.fold(split, number, count) for number in range(1, count + 1)]
         labels_N = image_set.labels_N[[row for fold in folds for row in fold.test]]
         logits_NC = np.concatenate([image_set.logits(fold.labelled, fold.test) for fold in folds])
-        calibrate = scaled(fit_temperature(image_set.job.task, logits_NC, labels_N, np.ones(len(labels_N))))
+        calibrate = scaled(fit_temperature(task, logits_NC, labels_N, np.ones(len(labels_N))))
         probabilities[f"temperature, {count} folds"] = calibrate(test_NC)
         if count == FOLDS[0]:
             for name, one_factor in (("bias-corrected temperature", True), ("vector scaling", False)):
                 probabilities[name] = affine(logits_NC, labels_N, one_factor=one_factor)(test_NC)
             each = [calibrate(image_set.logits(fold.labelled, split.test)) for fold in folds]
             probabilities["mean of folds"] = np.mean(each, axis=0)
-    return {name: measured(found_NC, truth_N) for name, found_NC in probabilities.items()}
+    return {name: measured(task, found_NC, truth_N) for name, found_NC in probabilities.items()}
 
 
-def measured(probabilities_NC: np.ndarray, truth_N: np.ndarray) -> tuple[float, float]:
+def measured(task: Task, probabilities_NC: np.ndarray, truth_N: np.ndarray) -> tuple[float, float]:
     """Return expected calibration error and negative log-likelihood."""
     confidence_N, is_right_N = probabilities_NC.max(axis=1), probabilities_NC.argmax(axis=1) == truth_N
-    likelihood_N = np.maximum(probabilities_NC[np.arange(len(truth_N)), truth_N], 1e-12)
-    return expected_calibration_error(confidence_N, is_right_N), -float(np.log(likelihood_N).mean())
+    loss = float(negative_log_likelihood(task, probabilities_NC, truth_N).mean())
+    return expected_calibration_error(confidence_N, is_right_N), loss
 
 
 def main() -> None:
     """Measure and print two Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="+")
-    parser.add_argument("--fraction", type=float, nargs="*", default=[0.05, 0.1])
-    parser.add_argument("--samplings", type=int, default=20)
-    parser.add_argument("--develop", action="store_true")
-    options = parser.parse_args()
+    options = read_options(__doc__)
     found: list[list[dict[str, tuple[float, float]]]] = []
     for data in options.data:
         image_set = ImageSet(data)
@@ -112,8 +106,12 @@ def main() -> None:
     print("\n| minus the temperature of five folds | calibration error | negative log-likelihood |\n|---|---|---|")
     for name in NAMES:
         everywhere = [rows for rows in found if all(name in row for row in rows)]
-        differences = np.array([[np.subtract(row[name], row[BASELINE]) for row in rows] for rows in everywhere])
-        print(f"| {name} | {' | '.join(interval(column) for column in differences.mean(axis=0).T)} |")
+        if not everywhere:
+            continue
+        ours, baseline = (
+            np.mean([[row[one] for row in rows] for rows in everywhere], axis=0).T for one in (name, BASELINE)
+        )
+        print(f"| {name} | {' | '.join(difference(*pair) for pair in zip(ours, baseline, strict=True))} |")
 
 
 def _cell(values: list[tuple[float, float]]) -> str:
@@ -121,11 +119,13 @@ def _cell(values: list[tuple[float, float]]) -> str:
     return ", ".join(f"{mean:.3f}" for mean in np.mean(values, axis=0)) if values else "–"
 
 
-def interval(values_N: np.ndarray) -> str:
-    """Return mean and 95 % t interval."""
-    half = student_t.ppf(0.975, len(values_N) - 1) * values_N.std(ddof=1) / np.sqrt(len(values_N))
-    mean = values_N.mean()
-    return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
+def difference(ours: np.ndarray, baseline: np.ndarray) -> str:
+    """Return the mean paired difference of the samplings and its 95 % t interval."""
+    found = paired_difference(dict(enumerate(ours.tolist())), dict(enumerate(baseline.tolist())))
+    if found is None or found.interval is None:
+        return "–"
+    low, high = found.interval
+    return f"{found.mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 if __name__ == "__main__":

@@ -179,14 +179,19 @@ class ImageSet:
         return measured
 
 
-def main() -> None:
-    """Measure and print two Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options(description: str | None) -> argparse.Namespace:
+    """Read the image sets, label fractions and samplings of a benchmark from its command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--fraction", type=float, nargs="*", default=[0.05, 0.1])
     parser.add_argument("--samplings", type=int, default=20)
     parser.add_argument("--develop", action="store_true")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print two Markdown tables."""
+    options = read_options(__doc__)
     image_sets = [ImageSet(data) for data in options.data]
     heads = (
         "accuracy", "temperature", "ECE before", "ECE after", "by chance", "NLL before", "NLL after", "coverage",

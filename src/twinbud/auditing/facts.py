@@ -91,6 +91,7 @@ def _dicom_facts(path: Path) -> FileFacts:
     with without_warnings(), path.open("rb") as file:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
         syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+        burned_in = header.get("BurnedInAnnotation")
         return FileFacts(
             width=int(header.get("Columns") or 0),
             height=int(header.get("Rows") or 0),
@@ -99,7 +100,7 @@ def _dicom_facts(path: Path) -> FileFacts:
             compression=(uid_name(str(syntax)) if syntax else None) or UNKNOWN,
             modality=shown_modality(str(header.get("Modality") or "")) or UNKNOWN,
             manufacturer=_text(header.get("Manufacturer")),
-            burned_in=burned_in if (burned_in := header.get("BurnedInAnnotation")) in ("YES", "NO") else UNKNOWN,
+            burned_in=burned_in if burned_in in ("YES", "NO") else UNKNOWN,
         )
 
 
