@@ -34,7 +34,13 @@ TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
     "swin": ("swin_tiny_patch4_window7_224", SWIN, 32),
     "mixer": ("small_mixer", MIXER, 32),
 }
-OTHERS = {"vgg": "vgg-batch-norm", "resnet": "resnet-basic", "efficientnet": "efficientnet"}
+OTHERS = {
+    "vgg": "vgg-batch-norm",
+    "resnet": "resnet-basic",
+    "efficientnet": "efficientnet",
+    "mobilenetv3": "mobilenetv3",
+    "mobilenetv4": "mobilenetv4",
+}
 FAMILIES = (*TIMM, *OTHERS)
 EXPORTER: dict[str, Exporter] = {"vgg": "dynamo"}
 """Tracing takes a tenth of the time, but cannot translate the pooling of a small VGG."""
