@@ -190,6 +190,20 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
         (put({"student": "half"}, "pairs", "tiny"), ("pairs.tiny: the pair has no teacher.",)),
         (put("vit", "pairs", "tiny", "paper"), ("pairs.tiny.paper: ", "'vit'", "vit_small -> vit_tiny")),
         (put({"table": "table 9"}, "paper"), ("paper.table: ", "'table 9'", "tables 2-4")),
+        (put({"student": "half", "teacher": None}, "pairs", "tiny"), ("pairs.tiny: the pair has no teacher.",)),
+        (put(-1, "grid", "sampling"), ("grid.sampling: -1 is not a whole number of at least 0.",)),
+        (put([7], "grid", "pair"), ('grid.pair: 7 is not a name. Write "7".',)),
+        (put([True], "grid", "method"), ("grid.method: True is not a name.",)),
+        (put([1, 2], "grid", "threads"), ("small.yaml: grid: ", "'threads'")),
+        (put({"x": {"threads": 2}}, "methods"), ("methods.x: ", "'threads'")),
+        (put({"x": {"label_columns": "a,b"}}, "methods"), ("methods.x: ", "'label_columns'")),
+        (put({"x": {"precision": "auto"}}, "methods"), ("methods.x.precision: 'auto' depends on the machine",)),
+        (put(["bf16", "auto"], "grid", "precision"), ("grid.precision: 'auto' depends on the machine",)),
+        (put({"precision": ["auto"]}, "sweeps"), ("sweeps.precision: 'auto' depends on the machine",)),
+        (put("dual", "settings", "method"), ("small.yaml: settings: ", "'method'")),
+        (put({"method": ["dual"]}, "sweeps"), ("small.yaml: sweeps: ", "'method'")),
+        (put(["tiny"], "architectures"), ("small.yaml: the recipe has a grid and lists architectures.",)),
+        (put(["quick"], "profile"), ("small.yaml: profile: ", "'['quick']'", "best, quick, paper")),
         (put("fast", "profile"), ("small.yaml: profile: ", "'fast'", "best, quick, paper")),
         (
             put([3], "pairs"),
@@ -210,6 +224,17 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     for part in expected:
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_setting_is_an_axis_or_swept_but_not_both(tmp_path: Path) -> None:
+    grid = {**recipe_content("–")["grid"], "alpha": [0.5, 0.7]}
+    with pytest.raises(TwinbudError, match=r"small\.yaml: sweeps: 'alpha' is an axis of the grid, too"):
+        small(tmp_path, grid=grid, sweeps={"alpha": [0.1]})
+
+
+@pytest.mark.parametrize(("title", "expected"), [("", "small"), (" Two\nlines\n", "Two lines"), (7, "7")])
+def test_a_title_is_one_line(title: object, expected: str, tmp_path: Path) -> None:
+    assert small(tmp_path, title=title).title == expected
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: &x 1\nb: *x\n"])

@@ -18,15 +18,15 @@ from twinbud.core.files import read_yaml
 from twinbud.study.paper import paper_pairs, paper_tables
 
 AXES = ("data", "pair", "method", "fraction", "sampling")
-"""The axes of every grid; any setting can be a further axis."""
+"""The axes of every grid; settings can be further axes."""
 SHARED = frozenset({
-    "image_column", "label_column", "patient_column", "split_column", "window", "frames", "axis", "volume",
-    "patient_salt", "skip_broken", "max_megapixels",
+    "image_column", "label_column", "label_columns", "patient_column", "split_column", "window", "frames", "axis",
+    "volume", "patient_salt", "skip_broken", "max_megapixels", "threads",
 })  # fmt: skip
-"""Settings that define an image set, and so are the same for all runs."""
-RESERVED = frozenset(
-    {"data", "data_root", "teacher", "student", "selected", "split", "seed", "fraction", "profile", "device"}
-)
+"""Settings that are the same for all runs: those that define an image set, and the cores of each worker."""
+RESERVED = frozenset({
+    "data", "data_root", "teacher", "student", "selected", "split", "seed", "method", "fraction", "profile", "device",
+})  # fmt: skip
 """Settings that the axes, the command line or the machine define."""
 _UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates", "near_duplicates"})
 """Axes along which the labelled images differ, so that runs cannot be compared sampling by sampling."""
@@ -119,7 +119,7 @@ def read_recipe(path: Path) -> Recipe:
     recipe = Recipe(
         path=str(path),
         name=path.stem,
-        title=str(content.get("title", path.stem)),
+        title=" ".join(str(content.get("title") or path.stem).split()),
         profile=parser.profile(),
         pairs=parser.pairs(),
         methods=parser.methods(),
@@ -158,7 +158,7 @@ class _RecipeParser:
 
     def profile(self) -> Profile:
         profile = self.content.get("profile", "paper")
-        if profile not in PROFILES:
+        if not isinstance(profile, str) or profile not in PROFILES:
             raise unknown_choice(self.where("profile"), profile, PROFILES)
         return profile
 
@@ -168,9 +168,9 @@ class _RecipeParser:
             where = self.where(f"pairs.{name}")
             given = _require_mapping(given, where)
             _require_known(given, ("teacher", "student", "paper"), where)
-            if "teacher" not in given:
+            names = {key: str(value) for key, value in given.items() if value is not None}
+            if "teacher" not in names:
                 raise TwinbudError("the pair has no teacher", where=where, fix="Write teacher: NAME, student: NAME")
-            names = {key: str(value) for key, value in given.items()}
             pairs[name] = Pair(**{"student": "half"} | names)
         return pairs
 
@@ -179,7 +179,7 @@ class _RecipeParser:
         for name, given in self.section("methods").items():
             where = self.where(f"methods.{name}")
             methods[name] = flatten_settings(given, where)
-            _require_known(methods[name], (*_varied_settings(), "student"), where)
+            _require_known(methods[name], (*_varied_settings(), "method", "student"), where)
         return methods
 
     def grid(self) -> Mapping[str, tuple[Any, ...]]:
@@ -188,14 +188,16 @@ class _RecipeParser:
         if not given:
             return {}
         values = {axis: self.values(f"grid.{axis}", given[axis]) for axis in given}
-        if type(given.get("sampling")) is int:  # a bool is not a number of samplings
-            values["sampling"] = list(range(given["sampling"]))
+        if type(num := given.get("sampling")) is int and num >= 0:  # a bool is not a number of samplings
+            values["sampling"] = list(range(num))
         if missing := [axis for axis in AXES if not values.get(axis)]:
             problem = f"{', '.join(missing)} {'has' if len(missing) == 1 else 'have'} no values"
             raise TwinbudError(problem, where=self.where("grid"), fix=f"Give values of {', '.join(AXES)}")
-        for value in values["data"]:
-            if not isinstance(value, str):
-                raise TwinbudError(f"{value} is not a name", where=self.where("grid.data"), fix=f'Write "{value}"')
+        for axis in ("data", "pair", "method"):
+            for value in values[axis]:
+                if not isinstance(value, str):
+                    where = self.where(f"grid.{axis}")
+                    raise TwinbudError(f"{value} is not a name", where=where, fix=f'Write "{value}"')
         where = self.where("grid.sampling")
         for value in values["sampling"]:
             if type(value) is not int or value < 0:
@@ -240,19 +242,37 @@ def _check(recipe: Recipe) -> None:
         if recipe.architectures:
             return
         raise TwinbudError("the recipe has no grid", where=path, fix="Write grid: or architectures:")
+    if recipe.architectures:
+        fix = "Keep one of them, or write two recipes"
+        raise TwinbudError("the recipe has a grid and lists architectures", where=path, fix=fix)
     _require_known(recipe.grid["pair"], recipe.pairs, f"{path}: grid.pair")
     _require_known(recipe.grid["method"], recipe.known_methods, f"{path}: grid.method")
     for axis, value in recipe.baseline.items():
         _require_known([axis], [axis for axis in recipe.grid if axis not in _UNPAIRED], f"{path}: baseline")
         _require_known([value], recipe.grid[axis], f"{path}: baseline.{axis}")
+    if both := [name for name in recipe.sweeps if name in recipe.grid]:
+        problem = f"'{both[0]}' is an axis of the grid, too, whose values the sweep would replace"
+        raise TwinbudError(problem, where=f"{path}: sweeps", fix="Keep one of them")
     for name in ("threads", "precision"):
-        if (value := recipe.settings.get(name)) in (None, "auto", "none"):
-            raise TwinbudError(
-                f"{'the value is missing' if value is None else f'{value!r} depends on the machine'}, but the numbers "
-                "of a run depend on it",
-                where=f"{path}: settings.{name}",
-                fix="Write settings: {threads: 1, precision: float32}",
-            )
+        _require_fixed(name, recipe.settings.get(name), f"{path}: settings.{name}")
+    for section, values in (
+        *((f"methods.{name}", [given["precision"]]) for name, given in recipe.methods.items() if "precision" in given),
+        ("grid", recipe.grid.get("precision", ())),
+        ("sweeps", recipe.sweeps.get("precision", ())),
+    ):
+        for value in values:
+            _require_fixed("precision", value, f"{path}: {section}.precision")
+
+
+def _require_fixed(name: str, value: Any, where: str) -> None:
+    """Refuse a value of ``threads`` or ``precision`` that each machine would resolve by itself."""
+    if value in (None, "auto", "none"):
+        raise TwinbudError(
+            f"{'the value is missing' if value is None else f'{value!r} depends on the machine'}, but the numbers "
+            "of a run depend on it",
+            where=where,
+            fix=f"Write {name}: {'1' if name == 'threads' else 'float32'}",
+        )
 
 
 def _free_settings() -> tuple[str, ...]:
