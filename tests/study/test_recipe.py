@@ -226,6 +226,12 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_an_axis_that_changes_the_test_images_has_no_baseline(tmp_path: Path) -> None:
+    grid = {**recipe_content("–")["grid"], "develop": [True, False]}
+    with pytest.raises(TwinbudError, match=r"small\.yaml: baseline: 'develop' is not one of pair, method"):
+        small(tmp_path, grid=grid, baseline={"develop": False})
+
+
 def test_a_setting_is_an_axis_or_swept_but_not_both(tmp_path: Path) -> None:
     grid = {**recipe_content("–")["grid"], "alpha": [0.5, 0.7]}
     with pytest.raises(TwinbudError, match=r"small\.yaml: sweeps: 'alpha' is an axis of the grid, too"):

@@ -18,6 +18,7 @@ from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.statistics import paired_difference, spread
 from twinbud.study.store import RunStore
+from twinbud.study.table_text import section_notes
 from twinbud.study.write_tables import collect, write_tables
 
 
@@ -32,6 +33,46 @@ def test_a_row_has_the_mean_of_its_samplings_and_the_paired_difference_to_the_ba
     assert rows["dual"].difference.verdict == "higher"
     assert rows["timm"].difference is not None
     assert rows["timm"].difference.verdict == "lower"
+
+
+def test_runs_with_other_labelled_or_test_images_are_not_compared(tmp_path: Path) -> None:
+    methods = {"other-split": {"method": "dual", "split_seed": 1}, "smaller": {"method": "dual", "alpha": 0.5}}
+    names = ["selection", "other-split", "smaller"]
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": names, "fraction": [0.05], "sampling": 5}
+    recipe = recipe_of(tmp_path, methods=methods, grid=grid)
+    tables = tables_of(tmp_path, recipe, accuracy=dict.fromkeys(names, 0.7))
+    rows = rows_of(tables)
+    assert (rows["other-split"].difference, rows["other-split"].num_unpaired) == (None, 5)
+    assert rows["smaller"].difference is not None
+    assert (rows["smaller"].difference.count, rows["smaller"].num_unpaired) == (5, 0)
+    note = "Not compared with selection, which has other labelled or test images: other-split."
+    assert note in section_notes(tables.sections[0])
+
+
+def test_a_sweep_over_the_split_is_not_compared_with_its_default(tmp_path: Path) -> None:
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["dual"], "fraction": [0.05], "sampling": 5}
+    recipe = recipe_of(tmp_path, grid=grid, sweeps={"split_seed": [0, 1]}, baseline={}, paper={})
+    first, second = tables_of(tmp_path, recipe).sections[0].rows
+    assert first.is_baseline
+    assert (second.difference, second.num_unpaired) == (None, 5)
+
+
+def test_confusion_is_counted_in_the_order_of_the_classes_of_the_image_set(tmp_path: Path) -> None:
+    """Runs with another --classes have another order."""
+    tables_of(tmp_path)
+    recipe, store = recipe_of(tmp_path), RunStore(tmp_path / "runs")
+    counts = [[9, 0, 0, 1], [0, 8, 2, 0], [3, 0, 7, 0], [0, 4, 0, 6]]
+    for done in store.done_ids():
+        record = store.read(done)
+        store.write(done, {**record, "metrics": {**record["metrics"], "confusion_matrix": counts}})
+    expected = tuple(tuple(5 * count for count in row) for row in counts)
+    assert [row.confusion for row in collect(recipe, store).sections[0].rows] == [expected] * 3
+    turned = [row[::-1] for row in counts[::-1]]
+    for done in store.done_ids():
+        record = store.read(done)
+        metrics = {**record["metrics"], "confusion_matrix": turned}
+        store.write(done, {**record, "classes": record["classes"][::-1], "metrics": metrics})
+    assert [row.confusion for row in collect(recipe, store).sections[0].rows] == [expected] * 3
 
 
 def test_the_paper_column_is_unmarked_if_the_runs_match_those_of_the_paper(tmp_path: Path) -> None:

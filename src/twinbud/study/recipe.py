@@ -15,6 +15,7 @@ from twinbud.config.schema import Method, Profile
 from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.core.files import read_yaml
+from twinbud.study.pairing import DRAWN_BY
 from twinbud.study.paper import paper_pairs, paper_tables
 
 AXES = ("data", "pair", "method", "fraction", "sampling")
@@ -28,8 +29,8 @@ RESERVED = frozenset({
     "data", "data_root", "teacher", "student", "selected", "split", "seed", "method", "fraction", "profile", "device",
 })  # fmt: skip
 """Settings that the axes, the command line or the machine define."""
-_UNPAIRED = frozenset({"data", "fraction", "sampling", "subset", "split_seed", "split_duplicates", "near_duplicates"})
-"""Axes along which the labelled images differ, so that runs cannot be compared sampling by sampling."""
+_UNPAIRED = frozenset({"data", "sampling", *DRAWN_BY})
+"""Axes along which the labelled or test images differ, so that runs cannot be compared sampling by sampling."""
 _KEYS = ("title", "profile", "pairs", "methods", "grid", "sweeps", "settings", "baseline", "paper", "architectures")
 
 

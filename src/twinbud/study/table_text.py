@@ -117,6 +117,11 @@ def section_notes(section: Section) -> list[str]:
             "samplings of one split and are not adjusted for the number of rows. A verdict needs "
             f"{MIN_PAIRS_FOR_VERDICT} samplings."
         )
+    unpaired = [describe_row(section, row) for row in section.rows if row.num_unpaired]
+    if unpaired:
+        notes.append(
+            f"Not compared with {section.baseline}, which has other labelled or test images: {'; '.join(unpaired)}."
+        )
     if section.differs:
         differences = "; ".join(f"{name}: {text}" for name, text in section.differs.items())
         notes.append(f"Differences from the paper's runs: {differences}.")

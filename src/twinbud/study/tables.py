@@ -9,6 +9,7 @@ from typing import Any
 
 from twinbud.evaluation.metrics import POINT_METRICS
 from twinbud.runs.result import COST_NAMES
+from twinbud.study.pairing import Samplings, paired_runs
 from twinbud.study.paper import ComparisonContext, differences, paper_accuracy, paper_cost
 from twinbud.study.protocol_notes import protocol_notes
 from twinbud.study.recipe import Recipe
@@ -20,8 +21,6 @@ _SECTION_AXES = ("data", "pair", "sweep")
 
 Place = tuple[Any, ...]
 """The values of a row on the axes of its section."""
-Samplings = Mapping[int, RequestedRun]
-"""The runs of a row by sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,8 @@ class Row:
         runs: The requested runs by sampling.
         measures: Each measure over the samplings.
         costs: Each cost over the samplings.
-        difference: Paired difference in accuracy to the baseline; None for the baseline itself.
+        difference: Paired difference in accuracy to the baseline; None for the baseline itself, and without pairs.
+        num_unpaired: Number of samplings in which the baseline has other labelled or test images.
         is_baseline: Whether other rows are compared with this row.
         paper: The paper's mean and standard deviation of the accuracy.
         paper_cost: The paper's memory and time.
@@ -45,6 +45,7 @@ class Row:
     measures: Mapping[str, Spread | None]
     costs: Mapping[str, Spread | None]
     difference: Difference | None
+    num_unpaired: int
     is_baseline: bool
     paper: tuple[float, float] | None
     paper_cost: Mapping[str, float] | None
@@ -173,17 +174,19 @@ def _section(
     for run in requested:
         groups.setdefault(tuple(run.coordinates[axis] for axis in order), {})[run.sampling] = run
     baselines = _baselines(recipe, order, groups)
-    rows = tuple(
-        _row(recipe, dict(zip(order, place, strict=True)), runs, baselines.get(place)) for place, runs in groups.items()
-    )
     image_set = images.get(str(coordinates.get("data")), {})
+    classes = tuple(image_set.get("classes", ()))
+    rows = tuple(
+        _row(recipe, dict(zip(order, place, strict=True)), runs, baselines.get(place), classes)
+        for place, runs in groups.items()
+    )
     return Section(
         coordinates=coordinates,
         profile=profile,
         axes=tuple(axis for axis in order if len({row.coordinates[axis] for row in rows}) > 1) or ("method",),
         rows=tuple(sorted(rows, key=lambda row: row.coordinates["fraction"])),
         baseline=_baseline_name(recipe, requested),
-        classes=tuple(image_set.get("classes", ())),
+        classes=classes,
         num_images=int(image_set.get("num_images", 0)),
         differs=_paper_differences(recipe, rows, images),
         machines=tuple(sorted({_machine(run.record) for run in requested if run.record is not None})),
@@ -220,22 +223,28 @@ def _baseline_name(recipe: Recipe, requested: Sequence[RequestedRun]) -> str | N
     return ", ".join(str(value) for value in recipe.baseline.values()) or None
 
 
-def _row(recipe: Recipe, coordinates: Mapping[str, Any], runs: Samplings, baseline: Samplings | None) -> Row:
+def _row(
+    recipe: Recipe,
+    coordinates: Mapping[str, Any],
+    runs: Samplings,
+    baseline: Samplings | None,
+    classes: Sequence[str],
+) -> Row:
     is_baseline = baseline is runs
-    done = [run for run in runs.values() if run.record is not None]
+    others = {} if baseline is None or is_baseline else baseline
+    paired, num_unpaired = paired_runs(runs, others)
     paper_cell = _paper_cell(recipe, next(iter(runs.values())).coordinates)
     return Row(
         coordinates=coordinates,
         runs=runs,
         measures={name: spread(list(_values(runs, "metrics", name).values())) for name in POINT_METRICS},
         costs={name: spread(list(_values(runs, "cost", name).values())) for name in COST_NAMES},
-        difference=None
-        if baseline is None or is_baseline
-        else paired_difference(_values(runs, "metrics", "accuracy"), _values(baseline, "metrics", "accuracy")),
+        difference=paired_difference(_values(paired, "metrics", "accuracy"), _values(others, "metrics", "accuracy")),
+        num_unpaired=num_unpaired,
         is_baseline=is_baseline,
         paper=paper_accuracy(*paper_cell) if paper_cell else None,
         paper_cost=paper_cost(*paper_cell) if paper_cell else None,
-        confusion=_sum_matrices([run.record["metrics"]["confusion_matrix"] for run in done if run.record]),
+        confusion=_sum_matrices([run.record for run in runs.values() if run.record is not None], classes),
     )
 
 
@@ -254,11 +263,17 @@ def _values(runs: Samplings, part: str, name: str) -> dict[int, float]:
     return {sampling: float(value) for sampling, value in found.items() if value is not None}
 
 
-def _sum_matrices(matrices: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...] | None:
-    if not matrices or not matrices[0]:  # several labels an image have none
-        return None
-    sides = range(len(matrices[0]))
-    return tuple(tuple(sum(matrix[row][column] for matrix in matrices) for column in sides) for row in sides)
+def _sum_matrices(records: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> tuple[tuple[int, ...], ...] | None:
+    """Return the sum in the order of ``classes``: runs can have another one (``--classes``)."""
+    if not all(record["metrics"]["confusion_matrix"] for record in records) or not records:
+        return None  # several labels an image have none
+    total = [[0] * len(classes) for _ in classes]
+    for record in records:
+        places = [classes.index(name) for name in record["classes"]]
+        for row, counts in zip(places, record["metrics"]["confusion_matrix"], strict=True):
+            for column, count in zip(places, counts, strict=True):
+                total[row][column] += count
+    return tuple(map(tuple, total))
 
 
 def _paper_differences(
