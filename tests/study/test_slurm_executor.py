@@ -14,7 +14,15 @@ from helpers.command import refusal, twinbud
 from helpers.studies import comparable, save_study
 from twinbud.core.errors import TwinbudError
 from twinbud.study.executors import slurm
-from twinbud.study.executors.base import Assignment, Event, RunFinished, RunInterrupted, RunStarted, StepsTaken
+from twinbud.study.executors.base import (
+    Assignment,
+    Event,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepsTaken,
+)
 from twinbud.study.executors.event_log import EventLog, EventReader
 from twinbud.study.executors.in_process import InProcessExecutor
 from twinbud.study.executors.slurm import SlurmExecutor
@@ -106,6 +114,27 @@ def test_jobs_that_end_before_their_runs_are_submitted_again_and_not_for_ever(
         ]
 
 
+def test_a_run_that_has_failed_is_not_reported_as_interrupted(
+    request_: StudyRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailsFirst(FakeJobs):
+        def submit(self, assignment: Assignment, folder: Path, count: int) -> list[Any]:
+            jobs = super().submit(assignment, folder, count)
+            if self.num_arrays == 1:
+                first = assignment.runs[0].run_id
+                assignment.store.record_failure(first, "no reason")
+                EventLog(folder, "0")(RunFailed(first, "no reason"))
+            return jobs
+
+    jobs, events = FailsFirst(1), list[Event]()
+    executor = SlurmExecutor(threads=1, cluster="local")
+    monkeypatch.setattr(executor, "submit", jobs.submit)
+    study = plan_study(request_, executor=executor)
+    study.store.create()
+    executor.run(Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=1), events.append)
+    assert [event for event in events if isinstance(event, RunInterrupted)] == []
+
+
 def test_the_script_of_the_array_requests_what_the_options_say(
     request_: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +143,8 @@ def test_the_script_of_the_array_requests_what_the_options_say(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("SCRIPT", str(tmp_path / "script.sh"))
-    options = ["partition=gpu", "time=60", "reservation=night"]
+    options = ["partition=gpu", "time=60", "reservation=night", "exclusive=true", "requeue=true", "signal-delay-s=30"]
+    options += ["setup=module load cuda", 'setup=export NOTE="a b"', "srun_args=--mpi=none", "stderr_to_stdout=false"]
     executor = SlurmExecutor(threads=2, num_gpus=1, num_workers=3, options=options)
     study = plan_study(request_, executor=executor)
     assignment = Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=2)
@@ -122,7 +152,12 @@ def test_the_script_of_the_array_requests_what_the_options_say(
     assert [job.job_id for job in jobs] == ["12_0", "12_1", "12_2"]
     lines = set((tmp_path / "script.sh").read_text().splitlines())
     wanted = ("array=0-2%3", "cpus-per-task=2", "gpus-per-node=1", "job-name=twinbud", "partition=gpu", "time=60")
-    assert {f"#SBATCH --{option}" for option in (*wanted, "reservation=night")} <= lines
+    wanted += ("reservation=night", "exclusive", "requeue", "signal=USR2@30")
+    assert {f"#SBATCH --{option}" for option in wanted} <= lines
+    assert {"module load cuda", 'export NOTE="a b"'} <= lines
+    (command,) = (line for line in lines if line.startswith("srun "))
+    assert " --mpi=none " in command
+    assert " --error " in command
 
 
 @pytest.mark.parametrize(
@@ -130,7 +165,10 @@ def test_the_script_of_the_array_requests_what_the_options_say(
     [
         (("--slurm", "time"), "--slurm: 'time' is not KEY=VALUE. Give a value: --slurm time=60."),
         (("--slurm", "time=2:00"), "--slurm time: '2:00' is not a number of minutes. Give --slurm time=60."),
+        (("--slurm", "signal_delay_s=soon"), "--slurm signal_delay_s: 'soon' is not a number of seconds."),
         (("--slurm", "nodes=2"), "--slurm: 'nodes' is set by twinbud."),
+        (("--slurm", "map_count=2"), "--slurm: 'map_count' is set by twinbud."),
+        (("--slurm", "array=0-9"), "--slurm: 'array' is set by twinbud."),
         (("--gpus", "0.5"), "--gpus: '0.5' is not a whole number of at least 0, and Slurm gives whole GPUs."),
         (
             ("--gpus", "-1"),

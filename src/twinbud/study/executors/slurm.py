@@ -13,7 +13,15 @@ from typing import Any, Literal
 from twinbud.core.errors import Stopped, TwinbudError, first_line
 from twinbud.core.extras import import_extra
 from twinbud.core.signals import stop_on_signal
-from twinbud.study.executors.base import Assignment, OnEvent, RunFinished, RunInterrupted, RunStarted, Waiting
+from twinbud.study.executors.base import (
+    Assignment,
+    OnEvent,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    Waiting,
+)
 from twinbud.study.executors.event_log import EventLog, EventReader
 from twinbud.study.executors.run_loop import execute_pending_runs
 from twinbud.study.executors.worker import set_thread_variables
@@ -27,8 +35,17 @@ _MAX_TASKS = 64
 _POLL_SECONDS = 1.0
 _SAVE_SECONDS = 30.0
 _MAX_ROUNDS_WITHOUT_RESULT = 3
-_OWN = frozenset({"cpus_per_task", "gpus_per_node", "nodes", "ntasks_per_node", "job_name", "array_parallelism"})
-"""Parameters that this executor sets."""
+_OWN = frozenset({
+    "additional_parameters", "array", "array_parallelism", "cpus_per_task", "error", "gpus_per_node", "job_name",
+    "map_count", "nodes", "ntasks", "ntasks_per_node", "num_gpus", "output",
+})  # fmt: skip
+"""Parameters that this executor or submitit sets."""
+_NUMBERS = {"time": "minutes", "signal_delay_s": "seconds"}
+"""Parameters that are whole numbers, and their units."""
+_SWITCHES = frozenset({"stderr_to_stdout", "use_srun"})
+"""Parameters of submitit that are true or false."""
+_LISTS = frozenset({"setup", "srun_args", "teardown"})
+"""Parameters that submitit takes as lists of lines or words; each option adds one."""
 
 
 class ArrayElement:
@@ -186,7 +203,7 @@ class _JobSupervisor:
         for event in read_events():
             if isinstance(event, RunStarted):
                 self.in_progress[event.run_id] = None
-            elif isinstance(event, RunFinished):
+            elif isinstance(event, RunFinished | RunFailed):
                 self.in_progress.pop(event.run_id, None)
             self.on_event(event)
         self.on_event(Waiting())
@@ -209,10 +226,10 @@ def _describe_end(job: Any) -> str:
 
 
 def _slurm_parameters(options: Sequence[str], submitit: Any) -> dict[str, Any]:
-    """Parse ``KEY=VALUE``; keys that submitit does not know become options of sbatch."""
-    known = submitit.SlurmExecutor._valid_parameters() - _OWN
+    """Parse ``KEY=VALUE``; keys that submitit does not know become options of sbatch, without a value if it is true."""
+    known = submitit.SlurmExecutor._valid_parameters()
     parameters: dict[str, Any] = {}
-    others: dict[str, str] = {}
+    others: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition("=")
         key = key.replace("-", "_")
@@ -221,12 +238,17 @@ def _slurm_parameters(options: Sequence[str], submitit: Any) -> dict[str, Any]:
         if key in _OWN:
             fix = "Use --workers and --gpus, and the recipe's threads"
             raise TwinbudError(f"'{key}' is set by twinbud", where="--slurm", fix=fix)
-        if key == "time" and not value.isdecimal():
-            raise TwinbudError(
-                f"'{value}' is not a number of minutes", where="--slurm time", fix="Give --slurm time=60"
-            )
-        if key in known:
-            parameters[key] = int(value) if key in ("time", "signal_delay_s") else value
+        if key in _NUMBERS and not (value.isascii() and value.isdecimal()):
+            problem, fix = f"'{value}' is not a number of {_NUMBERS[key]}", f"Give --slurm {key}=60"
+            raise TwinbudError(problem, where=f"--slurm {key}", fix=fix)
+        if key in _LISTS:
+            parameters.setdefault(key, []).append(value)
         else:
-            others[key] = value
+            (parameters if key in known else others)[key] = int(value) if key in _NUMBERS else _flag(key, value)
     return {**parameters, "additional_parameters": others} if others else parameters
+
+
+def _flag(key: str, value: str) -> str | bool:
+    """Return a switch as submitit takes it, else the text."""
+    is_off = key in _SWITCHES and value.lower() == "false"
+    return False if is_off else value.lower() == "true" or value
