@@ -135,6 +135,19 @@ def test_a_folder_with_nothing_but_tables_can_become_a_runs_folder(tmp_path: Pat
     RunStore(tmp_path / "runs").create()
 
 
+def test_the_figures_of_a_recipe_with_a_longer_name_stay(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    kept = folder / "small.2.1.confusion-1.svg", folder / "small.1.notes.txt"
+    old = folder / "small.9.confusion-1.svg"
+    for path in (*kept, old):
+        path.touch()
+    write_tables(tmp_path / "small.yaml", tmp_path / "runs", folder)
+    assert all(path.exists() for path in kept)
+    assert not old.exists()
+
+
 def test_another_process_may_delete_an_old_figure_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables_of(tmp_path)
     old, unlink = tmp_path / "out" / "small.9.confusion-1.svg", Path.unlink

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -66,8 +66,9 @@ def write_tables(recipe_path: Path, runs: Path, output: Path | None = None) -> l
     write_text(paths["csv"], format_records(rows))
     write_json(paths["json"], content)
     write_text(paths["html"], page)
-    for path in folder.glob(f"{glob.escape(recipe.name)}.[0-9]*.*.svg"):
-        if path not in drawings:  # left from an earlier version of the recipe
+    own = re.compile(rf"{re.escape(recipe.name)}\.[0-9]+\.[^.]+\.svg")  # not those of a recipe NAME.2.yaml
+    for path in folder.iterdir():
+        if own.fullmatch(path.name) and path not in drawings:  # left from an earlier version of the recipe
             path.unlink(missing_ok=True)  # another process may write the same tables
     for path, svg in drawings.items():
         write_text(path, standing_alone(svg))
