@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 
 import twinbud
+from helpers.runs import same_outcome
 from helpers.studies import recipe_content, save_recipe
 from twinbud.auditing import probes
 from twinbud.config.fields import hints_of
@@ -130,3 +132,31 @@ def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(TwinbudError, match="--weights: 'int8' is not one of float32, float16"):
         twinbud.select(teacher="dinov2-small", output=tmp_path / "s", weights="int8")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_does_not_depend_on_what_the_caller_has_set_in_torch(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    settings: Any = {"profile": "paper", "image_size": 28, "epochs": 1, "precision": "float32", "show_progress": False}
+    plain = twinbud.train(data=shared_images, teacher=shared_teacher, output=tmp_path / "plain", **settings)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"):
+            other = twinbud.train(data=shared_images, teacher=shared_teacher, output=tmp_path / "other", **settings)
+            model = twinbud.open_model(other.folder)
+            assert torch.is_inference_mode_enabled()
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.get_default_device().type == "meta"
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_outcome(plain.folder, other.folder)
+    assert {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("cpu", torch.float32)}
+    assert not any(weight.is_inference() for weight in model.parameters())
+
+
+def test_a_job_leaves_the_random_state_of_torch(shared_runs: Callable[..., Path]) -> None:
+    run = shared_runs()
+    before = torch.get_rng_state()
+    twinbud.open_model(run)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinbud.core.progress import SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from twinbud.explaining.explanation import Explanations, MapKind
 
 
+@own_torch_state()
 def explain(
     model: str | Path,
     images: str | Path | Iterable[str | Path] | None = None,

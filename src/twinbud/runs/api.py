@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from twinbud.core.progress import Progress, SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from twinbud.runs.result import RunResult
 
 
+@own_torch_state()
 def train(
     *,
     data: str | Path,
@@ -92,6 +94,7 @@ def train(
     return train(config, _progress(show_progress))
 
 
+@own_torch_state()
 def evaluate(
     run: str | Path,
     data: str | Path | None = None,
@@ -169,6 +172,7 @@ def evaluate(
     )
 
 
+@own_torch_state()
 def predict(
     model: str | Path,
     images: str | Path | Iterable[str | Path],
@@ -230,6 +234,7 @@ def predict(
     return predictions
 
 
+@own_torch_state()
 def open_model(folder: str | Path) -> nn.Module:
     """Open the trained network of a finished run or of its model folder, in evaluation mode.
 
@@ -256,6 +261,7 @@ def open_model(folder: str | Path) -> nn.Module:
     return open_classifier(Path(folder)).model_folder.model
 
 
+@own_torch_state()
 def select(
     *,
     teacher: str,

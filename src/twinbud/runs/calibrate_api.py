@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from twinbud.config.calibration import COVERAGE, NUM_FOLDS, CalibrationSource, read_coverage, read_folds
 from twinbud.core.errors import TwinbudError
 from twinbud.core.progress import SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from twinbud.runs.calibrate import CalibratedRun
 
 
+@own_torch_state()
 def calibrate(
     run: str | Path,
     data: str | Path | None = None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinbud.core.torch_state import own_torch_state
+
 if TYPE_CHECKING:
     from twinbud.config.schema import Family
     from twinbud.data.datasets.listing import DatasetStatus
@@ -51,6 +53,7 @@ def families() -> tuple[FamilyInfo, ...]:
     return list_families()
 
 
+@own_torch_state()
 def widths(network: str, *, family: Family = "described") -> NetworkWidths:
     """List which tensors of a network share each width, and prove it on random weights of the network's size.
 

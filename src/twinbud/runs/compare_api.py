@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from twinbud.config.calibration import NUM_FOLDS, read_folds
 from twinbud.core.progress import SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from twinbud.runs.compare import Comparison
 
 
+@own_torch_state()
 def compare(runs: Iterable[str | Path], *, folds: int = NUM_FOLDS, show_progress: bool = True) -> Comparison:
     """Compare finished runs by cross-validation on their labelled images; no test part is opened.
 

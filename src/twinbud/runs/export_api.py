@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twinbud.core.progress import SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from twinbud.runs.export import Export
 
 
+@own_torch_state()
 def export(
     model: str | Path,
     *,

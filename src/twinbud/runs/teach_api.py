@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from twinbud.core.progress import SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from twinbud.config.keywords import TeachSettings
     from twinbud.runs.teach_result import TeachResult
 
 
+@own_torch_state()
 def teach(
     *,
     architecture: str,
