@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from helpers.builders import save_images
@@ -119,6 +121,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(small: Small, tmp_path: Pa
     assert "with 1 worker\n" in fresh.out
     assert "timing 6 steps: half, dual" in fresh.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_prints_names_as_they_are_written(small: Small, tmp_path: Path) -> None:
+    """Brackets are markup of the library that draws the table."""
+    content = yaml.safe_load(small.recipe.read_text())
+    content |= {"title": "At [5 %] [/b]", "methods": {"dual[/x]": {"method": "dual"}}}
+    recipe = save_recipe(tmp_path / "small.yaml", content)
+    words = ("--data", f"shades={small.images}", "--runs", small.runs, "--workers", 1, "--only", "method=dual[/x]")
+    answer = twinbud("study", recipe, *words, "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "At [5 %] [/b]" in answer.out
+    assert " dual[/x] " in answer.out
 
 
 def test_a_killed_study_resumes_with_the_same_results(small: Small, tmp_path: Path) -> None:
@@ -304,12 +318,14 @@ def test_a_wrong_option_is_refused_in_one_line_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_ends_with_the_command_that_writes_its_tables(small: Small) -> None:
-    answer = twinbud("study", small.recipe, "--data", f"shades={small.images}", "--runs", small.runs)
+def test_a_study_ends_with_the_command_that_writes_its_tables(small: Small, tmp_path: Path) -> None:
+    runs = tmp_path / "with space"
+    runs.symlink_to(small.runs)
+    answer = twinbud("study", small.recipe, "--data", f"shades={small.images}", "--runs", runs)
     command = answer.out.splitlines()[-1].removeprefix("next: twinbud ")
-    made = twinbud(*command.split())
+    made = twinbud(*shlex.split(command))
     assert made.code == 0, made.err
     figures = [f"1.{name}.svg" for name in ("confusion-1", "time-and-memory")]
     assert made.out.splitlines() == [
-        f"written: {small.runs}/tables/small.{kind}" for kind in ("md", "csv", "json", "html", *figures)
+        f"written: {runs}/tables/small.{kind}" for kind in ("md", "csv", "json", "html", *figures)
     ]

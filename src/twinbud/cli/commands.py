@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,7 @@ def study(chosen: Namespace) -> None:
         return
     with show_status(planned.distinct) as on_status:
         done = execute_study(request, planned, progress, on_status)
-    show_study_result(done, f"twinbud tables {chosen.recipe} --runs {chosen.runs}")
+    show_study_result(done, shlex.join(["twinbud", "tables", str(chosen.recipe), "--runs", str(chosen.runs)]))
     require_success(done)
 
 

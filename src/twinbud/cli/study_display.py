@@ -105,7 +105,7 @@ def _plan_table(study: Study) -> Table:
         at = run.coordinates
         method = f"{at['method']}, {at['sweep']}" if "sweep" in at else str(at["method"])
         groups.setdefault((at["data"], at["pair"], f"{100 * at['fraction']:g} %", method), []).append(run)
-    table = Table(title=study.recipe.title, title_justify="left")
+    table = Table(title=Text(study.recipe.title), title_justify="left")
     for name in ("images", "pair", "labels", "method"):
         table.add_column(name)
     for name in ("runs", "done", "failed", "steps a run"):
@@ -117,7 +117,7 @@ def _plan_table(study: Study) -> Table:
             counts["failed"] += run.run_id in study.failures
         steps = sorted({run.num_steps for run in runs})
         numbers = (len(runs), counts["done"], counts["failed"], " – ".join(f"{step:,}" for step in steps))
-        table.add_row(*words, *map(str, numbers))
+        table.add_row(*map(Text, words), *map(str, numbers))
     return table
 
 
