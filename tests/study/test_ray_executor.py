@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -142,6 +143,18 @@ def test_workers_that_share_no_files_get_copies_and_give_the_records_of_this_mac
     assert len(list(cluster.glob("inputs/*/dark"))) == 1, "unpacked once"
     assert not list(cluster.glob("studies/*/work/*"))
     assert [options["num_cpus"] for options in fake.options] == [1] * len(fake.options)
+
+
+def test_a_full_disk_of_the_driver_is_told_in_one_line(request_: StudyRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(*arguments: Any) -> None:
+        del arguments
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    executor = executor_on(monkeypatch, FakeRay([{"CPU": 1.0}], on_other_machine))
+    monkeypatch.setattr(ray_executor, "unpack", unpack)
+    with pytest.raises(TwinbudError, match=r"the disk is full\. Free some space or choose another --runs"):
+        executed(request_, executor)
+    assert not records(request_)
 
 
 def test_workers_that_see_the_runs_folder_write_there(

@@ -294,8 +294,9 @@ class _TaskSupervisor:
             self.store.record_failure(run.run_id, returned.event.reason, returned.traceback)
             return
         assert returned.record is not None
-        shutil.rmtree(self.store.run_dir(run.run_id), ignore_errors=True)
-        with new_folder(self.store.run_dir(run.run_id)) as draft:
+        folder = self.store.run_dir(run.run_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        with explained_writes(folder), new_folder(folder) as draft:
             unpack(returned.folder, draft)
         self.store.write(run.run_id, returned.record)
 
