@@ -203,6 +203,16 @@ def test_without_submitit_the_error_names_the_extra(
     assert refusal(twinbud("study", recipe, *words)) == f"--executor slurm: {expected}"
 
 
+def test_a_line_that_a_killed_job_left_unfinished_is_skipped(tmp_path: Path) -> None:
+    """The element that Slurm queues again appends to the same file."""
+    log, read_events = EventLog(tmp_path, "1"), EventReader(tmp_path)
+    log.path.write_text('{"kind": "StepsTaken", "run_i')
+    assert list(read_events()) == []
+    for run_id in ("a", "b"):
+        log(RunStarted(run_id))
+    assert list(read_events()) == [RunStarted("b")], "the first one is part of the broken line"
+
+
 def test_events_are_read_once_and_only_whole(tmp_path: Path) -> None:
     log, read_events = EventLog(tmp_path, "1"), EventReader(tmp_path)
     log(RunStarted("a"))

@@ -78,5 +78,8 @@ class EventReader:
             complete = content[: content.rfind(b"\n") + 1]
             self.positions[path] = self.positions.get(path, 0) + len(complete)
             for line in complete.splitlines():
-                fields = json.loads(line)
+                try:
+                    fields = json.loads(line)
+                except ValueError:  # a worker that was killed left the start of the line
+                    continue
                 yield _KINDS[fields.pop("kind")](**fields)
