@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from helpers.builders import save_vit_teacher
 from helpers.command import refusal, twinbud
 from helpers.fake_ray import (
     FakeRay,
@@ -27,7 +29,7 @@ from helpers.fake_ray import (
     RayTaskError,
     WorkerCrashedError,
 )
-from helpers.studies import comparable, save_study
+from helpers.studies import comparable, save_recipe, save_study
 from twinbud.core.errors import Stopped, TwinbudError
 from twinbud.study.executors import ray as ray_executor
 from twinbud.study.executors import ray_cluster, ray_task
@@ -204,8 +206,6 @@ def test_a_worker_with_other_images_is_refused_by_the_name_of_a_file(
 def test_a_worker_with_another_teacher_is_refused(
     request_: StudyRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from helpers.builders import save_vit_teacher
-
     other = save_vit_teacher(tmp_path / "other", seed=5).removeprefix("local-dir:")
 
     def execute(task: RunTask, inbox: Any) -> Any:
@@ -213,6 +213,22 @@ def test_a_worker_with_another_teacher_is_refused(
 
     with pytest.raises(TwinbudError, match=f"local-dir:{other}: the teacher differs from that of the study"):
         executed(request_, executor_on(monkeypatch, FakeRay([{"CPU": 1.0}], execute)))
+
+
+def test_a_worker_with_another_student_is_refused(
+    request_: StudyRequest, recipe_and_images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(recipe_and_images[0].read_text())
+    content["methods"] = {"own": {"method": "finetune", "student": save_vit_teacher(tmp_path / "own", seed=5)}}
+    recipe = save_recipe(tmp_path / "small.yaml", content)
+    other = save_vit_teacher(tmp_path / "other", seed=6).removeprefix("local-dir:")
+
+    def execute(task: RunTask, inbox: Any) -> Any:
+        return ray_task.execute_task(replace(task, inputs={**task.inputs, "student": Path(other)}), inbox)
+
+    request = replace(request_, recipe=recipe, only=["sampling=0", "method=own"])
+    with pytest.raises(TwinbudError, match=f"local-dir:{other}: the student differs from that of the study"):
+        executed(request, executor_on(monkeypatch, FakeRay([{"CPU": 1.0}], execute)))
 
 
 def test_a_worker_with_another_twinbud_is_refused(request_: StudyRequest, monkeypatch: pytest.MonkeyPatch) -> None:

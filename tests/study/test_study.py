@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from helpers.builders import save_images
+from helpers.builders import save_images, save_vit_teacher
 from helpers.command import Answer, twinbud
 from helpers.processes import Command
 from helpers.studies import (
@@ -255,6 +255,22 @@ def test_images_that_change_during_a_study_fail_their_runs(small: Small, tmp_pat
     assert not done.done
     failure = next(iter(done.failures.values()))
     assert failure.reason.startswith(f"{images}: the images changed after the study was planned.")
+
+
+def test_a_network_that_changes_during_a_study_fails_its_runs(small: Small, tmp_path: Path) -> None:
+    """One that a method names as the student, too."""
+    content = yaml.safe_load(small.recipe.read_text())
+    content["methods"] = {"other": {"method": "finetune", "student": save_vit_teacher(tmp_path / "other", seed=5)}}
+    recipe = save_recipe(tmp_path / "small.yaml", content)
+    only, data = ["method=other", "sampling=0"], [f"shades={small.images}"]
+    request = StudyRequest(recipe=recipe, runs=tmp_path / "runs", data=data, only=only, num_workers=0)
+    study = plan_study(request)
+    shutil.rmtree(tmp_path / "other")
+    save_vit_teacher(tmp_path / "other", seed=6)
+    done = execute_study(request, study)
+    assert not done.done
+    (failure,) = done.failures.values()
+    assert failure.reason.startswith(f"local-dir:{tmp_path}/other: the student changed after the study was planned.")
 
 
 def test_the_error_for_a_broken_image_names_the_recipe_setting(small: Small, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from twinbud.runs.resource_cache import ResourceCache
 from twinbud.runs.result import RunMetrics
 from twinbud.runs.run_dir import MARKER, METRICS
 from twinbud.study.grid import PlannedRun
-from twinbud.study.run_id import images_fingerprint
+from twinbud.study.run_id import has_own_network, images_fingerprint
 from twinbud.study.store import RunStore
 from twinbud.training.checkpoint import OtherRunError
 
@@ -28,7 +28,17 @@ _MODEL = "model"
 
 
 class ChangedInputError(TwinbudError):
-    """Images or a teacher are not those that the run was planned with."""
+    """Images or a network are not those that the run was planned with.
+
+    Args:
+        name: "images", "teacher" or "student".
+        where: Their path.
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        problem = f"the {name} changed after the study was planned"
+        super().__init__(problem, where=where, fix="Restore them, or give the command again")
+        self.name = name
 
 
 def execute_run(
@@ -102,7 +112,7 @@ def _read_finished(run: PlannedRun, folder: Path, num_workers: int) -> dict[str,
 def require_planned_inputs(
     run: PlannedRun, config: RunConfig, resource_cache: ResourceCache, progress: Progress
 ) -> None:
-    """Refuse images or a teacher that differ from those the run was planned with.
+    """Refuse images, a teacher or a student that differ from those the run was planned with.
 
     Args:
         run: The run.
@@ -115,17 +125,13 @@ def require_planned_inputs(
         TwinbudError: They cannot be read.
     """
     image_index, image_store = open_images(config, progress, resource_cache)
-    teacher = config.model.teacher or ""
-    for name, where, found in (
-        ("images", config.data.data, images_fingerprint(image_index, image_store.digests)),
-        ("teacher", teacher, teacher_fingerprint(teacher)),
-    ):
-        if found != run.facts[name]:
-            raise ChangedInputError(
-                f"the {name} changed after the study was planned",
-                where=where,
-                fix="Restore them, or give the command again",
-            )
+    if images_fingerprint(image_index, image_store.digests) != run.facts["images"]:
+        raise ChangedInputError("images", config.data.data)
+    teacher, student = config.model.teacher or "", config.model.student
+    if teacher_fingerprint(teacher) != run.facts["teacher"]:
+        raise ChangedInputError("teacher", teacher)
+    if has_own_network(config) and teacher_fingerprint(student) != run.facts["settings"]["student"]:
+        raise ChangedInputError("student", student)
 
 
 def make_record(run: PlannedRun, metrics: RunMetrics, environment: Mapping[str, Any]) -> dict[str, Any]:

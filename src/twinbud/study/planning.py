@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -152,7 +153,7 @@ class _Planner:
     def __init__(self, progress: Progress, pixel_cache: bool) -> None:
         self.progress, self.pixel_cache = progress, pixel_cache
         self.image_sets: dict[str, ImageSet] = {}
-        self.teachers: dict[str, str] = {}
+        self.fingerprint = functools.cache(teacher_fingerprint)
         self.families: dict[ModelConfig, SelectionFamily] = {}
         self.split_sizes: dict[tuple[str, DataConfig], _SplitSizes] = {}
         self.near_pairs: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -181,7 +182,7 @@ class _Planner:
         name, model = cell.data, config.model
         if model not in self.families:  # checked before images are decoded, which can take minutes
             self.families[model] = describe_student(model).family
-            self.teachers[model.teacher or ""] = teacher_fingerprint(model.teacher or "")
+            self.fingerprint(model.teacher or "")
         if name not in self.image_sets:
             self.progress.note(f"reading {name}: {source.get('data_root', source['data'])}")
             placed = replace(
@@ -189,8 +190,9 @@ class _Planner:
             )
             located = replace(config, data=placed, pixel_cache=self.pixel_cache)
             self.image_sets[name] = open_image_set(located, self.progress)
-        images, teacher = self.image_sets[name].fingerprint, self.teachers[model.teacher or ""]
-        return run_facts(config, images=images, teacher=teacher, family=self.families[model])
+        images, teacher = self.image_sets[name].fingerprint, self.fingerprint(model.teacher or "")
+        family = self.families[model]
+        return run_facts(config, images=images, teacher=teacher, family=family, fingerprint=self.fingerprint)
 
     def _split_sizes(self, name: str, data: DataConfig) -> _SplitSizes:
         """Return the sizes of the split, which are the same for every sampling."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,19 @@ _NAMES = frozenset({"profile", "image_column", "label_column", "label_columns", 
 """Settings that other facts stand for."""
 
 
-def run_facts(config: RunConfig, *, images: str, teacher: str, family: SelectionFamily) -> dict[str, Any]:
+def has_own_network(config: RunConfig) -> bool:
+    """Return whether the student is a pretrained network other than the teacher, whose weights count too."""
+    return config.model.method in WHOLE_METHODS and config.model.student != "same"
+
+
+def run_facts(
+    config: RunConfig,
+    *,
+    images: str,
+    teacher: str,
+    family: SelectionFamily,
+    fingerprint: Callable[[str], str] = teacher_fingerprint,
+) -> dict[str, Any]:
     """Collect every fact that the numbers of a run depend on, as a JSON object.
 
     Args:
@@ -48,11 +60,12 @@ def run_facts(config: RunConfig, *, images: str, teacher: str, family: Selection
         images: See ``images_fingerprint``.
         teacher: See ``models.teacher_fingerprint``.
         family: The family of the student, which resolves ``auto``.
+        fingerprint: Gives that of a student that is a network of its own.
     """
     training = resolve(config.training, temperature=family.temperature, drop_path=family.drop_path)
     settings = numeric_settings(replace(config, training=training))
-    if config.model.method in WHOLE_METHODS and config.model.student != "same":
-        settings["student"] = teacher_fingerprint(config.model.student)
+    if has_own_network(config):
+        settings["student"] = fingerprint(config.model.student)
     return {
         "training_version": TRAINING_VERSION,
         "images": images,

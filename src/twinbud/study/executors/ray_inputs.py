@@ -66,11 +66,10 @@ def input_difference(run: PlannedRun, outcome: InputsDiffer) -> TwinbudError:
     """
     from twinbud.study.planning import open_image_set
 
-    where = f"node {outcome.machine}: {outcome.reason.where}"
+    where = f"node {outcome.machine}: {outcome.where}"
     if not outcome.rows:
-        return TwinbudError(
-            "the teacher differs from that of the study", where=where, fix="Give all nodes the same file"
-        )
+        problem = f"the {outcome.name} differs from that of the study"
+        return TwinbudError(problem, where=where, fix="Give all nodes the same file")
     image_set = open_image_set(checked_config(run.settings), SilentProgress())
     text = describe_difference(decoded_rows(image_set.image_index, image_set.digests), outcome.rows)
     fix = "Give all nodes the same images, or remove these from the node, which then gets a copy"

@@ -115,7 +115,8 @@ class InputsDiffer:
     """The worker has other files at the path of an input; for images also the rows that it found."""
 
     machine: str
-    reason: WorkerFailed
+    name: str
+    where: str | None
     rows: tuple[DecodedRow, ...] = field(default=(), repr=False)
 
 
@@ -224,7 +225,7 @@ def _locate(task: RunTask) -> tuple[dict[str, Path], tuple[str, ...]]:
 def _check_inputs(
     run: PlannedRun, assignment: Assignment, resource_cache: ResourceCache, machine: str
 ) -> InputsDiffer | None:
-    """Compare images and teacher with those of the plan."""
+    """Compare images, teacher and student with those of the plan."""
     from twinbud.config.loading import run_config
     from twinbud.runs.context import open_images
     from twinbud.study.execute import ChangedInputError, require_planned_inputs
@@ -234,11 +235,10 @@ def _check_inputs(
     try:
         require_planned_inputs(run, config, resource_cache, SilentProgress())
     except ChangedInputError as error:
-        reason = WorkerFailed(error.problem, error.where, error.fix)
-        if error.where != config.data.data:
-            return InputsDiffer(machine, reason)
+        if error.name != "images":
+            return InputsDiffer(machine, error.name, error.where)
         image_index, image_store = open_images(config, SilentProgress(), resource_cache)
-        return InputsDiffer(machine, reason, decoded_rows(image_index, image_store.digests))
+        return InputsDiffer(machine, error.name, error.where, decoded_rows(image_index, image_store.digests))
     return None
 
 
