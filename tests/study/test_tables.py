@@ -194,18 +194,19 @@ def test_runs_of_another_training_version_count_as_missing(tmp_path: Path, monke
         collect(recipe_of(tmp_path), RunStore(tmp_path / "runs"))
 
 
-def test_two_teachers_of_one_name_are_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_two_networks_of_one_name_are_not_compared(role: str, tmp_path: Path) -> None:
     tables_of(tmp_path)
     store = RunStore(tmp_path / "runs")
     plan = store.read_plan("small")
     assert plan is not None
     record = store.read(plan.runs[0].run_id)
-    record["facts"]["teacher"] = "sha256:others"
+    (record["facts"] if role == "teacher" else record["facts"]["settings"])[role] = "sha256:others"
     name = run_id.make_run_id(record["facts"])
     store.write(name, record)
     path = store.path / "plans" / "small.json"
     path.write_text(path.read_text().replace(plan.runs[0].run_id, name))
-    with pytest.raises(TwinbudError, match=r"the runs of pair 'vit' have two different teachers"):
+    with pytest.raises(TwinbudError, match=rf"the runs of .*pair 'vit' have two different {role}s: the {role}'s file"):
         collect(recipe_of(tmp_path), store)
 
 

@@ -93,7 +93,7 @@ def collect(recipe: Recipe, store: RunStore) -> Tables:
         raise TwinbudError(problem, where=recipe.path, fix=f"{command}; finished runs are not repeated")
     image_sets, notes = store.image_sets(), dict[str, None]()
     runs = [_read_result(run, store, image_sets, notes) for run in plan.runs]
-    _require_one_teacher_per_pair(runs, store)
+    _require_same_networks(runs, store)
     if not any(run.record for run in runs):
         raise TwinbudError(f"none of {len(runs)} runs is finished", where=str(store.path), fix=command)
     return make_tables(recipe, runs, image_sets, notes)
@@ -127,23 +127,27 @@ def _read_result(
     return replace(run, record=record)
 
 
-def _require_one_teacher_per_pair(runs: Sequence[RequestedRun], store: RunStore) -> None:
-    """Refuse to compare runs of a pair that have different teachers.
+def _require_same_networks(runs: Sequence[RequestedRun], store: RunStore) -> None:
+    """Refuse to compare runs of a pair that have different teachers, or of a method whose student has changed.
 
     Raises:
-        TwinbudError: The weights of a teacher have changed between the runs of a pair.
+        TwinbudError: The weights of a network have changed between the runs.
     """
-    teachers: dict[Any, str] = {}
+    networks: dict[Any, str] = {}
     for run in runs:
         if run.record is None:
             continue
-        pair, teacher = run.coordinates["pair"], run.record["facts"]["teacher"]
-        if teachers.setdefault(pair, teacher) != teacher:
-            raise TwinbudError(
-                f"the runs of pair '{pair}' have two different teachers: the teacher's file has changed",
-                where=str(store.path),
-                fix="Run the whole study again, or use another --runs",
-            )
+        pair, method, facts = run.coordinates["pair"], run.coordinates["method"], run.record["facts"]
+        for role, owner, network in (
+            ("teacher", f"pair '{pair}'", facts["teacher"]),
+            ("student", f"method '{method}' of pair '{pair}'", facts["settings"]["student"]),
+        ):
+            if networks.setdefault((role, owner), network) != network:
+                raise TwinbudError(
+                    f"the runs of {owner} have two different {role}s: the {role}'s file has changed",
+                    where=str(store.path),
+                    fix="Run the whole study again, or use another --runs",
+                )
 
 
 def tables_json(tables: Tables) -> dict[str, Any]:
