@@ -49,6 +49,15 @@ def test_runs_with_other_labelled_or_test_images_are_not_compared(tmp_path: Path
     assert note in section_notes(tables.sections[0])
 
 
+@pytest.mark.parametrize("value", ["none", None])
+def test_a_baseline_is_found_however_its_value_is_spelled(value: str | None, tmp_path: Path) -> None:
+    axes = {"fraction": [0.05], "sampling": 5, "clip_norm": ["none", 1]}
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["dual"], **axes}
+    first, second = tables_of(tmp_path, recipe_of(tmp_path, grid=grid, baseline={"clip_norm": value})).sections[0].rows
+    assert first.is_baseline
+    assert second.difference is not None
+
+
 def test_a_sweep_over_the_split_is_not_compared_with_its_default(tmp_path: Path) -> None:
     grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["dual"], "fraction": [0.05], "sampling": 5}
     recipe = recipe_of(tmp_path, grid=grid, sweeps={"split_seed": [0, 1]}, baseline={}, paper={})

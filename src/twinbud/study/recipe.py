@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from twinbud.config.loading import flatten_settings
+from twinbud.config.loading import flatten_settings, read_setting
 from twinbud.config.profiles import PROFILES
 from twinbud.config.schema import Method, Profile
 from twinbud.config.settings import all_settings
@@ -127,7 +127,7 @@ def read_recipe(path: Path) -> Recipe:
         grid=parser.grid(),
         sweeps=parser.sweeps(),
         settings=parser.settings(),
-        baseline=parser.section("baseline"),
+        baseline=parser.baseline(),
         paper=parser.paper(),
         architectures=parser.architectures(),
         digest=hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest(),
@@ -216,6 +216,10 @@ class _RecipeParser:
         _require_known(settings, _free_settings(), self.where("settings"))
         return settings
 
+    def baseline(self) -> Mapping[str, Any]:
+        given = self.section("baseline")
+        return {axis: _typed(axis, value, self.where(f"baseline.{axis}")) for axis, value in given.items()}
+
     def architectures(self) -> tuple[str, ...]:
         if "architectures" not in self.content:
             return ()
@@ -250,7 +254,8 @@ def _check(recipe: Recipe) -> None:
     _require_known(recipe.grid["method"], recipe.known_methods, f"{path}: grid.method")
     for axis, value in recipe.baseline.items():
         _require_known([axis], [axis for axis in recipe.grid if axis not in _UNPAIRED], f"{path}: baseline")
-        _require_known([value], recipe.grid[axis], f"{path}: baseline.{axis}")
+        values = [_typed(axis, value, f"{path}: grid.{axis}") for value in recipe.grid[axis]]
+        _require_known([value], values, f"{path}: baseline.{axis}")
     if both := [name for name in recipe.sweeps if name in recipe.grid]:
         problem = f"'{both[0]}' is an axis of the grid, too, whose values the sweep would replace"
         raise TwinbudError(problem, where=f"{path}: sweeps", fix="Keep one of them")
@@ -274,6 +279,16 @@ def _require_fixed(name: str, value: Any, where: str) -> None:
             where=where,
             fix=f"Write {name}: {'1' if name == 'threads' else 'float32'}",
         )
+
+
+def _typed(axis: str, value: Any, where: str) -> Any:
+    """Return a value as the coordinates of runs have it: that of a setting in the setting's type."""
+    if axis in AXES or axis not in all_settings():
+        return value
+    try:
+        return read_setting(axis, value)
+    except TwinbudError as error:
+        raise error.at(where) from error
 
 
 def _free_settings() -> tuple[str, ...]:
