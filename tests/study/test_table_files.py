@@ -14,6 +14,7 @@ import pytest
 
 from helpers.tables import ACCURACY, TABLE_1, accuracies, recipe_of, rows_of, sweep_tables, tables_of
 from twinbud.core.errors import TwinbudError
+from twinbud.study.figures import draw
 from twinbud.study.statistics import spread
 from twinbud.study.store import RunStore
 from twinbud.study.table_text import cost_table
@@ -133,6 +134,27 @@ def test_tables_without_a_finished_run_are_refused_in_one_line(tmp_path: Path) -
 def test_a_folder_with_nothing_but_tables_can_become_a_runs_folder(tmp_path: Path) -> None:
     write_tables(TABLE_1, tmp_path / "runs")
     RunStore(tmp_path / "runs").create()
+
+
+def test_lines_of_a_single_method_have_its_name(tmp_path: Path) -> None:
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["dual"], "fraction": [0.05, 0.1], "sampling": 1}
+    (section,) = tables_of(tmp_path, recipe_of(tmp_path, grid=grid, baseline={})).sections
+    (by_labels,) = (drawing for drawing in draw(section, "section-0") if drawing.name == "accuracy-by-labels")
+    assert ">dual<" in by_labels.svg
+
+
+def test_an_axis_keeps_its_column_beside_a_cost_of_its_name(tmp_path: Path) -> None:
+    axes = {"fraction": [0.05], "sampling": 1, "epochs": [1, 2]}
+    grid = {"data": ["brain-mri"], "pair": ["vit"], "method": ["dual"], **axes}
+    recipe = recipe_of(tmp_path, grid=grid, baseline={})
+    tables_of(tmp_path, recipe)
+    store = RunStore(tmp_path / "runs")
+    for done in store.done_ids():  # as min_steps may raise them
+        record = store.read(done)
+        store.write(done, {**record, "cost": {**record["cost"], "epochs": 40}})
+    write_tables(tmp_path / "small.yaml", tmp_path / "runs")
+    lines = csv.DictReader(io.StringIO((tmp_path / "runs" / "tables" / "small.csv").read_text()))
+    assert [line["epochs"] for line in lines] == ["1", "2"]
 
 
 def test_the_figures_of_a_recipe_with_a_longer_name_stay(tmp_path: Path) -> None:

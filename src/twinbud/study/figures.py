@@ -86,8 +86,9 @@ def _by_labels(section: Section, rows: Sequence[Row], name: str) -> Drawing:
     fractions = sorted({row.coordinates["fraction"] for row in rows})
     lines: dict[str, dict[int, Spread]] = {}
     for row in rows:
-        label = " · ".join(axis_value(axis, row.coordinates) for axis in section.axes if axis != "fraction")
-        lines.setdefault(label, {})[fractions.index(row.coordinates["fraction"])] = _accuracy(row)
+        lines.setdefault(_line_label(section, row, "fraction"), {})[fractions.index(row.coordinates["fraction"])] = (
+            _accuracy(row)
+        )
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel()
         for index, (label, points) in enumerate(lines.items()):
@@ -115,6 +116,12 @@ def _by_labels(section: Section, rows: Sequence[Row], name: str) -> Drawing:
         )
 
 
+def _line_label(section: Section, row: Row, x_axis: str) -> str:
+    """Return the values that a line stands for; the method where the rows differ in nothing else."""
+    others = [axis for axis in section.axes if axis != x_axis]
+    return " · ".join(axis_value(axis, row.coordinates) for axis in others) or str(row.coordinates["method"])
+
+
 def _numbers_first(value: Any) -> tuple[bool, Any]:
     """Sort key that puts numbers before text such as ``auto``."""
     return (False, value) if isinstance(value, int | float) else (True, str(value))
@@ -126,9 +133,7 @@ def _sweep(section: Section, rows: Sequence[Row], name: str) -> Drawing:
     values = sorted({row.coordinates["value"] for row in rows}, key=_numbers_first)
     lines: dict[str, dict[int, Row]] = {}
     for row in rows:
-        others = [axis for axis in section.axes if axis != "value"]
-        label = " · ".join(axis_value(axis, row.coordinates) for axis in others) or str(row.coordinates["method"])
-        lines.setdefault(label, {})[values.index(row.coordinates["value"])] = row
+        lines.setdefault(_line_label(section, row, "value"), {})[values.index(row.coordinates["value"])] = row
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel()
         for index, (label, points) in enumerate(lines.items()):

@@ -201,7 +201,9 @@ def _flat(recipe: Recipe, section: Section) -> list[dict[str, Any]]:
         flat |= {**section.coordinates, **row.coordinates}
         flat |= {"samplings": row.num_done, "missing": len(row.runs) - row.num_done, "failed": row.num_failed}
         for name, value in [*row.measures.items(), *row.costs.items()]:
-            flat[name], flat[f"{name}_deviation"] = (value.mean, value.deviation) if value else (None, None)
+            mean, deviation = (value.mean, value.deviation) if value else (None, None)
+            flat.setdefault(name, mean)  # a setting that is an axis, such as epochs, keeps its column
+            flat[f"{name}_deviation"] = deviation
         difference = row.difference
         low, high = difference.interval if difference and difference.interval else (None, None)
         flat |= {
