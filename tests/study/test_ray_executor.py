@@ -159,6 +159,26 @@ def test_a_full_disk_of_the_driver_is_told_in_one_line(request_: StudyRequest, m
     assert not records(request_)
 
 
+def test_a_damaged_record_on_a_node_is_set_aside_and_its_run_repeated(
+    request_: StudyRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As after a power cut between a record and its way home."""
+
+    def execute(task: RunTask, inbox: Any) -> Any:
+        outcome = on_other_machine(task, inbox)
+        if isinstance(outcome, ray_task.Returned) and not damaged:
+            (store,) = (tmp_path / "cache" / "cluster" / "studies").iterdir()
+            damaged.append(store / "records" / f"{task.run.run_id}.json")
+            damaged[0].write_text("{")
+            raise NodeDiedError
+        return outcome
+
+    damaged = list[Path]()
+    study, _ = executed(request_, executor_on(monkeypatch, FakeRay([{"CPU": 1.0}], execute)))
+    assert not study.missing
+    assert not damaged[0].exists()
+
+
 def test_workers_that_see_the_runs_folder_write_there(
     request_: StudyRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

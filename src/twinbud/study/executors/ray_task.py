@@ -28,7 +28,7 @@ from twinbud.study.executors.run_loop import settle_run
 from twinbud.study.executors.worker import WorkerFailed, set_thread_variables
 from twinbud.study.grid import PlannedRun
 from twinbud.study.run_id import TRAINING_VERSION
-from twinbud.study.store import RunStore
+from twinbud.study.store import CorruptRecordError, RunStore
 
 if TYPE_CHECKING:
     from twinbud.runs.resource_cache import ResourceCache
@@ -249,6 +249,11 @@ def _execute_on_node(
     key = hashlib.sha256(str(task.assignment.store.path).encode()).hexdigest()[:20]
     store, run_id = RunStore(_cluster_folder() / "studies" / key), task.run.run_id
     store.create()
+    if store.is_done(run_id):
+        try:
+            store.read(run_id)
+        except CorruptRecordError:  # the node was lost while the record was written
+            store.set_aside(run_id)
     assignment = replace(assignment, store=store, earlier_failures={})
     if failure := store.read_failure(run_id):  # of an earlier study
         assignment = replace(assignment, earlier_failures={run_id: failure.time})
