@@ -159,7 +159,7 @@ class _RecipeParser:
 
     def profile(self) -> Profile:
         profile = self.content.get("profile", "paper")
-        if not isinstance(profile, str) or profile not in PROFILES:
+        if profile not in list(PROFILES):  # a list in the file has no hash
             raise unknown_choice(self.where("profile"), profile, PROFILES)
         return profile
 
