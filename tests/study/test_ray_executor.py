@@ -120,7 +120,7 @@ def test_a_cluster_without_the_gpu_says_what_it_has(monkeypatch: pytest.MonkeyPa
     assert executor_on(monkeypatch, fake, threads=2).num_workers == 8
     assert executor_on(monkeypatch, fake, threads=2, max_runs=3).num_workers == 3
     assert executor_on(monkeypatch, FakeRay([{"CPU": 4.0, "GPU": 2.0}])).resources.num_gpus == 1
-    for wrong in (1.5, -1):
+    for wrong in (1.5, -1, float("inf"), float("nan")):
         with pytest.raises(TwinbudError, match=f"--gpus: {wrong:g} is not a number of GPUs"):
             executor_on(monkeypatch, fake, num_gpus=wrong)
     with pytest.raises(TwinbudError, match="need a GPU, not 0"):

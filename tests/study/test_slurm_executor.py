@@ -114,6 +114,15 @@ def test_jobs_that_end_before_their_runs_are_submitted_again_and_not_for_ever(
         ]
 
 
+def test_a_folder_of_jobs_that_cannot_be_made_is_told_in_one_line(request_: StudyRequest) -> None:
+    executor = SlurmExecutor(threads=1, num_workers=1, cluster="local")
+    study = plan_study(request_, executor=executor)
+    study.store.create()
+    (study.store.path / slurm.JOBS).touch()
+    with pytest.raises(TwinbudError, match=r"jobs/[0-9a-f]+: a part of the path is a file, not a folder"):
+        execute_study(request_, study)
+
+
 def test_a_run_that_has_failed_is_not_reported_as_interrupted(
     request_: StudyRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +183,11 @@ def test_the_script_of_the_array_requests_what_the_options_say(
             ("--gpus", "-1"),
             "--gpus: '-1' is not a whole number of at least 0, and Slurm gives whole GPUs. Give --gpus 0",
         ),
+        (
+            ("--gpus", "inf"),
+            "--gpus: 'inf' is not a whole number of at least 0, and Slurm gives whole GPUs. Give --gpus 0, ",
+        ),
+        (("--gpus", "nan"), "--gpus: 'nan' is not a whole number of at least 0"),
         (("--workers", "0"), "--workers: 0 is not a number of jobs."),
         (("--address", "a:1"), "--address: 'a:1' has no effect with --executor slurm."),
         ((), "--executor slurm: Slurm is not installed on this machine. Run the command on a login node"),

@@ -81,9 +81,9 @@ def _slurm_executor(options: ExecutorOptions, threads: int, training: TrainingCo
     from twinbud.study.executors.slurm import SlurmExecutor
 
     num_gpus = float(training.device == "cuda") if options.num_gpus is None else options.num_gpus
-    if num_gpus != int(num_gpus) or num_gpus < 0:
+    if num_gpus < 0 or not float(num_gpus).is_integer():
         problem = f"'{num_gpus:g}' is not a whole number of at least 0, and Slurm gives whole GPUs"
-        raise TwinbudError(problem, where="--gpus", fix="Give --gpus 0, 1, ...")
+        raise TwinbudError(problem, where="--gpus", fix="Give --gpus 0, 1 or more")
     return SlurmExecutor(
         threads=threads, num_gpus=int(num_gpus), num_workers=options.num_workers, options=options.slurm
     )

@@ -60,7 +60,7 @@ def check_num_gpus(num_gpus: float | None, device: str) -> None:
     """
     if num_gpus is None:
         return
-    if num_gpus < 0 or (num_gpus > 1 and num_gpus != int(num_gpus)):
+    if not num_gpus >= 0 or (num_gpus > 1 and not float(num_gpus).is_integer()):
         fix = "Give a whole number, or a fraction of one GPU such as 0.25"
         raise TwinbudError(f"{num_gpus:g} is not a number of GPUs", where="--gpus", fix=fix)
     if device == "cuda" and num_gpus == 0:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from twinbud.core.errors import Stopped, TwinbudError, first_line
+from twinbud.core.errors import Stopped, TwinbudError, explained_writes, first_line
 from twinbud.core.extras import import_extra
 from twinbud.core.signals import stop_on_signal
 from twinbud.study.executors.base import (
@@ -135,9 +135,10 @@ class SlurmExecutor:
             count: Number of elements.
 
         Raises:
-            TwinbudError: Slurm refuses the jobs.
+            TwinbudError: Slurm refuses the jobs, or the folder cannot be written.
         """
-        folder.mkdir(parents=True)
+        with explained_writes(folder):
+            folder.mkdir(parents=True)
         slurm = self._open(folder)
         try:
             with slurm.batch():
