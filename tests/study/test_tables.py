@@ -219,6 +219,19 @@ def test_two_networks_of_one_name_are_not_compared(role: str, tmp_path: Path) ->
         collect(recipe_of(tmp_path), store)
 
 
+def test_records_of_an_unknown_image_set_are_refused_in_one_line(tmp_path: Path) -> None:
+    """As in a runs folder whose study.json was lost, and made again by another recipe."""
+    tables_of(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    (store.path / "study.json").unlink()
+    store.create()
+    with pytest.raises(TwinbudError, match=r"runs: study\.json does not know the image set 'brain-mri'"):
+        collect(recipe_of(tmp_path), store)
+    (store.path / "study.json").write_text('{"format_version": 2, "image_sets": {"brain-mri": 3}}')
+    with pytest.raises(TwinbudError, match=r"is not a runs folder: it has no readable study\.json"):
+        collect(recipe_of(tmp_path), store)
+
+
 def test_the_paper_column_is_not_compared_before_a_run_is_finished(tmp_path: Path) -> None:
     sets, runs = ["brain-mri", "lung-ct"], RunStore(tmp_path / "runs")
     grid = {"data": sets, "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05], "sampling": 5}

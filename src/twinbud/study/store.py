@@ -117,6 +117,8 @@ class RunStore:
             content = read_json(self.path / MARKER)
             version = content.get("format_version", content.get("format"))
             image_sets = dict(content["image_sets"]) if version == FORMAT_VERSION else {}
+            for each in image_sets.values():
+                _ = each["fingerprint"], each["num_images"], each["classes"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TwinbudError(
                 f"the folder is not a runs folder: it has no readable {MARKER}", where=str(self.path), fix=_OTHER_FOLDER

@@ -21,7 +21,7 @@ from twinbud.study.page import architectures_page, tables_page
 from twinbud.study.recipe import Recipe, read_recipe
 from twinbud.study.requests import RequestedRun
 from twinbud.study.run_id import TRAINING_VERSION
-from twinbud.study.store import TABLES, CorruptRecordError, RunStore
+from twinbud.study.store import MARKER, TABLES, CorruptRecordError, RunStore
 from twinbud.study.tables import Row, Section, Tables, make_tables
 
 
@@ -118,6 +118,12 @@ def _read_result(
     if record is None:
         failure = store.read_failure(run.run_id)
         return replace(run, reason=failure.reason if failure else None)
+    if run.coordinates["data"] not in image_sets:
+        raise TwinbudError(
+            f"{MARKER} does not know the image set '{run.coordinates['data']}', of which there are records",
+            where=str(store.path),
+            fix="Run the study again, which adds it; finished runs are not repeated",
+        )
     if record["facts"]["images"] != image_sets[run.coordinates["data"]]["fingerprint"]:
         raise TwinbudError(
             f"the record has other images than the image set '{run.coordinates['data']}' of its folder",
