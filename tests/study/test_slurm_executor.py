@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from helpers.command import refusal, twinbud
 from helpers.studies import comparable, save_study
 from twinbud.core.errors import TwinbudError
+from twinbud.study import execute
 from twinbud.study.executors import slurm
 from twinbud.study.executors.base import (
     Assignment,
@@ -114,6 +118,34 @@ def test_jobs_that_end_before_their_runs_are_submitted_again_and_not_for_ever(
         ]
 
 
+def test_a_job_that_slurm_does_not_queue_again_ends_without_failing_its_run(
+    request_: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of its time, submitit's handler calls scontrol, which clusters without requeues refuse."""
+
+    def refuse(number: int, frame: object) -> None:
+        del number, frame
+        raise subprocess.CalledProcessError(1, ["scontrol", "requeue", "12"])
+
+    def run_out_of_time(*arguments: object, **options: object) -> str:
+        del arguments, options
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return "accuracy 1.000"
+
+    monkeypatch.setattr(execute, "execute_run", run_out_of_time)
+    study = plan_study(request_, executor=SlurmExecutor(threads=1, cluster="local"))
+    study.store.create()
+    assignment = Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=1)
+    before = signal.signal(signal.SIGUSR2, refuse)
+    try:
+        with pytest.raises(SystemExit, match=r"the job is not queued again .*scontrol"):
+            slurm.ArrayElement(assignment, tmp_path, 0)()
+        assert signal.getsignal(signal.SIGUSR2) is refuse
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert not study.store.failed_ids()
+
+
 def test_a_folder_of_jobs_that_cannot_be_made_is_told_in_one_line(request_: StudyRequest) -> None:
     executor = SlurmExecutor(threads=1, num_workers=1, cluster="local")
     study = plan_study(request_, executor=executor)
@@ -152,8 +184,21 @@ def test_the_script_of_the_array_requests_what_the_options_say(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("SCRIPT", str(tmp_path / "script.sh"))
-    options = ["partition=gpu", "time=60", "reservation=night", "exclusive=true", "requeue=true", "signal-delay-s=30"]
-    options += ["setup=module load cuda", 'setup=export NOTE="a b"', "srun_args=--mpi=none", "stderr_to_stdout=false"]
+    options = [
+        "partition=gpu",
+        "time=60",
+        "reservation=night",
+        "exclusive=true",
+        "spread-job=true",
+        "signal-delay-s=30",
+    ]
+    options += [
+        "signal-delay-s=30",
+        "setup=module load cuda",
+        'setup=export NOTE="a b"',
+        "srun_args=--mpi=none",
+        "stderr_to_stdout=false",
+    ]
     executor = SlurmExecutor(threads=2, num_gpus=1, num_workers=3, options=options)
     study = plan_study(request_, executor=executor)
     assignment = Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=2)
@@ -161,8 +206,10 @@ def test_the_script_of_the_array_requests_what_the_options_say(
     assert [job.job_id for job in jobs] == ["12_0", "12_1", "12_2"]
     lines = set((tmp_path / "script.sh").read_text().splitlines())
     wanted = ("array=0-2%3", "cpus-per-task=2", "gpus-per-node=1", "job-name=twinbud", "partition=gpu", "time=60")
-    wanted += ("reservation=night", "exclusive", "requeue", "signal=USR2@30")
+    wanted += ("reservation=night", "exclusive", "requeue", "spread-job", "signal=USR2@30")
     assert {f"#SBATCH --{option}" for option in wanted} <= lines
+    others = SlurmExecutor(threads=1, options=["no-requeue=true"]).parameters["additional_parameters"]
+    assert others == {"no_requeue": True}
     assert {"module load cuda", 'export NOTE="a b"'} <= lines
     (command,) = (line for line in lines if line.startswith("srun "))
     assert " --mpi=none " in command

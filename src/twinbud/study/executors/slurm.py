@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from twinbud.core.errors import Stopped, TwinbudError, explained_writes, first_line
@@ -63,7 +65,7 @@ class ArrayElement:
     def __call__(self) -> None:
         """Execute runs until all are settled, or Slurm requests a stop."""
         set_thread_variables(self.assignment.threads)
-        with suppress(Stopped):  # the run is saved
+        with suppress(Stopped), _errors_of_submitit_end_the_job():  # the run is saved
             execute_pending_runs(self.assignment, EventLog(self.folder, str(self.number)))
 
     def checkpoint(self) -> Any:
@@ -71,6 +73,27 @@ class ArrayElement:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+@contextmanager
+def _errors_of_submitit_end_the_job() -> Iterator[None]:
+    """Keep an error of submitit's signal handler, such as a refused requeue, from counting as one of the run."""
+    handler = signal.getsignal(signal.SIGUSR2)
+    if not callable(handler):
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except Exception as error:
+            raise SystemExit(f"the job is not queued again ({first_line(error)})") from error
+
+    signal.signal(signal.SIGUSR2, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, handler)
 
 
 class SlurmExecutor:
@@ -246,7 +269,9 @@ def _slurm_parameters(options: Sequence[str], submitit: Any) -> dict[str, Any]:
             parameters.setdefault(key, []).append(value)
         else:
             (parameters if key in known else others)[key] = int(value) if key in _NUMBERS else _flag(key, value)
-    return {**parameters, "additional_parameters": others} if others else parameters
+    if "no_requeue" not in others:  # an element is queued again when its time is over, whatever the cluster's default
+        others["requeue"] = True
+    return {**parameters, "additional_parameters": others}
 
 
 def _flag(key: str, value: str) -> str | bool:
