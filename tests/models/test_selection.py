@@ -288,7 +288,9 @@ def test_query_norms_without_a_home_are_refused() -> None:
 
 def test_heads_that_share_query_norms_are_selected_whole() -> None:
     wide, narrow = vit(qk_norm=True), half_vit(qk_norm=True)
-    assert refused(wide, narrow).startswith("--attention interleaved: heads cannot be made of parts of two")
+    for attention in ("interleaved", "within"):
+        refusal = refused(wide, narrow, attention=attention)
+        assert refusal.startswith(f"--attention {attention}: heads cannot be made of parts of the teacher's heads")
     plan, student_weights, _ = select(wide, narrow, attention="heads")
     assert plan.widths["heads/blocks.0"].student_indices == (0, 2)
     assert torch.equal(student_weights["blocks.0.attn.q_norm.weight"], wide.blocks[0].attn.q_norm.weight)

@@ -101,7 +101,7 @@ def unopened_teacher(name: str, value: str) -> TwinbudError:
 
 
 def require_importance(name: str, value: str, attention: str, rule: str) -> None:
-    """Require that whole heads are selected, and by the rule that a choice by importance replaces.
+    """Require heads of the teacher as they are or narrower, selected by the rule that a choice by importance replaces.
 
     Args:
         name: The setting that makes the choice.
@@ -114,6 +114,9 @@ def require_importance(name: str, value: str, attention: str, rule: str) -> None
     """
     off = {"recover_stream": "channels", "recover_method": "refit"}[name]
     reason = "--attention interleaved, whose heads are made of halves"
-    require(attention == "heads", name, value, reason, f"{off}, or --attention heads")
+    require(attention != "interleaved", name, value, reason, f"{off}, or --attention heads")
+    reason = "--attention within, which keeps all heads"
+    is_pruning = name == "recover_method"
+    require(not (is_pruning and attention == "within"), name, value, reason, f"{off}, or --attention heads")
     reason = f"--rule {rule}, which a choice by importance replaces"
     require(rule == "uniform", name, value, reason, f"{off}, or --rule uniform")

@@ -33,7 +33,7 @@ Method = Literal["dual", "selection", "timm", "xavier", "kaiming", "finetune", "
 Auxiliary = Literal["other", "copy", "frozen", "none"]
 Distillation = Literal["skd", "cs-kd", "cs-kd-pair", "tf-kd", "tf-kd-self", "tf-kd-reg", "teacher", "skd+teacher"]
 Rule = Literal["uniform", "consecutive", "random", "random-inconsistent"]
-Attention = Literal["interleaved", "heads"]
+Attention = Literal["interleaved", "heads", "within"]
 Family = Literal["described", "auto"]
 Precision = Literal["auto", "float32", "bf16"]
 Compile = Literal["auto", "on", "off"]
@@ -95,7 +95,9 @@ class ModelConfig(Checked):
     )
     rule: Rule = setting("uniform", "How the channels that student and auxiliary take from the teacher are chosen.")
     attention: Attention = setting(
-        "interleaved", "Attention: interleaved (single channels across all heads), or whole heads."
+        "interleaved",
+        "How attention gets narrower: interleaved (single channels across all heads), heads (fewer heads, whole), or"
+        " within (as many heads of fewer channels; ViT).",
     )
     auxiliary: Auxiliary = setting(
         "other",

@@ -12,7 +12,15 @@ from torch import nn
 
 from twinbud.config.fields import option_of
 from twinbud.config.plan import contradicts_plan
-from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
+from twinbud.config.schema import (
+    INHERITING_METHODS,
+    WHOLE_METHODS,
+    Attention,
+    Auxiliary,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import State
 from twinbud.models.families.registry import without_recovery
@@ -106,7 +114,7 @@ def open_initialization(config: RunConfig, teacher: TeacherInfo | None = None) -
     if model.method in WHOLE_METHODS:
         return _open_whole(config)
     teacher_info = teacher or read_teacher_info(model.teacher or "")
-    student_spec = read_student_spec(teacher_info, model.student, model.family)
+    student_spec = read_student_spec(teacher_info, model.student, model.family, _attention(model))
     _require_support(config, student_spec)  # before weights are opened
     if not inherits:
         return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
@@ -131,7 +139,12 @@ def describe_student(model: ModelConfig) -> StudentSpec:
     """
     if model.method in WHOLE_METHODS:
         return read_student_spec(_pretrained_info(model), "same")
-    return read_student_spec(read_teacher_info(model.teacher or ""), model.student, model.family)
+    return read_student_spec(read_teacher_info(model.teacher or ""), model.student, model.family, _attention(model))
+
+
+def _attention(model: ModelConfig) -> Attention:
+    """Return how attention gets narrower; in a student without weights of the teacher, by fewer heads."""
+    return model.attention if model.method in INHERITING_METHODS else "heads"
 
 
 def _open_whole(config: RunConfig) -> Initialization:

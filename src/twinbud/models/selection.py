@@ -130,7 +130,8 @@ def plan_selection(
         student: A network of the students' architecture; only its shape is used.
         family: The family of both.
         rule: The elements of each width to take (paper section 4.6).
-        attention: ``interleaved`` indexes the attention's inner width as one axis, ``heads`` by whole heads.
+        attention: ``interleaved`` indexes the attention's inner width as one axis, ``heads`` by whole heads, ``within``
+            by the channels of a head, the same in all heads.
         seed: Seed of the random rules.
         swap_roles: Whether student and auxiliary exchange their subsets (Table 5).
         with_auxiliary: Whether there is an auxiliary, which must then differ from the student.
@@ -140,7 +141,7 @@ def plan_selection(
             width is the same in both, so that student and auxiliary would be equal, or ``attention`` cannot be had.
     """
     family.check_attention(teacher, attention)
-    family.check_compatible(teacher, student)
+    family.check_compatible(teacher, student, attention)
     teacher_specs, student_specs = (index_attention(family.specs(model), attention) for model in (teacher, student))
     prepared, folded = _teacher_state(teacher, student, family, student_specs)
     student_tensors = student_tensor_status(student, student_specs, prepared)

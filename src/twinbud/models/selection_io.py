@@ -84,7 +84,7 @@ def select(
     Raises:
         TwinbudError: The teacher cannot be opened, or the student does not fit into it.
     """
-    student_spec = read_student_spec(teacher_info, student, family)
+    student_spec = read_student_spec(teacher_info, student, family, attention)
     student_spec.family.check_attention(student_spec.template, attention)  # before weights are opened
     teacher = open_teacher(teacher_info).model
     plan = plan_selection(

@@ -8,11 +8,12 @@ from typing import Any
 import timm
 import torch
 
-from twinbud.config.schema import Family
+from twinbud.config.schema import Attention, Family
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.discovery.family import DiscoveredFamily, discover
 from twinbud.models.families.base import SelectionFamily, TimmModel
+from twinbud.models.families.heads import half_of_every_head
 from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes, outline_network, shapes_of
 from twinbud.models.teacher import TeacherInfo
@@ -92,13 +93,16 @@ class StudentSpec:
         )
 
 
-def read_student_spec(teacher_info: TeacherInfo, student: str, family: Family = "described") -> StudentSpec:
+def read_student_spec(
+    teacher_info: TeacherInfo, student: str, family: Family = "described", attention: Attention = "heads"
+) -> StudentSpec:
     """Find the students' architecture for a teacher, without opening its weights.
 
     Args:
         teacher_info: The teacher.
         student: "half", "same" for the teacher's own architecture, or a timm name of the teacher's family.
         family: "described", or "auto" to find the widths of the teacher's architecture.
+        attention: With "within", half of the teacher has as many heads of half the channels.
 
     Raises:
         TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
@@ -108,7 +112,11 @@ def read_student_spec(teacher_info: TeacherInfo, student: str, family: Family = 
     if family == "auto":
         known = discover(teacher_info.architecture, teacher_info.name, teacher_info.model_args)
     shapes: Shapes | None = None
-    if student == "half":
+    if student == "half" and attention == "within":
+        known.check_attention(teacher, attention)
+        architecture = teacher_info.architecture
+        arguments = teacher_info.model_args | half_of_every_head(teacher) | known.pooling_arguments(teacher)
+    elif student == "half":
         architecture = known.half_name(teacher_info.architecture)
         shapes = _half_shapes(teacher_info, known) if architecture == teacher_info.architecture else None
         half = known.half(teacher_info.architecture, teacher) if shapes is None else {}

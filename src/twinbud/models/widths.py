@@ -20,6 +20,9 @@ Role = Literal["weight", "position", "relative-position", "patch", "layer-scale"
 grid, ``relative-position`` to its attention window, ``patch`` to its patch size; ``layer-scale`` may be absent on
 either side; ``prefix-token`` is a class, register or distillation token; ``classifier`` is always new."""
 
+WITHIN = "within"
+"""Kind of the widths along which all heads of a layer keep the same channels."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -30,12 +33,14 @@ class Axis:
         copies: Number of equal parts that are stacked along the dimension and indexed alike (3 in a fused qkv).
         unit: Number of neighboring elements per index.
         head_size: Neighboring elements that form one attention head; None for a width that is not attention's.
+        num_heads: Number of heads in each copy, where the channels inside every head may be indexed alike.
     """
 
     width: str
     copies: int = 1
     unit: int = 1
     head_size: int | None = None
+    num_heads: int | None = None
 
     @property
     def kind(self) -> str:
@@ -60,7 +65,15 @@ class Axis:
         if self.head_size is None:
             return self
         where = self.width.partition("/")[2]
-        return replace(self, width=f"heads/{where}", unit=self.head_size, head_size=None)
+        return replace(self, width=f"heads/{where}", unit=self.head_size, head_size=None, num_heads=None)
+
+    def within_heads(self) -> Axis:
+        """Return the same axis with one index per channel of a head, for all heads; unchanged where it has no heads."""
+        if self.num_heads is None:
+            return self
+        where = self.width.partition("/")[2]
+        copies = self.copies * self.num_heads
+        return replace(self, width=f"{WITHIN}/{where}", copies=copies, head_size=None, num_heads=None)
 
 
 @dataclass(frozen=True)
@@ -163,12 +176,16 @@ def width_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tenso
 
 
 def index_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> dict[str, TensorSpec]:
-    """Index attention widths element by element (``interleaved``) or by whole heads (``heads``)."""
+    """Index attention widths by element (``interleaved``), by whole heads, or by the channels that all heads share."""
     if attention == "interleaved":
         return dict(specs)
-    return {
-        name: replace(spec, axes=tuple(axis and axis.by_heads() for axis in spec.axes)) for name, spec in specs.items()
-    }
+
+    def indexed(axis: Axis | Concatenation | None) -> Axis | Concatenation | None:
+        if attention == "heads" or not isinstance(axis, Axis):
+            return axis and axis.by_heads()
+        return axis.within_heads()
+
+    return {name: replace(spec, axes=tuple(map(indexed, spec.axes))) for name, spec in specs.items()}
 
 
 def half_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tensor]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.models.families.base import SelectionFamily
+from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.streams import has_subspace, linear_streams
 from twinbud.models.rules import Indices
 from twinbud.models.selection import extract_weights
@@ -24,6 +24,7 @@ from twinbud.recovery.bottlenecks import (
     measure_bottlenecks,
 )
 from twinbud.recovery.channel_map import ChannelMap
+from twinbud.recovery.heads import turn_heads
 from twinbud.recovery.importance import important_indices, with_indices
 from twinbud.recovery.least_squares import NO_WEIGHTS, RefitBatch
 from twinbud.recovery.logit_effects import LogitEffects, measure_effects
@@ -116,9 +117,17 @@ class Starter:
         return self.effects.position_weights if self._uses_effects(channel_map) else NO_WEIGHTS
 
     @cached_property
+    def teacher(self) -> TimmModel:
+        """The teacher, whose heads are turned where those of the students are narrower."""
+        teacher, plan = self.teacher_provider.open(), self.teacher_provider.selection.plan
+        if plan.attention == "within":
+            turn_heads(teacher, self._family, self.batches(), plan, bf16=self.bf16)
+        return teacher
+
+    @cached_property
     def statistics(self) -> StreamStatistics:
         """Statistics of the stream of a ViT."""
-        return measure_stream(self.teacher_provider.open(), self._family, self.batches(), bf16=self.bf16)
+        return measure_stream(self.teacher, self._family, self.batches(), bf16=self.bf16)
 
     @cached_property
     def bottleneck_statistics(self) -> BottleneckStatistics:
@@ -134,13 +143,14 @@ class Starter:
     @cached_property
     def effects(self) -> LogitEffects:
         """What changes the logits of a ViT, with the statistics of its stream."""
-        teacher = self.teacher_provider.open()
         return measure_effects(
-            teacher,
+            self.teacher,
             self._family,
             self.batches(),
             task=self.task,
-            num_positions=num_positions(teacher, self._family.require_recovery(), self.teacher_provider.image_size),
+            num_positions=num_positions(
+                self.teacher, self._family.require_recovery(), self.teacher_provider.image_size
+            ),
             seed=self.seed,
             bf16=self.bf16,
         )
@@ -163,7 +173,7 @@ class Starter:
 
     def _project_stream(self, channel_map: ChannelMap) -> RefitStart:
         """Replace the weights by those of the teacher seen through the principal subspace of its one stream."""
-        teacher, student, pair_role = channel_map.teacher, channel_map.student, channel_map.pair_role
+        teacher, student, pair_role = self.teacher, channel_map.student, channel_map.pair_role
         width, *_ = channel_map.stream_widths.values()
         effects = self.effects if self._uses_effects(channel_map) else None
         subspace = principal_subspace(

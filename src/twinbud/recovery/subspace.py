@@ -47,6 +47,7 @@ from twinbud.models.families.base import SelectionFamily, State, TimmModel
 from twinbud.models.families.streams import stream_widths
 from twinbud.models.rules import Indices
 from twinbud.models.selection import PairRole, SelectionPlan
+from twinbud.recovery.heads import importance_in_plan
 from twinbud.recovery.importance import important_indices, ranks
 from twinbud.recovery.logit_effects import EVEN_SHARE, LogitEffects
 from twinbud.recovery.projection import Absorbed, project_state
@@ -92,7 +93,8 @@ def principal_subspace(
 
     Args:
         statistics: Those of the teacher.
-        plan: The selection plan, with whole heads; gives all sizes and ``swap_roles``.
+        plan: The selection plan, with whole heads or the channels of turned heads (see ``heads``); gives all sizes and
+            ``swap_roles``.
         pair_role: Whose subspace.
         stream_width: Name of the residual stream's width.
         with_auxiliary: Whether there is an auxiliary with weights of its own.
@@ -110,10 +112,11 @@ def principal_subspace(
     if effects is not None:
         basis, _ = torch.linalg.qr(basis)
     stream_map = basis @ zero_sum_rows(size, seed).to(basis)
+    importance = importance_in_plan((effects or statistics).importance, plan)
     shares = {name: _share(stream_map, moments) for name, moments in statistics.moments.items()}
     return Subspace(
         stream_map=stream_map.float(),
-        kept=important_indices((effects or statistics).importance, plan, pair_role, with_auxiliary=with_auxiliary),
+        kept=important_indices(importance, plan, pair_role, with_auxiliary=with_auxiliary),
         shares=shares,
         explained=_share(stream_map, statistics.pooled),
     )

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.discovery.found import find_widths
 from twinbud.models.families.base import SelectionFamily, TimmModel
@@ -102,13 +103,13 @@ class DiscoveredFamily(PlainFamily):
             )
         return sizes
 
-    def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
+    def check_compatible(self, teacher: TimmModel, student: TimmModel, attention: Attention) -> None:
         """Prove the widths on the teacher's architecture.
 
         Raises:
             TwinbudError: A width is not one; the error names the tensor that broke the proof.
         """
-        del student
+        del student, attention
         prove_widths(self, teacher, self._where)
 
     def _narrowable(

@@ -20,6 +20,7 @@ from torch import nn
 
 from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
+from twinbud.models.families.heads import no_narrower_heads
 from twinbud.models.widths import TensorSpec
 
 State = dict[str, torch.Tensor]
@@ -283,18 +284,19 @@ class SelectionFamily(ABC):
         """Refuse a way to index attention that would change what the channels of a head mean.
 
         Raises:
-            TwinbudError: ``attention`` is ``interleaved``, and the channels inside the heads of ``model`` have roles
-                that the heads share.
+            TwinbudError: ``attention`` is not ``heads``, and the channels inside the heads of ``model`` have roles that
+                the heads share; or it is ``within``, and the family has no heads that can get narrower.
         """
-        del model, attention
+        if attention == "within":
+            raise no_narrower_heads(model)
 
-    def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
+    def check_compatible(self, teacher: TimmModel, student: TimmModel, attention: Attention) -> None:
         """Refuse a student with a part that cannot be selected from this teacher.
 
         Raises:
             TwinbudError: There is such a part; the fix names a student that works.
         """
-        del teacher, student
+        del teacher, student, attention
 
     def fold_layer_scale(self, state: State, student_tensors: set[str]) -> tuple[State, dict[str, str]]:
         """Multiply LayerScale into the layer before it if the student has no tensor for it.

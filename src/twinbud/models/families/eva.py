@@ -13,6 +13,7 @@ from torch import nn
 from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, RecoverySupport, State, TimmModel
+from twinbud.models.families.heads import no_narrower_heads, whole_heads_only
 from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
 from twinbud.models.families.vit import (
     CLASSIFIERS,
@@ -20,7 +21,6 @@ from twinbud.models.families.vit import (
     ViTFamily,
     fold_scales,
     gates,
-    whole_heads_only,
 )
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -160,10 +160,12 @@ class EvaFamily(ViTFamily):
         """Require whole heads where positions are rotary or heads share norms or keys.
 
         Raises:
-            TwinbudError: ``attention`` is ``interleaved``, and there is such a part.
+            TwinbudError: ``attention`` is ``interleaved``, and there is such a part; or it is ``within``.
         """
+        if attention == "within":
+            raise no_narrower_heads(model)
         if attention == "interleaved" and (reason := _needs_whole_heads(model)):
-            raise whole_heads_only(reason)
+            raise whole_heads_only(reason, attention)
 
     def fold_layer_scale(self, state: State, student_tensors: set[str]) -> tuple[State, dict[str, str]]:
         """Fold gamma_1 into the attention's projection and gamma_2 into fc2: (Wx + b)·γ = (γW)x + γb."""

@@ -9,6 +9,7 @@ import torch
 from timm.models.mlp_mixer import MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import nn
 
+from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
@@ -137,12 +138,13 @@ class MixerFamily(SelectionFamily):
             )
         return {"img_size": image_size}
 
-    def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
+    def check_compatible(self, teacher: TimmModel, student: TimmModel, attention: Attention) -> None:
         """Require that both divide an image into the same positions, which selection keeps whole.
 
         Raises:
             TwinbudError: They do not.
         """
+        del attention
         student_grid, teacher_grid = (model.stem.grid_size for model in (student, teacher))
         if student_grid != teacher_grid:
             texts = [

@@ -13,6 +13,7 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models.swin_transformer import SwinTransformer, window_reverse
 from torch import nn
 
+from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import (
     Branch,
@@ -147,12 +148,13 @@ class SwinFamily(SelectionFamily):
             )
         return {"img_size": image_size}
 
-    def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
+    def check_compatible(self, teacher: TimmModel, student: TimmModel, attention: Attention) -> None:
         """Require the teacher's head size, which selection keeps.
 
         Raises:
             TwinbudError: The student's is another one in some stage.
         """
+        del attention
         student_sizes, teacher_sizes = (
             [_head_size(stage.blocks[0]) for stage in model.layers] for model in (student, teacher)
         )

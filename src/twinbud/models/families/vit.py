@@ -25,6 +25,7 @@ from twinbud.models.families.base import (
     TimmModel,
     no_single_stream,
 )
+from twinbud.models.families.heads import has_head_norms, has_plain_heads, no_narrower_heads, whole_heads_only
 from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -168,19 +169,29 @@ class ViTFamily(SelectionFamily):
         """Require whole heads where all heads share the norms of queries and keys.
 
         Raises:
-            TwinbudError: ``attention`` is ``interleaved``, and there are such norms.
+            TwinbudError: ``attention`` is not ``heads``, and there are such norms; or it is ``within``, and the network
+                normalizes what its heads add up to, or its heads are not those of timm's ``Attention``.
         """
-        if attention == "interleaved" and any(_has_head_norms(block) for block in model.blocks):
-            raise whole_heads_only("norms of queries and keys that all heads share")
+        if attention != "heads" and any(has_head_norms(block) for block in model.blocks):
+            raise whole_heads_only("norms of queries and keys that all heads share", attention)
+        if attention == "within" and not all(has_plain_heads(block) for block in model.blocks):
+            raise no_narrower_heads(model)
 
-    def check_compatible(self, teacher: TimmModel, student: TimmModel) -> None:
-        """Require the teacher's head size, which selection keeps, and the teacher's number of prefix tokens.
+    def check_compatible(self, teacher: TimmModel, student: TimmModel, attention: Attention) -> None:
+        """Require the teacher's head size, or with ``within`` its number of heads, and its number of prefix tokens.
 
         Raises:
             TwinbudError: The student differs in one of them.
         """
         student_size, teacher_size = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
-        if student_size != teacher_size:
+        student_heads, teacher_heads = student.blocks[0].attn.num_heads, teacher.blocks[0].attn.num_heads
+        if attention == "within" and student_heads != teacher_heads:
+            raise TwinbudError(
+                f"the student has {student_heads} attention heads, the teacher {teacher_heads}",
+                where="--attention within",
+                fix="Use --student half, or --attention heads",
+            )
+        if attention != "within" and student_size != teacher_size:
             raise TwinbudError(
                 f"the student's attention heads have {student_size} channels, the teacher's {teacher_size}",
                 where="--student",
@@ -214,15 +225,6 @@ class ViTFamily(SelectionFamily):
         return {**state, "pos_embed": grid}
 
 
-def whole_heads_only(reason: str) -> TwinbudError:
-    """Return the error for a network whose channels inside heads have roles that all heads share."""
-    return TwinbudError(
-        f"heads cannot be made of parts of two teacher heads: the network has {reason}",
-        where="--attention interleaved",
-        fix="Use --attention heads",
-    )
-
-
 def fold_scales(state: State, student_tensors: set[str], targets: Mapping[str, str]) -> tuple[State, dict[str, str]]:
     """Multiply LayerScale into the layers before it: (Wx + b)·γ = (γW)x + γb.
 
@@ -254,10 +256,9 @@ def gates(mlp: TimmModel) -> int:
     return mlp.fc1.out_features // mlp.fc2.in_features
 
 
-def _has_head_norms(block: TimmModel) -> bool:
-    """Return whether the block normalizes the queries and keys of each head with weights that all heads share."""
-    attention = getattr(block, "attn", None)
-    return attention is not None and not isinstance(getattr(attention, "q_norm", nn.Identity()), nn.Identity)
+def _heads(block: TimmModel, width: str) -> Axis:
+    num_heads = block.attn.num_heads if has_plain_heads(block) else None
+    return Axis(width, head_size=block.attn.head_dim, num_heads=num_heads)
 
 
 def _num_prefix_positions(model: TimmModel) -> int:
@@ -297,8 +298,8 @@ def _spec(model: TimmModel, name: str, dimensions: int) -> TensorSpec:
 def _block_axes(model: TimmModel, block: str, part: str) -> tuple[Axis | None, ...] | None:
     """Return the axes of a part's weight; its bias runs along the first of them."""
     layer = model.get_submodule(block)
-    inner, hidden = Axis(f"attention/{block}", head_size=layer.attn.head_dim), Axis(f"mlp/{block}")
-    if _has_head_norms(layer):
+    inner, hidden = _heads(layer, f"attention/{block}"), Axis(f"mlp/{block}")
+    if has_head_norms(layer):
         inner = inner.by_heads()
     return {
         "norm1": (RESIDUAL,),

@@ -1,0 +1,57 @@
+"""What can be selected from the attention heads of a transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers.attention import Attention as TimmAttention
+from torch import nn
+
+from twinbud.config.schema import Attention
+from twinbud.core.errors import TwinbudError
+
+
+def has_head_norms(block: nn.Module) -> bool:
+    """Return whether the block normalizes the queries and keys of each head with weights that all heads share."""
+    attention = getattr(block, "attn", None)
+    return attention is not None and not isinstance(getattr(attention, "q_norm", nn.Identity()), nn.Identity)
+
+
+def has_plain_heads(block: nn.Module) -> bool:
+    """Return whether the block's heads are those of timm's ``Attention``, and its projection alone reads them."""
+    attention = getattr(block, "attn", None)
+    return type(attention) is TimmAttention and isinstance(attention.norm, nn.Identity) and attention.gate is None
+
+
+def half_of_every_head(model: Any) -> dict[str, Any]:
+    """Return the arguments of ``timm.create_model`` for a ViT of half the width with as many heads.
+
+    Raises:
+        TwinbudError: A head has an odd number of channels.
+    """
+    size = model.blocks[0].attn.head_dim
+    if size % 2:
+        raise TwinbudError(
+            f"attention heads of {size} channels cannot be halved",
+            where="--attention within",
+            fix="Use --attention heads",
+        )
+    return {"embed_dim": model.embed_dim // 2}
+
+
+def whole_heads_only(reason: str, attention: Attention) -> TwinbudError:
+    """Return the error for a network whose channels inside heads have roles that all heads share."""
+    return TwinbudError(
+        f"heads cannot be made of parts of the teacher's heads: the network has {reason}",
+        where=f"--attention {attention}",
+        fix="Use --attention heads",
+    )
+
+
+def no_narrower_heads(model: nn.Module) -> TwinbudError:
+    """Return the error for a network whose heads cannot get narrower."""
+    return TwinbudError(
+        f"the heads of {type(model).__name__} cannot get narrower, only those of a plain ViT",
+        where="--attention within",
+        fix="Use --attention heads",
+    )

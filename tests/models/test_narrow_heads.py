@@ -1,0 +1,78 @@
+"""``--attention within``: students with all heads of their teacher, each of fewer channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.builders import CONVNEXT, DINOV3, SWIN, VIT, random_model, save_teacher
+from twinbud.core.errors import TwinbudError
+from twinbud.models.families.registry import family_of
+from twinbud.models.selection import extract_weights, plan_selection
+from twinbud.models.selection_io import select
+from twinbud.models.student_spec import read_student_spec
+from twinbud.models.teacher import read_teacher_info
+
+ViT = "vit_tiny_patch16_224"
+
+
+def test_half_of_a_vit_keeps_all_heads(tmp_path: Path) -> None:
+    teacher_info = read_teacher_info(
+        save_teacher(tmp_path / "teacher", ViT, **{**VIT, "num_heads": 1, "embed_dim": 12})
+    )
+    spec = read_student_spec(teacher_info, "half", attention="within")
+    assert spec.model_args["num_heads"] == 1  # which --attention heads could not halve
+    student = spec.build(image_size=28, num_classes=3)
+    assert (student.embed_dim, student.blocks[0].attn.num_heads, student.blocks[0].attn.head_dim) == (6, 1, 6)
+
+
+@pytest.mark.parametrize("rule", ["uniform", "random", "consecutive"])
+def test_all_heads_of_queries_keys_and_values_keep_the_same_channels(rule: Any) -> None:
+    teacher, student = random_model(ViT, **VIT), random_model(ViT, **{**VIT, "embed_dim": 16})
+    family = family_of(teacher)
+    teacher.blocks[0].attn.qkv.bias.data.copy_(torch.arange(96))
+    plan = plan_selection(teacher, student, family, rule=rule, attention="within", seed=1)
+    weights = extract_weights(plan, teacher, student, family, "student")
+    kept = plan.widths["within/blocks.0"]
+    assert (kept.teacher_size, kept.student_size) == (8, 4)
+    channels = torch.tensor(kept.student_indices)
+    starts = torch.arange(0, 96, 8)[:, None]
+    assert torch.equal(weights["blocks.0.attn.qkv.bias"].int().view(12, 4), (starts + channels).int())
+    inputs = (torch.arange(0, 32, 8)[:, None] + channels).flatten()
+    rows = torch.tensor(plan.widths["residual"].student_indices)
+    assert torch.equal(weights["blocks.0.attn.proj.weight"], teacher.blocks[0].attn.proj.weight[rows][:, inputs])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [("vit_small_patch16_dinov3", DINOV3), ("swin_tiny_patch4_window7_224", SWIN), ("convnext_tiny", CONVNEXT)],
+)
+def test_other_families_are_refused_before_weights_are_opened(
+    architecture: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher_info = read_teacher_info(save_teacher(tmp_path / "teacher", architecture, **arguments))
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    with pytest.raises(TwinbudError, match="--attention within: the heads of .* cannot get narrower, only those of a"):
+        select(teacher_info, attention="within")
+
+
+@pytest.mark.parametrize("changes", [{"scale_attn_norm": True}, {"attn_layer": "diff"}])
+def test_heads_that_another_layer_reads_are_refused(changes: dict[str, Any]) -> None:
+    teacher = random_model(ViT, **VIT, **changes)
+    with pytest.raises(TwinbudError, match="cannot get narrower"):
+        family_of(teacher).check_attention(teacher, "within")
+
+
+def test_heads_of_an_odd_size_cannot_be_halved(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", ViT, **{**VIT, "embed_dim": 20})
+    with pytest.raises(TwinbudError, match="--attention within: attention heads of 5 channels cannot be halved"):
+        read_student_spec(read_teacher_info(teacher), "half", attention="within")
+
+
+def test_a_student_with_other_heads_is_refused() -> None:
+    teacher, student = random_model(ViT, **VIT), random_model(ViT, **{**VIT, "embed_dim": 16, "num_heads": 2})
+    with pytest.raises(TwinbudError, match="the student has 2 attention heads, the teacher 4"):
+        plan_selection(teacher, student, family_of(teacher), attention="within")
