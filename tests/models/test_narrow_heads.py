@@ -55,7 +55,7 @@ def test_other_families_are_refused_before_weights_are_opened(
 ) -> None:
     teacher_info = read_teacher_info(save_teacher(tmp_path / "teacher", architecture, **arguments))
     (tmp_path / "teacher" / "model.safetensors").unlink()
-    with pytest.raises(TwinbudError, match="--attention within: the heads of .* cannot get narrower, only those of a"):
+    with pytest.raises(TwinbudError, match=r"--attention within: the heads of .* cannot get narrower, only those of a"):
         select(teacher_info, attention="within")
 
 
