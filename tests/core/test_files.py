@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import new_folder
+from twinbud.core.files import new_folder, require_new_file, require_new_folder
 
 
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -32,3 +32,14 @@ def test_a_folder_that_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -
     with new_folder(folder, force=True) as forced:
         (forced / "a").write_text("forced")
     assert (folder / "a").read_text() == "forced"
+
+
+def test_the_current_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), tmp_path):
+        with pytest.raises(TwinbudError, match=r"is the current folder, which cannot be replaced as a whole\. Give "):
+            require_new_folder(folder)
+    for folder in (Path(), Path("/")):
+        with pytest.raises(TwinbudError, match="a folder stands where a file is needed"):
+            require_new_file(folder)
+    assert not list(tmp_path.iterdir())

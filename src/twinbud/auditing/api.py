@@ -64,7 +64,7 @@ def audit(
     from twinbud.auditing.page import write_audit
     from twinbud.config.data_config import DataConfig
     from twinbud.config.loading import stage_config
-    from twinbud.core.files import require_free
+    from twinbud.core.files import require_new_folder
 
     settings = {
         "data": str(data),
@@ -81,7 +81,7 @@ def audit(
     }
     config = stage_config(DataConfig, settings)
     if output is not None:
-        require_free(Path(output), force=force)
+        require_new_folder(Path(output), force=force)
     found = examine(config, TerminalProgress() if show_progress else SilentProgress(), pixel_cache=pixel_cache)
     if output is not None:
         write_audit(found, Path(output), force=force, max_megapixels=config.max_megapixels)

@@ -194,7 +194,7 @@ def new_folder(path: Path, *, force: bool = False, optional: Collection[str] = (
     Raises:
         TwinbudError: ``path`` exists and may not be replaced, the disk is full, or the place may not be written.
     """
-    require_free(path, force=force)
+    require_new_folder(path, force=force)
     draft = draft_path(path)
     with explained_writes(path):
         draft.mkdir(parents=True)
@@ -228,10 +228,10 @@ def require_new_file(path: Path, *, force: bool = False) -> None:
         TwinbudError: The file exists and ``force`` is off, ``path`` is a folder, or its parent is missing or may not
             be written.
     """
-    draft = draft_path(path)
     with explained_writes(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        draft = draft_path(path)
         try:
             draft.open("wb").close()
         finally:
@@ -240,6 +240,21 @@ def require_new_file(path: Path, *, force: bool = False) -> None:
         raise TwinbudError(
             "the file exists already", where=str(path), fix="Choose another --output, or replace it with --force"
         )
+
+
+def require_new_folder(path: Path, *, force: bool = False) -> None:
+    """Refuse an output folder that holds files, or that ``new_folder`` could not put another folder in the place of.
+
+    Raises:
+        TwinbudError: See ``require_free``; or ``path`` is the current folder or a mount point.
+    """
+    require_free(path, force=force)
+    with explained_writes(path):
+        is_current = path.exists() and path.samefile(os.curdir)
+        if is_current or path.is_mount():
+            kind = "current folder" if is_current else "mount point"
+            problem = f"the folder is the {kind}, which cannot be replaced as a whole"
+            raise TwinbudError(problem, where=str(path), fix="Give --output a folder inside it")
 
 
 def require_free(path: Path, *, force: bool = False) -> None:

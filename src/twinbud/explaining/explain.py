@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import require_free
+from twinbud.core.files import require_new_folder
 from twinbud.core.progress import Progress
 from twinbud.explaining.compute import Chosen, compute_explanations, require_explainable
 from twinbud.explaining.explanation import Explanations, MapKind
@@ -37,7 +37,7 @@ def explain_images(
 ) -> Explanations:
     """Explain image files with a finished run or a model folder; see ``twinbud.explain``."""
     if output is not None:
-        require_free(output, force=force)
+        require_new_folder(output, force=force)
     classifier = open_classifier(folder)
     model_folder = classifier.model_folder
     require_explainable(model_folder, label, kind)
@@ -65,7 +65,7 @@ def explain_run(
         raise TwinbudError("a model folder has no test images", where=str(run), fix=fix)
     classifier = open_classifier(run)
     model_folder = classifier.model_folder
-    require_free(folder, force=force)
+    require_new_folder(folder, force=force)
     if output is None:
         read_summary(run / SUMMARY)  # a damaged one is refused before maps are computed
     require_explainable(model_folder, label, kind)

@@ -11,7 +11,7 @@ from twinbud.config.loading import stage_config
 from twinbud.config.reading import Reading
 from twinbud.config.schema import TrainingConfig
 from twinbud.core.errors import TwinbudError, first_few
-from twinbud.core.files import new_folder, require_free, require_new_file, write_json
+from twinbud.core.files import new_folder, require_new_file, require_new_folder, write_json
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.core.typed_json import to_json
 from twinbud.data.frames import Frames, list_frames
@@ -82,7 +82,7 @@ def evaluate_run(
             their classes.
     """
     if output is not None:
-        require_free(output, force=force)
+        require_new_folder(output, force=force)
     elif logits:
         raise TwinbudError("logits have no effect without a file to write", where="--logits", fix="Give --output")
     settings = read_settings(folder)
