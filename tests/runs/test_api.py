@@ -160,3 +160,15 @@ def test_a_job_leaves_the_random_state_of_torch(shared_runs: Callable[..., Path]
     before = torch.get_rng_state()
     twinbud.open_model(run)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_image_and_an_empty_path_are_refused(shared_runs: Callable[..., Path]) -> None:
+    run = shared_runs()
+    for job in (twinbud.predict, twinbud.explain):
+        with pytest.raises(TwinbudError, match=r"^images: no path is given"):
+            job(run, [], show_progress=False)
+        for images in ("", ["a.png", ""]):
+            with pytest.raises(TwinbudError, match=r"^images: the value is empty"):
+                job(run, images, show_progress=False)
+    with pytest.raises(TwinbudError, match=r"^compare: 1 run cannot be compared"):
+        twinbud.compare(str(run), show_progress=False)

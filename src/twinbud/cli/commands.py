@@ -102,6 +102,7 @@ def explain(chosen: Namespace) -> None:
     to_page = not chosen.images and chosen.output is None
     if chosen.images and chosen.output is None:
         chosen.output = Path("twinbud-explanations")
+    chosen.images = chosen.images or None
     explained = explain_api.explain(**vars(chosen))
     from twinbud.cli.console import show_explanations
 

@@ -76,6 +76,20 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
         raise _invalid(name, hint, error.errors(include_url=False)) from None
 
 
+def read_paths(name: str, paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return one path or several as a list.
+
+    Raises:
+        TwinbudError: There is none, or one is empty; the text names ``name``.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not listed:
+        raise TwinbudError("no path is given", where=name, fix="Give at least one")
+    if "" in listed:  # which would be the current folder
+        raise TwinbudError("the value is empty", where=name, fix=f"Give {name} a value")
+    return [Path(path) for path in listed]
+
+
 def _plain(name: str, value: Any, hint: Any) -> Any:
     """Unify the spellings of one value in YAML, options and Python: none and null, on and true, text of digits.
 

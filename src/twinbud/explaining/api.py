@@ -58,6 +58,7 @@ def explain(
     from typing import get_args
 
     from twinbud.config.data_config import DataConfig
+    from twinbud.config.fields import read_paths
     from twinbud.config.loading import stage_config
     from twinbud.core.errors import unknown_choice
     from twinbud.explaining.explain import explain_images, explain_run
@@ -68,12 +69,11 @@ def explain(
         raise unknown_choice("--map", map, get_args(MapKind))
     progress = TerminalProgress() if show_progress else SilentProgress()
     folder = Path(output) if output is not None else None
-    paths = [images] if isinstance(images, str | Path) else list(images or ())
-    if not paths:
+    if images is None:
         return explain_run(Path(model), output=folder, label=label, kind=map, force=force, progress=progress)
     return explain_images(
         Path(model),
-        [Path(path) for path in paths],
+        read_paths("images", images),
         output=folder,
         label=label,
         kind=map,

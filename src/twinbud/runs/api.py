@@ -209,16 +209,17 @@ def predict(
         True
     """
     from twinbud.config.data_config import DataConfig
+    from twinbud.config.fields import read_paths
     from twinbud.config.loading import stage_config
     from twinbud.data.split_notes import counted
     from twinbud.runs.inference import predict
 
     reading = stage_config(DataConfig, {"skip_broken": skip_broken, "max_megapixels": max_megapixels})
-    paths = [images] if isinstance(images, str | Path) else images
+    paths = read_paths("images", images)
     progress = _progress(show_progress)
     predictions, ignored = predict(
         Path(model),
-        [Path(path) for path in paths],
+        paths,
         skip_broken=reading.skip_broken,
         max_megapixels=reading.max_megapixels,
         output=Path(output) if output is not None else None,

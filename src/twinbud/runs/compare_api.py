@@ -43,9 +43,10 @@ def compare(runs: Iterable[str | Path], *, folds: int = NUM_FOLDS, show_progress
         >>> found.best.log_loss <= found.runs[-1].log_loss  # doctest: +SKIP
         True
     """
+    from twinbud.config.fields import read_paths
     from twinbud.core.launch import require_single_process
     from twinbud.runs.compare import compare_runs
 
     require_single_process("twinbud.compare()")
     progress = TerminalProgress() if show_progress else SilentProgress()
-    return compare_runs([Path(run) for run in runs], num_folds=read_folds(folds), progress=progress)
+    return compare_runs(read_paths("runs", runs), num_folds=read_folds(folds), progress=progress)
