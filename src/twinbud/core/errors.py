@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 
 class TwinbudError(Exception):
@@ -28,6 +30,10 @@ class TwinbudError(Exception):
         if fix:
             text += f" {fix}" if fix.endswith("?") else f" {fix.rstrip('.')}."
         super().__init__(" ".join(text.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the text in copies and pickles, which would else be made of it again."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def at(self, place: str) -> TwinbudError:
         """Return the same error with ``place`` before its own place."""
