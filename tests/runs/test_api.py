@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from helpers.studies import recipe_content, save_recipe
 from twinbud.auditing import probes
 from twinbud.config.fields import hints_of
 from twinbud.config.keywords import Settings
+from twinbud.config.loading import read_setting
 from twinbud.config.settings import STAGES, all_settings
 from twinbud.core.errors import TwinbudError
 from twinbud.data.read_image import read_image
@@ -151,6 +153,7 @@ def test_a_job_does_not_depend_on_what_the_caller_has_set_in_torch(
     finally:
         torch.set_default_dtype(torch.float32)
     assert same_outcome(plain.folder, other.folder)
+    assert len(repr(other)) < 20_000
     assert {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("cpu", torch.float32)}
     assert not any(weight.is_inference() for weight in model.parameters())
 
@@ -172,3 +175,16 @@ def test_no_image_and_an_empty_path_are_refused(shared_runs: Callable[..., Path]
                 job(run, images, show_progress=False)
     with pytest.raises(TwinbudError, match=r"^compare: 1 run cannot be compared"):
         twinbud.compare(str(run), show_progress=False)
+
+
+def test_values_of_numpy_and_text_are_read_as_settings(shared_images: Path) -> None:
+    image = shared_images / "dark" / "000.png"
+    pixels = read_image(image)
+    for number in (np.int64(0), "0"):
+        values: Any = {"frame": number, "volume": number}
+        assert np.array_equal(read_image(image, **values), pixels)
+    with pytest.raises(TwinbudError, match=r"^--frame: 'x' is not a whole number, or none"):
+        read_image(image, frame="x")  # type: ignore[arg-type]
+    with pytest.raises(TwinbudError, match=r"^--window: 'None' is not text"):
+        read_image(image, window=None)  # type: ignore[arg-type]
+    assert read_setting("frames", np.int64(1)) == "1"

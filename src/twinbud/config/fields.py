@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -113,7 +114,7 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         raise _empty(name)
     if isinstance(value, bool) and bool not in kinds and not is_text:
         return str(value).lower()  # true is not the number 1
-    if type(value) is int and is_text:
+    if isinstance(value, Integral) and not isinstance(value, bool) and is_text:  # also one of NumPy
         return str(value)
     return value
 

@@ -42,17 +42,19 @@ def read_image(
         (32, 32, 3)
     """
     from twinbud.config.data_config import DataConfig
-    from twinbud.config.reading import Reading
+    from twinbud.config.fields import read_value
+    from twinbud.config.loading import stage_config
     from twinbud.data.formats.base import nothing_left_out
     from twinbud.data.formats.decoding import decode, without_warnings
 
-    reading = Reading(window=window, axis=axis, volume=volume)
+    data = stage_config(DataConfig, {"window": window, "axis": axis, "volume": volume})
+    number = read_value("frame", frame, int | None)
     with nothing_left_out(), without_warnings():
         return decode(
             Path(path),
             name=str(path),
-            max_megapixels=DataConfig().max_megapixels,
-            frame=frame,
-            window=reading.window_or_none,
-            plane=reading.plane,
+            max_megapixels=data.max_megapixels,
+            frame=number,
+            window=data.reading.window_or_none,
+            plane=data.reading.plane,
         )
