@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Selection:
     student: str
     student_spec: StudentSpec
     plan: SelectionPlan
-    student_weights: State
-    auxiliary_weights: State | None
+    student_weights: State = field(repr=False)
+    auxiliary_weights: State | None = field(repr=False)
 
     def weights(self, pair_role: PairRole) -> State | None:
         """Return the tensors of the student or the auxiliary."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,7 +118,7 @@ class RunResult:
     metrics: RunMetrics
     predictions: Predictions
     """Of the test part."""
-    history: History
-    summary: RunSummary
+    history: History = field(repr=False)
+    summary: RunSummary = field(repr=False)
     unwritten: tuple[str, ...] = ()
     """A sentence for each file of the report that could not be written; empty if the folder is complete."""
