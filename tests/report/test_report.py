@@ -4,6 +4,7 @@ import re
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
+from unittest.mock import Mock
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,7 @@ import yaml
 from twinbud.core.errors import TwinbudError
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
-from twinbud.report import figures
+from twinbud.report import figures, trust_figures
 from twinbud.report.model import Arm, Example, Mistake, RunSummary, Width, encode_picture
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import certainty, write_report
@@ -216,6 +217,15 @@ def test_figures_use_the_text_color_of_the_page_and_leave_no_global_state():
     assert "currentColor" in svg
     assert figures.INK not in svg
     assert dict(mpl.rcParams) == before
+
+
+def test_class_names_that_the_font_of_figures_lacks_are_no_warning():
+    name = "\N{GRINNING FACE}"
+    roc, decision = Mock(false_positive_rate=[0, 1], sensitivity=[0, 1]), Mock(model=[0.0] * 50, treat_all=[0.0] * 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert name in trust_figures.roc_figure(Mock(roc_curves={name: roc}, points={}))
+        assert name in trust_figures.decision_figure(Mock(decision_curves={name: decision}))
 
 
 def test_card_has_a_header_and_the_one_way_to_open_the_model(tmp_path):

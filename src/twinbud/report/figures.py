@@ -208,7 +208,7 @@ def _cell(axes: Axes, row: int, column: int, count: int, total: int, *, large: b
         axes.text(column + 0.5, row + 0.75, f"{share:.0%}", ha="center", va="center", alpha=0.8, size=size - 2.5)
 
 
-def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -> str:
+def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0, *, tight: bool = False) -> str:
     """Convert a figure to an ``<svg>`` element without size in points, date or metadata.
 
     Args:
@@ -216,12 +216,15 @@ def as_svg(figure: Figure, name: str, description: str, smallest: float = 0.0) -
         name: Prefix of every id, unique within a page.
         description: Text for screen readers.
         smallest: Share of the natural width below which the page scrolls instead of shrinking the figure.
+        tight: Make room for all text outside of the axes.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     stream = io.StringIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs missing from Matplotlib's font: the browser has them
+        if tight:
+            figure.tight_layout()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(stream, metadata=metadata)
     text = stream.getvalue()

@@ -31,8 +31,7 @@ def roc_figure(report: TrustReport) -> str:
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(color=INK, alpha=0.12, linewidth=0.6)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
-        figure.tight_layout()
-        return as_svg(figure, "roc", "ROC curve of each class against the rest, with operating points")
+        return as_svg(figure, "roc", "ROC curve of each class against the rest, with operating points", tight=True)
 
 
 def decision_figure(report: TrustReport) -> str:
@@ -52,8 +51,7 @@ def decision_figure(report: TrustReport) -> str:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(color=INK, alpha=0.12, linewidth=0.6)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
-        figure.tight_layout()
-        return as_svg(figure, "decision", "Net benefit of each class over the threshold probability")
+        return as_svg(figure, "decision", "Net benefit of each class over the threshold probability", tight=True)
 
 
 def _short(name: str) -> str:
