@@ -209,6 +209,14 @@ def test_confusion_matrix_shows_every_count_and_class(num_classes):
     assert set(names) <= texts
 
 
+def test_the_confusion_matrix_of_many_classes_omits_zeros():
+    counts = np.diag(np.full(60, 3))
+    counts[0, 1] = 5
+    svg = figures.confusion_matrix_figure(counts.tolist(), [f"class {number}" for number in range(60)])
+    texts = re.findall(r">([^<>]+)</text>", svg)
+    assert (texts.count("3"), texts.count("5"), texts.count("0")) == (60, 1, 0)
+
+
 def test_figures_use_the_text_color_of_the_page_and_leave_no_global_state():
     before = dict(mpl.rcParams)
     with warnings.catch_warnings():

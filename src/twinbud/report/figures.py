@@ -31,6 +31,8 @@ INK = "#010203"
 COLORS = ("#1A80BB", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)))
 PIXELS_PER_INCH = 96
+_MAX_CLASSES_WITH_ZEROS = 20
+"""Classes up to which a confusion matrix shows its zeros, whose number grows with the square of the classes."""
 STYLE: Any = {
     "svg.hashsalt": "twinbud",
     "svg.fonttype": "none",
@@ -103,8 +105,10 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]], classes: Sequence[s
         axes = figure.add_axes((left / width, 0.1 / height, side / width, side / height))
         axes.set(xlim=(0, num_classes), ylim=(num_classes, 0), ylabel="label")
         for row, counts in enumerate(matrix):
+            total = sum(counts)
             for column, count in enumerate(counts):
-                _cell(axes, row, column, count, sum(counts), large=cell > 0.5)
+                if count or row == column or num_classes <= _MAX_CLASSES_WITH_ZEROS:
+                    _cell(axes, row, column, count, total, large=cell > 0.5)
         smallest = 0.65 if num_classes <= 6 else 0.9
         middles = [k + 0.5 for k in range(num_classes)]
         axes.set_xticks(middles, names, rotation=35 if slanted else 0, ha="left" if slanted else "center")
