@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import twinbud
 from twinbud.auditing import probes
 from twinbud.auditing.facts import FileFacts, read_facts
 from twinbud.auditing.findings import Audit
+from twinbud.auditing.page import write_audit
 from twinbud.auditing.probes import Probe, border_probe, corrected, least_p_value, metadata_probes
 from twinbud.core.errors import TwinbudError
 
@@ -86,6 +88,16 @@ def test_page_and_json_hold_the_findings_and_no_patient(planted: tuple[Audit, Pa
     assert page.count('class="double"') == 4, "the leak, the contradiction, the near-duplicate and the identical pair"
     assert "http" not in page.replace("http-equiv", "")
     assert "canary" not in page + (folder / "audit.json").read_text()
+
+
+def test_the_least_p_value_is_stated_only_where_something_was_measured(
+    planted: tuple[Audit, Path], tmp_path: Path
+) -> None:
+    stated = "can be no less than 0.0"
+    assert stated in (planted[1] / "audit.html").read_text()
+    unmeasured = tuple(replace(probe, p_value=None) for probe in planted[0].probes)
+    write_audit(replace(planted[0], probes=unmeasured), tmp_path / "audit", force=False, max_megapixels=36)
+    assert "can be no less than" not in (tmp_path / "audit" / "audit.html").read_text()
 
 
 def test_an_earlier_output_is_not_replaced_unasked(planted: tuple[Audit, Path]) -> None:
