@@ -82,6 +82,8 @@ def test_a_terminated_run_says_how_to_go_on_and_does(
     assert "going on after step" in finish([*command, "--resume"], run).err
     again = twinbud(*command, "--resume", "--output", run)
     assert "the run has finished. Nothing is left to do" in refusal(again)
+    forced = twinbud(*command, "--resume", "--force", "--output", run)
+    assert refusal(forced).endswith("train it again with --force and without --resume.")
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(stopped: tuple[Path, Answer], command: list[str]) -> None:

@@ -124,7 +124,9 @@ def _require_replaceable(folder: Path, *, force: bool, resume: bool, kind: Folde
     unfinished, finished = (name in held for name in (MARKER, METRICS))
     if resume and finished and not unfinished:
         raise TwinbudError(
-            "the run has finished", where=str(folder), fix="Nothing is left to do; train it again with --force"
+            "the run has finished",
+            where=str(folder),
+            fix="Nothing is left to do; train it again with --force and without --resume",
         )
     if unfinished and not (force or resume):
         raise TwinbudError("the folder holds an unfinished run", where=str(folder), fix=_ways_on(folder))
