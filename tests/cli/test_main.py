@@ -111,6 +111,11 @@ def test_the_help_of_train_explains_every_setting() -> None:
             "--label-columns: the value is",
         ),
         (("train", "--data", "x", "--classes=", "--teacher", "x", "--output", "y"), "--classes: the value is empty."),
+        (
+            ("train", "--output", "x", "--skip-broken=on"),
+            "'on' has no effect: --skip-broken takes no value. Write --skip-broken or --no-skip-broken.",
+        ),
+        (("predict", "run", "x", "--force=yes"), "'yes' has no effect: --force takes no value. Write --force."),
         (("calibrate", "run", "--folds", "-2"), "--folds: -2 is fewer than 2. Give at least 2."),
         (("train", "--output", "x", "y"), "twinbud train: unrecognized arguments: y. Run: twinbud train --help."),
         (("select", "--teacher", "dinov2-small"), "the following arguments are required: --output."),

@@ -37,8 +37,13 @@ class Option:
         """The words that give the option; none for a positional argument."""
         if not self.name.startswith("--"):
             return ()
-        is_switch = self.keywords.get("action") is BooleanOptionalAction
-        return (self.name, f"--no-{self.name[2:]}") if is_switch else self.words
+        has_opposite = self.keywords.get("action") is BooleanOptionalAction
+        return (self.name, f"--no-{self.name[2:]}") if has_opposite else self.words
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is given without a value."""
+        return self.keywords.get("action") in (BooleanOptionalAction, "store_true", "store_false")
 
     @property
     def takes_one_value(self) -> bool:
@@ -78,10 +83,15 @@ def parse_options(command: str, usage: str, options: Sequence[Option], words: Se
         TwinbudError: An unknown option, or one without its value.
     """
     names = ["--help", *(name for option in options for name in option.spellings)]
-    for word in words[: words.index("--")] if "--" in words else words:
-        if word.startswith("--") and word.partition("=")[0] not in names:
-            raise _unknown_option(command, word.partition("=")[0], names)
+    switches = {name: option.spellings for option in options if option.is_switch for name in option.spellings}
     prog = f"twinbud {command}"
+    for word in words[: words.index("--")] if "--" in words else words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and name not in names:
+            raise _unknown_option(command, name, names)
+        if equals and name in switches:
+            fix = f"Write {' or '.join(switches[name])}"
+            raise TwinbudError(f"'{value}' has no effect: {name} takes no value", where=prog, fix=fix)
     _require_values(prog, options, names, words)
     parser = _Parser(prog=prog, usage=f"{prog} {usage}", description=about, allow_abbrev=False)
     for group, members in groupby(options, key=lambda option: option.group):
