@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import new_folder, require_new_file, require_new_folder
+from twinbud.core.files import (
+    new_folder,
+    read_json,
+    require_new_file,
+    require_new_folder,
+    require_unchanged,
+    sealed,
+    write_json,
+)
 
 
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -17,6 +25,31 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     with new_folder(tmp_path / "model") as draft:
         (draft / "whole").write_text("whole")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[NaN]", "NaN is not a finite number"),
+        ('{"a": -Infinity}', "-Infinity is not a finite number"),
+        ("1e999", "1e999 is not a finite number"),
+        ("[1" + "0" * 400 + "]", "the number 10000000000000000000… has too many digits"),
+    ],
+)
+def test_a_number_that_no_float_holds_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=problem):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_sealed_object_is_refused_once_it_was_changed(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", sealed({"b": [1, 0.1 + 0.2], "a": None}))
+    content = read_json(tmp_path / "a.json")
+    require_unchanged(content)
+    require_unchanged({"b": [2], "a": None})  # of an earlier version
+    for changed in (content | {"b": [1, 0.3]}, content | {"c": 1}, content | {"sha256": None}):
+        with pytest.raises(ValueError, match="the content was changed after it was written"):
+            require_unchanged(changed)
 
 
 def test_a_folder_that_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,8 @@ MAX_TEXT_BYTES = 64 * 2**20
 """Larger JSON files are refused unread; the largest that twinbud writes hold a few MiB."""
 MAX_YAML_BYTES = 2**20
 """Larger settings files are refused unread."""
+_MAX_DIGITS = 20
+"""Integers of more digits are refused: no count or size has so many, and no float holds some of them."""
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -62,16 +66,30 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
+    """Return the content of a JSON file, whose numbers are finite as in all files of ``write_json``.
 
     Raises:
         OSError: See ``read_bytes``.
-        ValueError: Not JSON in UTF-8, or nested too deeply.
+        ValueError: Not JSON in UTF-8, nested too deeply, or a number is NaN, infinite or has too many digits.
     """
+    text = read_bytes(path, MAX_TEXT_BYTES).decode("utf-8")
     try:
-        return json.loads(read_bytes(path, MAX_TEXT_BYTES).decode("utf-8"))
+        return json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"the number {digits[:_MAX_DIGITS]}… has too many digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def read_yaml(path: Path) -> Any:
@@ -175,6 +193,22 @@ def write_bytes(path: Path, contents: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, whole or not at all; raise ValueError for NaN."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the checksum of its content under ``sha256``."""
+    text = json.dumps(content, sort_keys=True)
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), **content}
+
+
+def require_unchanged(content: Mapping[str, Any]) -> None:
+    """Refuse an object that has another content than when it was ``sealed``; earlier versions did not seal.
+
+    Raises:
+        ValueError: The content was changed.
+    """
+    if "sha256" in content and content != sealed({name: content[name] for name in content if name != "sha256"}):
+        raise ValueError("the content was changed after it was written")
 
 
 def draft_path(path: Path) -> Path:
