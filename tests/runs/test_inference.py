@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.builders import save_images
-from helpers.command import trained, twinbud
+from helpers.command import refusal, trained, twinbud
 from twinbud.runs.inference import evaluate_run, predict
 
 
@@ -146,3 +146,22 @@ def test_predictions_hold_float32_logits(shared_images: Path, shared_run: Path) 
     assert ignored == ()
     assert predictions.logits is not None
     assert (predictions.logits.dtype, predictions.logits.shape) == (np.float32, (30, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x: 1", "there is no setting 'x'. Restore the file that 'twinbud train' wrote."),
+        ("fraction: 0.5", "the file does not name the images: 'data' is missing. Restore the file"),
+        ("data: a\nseed: [1]", "--seed: '[1]' is not a whole number. Restore the file"),
+        ("[]", "the content is not a mapping of settings. Restore the file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "predict", "report", "export"])
+def test_a_run_with_damaged_settings_is_refused(
+    shared_images: Path, shared_run: Path, tmp_path: Path, command: str, text: str, said: str
+) -> None:
+    run = Path(shutil.copytree(shared_run, tmp_path / "run"))
+    (run / "config.yaml").write_text(text)
+    images = {"predict": (shared_images,), "evaluate": ("--data", shared_images)}.get(command, ())
+    assert refusal(twinbud(command, run, *images)).startswith(f"{run / 'config.yaml'}: {said}")

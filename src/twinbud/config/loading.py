@@ -37,6 +37,15 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if isinstance(content, dict) and "grid" in content:
         fix = f"Give it to 'twinbud study {path}'"
         raise TwinbudError("the file is a recipe of many runs, not the settings of one", where=where, fix=fix)
+    return checked_settings(content, where)
+
+
+def checked_settings(content: Any, where: str) -> dict[str, Any]:
+    """Flatten a mapping of settings, and check each value by itself.
+
+    Raises:
+        TwinbudError: See ``flatten_settings``; or a value is invalid.
+    """
     settings = flatten_settings(content, where)
     for name, value in settings.items():
         try:

@@ -16,6 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from twinbud.config.loading import checked_settings, run_config
+from twinbud.config.schema import RunConfig
+from twinbud.config.settings import all_settings
 from twinbud.core.errors import TwinbudError, explained_writes, first_few, place_setting
 from twinbud.core.files import dump_yaml, read_bytes, read_yaml, require_free, write_text
 from twinbud.data.seen_images import SEEN_IMAGES
@@ -28,8 +31,10 @@ LOCK = ".lock"
 _MAX_MARKER_BYTES = 2**16
 _PATIENCE_SECONDS = 0.5
 """Longer than another command takes to look whether the folder is locked."""
+_RESTORE = "Restore the file that 'twinbud train' wrote"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+SPLIT = "split.csv"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 RECOVERY_FILE = "recovery.json"
@@ -68,7 +73,7 @@ _EVENTS, _DRAFTS = "events.out.tfevents.*", ".*.draft"
 _SAVED = ("step-*", ".step-*.draft")
 _RUN_FILES = {
     ".": (
-        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, "split.csv", "left_out.csv", "plan.json",
+        MARKER, LOCK, CONFIG, METRICS, CHECKPOINTS, "model", TEACHER, SPLIT, "left_out.csv", "plan.json",
         "environment.json", "history.csv", RECOVERY_FILE, _EVENTS, "predictions.csv", SUMMARY, REPORT, SEEN_IMAGES,
         EXPLANATIONS, OUT_OF_FOLD, _DRAFTS,
     ),
@@ -272,23 +277,45 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the resolved settings of a finished run.
+    """Return the resolved settings of a finished run, each of which has a valid value.
 
     Raises:
-        TwinbudError: The folder is not a run, or the run did not finish.
+        TwinbudError: The folder is not a run, the run did not finish, or its settings are damaged.
     """
-    if (folder / MARKER).exists():
+    if os.path.lexists(folder / MARKER):
         fix = "Finish it: repeat its 'twinbud train' command with --resume, or with --force to start again"
         raise TwinbudError("the run has not finished", where=str(folder), fix=fix)
     try:
-        settings = read_yaml(folder / CONFIG)
+        content = read_yaml(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise TwinbudError(
             f"the folder is not a run: {CONFIG} cannot be read",
             where=str(folder),
             fix="Give the --output of 'twinbud train'",
         ) from error
-    if not isinstance(settings, dict):
-        fix = "Restore the file that 'twinbud train' wrote"
-        raise TwinbudError("the file does not hold settings as NAME: VALUE", where=str(folder / CONFIG), fix=fix)
+    try:
+        settings = checked_settings(content, str(folder / CONFIG))
+    except TwinbudError as error:
+        raise TwinbudError(error.problem, where=error.where, fix=_RESTORE) from error
+    if settings.get("data") is None:
+        raise TwinbudError(
+            "the file does not name the images: 'data' is missing", where=str(folder / CONFIG), fix=_RESTORE
+        )
     return settings
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Return the configuration of a finished run, to repeat it.
+
+    Raises:
+        TwinbudError: See ``read_settings``; or settings are missing or contradict each other.
+    """
+    settings = read_settings(folder)
+    if missing := [name for name in all_settings() if name not in settings]:
+        problem = f"the run cannot be repeated: the file lacks {first_few(missing, 3)}"
+        fix = "Restore the file that 'twinbud train' wrote, or train again with this version"
+        raise TwinbudError(problem, where=str(folder / CONFIG), fix=fix)
+    try:
+        return run_config(settings, output=folder)
+    except TwinbudError as error:
+        raise error.at(str(folder / CONFIG)) from error
