@@ -98,6 +98,14 @@ def test_a_damaged_summary_is_refused_in_one_line(tmp_path: Path, damage: Callab
     assert "\n" not in str(raised.value)
 
 
+def test_a_summary_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_summary(path, make_summary())
+    path.write_text(path.read_text(encoding="utf-8").replace('"title": "title"', '"title": "other"'), encoding="utf-8")
+    with pytest.raises(TwinbudError, match=r"cannot be read \(the content was changed after it was written\)"):
+        read_summary(path)
+
+
 def test_a_missing_summary_is_named(tmp_path: Path) -> None:
     with pytest.raises(TwinbudError, match=r"summary\.json: the file is missing"):
         read_summary(tmp_path / "summary.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ def test_what_is_no_finished_run_with_a_summary_is_refused_in_one_line(run: Path
     (run / "UNFINISHED").touch()
     assert str(run) in refusal(twinbud("report", run))
     assert str(tmp_path) in refusal(twinbud("report", tmp_path))
+
+
+def test_the_summary_of_another_run_is_refused(run: Path, shared_runs: Callable[..., Path]) -> None:
+    other = shared_runs("--seed", "5", "--learning-rate", "5e-3")
+    shutil.copy(other / "summary.json", run)
+    line = refusal(twinbud("report", run))
+    assert "summary.json: its metrics are not those in metrics.json beside it. Restore both files" in line
 
 
 FULL = OSError(28, "No space left on device")

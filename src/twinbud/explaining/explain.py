@@ -13,10 +13,10 @@ from twinbud.explaining.compute import Chosen, compute_explanations, require_exp
 from twinbud.explaining.explanation import Explanations, MapKind
 from twinbud.explaining.images import own_images
 from twinbud.explaining.output import write_explanations
-from twinbud.report.model import read_summary, write_summary
+from twinbud.report.model import write_summary
 from twinbud.runs.classifier import open_classifier
 from twinbud.runs.inference import read_given_images
-from twinbud.runs.report import rebuild_report
+from twinbud.runs.report import read_run_summary, rebuild_report
 from twinbud.runs.run_dir import CONFIG, EXPLANATIONS, SUMMARY
 
 _MAX_MEGAPIXELS = 1e6
@@ -67,7 +67,7 @@ def explain_run(
     model_folder = classifier.model_folder
     require_new_folder(folder, force=force)
     if output is None:
-        read_summary(run / SUMMARY)  # a damaged one is refused before maps are computed
+        read_run_summary(run)  # a damaged one is refused before maps are computed
     require_explainable(model_folder, label, kind)
     chosen, rows = own_images(run, model_folder, progress)
     found, check = compute_explanations(classifier, chosen, label=label, kind=kind, progress=progress)
@@ -75,7 +75,7 @@ def explain_run(
     shown = write_explanations(folder, explained, rows, max_megapixels=_MAX_MEGAPIXELS, force=force, progress=progress)
     if output is None:
         wrong_first = tuple(sorted(shown.images, key=lambda image: image.prediction == image.label))
-        summary = read_summary(run / SUMMARY)  # to which ``twinbud calibrate`` may have added in the meantime
+        summary = read_run_summary(run)  # to which ``twinbud calibrate`` may have added in the meantime
         write_summary(run / SUMMARY, replace(summary, explained=replace(shown, images=wrong_first)))
         rebuild_report(run)
     return explained

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import read_json, write_json
+from twinbud.core.files import read_json, require_unchanged, sealed, write_json
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.evaluation.bootstrap import Interval
 from twinbud.evaluation.leak import LeakMetrics
@@ -189,7 +189,7 @@ def write_summary(path: Path, summary: RunSummary) -> None:
     Raises:
         TwinbudError: The disk is full or the folder cannot be written.
     """
-    write_json(path, summary.to_json())
+    write_json(path, sealed(summary.to_json()))
 
 
 def read_summary(path: Path) -> RunSummary:
@@ -200,7 +200,10 @@ def read_summary(path: Path) -> RunSummary:
     """
     again = f"Repeat the run: 'twinbud train --config {path.with_name('config.yaml')}' with another --output"
     try:
-        return RunSummary.from_json(read_json(path))
+        content = read_json(path)
+        summary = RunSummary.from_json(content)
+        require_unchanged(content)
+        return summary
     except FileNotFoundError as error:
         raise TwinbudError("the file is missing, and the report is made from it", where=str(path), fix=again) from error
     except (OSError, ValueError) as error:

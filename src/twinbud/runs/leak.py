@@ -14,13 +14,12 @@ from typing import Any
 from twinbud.config.schema import RunConfig
 from twinbud.core.csv_files import read_cells
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import read_json
 from twinbud.data.duplicates import blank_digests
 from twinbud.data.split_file import read_split
 from twinbud.evaluation.leak import compare_splits, shown_in_training
 from twinbud.runs.context import Job
 from twinbud.runs.inner_run import finish_inner_run
-from twinbud.runs.result import RunMetrics
+from twinbud.runs.result import RunMetrics, read_metrics
 from twinbud.runs.run_dir import MARKER, METRICS, NAIVE
 
 _AGAIN = "Replace both runs with --force"
@@ -100,10 +99,7 @@ def _read(job: Job, folder: Path, *, learns_unlabelled: bool) -> NaiveRun:
     split = read_split(folder / "split.csv")
     if {row.image_path: row.digest for row in split} != dict(zip(row_of, digests, strict=True)):
         raise TwinbudError("the run of --measure-leak used other images", where=str(folder), fix=_AGAIN)
-    try:
-        metrics = RunMetrics.from_json(read_json(folder / METRICS))
-    except (OSError, ValueError) as error:
-        raise TwinbudError("the metrics cannot be read", where=str(folder / METRICS), fix=_AGAIN) from error
+    metrics = read_metrics(folder / METRICS, _AGAIN)
     columns = ("path", "label", "prediction")
     predictions = read_cells(folder / "predictions.csv", columns, exact=columns)
     is_correct = {row_of[cells["path"]]: cells["label"] == cells["prediction"] for _, cells in predictions}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from twinbud.core.errors import TwinbudError
 from twinbud.core.files import require_new_file
 from twinbud.report.model import RunSummary, read_summary, write_summary
 from twinbud.report.model_card import write_model_card
 from twinbud.report.page import write_report
-from twinbud.runs.run_dir import REPORT, SUMMARY, read_settings
+from twinbud.runs.result import read_metrics
+from twinbud.runs.run_dir import METRICS, REPORT, SUMMARY, read_settings
 
 MODEL_CARD = "model/README.md"
 
@@ -41,6 +44,20 @@ def save_report(folder: Path, summary: RunSummary) -> tuple[str, ...]:
     return tuple(f"{name} is missing ({reason}); {advice}" for name, reason in failures.items())
 
 
+def read_run_summary(folder: Path) -> RunSummary:
+    """Read the summary of a finished run, whose metrics are those in ``metrics.json`` where that is kept.
+
+    Raises:
+        TwinbudError: A file is missing or damaged, or the summary is that of another run.
+    """
+    summary = read_summary(folder / SUMMARY)
+    if os.path.lexists(folder / METRICS) and read_metrics(folder / METRICS).evaluation != summary.metrics:
+        problem = f"its metrics are not those in {METRICS} beside it"
+        fix = "Restore both files, as 'twinbud train' wrote them"
+        raise TwinbudError(problem, where=str(folder / SUMMARY), fix=fix)
+    return summary
+
+
 def rebuild_report(folder: Path, *, output: Path | None = None, force: bool = False) -> Path:
     """Write the page of a finished run again from its ``summary.json``, without images or teacher.
 
@@ -63,7 +80,7 @@ def rebuild_report(folder: Path, *, output: Path | None = None, force: bool = Fa
     read_settings(folder)
     if output is not None:
         require_new_file(output, force=force)
-    summary = read_summary(folder / SUMMARY)
+    summary = read_run_summary(folder)
     if output is None and (folder / MODEL_CARD).parent.is_dir():
         write_model_card(folder / MODEL_CARD, summary)
     page = output or folder / REPORT

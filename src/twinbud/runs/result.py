@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from twinbud.core.cache import reason_of
+from twinbud.core.errors import TwinbudError
+from twinbud.core.files import read_json
 from twinbud.core.typed_json import from_json
 from twinbud.evaluation.leak import LeakMetrics
 from twinbud.evaluation.metrics import EvaluationMetrics
@@ -22,6 +25,9 @@ class RunCost:
 
     Values that are None are absent from the JSON: those of a stage that the run does not have, and those of the network
     in records of earlier versions.
+
+    Raises:
+        ValueError: A value is below 0.
     """
 
     num_parameters: int | None = None
@@ -69,6 +75,12 @@ class RunCost:
     memory_before_training_mib: float
     """The same memory in MiB when training starts."""
 
+    def __post_init__(self) -> None:
+        for name in COST_NAMES:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value:g}, below 0")
+
 
 COST_NAMES = tuple(part.name for part in fields(RunCost))
 
@@ -104,6 +116,23 @@ class RunMetrics(RunCost, EvaluationMetrics):
             ValueError: A missing key or a value of another type.
         """
         return from_json(cls, content, "metrics")
+
+
+def read_metrics(path: Path, fix: str = "Restore the file that 'twinbud train' wrote") -> RunMetrics:
+    """Read the ``metrics.json`` of a finished run.
+
+    Args:
+        path: The file.
+        fix: What to do where it cannot be read.
+
+    Raises:
+        TwinbudError: The file is missing or damaged.
+    """
+    try:
+        return RunMetrics.from_json(read_json(path))
+    except (OSError, ValueError) as error:
+        problem = f"the metrics of the run cannot be read ({reason_of(error)})"
+        raise TwinbudError(problem, where=str(path), fix=fix) from error
 
 
 def _part(kind: type[_Part], whole: Any) -> _Part:
