@@ -211,6 +211,14 @@ def test_what_cannot_be_explained_is_refused_in_one_line(
     assert re.search(problem, line), line
 
 
+def test_predictions_that_are_not_of_the_test_part_are_refused(shared_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(shared_run, tmp_path / "run"))
+    lines = (run / "predictions.csv").read_text().splitlines()
+    (run / "predictions.csv").write_text("\n".join(lines[:-1]))
+    said = "predictions.csv: the predictions are not those of the test images in split.csv. Restore both files"
+    assert said in refusal(twinbud("explain", run))
+
+
 def test_a_broken_image_is_left_out_on_request_and_listed(shared_run: Path, images: Path, tmp_path: Path) -> None:
     (images / "broken.png").write_bytes(b"no image")
     answer = twinbud("explain", shared_run, images, "--skip-broken", "--output", tmp_path / "out")

@@ -165,3 +165,16 @@ def test_a_run_with_damaged_settings_is_refused(
     (run / "config.yaml").write_text(text)
     images = {"predict": (shared_images,), "evaluate": ("--data", shared_images)}.get(command, ())
     assert refusal(twinbud(command, run, *images)).startswith(f"{run / 'config.yaml'}: {said}")
+
+
+def test_a_split_without_some_of_its_rows_is_refused(shared_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(shared_run, tmp_path / "run"))
+    head, *lines = (run / "split.csv").read_text().splitlines()
+    one_less = [line for line in lines if line != next(line for line in lines if ",test," in line)]
+    has = "5 test images and 24 labelled training images, but the run had 6 test images and 24 labelled training images"
+    (run / "split.csv").write_text("\n".join([head, *one_less]))
+    assert f"split.csv: the file has {has}. Restore the file" in refusal(twinbud("evaluate", run))
+    (run / "metrics.json").unlink()
+    (run / "split.csv").write_text(head)
+    has = "0 test images and 0 labelled training images"
+    assert f"split.csv: the file has {has}. Restore the file" in refusal(twinbud("evaluate", run))

@@ -6,6 +6,7 @@ a copy, so that an evaluation can tell, on any machine, whether a test image was
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def read_seen_images(folder: Path) -> frozenset[str]:
         TwinbudError: The list cannot be read.
     """
     path = folder / SEEN_IMAGES
-    if not path.exists():
+    if not os.path.lexists(path):
         return frozenset()
     rename = "Restore the file that 'twinbud teach' wrote"
     return frozenset(cells[DIGEST_COLUMN] for _, cells in read_cells(path, (DIGEST_COLUMN,), rename=rename))

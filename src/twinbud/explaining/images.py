@@ -13,13 +13,13 @@ from twinbud.core.progress import Progress
 from twinbud.data.formats.base import nothing_left_out
 from twinbud.data.image_store import load_images
 from twinbud.data.index import ImageRow
-from twinbud.data.split_file import read_split
 from twinbud.evaluation.leakage import changed_images, own_test_part
-from twinbud.evaluation.predictions import read_predictions
+from twinbud.evaluation.predictions import Predictions, read_predictions
 from twinbud.explaining.compute import Chosen
 from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.evaluated_images import images_of_run
 from twinbud.runs.run_dir import read_settings
+from twinbud.runs.run_split import read_run_split
 
 MAX_WRONG = 6
 """Wrong answers of the test part that are explained, the most confident ones."""
@@ -34,14 +34,18 @@ def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tupl
     Raises:
         TwinbudError: The run is not finished, or these images are missing or have changed.
     """
-    settings, split = read_settings(run), read_split(run / "split.csv")
-    chosen = set(chosen_paths(run / "predictions.csv", model_folder))
+    settings, split = read_settings(run), read_run_split(run)
+    predictions = read_predictions(run / "predictions.csv", model_folder.task)
+    chosen = set(chosen_paths(predictions))
     fix = "Restore them, or give images to explain"
     try:
         data, image_index = images_of_run(model_folder, split, settings, {}, progress)
         image_index = own_test_part(image_index, split)
     except TwinbudError as error:  # its own advice is an option of evaluate
         raise TwinbudError(error.problem, where=error.where, fix=fix) from error
+    if sorted(predictions.paths) != sorted(row.path for row in image_index.rows):
+        problem = "the predictions are not those of the test images in split.csv"
+        raise TwinbudError(problem, where=str(run / "predictions.csv"), fix="Restore both files, or give images")
     image_index = replace(image_index, rows=tuple(row for row in image_index.rows if row.path in chosen))
     rows = list(image_index.rows)
     image_store, _ = load_images(
@@ -58,13 +62,8 @@ def own_images(run: Path, model_folder: ModelFolder, progress: Progress) -> tupl
     return Chosen(paths=paths, image_store=image_store, true_labels=labels), rows
 
 
-def chosen_paths(predictions_file: Path, model_folder: ModelFolder) -> list[str]:
-    """Choose images by a run's ``predictions.csv``: ``MAX_WRONG`` and ``MAX_RIGHT`` of its answers.
-
-    Raises:
-        TwinbudError: The file is missing or is not of this model.
-    """
-    predictions = read_predictions(predictions_file, model_folder.task)
+def chosen_paths(predictions: Predictions) -> list[str]:
+    """Choose images of labelled predictions: ``MAX_WRONG`` and ``MAX_RIGHT`` of the answers."""
     wrong = predictions.most_confident_mistakes(MAX_WRONG)
     assert predictions.labels is not None
     labels = predictions.asked.texts(predictions.labels)

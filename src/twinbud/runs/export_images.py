@@ -16,11 +16,12 @@ from twinbud.data.image_store import load_images
 from twinbud.data.index import ImageRow, evenly
 from twinbud.data.phantom import CLASSES, phantom_slice
 from twinbud.data.preprocessing import resize
-from twinbud.data.split_file import SplitRow, read_split
+from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.leakage import own_test_part
 from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.evaluated_images import images_of_run
 from twinbud.runs.run_dir import read_settings
+from twinbud.runs.run_split import read_run_split
 
 MAX_TEST_IMAGES = 2000
 """Test images that are compared; of more, as many at equal distances."""
@@ -49,7 +50,7 @@ class TestPartImages:
     @classmethod
     def of(cls, folder: Path, model_folder: ModelFolder, progress: Progress) -> TestPartImages:
         """List the images of a run, and check that all of its test part are there."""
-        split, settings = read_split(folder / "split.csv"), read_settings(folder)
+        split, settings = read_run_split(folder), read_settings(folder)
         try:
             data, index = images_of_run(model_folder, split, settings, {}, progress)
             rows = own_test_part(index, split).rows

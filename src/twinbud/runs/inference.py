@@ -19,7 +19,6 @@ from twinbud.data.image_store import ImageStore, load_images
 from twinbud.data.index import IgnoredFile, ImageRef, ImageRow, write_left_out
 from twinbud.data.seen_images import read_seen_images
 from twinbud.data.source import find_images
-from twinbud.data.split_file import read_split
 from twinbud.evaluation.leakage import seen_before_note
 from twinbud.evaluation.metrics import EvaluationMetrics, evaluate
 from twinbud.evaluation.predictions import Predictions, write_predictions
@@ -27,6 +26,7 @@ from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.classifier import open_classifier
 from twinbud.runs.evaluated_images import images_to_evaluate
 from twinbud.runs.run_dir import METRICS, read_settings
+from twinbud.runs.run_split import read_run_split
 from twinbud.trust.report import TrustReport, broken_promises, measure_trust
 
 
@@ -90,7 +90,7 @@ def evaluate_run(
     classifier = open_classifier(folder)
     model_folder = classifier.model_folder
     images = images_to_evaluate(
-        model_folder, read_split(folder / "split.csv"), settings, dict(source or {}), progress or SilentProgress()
+        model_folder, read_run_split(folder), settings, dict(source or {}), progress or SilentProgress()
     )
     rows = images.image_index.rows
     answers = classifier.classify(

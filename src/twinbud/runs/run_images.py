@@ -13,7 +13,7 @@ from twinbud.core.progress import Progress
 from twinbud.data.identity import patient_key
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageIndex
-from twinbud.data.split_file import SplitRow, read_split
+from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.bootstrap import unit_of_each_image
 from twinbud.evaluation.predict import Outputs, predict_outputs
 from twinbud.evaluation.predictions import Predictions
@@ -21,6 +21,7 @@ from twinbud.models.model_folder import ModelFolder
 from twinbud.runs.context import open_images
 from twinbud.runs.evaluated_images import OWN_IMAGES
 from twinbud.runs.resource_cache import ResourceCache
+from twinbud.runs.run_split import read_run_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def open_run_images(config: RunConfig, progress: Progress, resource_cache: Resou
     fix = "Restore the images and their labels, or train again"
     with images_named(OWN_IMAGES, fix):
         image_index, image_store = open_images(config, progress, resource_cache)
-    by_path = {row.image_path: row for row in read_split(config.output / "split.csv")}
+    by_path = {row.image_path: row for row in read_run_split(config.output)}
     split: list[SplitRow] = []
     found = {row.path for row in image_index.rows}
     changed = [path for path in by_path if path not in found]
