@@ -100,6 +100,47 @@ def test_runs_that_cannot_be_told_apart_are_undecided(
 
 
 @pytest.mark.parametrize(
+    ("name", "old", "new", "problem"),
+    [
+        ("metrics.json", None, None, "metrics.json: the metrics of the run cannot be read (No such file or directory)"),
+        ("metrics.json", '"num_parameters": ', '"num_parameters": -', "cannot be read (num_parameters is -"),
+        ("config.yaml", "epochs: 1\n", "", "config.yaml: the run cannot be repeated: the file lacks epochs."),
+        ("config.yaml", "data: ", "x: ", "config.yaml: there is no setting 'x'."),
+        (
+            "out_of_fold.json",
+            '"novelty": [\n    ',
+            '"novelty": [\n    1',
+            "(the content was changed after it was written)",
+        ),
+        (
+            "split.csv",
+            ",1,",
+            ",0,",
+            "split.csv: the file has 8 test images and 27 labelled training images, but the run",
+        ),
+    ],
+)
+def test_a_damaged_run_is_refused_before_anything_is_trained(
+    compared: tuple[Path, Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    old: str | None,
+    new: str,
+    problem: str,
+) -> None:
+    run = Path(shutil.copytree(compared[0], tmp_path / "run"))
+    if old is None:
+        (run / name).unlink()
+    else:
+        text = (run / name).read_text()
+        assert old in text
+        (run / name).write_text(text.replace(old, new, 1))
+    monkeypatch.delattr(cross_fit, "train")
+    assert problem in refusal(twinbud("compare", compared[1], run, "--folds", "2"))
+
+
+@pytest.mark.parametrize(
     ("words", "problem"),
     [
         ((), "it did not learn from the same images as "),
@@ -129,7 +170,7 @@ def test_a_single_run_twice_or_something_else_is_refused(
     assert "the folder is not a run" in refusal(twinbud("compare", run, tmp_path))
     damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
     (damaged / "out_of_fold.json").write_text("{")
-    assert "the out-of-fold predictions cannot be read" in refusal(twinbud("compare", run, damaged, "--folds", "2"))
+    assert "the out-of-fold predictions cannot be used" in refusal(twinbud("compare", run, damaged, "--folds", "2"))
 
 
 def test_several_labels_are_compared_by_their_known_labels(shared_teacher: str, tmp_path: Path) -> None:

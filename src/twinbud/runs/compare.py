@@ -13,22 +13,21 @@ from pathlib import Path
 import numpy as np
 
 from twinbud.config.calibration import NUM_FOLDS
-from twinbud.config.loading import run_config
-from twinbud.config.schema import WHOLE_METHODS, ModelConfig
+from twinbud.config.schema import WHOLE_METHODS, ModelConfig, RunConfig
 from twinbud.core.errors import TwinbudError, writes_to
-from twinbud.core.files import read_json
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.formats.base import nothing_left_out
-from twinbud.data.split_file import SplitRow, read_split
+from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.bootstrap import Interval, bootstrap_units, paired_difference
 from twinbud.evaluation.metrics import evaluate
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.model_folder import open_model_folder
 from twinbud.runs.cross_fit import out_of_fold
 from twinbud.runs.resource_cache import ResourceCache
-from twinbud.runs.result import RunMetrics
-from twinbud.runs.run_dir import METRICS, locked, read_settings
+from twinbud.runs.result import RunCost, read_metrics
+from twinbud.runs.run_dir import METRICS, locked, read_run_config
 from twinbud.runs.run_images import open_run_images
+from twinbud.runs.run_split import read_run_split
 from twinbud.tasks.base import Task
 from twinbud.training.amp import cpu_threads
 from twinbud.trust.record import with_temperature
@@ -101,6 +100,7 @@ class _Judged:
 
     folder: Path
     method: str
+    cost: RunCost
     predictions: Predictions
     losses_N: np.ndarray
     """(N,) float64."""
@@ -128,12 +128,16 @@ def compare_runs(
         Stopped: The process received a signal to stop; the same call goes on.
     """
     _require_distinct(folders)
+    configs = [read_run_config(folder) for folder in folders]
+    costs = [read_metrics(folder / METRICS).cost for folder in folders]
     splits = [_read_split(folder) for folder in folders]
     tasks = [open_model_folder(folder / "model").task for folder in folders]
     for folder, split, task in zip(folders[1:], splits[1:], tasks[1:], strict=True):
         _require_alike(folder, split, task, folders[0], splits[0], tasks[0])
     progress, resource_cache = progress or SilentProgress(), ResourceCache()
-    judged = [_judge(folder, num_folds, progress, resource_cache) for folder in folders]
+    judged = [
+        _judge(config, cost, num_folds, progress, resource_cache) for config, cost in zip(configs, costs, strict=True)
+    ]
     judged.sort(key=lambda run: float(run.losses_N.mean()))
     _, units_N = bootstrap_units(judged[0].predictions)
     return Comparison(
@@ -154,8 +158,7 @@ def _require_distinct(folders: Sequence[Path]) -> None:
 
 
 def _read_split(folder: Path) -> tuple[SplitRow, ...]:
-    read_settings(folder)  # refuses what is no finished run
-    return tuple(sorted(read_split(folder / "split.csv"), key=lambda row: row.image_path))
+    return tuple(sorted(read_run_split(folder), key=lambda row: row.image_path))
 
 
 def _require_alike(
@@ -176,8 +179,10 @@ def _facts(row: SplitRow) -> tuple[str, str | None, str, str, bool]:
     return row.image_path, row.digest, row.label, row.split, row.labelled
 
 
-def _judge(folder: Path, num_folds: int, progress: Progress, resource_cache: ResourceCache) -> _Judged:
-    config = run_config(read_settings(folder), output=folder)
+def _judge(
+    config: RunConfig, cost: RunCost, num_folds: int, progress: Progress, resource_cache: ResourceCache
+) -> _Judged:
+    folder = config.output
     progress.note(f"cross-validating {folder}")
     with locked(folder), cpu_threads(config.training.threads):
         images = open_run_images(config, progress, resource_cache)
@@ -193,6 +198,7 @@ def _judge(folder: Path, num_folds: int, progress: Progress, resource_cache: Res
     return _Judged(
         folder=folder,
         method=_method(config.model),
+        cost=cost,
         predictions=predictions,
         losses_N=negative_log_likelihood(task, predictions.probabilities, labels),
         hits_N=_hits(predictions, labels),
@@ -214,7 +220,6 @@ def _hits(predictions: Predictions, labels: np.ndarray) -> np.ndarray:
 
 def _compared(run: _Judged, best: _Judged, units_N: np.ndarray) -> ComparedRun:
     metrics = evaluate(run.predictions, num_bootstrap=0)
-    cost = RunMetrics.from_json(read_json(run.folder / METRICS)).cost
     is_best = run is best
     return ComparedRun(
         folder=run.folder,
@@ -224,7 +229,7 @@ def _compared(run: _Judged, best: _Judged, units_N: np.ndarray) -> ComparedRun:
         balanced_accuracy=metrics.balanced_accuracy,
         log_loss_difference=None if is_best else paired_difference(run.losses_N, best.losses_N, units_N, seed=_SEED),
         accuracy_difference=None if is_best else paired_difference(run.hits_N, best.hits_N, units_N, seed=_SEED),
-        num_parameters=cost.num_parameters,
-        num_multiplications=cost.num_multiplications,
-        latency_seconds=cost.latency_seconds,
+        num_parameters=run.cost.num_parameters,
+        num_multiplications=run.cost.num_multiplications,
+        latency_seconds=run.cost.latency_seconds,
     )

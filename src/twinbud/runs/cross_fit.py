@@ -8,6 +8,7 @@ needs them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from twinbud.config.schema import Fold, RunConfig
+from twinbud.core.cache import reason_of
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import read_json, write_json
+from twinbud.core.files import read_json, require_unchanged, sealed, write_json
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.data.split_file import read_split
@@ -58,6 +60,9 @@ class _Kept:
         paths: N paths.
         logits: For each image, K numbers that restore float32 exactly.
         novelty: For each image, see ``Novelty.scores``.
+
+    Raises:
+        ValueError: The lengths do not fit together, or a path appears twice.
     """
 
     weights_sha256: str
@@ -65,6 +70,11 @@ class _Kept:
     paths: tuple[str, ...]
     logits: tuple[tuple[float, ...], ...]
     novelty: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        counts = {len(self.paths), len({*self.paths}), len(self.logits), len(self.novelty)}
+        if len(counts) != 1 or len({*map(len, self.logits)}) != 1:
+            raise ValueError("paths, logits and novelty do not fit together")
 
 
 def out_of_fold(
@@ -87,10 +97,8 @@ def out_of_fold(
             the answers there cannot be read.
         Stopped: The process received a signal to stop; the same call goes on.
     """
-    weights_sha256, row_of = (
-        hash_weights(config.output / "model"),
-        {row.path: n for n, row in enumerate(images.image_index.rows)},
-    )
+    weights_sha256 = hash_weights(config.output / "model")
+    row_of = {images.image_index.rows[row].path: row for row in images.rows("train", labelled=True)}
     kept = _read_kept(config.output / OUT_OF_FOLD)
     if kept is None or (kept.weights_sha256, kept.num_folds) != (weights_sha256, num_folds):
         examples = _cross_fit(config, images, num_folds, progress, resource_cache)
@@ -101,8 +109,10 @@ def out_of_fold(
             logits=tuple(map(tuple, examples.logits_NK.tolist())),
             novelty=tuple(examples.novelty_N.tolist()),
         )
-        write_json(config.output / OUT_OF_FOLD, to_json(kept))
+        write_json(config.output / OUT_OF_FOLD, sealed(to_json(kept)))
         shutil.rmtree(config.output / FOLDS, ignore_errors=True)
+    if not row_of.keys() >= {*kept.paths}:
+        raise _unusable(config.output / OUT_OF_FOLD, "they are not of the labelled images in split.csv")
     return Examples(
         rows=tuple(row_of[path] for path in kept.paths),
         logits_NK=np.array(kept.logits, dtype=np.float32),
@@ -118,10 +128,19 @@ def _read_kept(path: Path) -> _Kept | None:
         TwinbudError: The file cannot be read.
     """
     try:
-        return from_json(_Kept, read_json(path), "predictions") if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        content = read_json(path)
+        kept = from_json(_Kept, content, "predictions")
+        require_unchanged(content)
+        return kept
     except (OSError, ValueError) as error:
-        problem = f"the out-of-fold predictions cannot be read ({error})"
-        raise TwinbudError(problem, where=str(path), fix="Delete the file, and repeat the command") from error
+        raise _unusable(path, reason_of(error)) from error
+
+
+def _unusable(path: Path, reason: str) -> TwinbudError:
+    problem = f"the out-of-fold predictions cannot be used ({reason})"
+    return TwinbudError(problem, where=str(path), fix="Delete the file, and repeat the command")
 
 
 def _cross_fit(
