@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import twinbud as api
 from helpers.builders import save_images
@@ -21,6 +23,7 @@ from twinbud.core.errors import Stopped, explained_writes
 from twinbud.data.index import evenly
 from twinbud.evaluation.predictions import Predictions
 from twinbud.explaining import explain
+from twinbud.report.model import read_summary, write_summary
 from twinbud.runs import calibrate as calibrating
 from twinbud.runs import cross_fit, pipeline, recalibrate
 from twinbud.runs.run_dir import locked
@@ -250,7 +253,9 @@ def test_a_damaged_trust_file_is_one_line(calibrated: Path, images: Path, tmp_pa
     [
         ('"temperature": ', '"temperature": -', "temperature is -"),
         ('"temperature": ', '"temperature": 1e-300, "x": ', "temperature is 1e-300, outside 0.2 to 20"),
-        ('"novelty_threshold": ', '"novelty_threshold": NaN, "x": ', "novelty_threshold is nan, not a finite number"),
+        ('"novelty_threshold": ', '"novelty_threshold": -', "novelty_threshold is -"),
+        ('"temperature": ', '"temperature": 1.5, "x": ', "the content was changed after it was written"),
+        ('"novelty_threshold": ', '"novelty_threshold": NaN, "x": ', "NaN is not a finite number"),
         ('"coverage": 0.8', '"coverage": 8', "coverage is 8, not between 0 and 1"),
         ('"light": 0.', '"light": 7.', "the threshold of class 'light' is 7."),
         ('"sensitivity": ', '"sensitivity": 5', "sensitivity is 5"),
@@ -287,7 +292,11 @@ def test_statistics_that_do_not_fit_are_one_line(
 ) -> None:
     run = copied(calibrated, tmp_path)
     centers = torch.full((3, 5), torch.nan) if means is None else torch.zeros(means)
-    save_file({"means": centers, "whitening": torch.zeros(whitening)}, run / "model" / "trust.safetensors")
+    statistics = run / "model" / "trust.safetensors"
+    save_file({"means": centers, "whitening": torch.zeros(whitening)}, statistics)
+    trust = trust_of(run) | {"statistics_sha256": hashlib.sha256(statistics.read_bytes()).hexdigest()}
+    del trust["sha256"]
+    (run / "model" / "trust.json").write_text(json.dumps(trust))
     assert f"trust.safetensors: {said}. Run: twinbud calibrate RUN --force" in refusal(twinbud("predict", run, images))
 
 
@@ -295,6 +304,40 @@ def test_trust_without_its_statistics_is_refused(calibrated: Path, images: Path,
     run = copied(calibrated, tmp_path)
     (run / "model" / "trust.safetensors").unlink()
     assert "trust.safetensors" in refusal(twinbud("predict", run, images))
+
+
+def test_the_statistics_of_another_calibration_are_refused(
+    calibrated: Path, images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    run = copied(calibrated, tmp_path)
+    other = trained(images, shared_teacher, tmp_path / "other", "--method", "selection", "--learning-rate", "5e-3")
+    assert twinbud("calibrate", other, *CALIBRATE).code == 0
+    shutil.copy(other / "model" / "trust.safetensors", run / "model")
+    line = refusal(twinbud("predict", run, images))
+    assert "trust.json: it belongs to another trust.safetensors than that here. Run: twinbud calibrate RUN" in line
+
+
+def test_a_calibration_that_was_killed_before_its_page_is_repeated_without_force(
+    calibrated: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(calibrated, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrating, "rebuild_report", lambda _: {}["killed"])
+        with pytest.raises(KeyError):
+            twinbud("calibrate", run, *CALIBRATE, "--force")
+    assert twinbud("predict", run, images, "--output", tmp_path / "uncalibrated.csv").code == 0
+    answer = twinbud("calibrate", run, *CALIBRATE)
+    assert answer.code == 0, answer.err
+    assert trust_of(run) == trust_of(calibrated)
+
+
+def test_weights_that_give_no_finite_number_are_one_line(calibrated: Path, tmp_path: Path) -> None:
+    run = copied(calibrated, tmp_path)
+    file = run / "model" / "model.safetensors"
+    state = load_file(file)
+    save_file({name: tensor * 1e30 for name, tensor in state.items()}, file)
+    line = refusal(twinbud("calibrate", run, *CALIBRATE, "--force"))
+    assert line.startswith("the network: a logit or feature is NaN or infinite for ")
 
 
 def test_several_labels_an_image_are_calibrated_without_sets(shared_teacher: str, tmp_path: Path) -> None:
@@ -331,8 +374,7 @@ def test_what_another_command_adds_to_the_report_meanwhile_stays(
     calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     run = copied(calibrated, tmp_path)
-    summary = read_json(run / "summary.json")
-    (run / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "trust"}))
+    write_summary(run / "summary.json", replace(read_summary(run / "summary.json"), trust=None))
     module, name = {
         "calibrate": (calibrating, "save_trust"),
         "calibrate --data": (recalibrate, "save_trust"),

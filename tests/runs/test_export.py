@@ -29,7 +29,7 @@ from twinbud.runs import export as exporting
 from twinbud.runs.run_dir import MARKER
 from twinbud.trust.conformal import PredictionSets
 from twinbud.trust.novelty import Novelty
-from twinbud.trust.record import Trust, TrustedModel, hash_weights, write_trust
+from twinbud.trust.record import Trust, TrustedModel, hash_weights, new_trust
 
 DEPLOYING = Path(__file__).parents[2] / "docs" / "deploying.md"
 WITHOUT_TORCH = """
@@ -134,7 +134,8 @@ def test_what_a_calibrated_run_knows_is_in_the_file(shared_run: Path, tmp_path: 
         shifts={},
     )
     nothing = Novelty(means_CD=np.zeros((3, 16), np.float32), whitening_DD=np.eye(16, dtype=np.float32))
-    write_trust(run / "model", TrustedModel(trust=trust, novelty=nothing))
+    with new_trust(run / "model", TrustedModel(trust=trust, novelty=nothing)):
+        pass
     file = tmp_path / "file.onnx"
     answer = export(run, file)
     assert answer.code == 0, answer.err

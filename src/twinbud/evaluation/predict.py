@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from twinbud.core.errors import TwinbudError
 from twinbud.data.image_store import ImageSubset
 from twinbud.data.prefetch import prefetch
 from twinbud.data.preprocessing import Preprocessing
@@ -22,10 +23,20 @@ class Outputs:
     Attributes:
         logits_NK: (N, K) float32.
         features_ND: (N, D) float32, which its classifier reads.
+
+    Raises:
+        TwinbudError: A value is not finite.
     """
 
     logits_NK: np.ndarray
     features_ND: np.ndarray
+
+    def __post_init__(self) -> None:
+        values = np.concatenate([self.logits_NK, self.features_ND], axis=1)
+        num_bad = np.count_nonzero(~np.isfinite(values).all(axis=1))
+        if num_bad:
+            problem = f"a logit or feature is NaN or infinite for {num_bad} of {len(values)} images"
+            raise TwinbudError(problem, where="the network", fix="Restore its model.safetensors, or train again")
 
 
 def predict_logits(

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from twinbud.config.calibration import MIN_VALIDATION_IMAGES, NUM_FOLDS, CalibrationSource
-from twinbud.config.loading import run_config
 from twinbud.core.errors import TwinbudError, writes_to
 from twinbud.core.progress import Progress, SilentProgress
 from twinbud.data.formats.base import nothing_left_out
@@ -16,17 +15,17 @@ from twinbud.data.image_store import ImageStore
 from twinbud.data.index import evenly
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.models.model_folder import ModelFolder, open_model_folder
-from twinbud.report.model import read_summary, write_summary
+from twinbud.report.model import write_summary
 from twinbud.runs.cross_fit import Examples, out_of_fold
-from twinbud.runs.report import rebuild_report
+from twinbud.runs.report import read_run_summary, rebuild_report
 from twinbud.runs.resource_cache import ResourceCache
-from twinbud.runs.run_dir import SUMMARY, locked, read_settings
+from twinbud.runs.run_dir import SUMMARY, locked, read_run_config
 from twinbud.runs.run_images import RunImages, open_run_images
 from twinbud.training.amp import cpu_threads
 from twinbud.trust.conformal import require_reachable
 from twinbud.trust.fit import Wanted, fit_trust
 from twinbud.trust.novelty import Novelty, fit_novelty
-from twinbud.trust.record import TRUST_FILE, TrustedModel, hash_weights, write_trust
+from twinbud.trust.record import TRUST_FILE, TrustedModel, hash_weights, new_trust
 from twinbud.trust.report import TrustReport, measure_trust
 from twinbud.trust.shifts import MAX_SHIFTED_IMAGES, SHIFTS
 
@@ -70,12 +69,11 @@ def calibrate_run(
         Stopped: The process received a signal to stop; the same call goes on.
     """
     progress = progress or SilentProgress()
-    settings = read_settings(folder)
-    config = run_config(settings, output=folder)
+    config = read_run_config(folder)
     if (folder / "model" / TRUST_FILE).exists() and not force:
         fix = "Calibrate it again with --force"
         raise TwinbudError("the run is calibrated already", where=str(folder), fix=fix)
-    read_summary(folder / SUMMARY)  # a damaged one is refused before models are trained
+    read_run_summary(folder)  # a damaged one is refused before models are trained
     with locked(folder), cpu_threads(config.training.threads):
         resource_cache = ResourceCache()
         images = open_run_images(config, progress, resource_cache)
@@ -99,18 +97,21 @@ def calibrate_run(
         )
         trusted = TrustedModel(trust=trust, novelty=_novelty_of(images, model_folder))
         report = _measure(images, model_folder, trusted, seed=config.training.seed)
-        save_trust(folder, trusted, report)
+        report = save_trust(folder, trusted, report)
     return CalibratedRun(folder=folder, report=report)
 
 
-def save_trust(folder: Path, trusted: TrustedModel, report: TrustReport) -> None:
-    """Write the trust into the model folder of a run, and its report again.
+def save_trust(folder: Path, trusted: TrustedModel, report: TrustReport) -> TrustReport:
+    """Write the trust into the model folder of a run, and its report again; return the report as it was written.
 
-    The summary is read only now: ``twinbud explain`` may have added maps to it in the meantime.
+    The run is calibrated when all of it is written: a call that was stopped before is repeated without ``force``. The
+    summary is read only now: ``twinbud explain`` may have added maps to it in the meantime.
     """
-    write_trust(folder / "model", replace(trusted, trust=report.trust))
-    write_summary(folder / SUMMARY, replace(read_summary(folder / SUMMARY), trust=report))
-    rebuild_report(folder)
+    with new_trust(folder / "model", replace(trusted, trust=report.trust)) as trust:
+        report = replace(report, trust=trust)
+        write_summary(folder / SUMMARY, replace(read_run_summary(folder), trust=report))
+        rebuild_report(folder)
+    return report
 
 
 def _uses_validation(on: CalibrationSource, images: RunImages) -> bool:

@@ -17,14 +17,15 @@ from twinbud.core.rng import stream_seed
 from twinbud.data.cross_fitting import assign_folds
 from twinbud.data.duplicates import blank_digests, find_groups
 from twinbud.data.formats.base import nothing_left_out
-from twinbud.data.split_file import SplitRow, read_split
+from twinbud.data.split_file import SplitRow
 from twinbud.evaluation.predict import predict_outputs
 from twinbud.evaluation.predictions import Predictions
-from twinbud.report.model import read_summary
 from twinbud.runs.calibrate import CalibratedRun, found_shifts, save_trust
 from twinbud.runs.classifier import open_classifier
 from twinbud.runs.evaluated_images import EvaluatedImages, images_to_evaluate
-from twinbud.runs.run_dir import SUMMARY, locked, read_settings
+from twinbud.runs.report import read_run_summary
+from twinbud.runs.run_dir import locked, read_settings
+from twinbud.runs.run_split import read_run_split
 from twinbud.trust.fit import Wanted, fit_trust
 from twinbud.trust.record import TrustedModel
 from twinbud.trust.report import measure_trust
@@ -52,13 +53,13 @@ def recalibrate_run(
     settings = read_settings(folder)
     seed = stage_config(TrainingConfig, settings).seed
     classifier = open_classifier(folder)
-    read_summary(folder / SUMMARY)  # a damaged one is refused before images are decoded
+    read_run_summary(folder)  # a damaged one is refused before images are decoded
     if classifier.trusted is None:
         fix = f"Run 'twinbud calibrate {folder}' first, without --data"
         raise TwinbudError("the run is not calibrated", where=str(folder), fix=fix)
     model_folder, before = classifier.model_folder, classifier.trusted
     with locked(folder):
-        split = read_split(folder / "split.csv")
+        split = read_run_split(folder)
         images = images_to_evaluate(model_folder, split, settings, dict(source), progress or SilentProgress())
         _refuse_own_test_images(images, split)
         store, rows = images.image_store, images.image_index.rows
@@ -87,7 +88,7 @@ def recalibrate_run(
         measured = tuple(np.flatnonzero(~chooses_N).tolist())
         trust = replace(trust, shifts=found_shifts(store, measured, model_folder, trusted))
         report = measure_trust(trust, others, trusted.apply(others, outputs.features_ND[~chooses_N]), seed=seed)
-        save_trust(folder, trusted, report)
+        report = save_trust(folder, trusted, report)
     return CalibratedRun(folder=folder, report=report)
 
 

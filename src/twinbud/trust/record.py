@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from twinbud.core.errors import TwinbudError, explained_writes
-from twinbud.core.files import read_json, write_json
+from twinbud.core.files import read_json, require_unchanged, sealed, write_bytes, write_json
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.weights_file import read_safetensors
@@ -40,6 +42,8 @@ class Trust:
 
     weights_sha256: str
     """SHA-256 of the ``model.safetensors`` that it belongs to."""
+    statistics_sha256: str | None = None
+    """SHA-256 of the ``trust.safetensors`` that belongs to it; None before that is written."""
     source: Source
     """Which images: the labelled ones of the run, in folds; its validation part; or labelled ones of another place."""
     num_images: int
@@ -54,7 +58,7 @@ class Trust:
     points: Mapping[str, Mapping[Criterion, OperatingPoint]]
     """By class, against the rest, for calibrated probabilities; none for a class of no images, or of all."""
     novelty_threshold: float
-    """An image with a larger score is unlike those of the training."""
+    """An image with a larger score is unlike those of the training; at least 0."""
     shifts: Mapping[str, float]
     """Share of changed test images that the threshold finds, in [0, 1], by the change; ``none`` for unchanged ones."""
 
@@ -62,8 +66,8 @@ class Trust:
         if not SMALLEST_TEMPERATURE <= self.temperature <= LARGEST_TEMPERATURE:
             limits = f"{SMALLEST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}"
             raise ValueError(f"temperature is {self.temperature:g}, outside {limits}")
-        if not math.isfinite(self.novelty_threshold):
-            raise ValueError(f"novelty_threshold is {self.novelty_threshold:g}, not a finite number")
+        if not 0 <= self.novelty_threshold < math.inf:
+            raise ValueError(f"novelty_threshold is {self.novelty_threshold:g}, not a finite number of at least 0")
 
     @property
     def measured_on(self) -> str:
@@ -127,18 +131,30 @@ def hash_weights(folder: Path) -> str:
     return hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
 
 
-def write_trust(folder: Path, trusted: TrustedModel) -> None:
-    """Write both files into a model folder; ``trust.json`` comes last, and without it the other one does not count.
+@contextmanager
+def new_trust(folder: Path, trusted: TrustedModel) -> Iterator[Trust]:
+    """Write both files into a model folder, ``trust.json`` when the context ends without an error.
+
+    Until then the model has no trust, and what is written in the context, such as the report, is not final.
+
+    Args:
+        folder: A model folder.
+        trusted: What to write.
+
+    Yields:
+        The trust as ``trust.json`` will hold it.
 
     Raises:
         TwinbudError: The disk is full or the folder cannot be written.
     """
     novelty = trusted.novelty
-    tensors = {"means": torch.from_numpy(novelty.means_CD), "whitening": torch.from_numpy(novelty.whitening_DD)}
+    tensors = save({"means": torch.from_numpy(novelty.means_CD), "whitening": torch.from_numpy(novelty.whitening_DD)})
     with explained_writes(folder):
         (folder / TRUST_FILE).unlink(missing_ok=True)
-        (folder / STATISTICS_FILE).write_bytes(save(tensors))
-    write_json(folder / TRUST_FILE, to_json(trusted.trust))
+    write_bytes(folder / STATISTICS_FILE, tensors)
+    trust = replace(trusted.trust, statistics_sha256=hashlib.sha256(tensors).hexdigest())
+    yield trust
+    write_json(folder / TRUST_FILE, sealed(to_json(trust)))
 
 
 def read_trust(folder: Path, task: Task) -> TrustedModel | None:
@@ -152,10 +168,12 @@ def read_trust(folder: Path, task: Task) -> TrustedModel | None:
         TwinbudError: The files are damaged, or belong to other weights or other classes.
     """
     path = folder / TRUST_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        trust = from_json(Trust, read_json(path), "trust")
+        content = read_json(path)
+        trust = from_json(Trust, content, "trust")
+        require_unchanged(content)
     except (OSError, ValueError) as error:
         raise TwinbudError(f"the file cannot be read ({error})", where=str(path), fix=_AGAIN) from error
     if trust.weights_sha256 != hash_weights(folder):
@@ -164,6 +182,8 @@ def read_trust(folder: Path, task: Task) -> TrustedModel | None:
     if not known <= set(task.classes) or (trust.sets and tuple(trust.sets.thresholds) != task.classes):
         raise TwinbudError("it belongs to other classes than config.json here", where=str(path), fix=_AGAIN)
     state = read_safetensors(folder / STATISTICS_FILE)
+    if trust.statistics_sha256 != hashlib.sha256((folder / STATISTICS_FILE).read_bytes()).hexdigest():
+        raise TwinbudError(f"it belongs to another {STATISTICS_FILE} than that here", where=str(path), fix=_AGAIN)
     if set(state) != {"means", "whitening"}:
         raise TwinbudError("it lacks 'means' or 'whitening'", where=str(folder / STATISTICS_FILE), fix=_AGAIN)
     try:
