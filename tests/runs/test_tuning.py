@@ -133,11 +133,20 @@ def test_runs_with_a_common_cache_tune_the_teacher_once(
     assert len(tuned) == len(set(tuned)) == 2, "one for each sampling"
     assert first.metrics.tune_seconds == second.metrics.tune_seconds != other_sampling.metrics.tune_seconds
     assert not (tmp_path / "first" / "teacher").exists()
+    weights_of_other = (tuned[1] / "model.safetensors").read_bytes()
+    weights_of_first = (tuned[0] / "model.safetensors").read_bytes()
+    (tuned[0] / "model.safetensors").write_bytes(weights_of_other)
+    with pytest.raises(TwinbudError, match="the tuned teacher beside it is not the one that was saved"):
+        run("other teacher")
+    (tuned[0] / "model.safetensors").write_bytes(weights_of_first)
     saved = tuned[0] / "tuning.json"
     saved.write_text(saved.read_text(encoding="utf-8")[:40], encoding="utf-8")
     with pytest.raises(TwinbudError, match="the epochs of the fine-tuning cannot be read") as caught:
         run("third")
     assert f"{saved}" in str(caught.value)
+    saved.unlink()
+    assert run("fourth").metrics.accuracy == first.metrics.accuracy
+    assert tuned[-1] == tuned[0], "tuned again"
 
 
 def test_a_run_that_fine_tunes_the_teacher_shares_it_with_those_that_start_from_it(

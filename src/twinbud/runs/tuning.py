@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig
 from twinbud.config.tuning import TuningConfig
 from twinbud.core.errors import Stopped, TwinbudError, explained_writes, first_line
-from twinbud.core.files import new_folder, read_json, write_json
+from twinbud.core.files import new_folder, read_bytes, read_json, require_unchanged, sealed, write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
@@ -36,6 +38,8 @@ from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
 
 TUNING_FILE = "tuning.json"
+_MODEL_KEY = "model_sha256"
+"""In ``tuning.json``: the SHA-256 of the two files of the model."""
 _UNUSED = ("profile", "distillation", "alpha", "beta", "temperature")
 """Training settings that the fine-tuning does not use: with other values of them, runs can share a tuned teacher."""
 _POLL_SECONDS = 1.0
@@ -114,20 +118,35 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
     if cache is not None:
         folder = cache / _key(job)
     with _exclusive(folder, checkpoints) if cache is not None else nullcontext():
-        if not (folder / TUNING_FILE).exists():
+        if not os.path.lexists(folder / TUNING_FILE):
             _tune(job, folder, checkpoints, progress)
-    return TunedTeacher(
-        info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=_read_history(folder / TUNING_FILE)
-    )
+    history = _read_history(folder)
+    return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=history)
 
 
-def _read_history(path: Path) -> History:
+def _read_history(folder: Path) -> History:
+    """Read the epochs of a tuned teacher, whose other files must be those that were saved.
+
+    Raises:
+        TwinbudError: A file is missing or damaged.
+    """
+    path = folder / TUNING_FILE
+    fix = f"Delete the folder {folder}, and repeat the command"
     try:
-        return from_json(History, read_json(path), TUNING_FILE)
+        content = read_json(path)
+        history, found = from_json(History, content, TUNING_FILE), _hash_model(folder)
+        require_unchanged(content)
     except (OSError, ValueError) as error:
         problem = f"the epochs of the fine-tuning cannot be read ({first_line(error)})"
-        fix = "Delete the folder of this file, and repeat the command"
         raise TwinbudError(problem, where=str(path), fix=fix) from error
+    if content.get(_MODEL_KEY) not in (None, found):  # tuned teachers of earlier versions have no checksum
+        raise TwinbudError("the tuned teacher beside it is not the one that was saved", where=str(path), fix=fix)
+    return history
+
+
+def _hash_model(folder: Path) -> str:
+    contents = (read_bytes(folder / name, sys.maxsize) for name in ("config.json", "model.safetensors"))
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:
@@ -146,7 +165,7 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
         history = fit_job(job, execution).after(start)
     except TwinbudError as error:
         raise error.at(phase) from error
-    with new_folder(folder) as draft:
+    with new_folder(folder, force=True) as draft:  # one without TUNING_FILE is damaged
         save_model_folder(
             draft,
             student_pair.student,
@@ -156,7 +175,8 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
             reading=job.config.data.reading,
             task=job.task,
         )
-        write_json(draft / TUNING_FILE, to_json(replace(history, peak_memory_mib=memory.mib)))
+        epochs = to_json(replace(history, peak_memory_mib=memory.mib))
+        write_json(draft / TUNING_FILE, sealed({_MODEL_KEY: _hash_model(draft), **epochs}))
     gc.collect()  # releases the optimizer's moments
 
 
