@@ -1,6 +1,6 @@
 """What is too long for the suite, ``make soak``.
 
-25,000 damaged images, 60 killed runs, Ctrl-C under torchrun, 1,800 faulty ONNX files.
+25,000 damaged images, 60 killed runs, Ctrl-C under torchrun, 1,800 faulty ONNX files, 2,000 damaged folders.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--interrupts", type=int, default=3)
     parser.add_argument("--faults", type=int, default=200, help="faulty ONNX files of each family")
     parser.add_argument("--exports", type=int, default=100, help="good exports, of all families in turns")
+    parser.add_argument("--folders", type=int, default=2000, help="run folders and others with a damaged file")
     wanted = parser.parse_args()
     failures = [*soak_decoding(wanted.mutations, mutation, "PNG and JPEG")]
     failures += soak_decoding(wanted.mutations, dicom_mutation, "DICOM")
@@ -39,6 +40,7 @@ def main() -> int:
     failures += soak_resuming(wanted.kills)
     failures += soak_torchrun(wanted.interrupts)
     failures += soak_export(wanted.faults, wanted.exports)
+    failures += soak_folders(wanted.folders)
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures else 0
@@ -143,6 +145,27 @@ def soak_export(num_faults: int, num_exports: int) -> list[str]:
     told = f"{num_faults} of each of {len(FAMILIES)} families"
     print(f"faulty ONNX files refused: {refused}/{num_faults * len(FAMILIES)} ({told})")
     print(f"good ONNX files passed: {passed}/{num_exports}, {seconds:.0f} s", flush=True)
+    return failures
+
+
+def soak_folders(count: int) -> list[str]:
+    """Folders with a damaged file: every command that reads them gives the right result, or one line."""
+    # here and not above: as in soak_resuming
+    from helpers.damaged_folders import judge
+    from helpers.sound_folders import Place
+
+    start, failures, counts = time.perf_counter(), list[str](), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        for seed in range(FIRST_SEED, FIRST_SEED + count):
+            verdict = judge(place, seed)
+            counts[verdict.answer] += verdict.is_sound
+            failures += [] if verdict.is_sound else [f"{verdict.story}: {verdict.answer}"]
+            if (seed + 1 - FIRST_SEED) % 100 == 0:
+                print(f"  {counts.total()}/{seed + 1 - FIRST_SEED} damaged folders survived", flush=True)
+    seconds = time.perf_counter() - start
+    told = f"{counts['right']} right, {counts['refused']} refused in one line"
+    print(f"damaged folders survived: {counts.total()}/{count} ({told}), {seconds:.0f} s", flush=True)
     return failures
 
 
