@@ -96,8 +96,7 @@ class ModelConfig(Checked):
     rule: Rule = setting("uniform", "How the channels that student and auxiliary take from the teacher are chosen.")
     attention: Attention = setting(
         "interleaved",
-        "How attention gets narrower: interleaved (single channels across all heads), heads (fewer heads, whole), or"
-        " within (as many heads of fewer channels; ViT).",
+        "Heads: interleaved (of single channels across all), heads (fewer, whole), or within (all, narrower; ViT).",
     )
     auxiliary: Auxiliary = setting(
         "other",
