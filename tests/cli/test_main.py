@@ -123,6 +123,7 @@ def test_the_help_of_train_explains_every_setting() -> None:
         (("train", "--data", "x", "--output", ""), "--output: the value is empty. Give --output a value."),
         (("train", "--data", "x", "--teacher", "x", "--split=", "--output", "y"), "--split: the value is empty."),
         (("teach", "--architecture", "x", "--from=", "--data", "x", "--output", "y"), "--from: the value is empty."),
+        (("predict", "run", "x", "--output", "."), ".: a folder stands where a file is needed. Check --output."),
         (("audit", ""), "DATA: the value is empty. Give DATA a value."),
         (("audit", "none"), "DATA none: there is no such file or folder. Give a folder of class folders"),
         (("audit", "medmnist:none"), "DATA medmnist:none: 'none' is not one of bloodmnist"),

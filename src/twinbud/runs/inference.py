@@ -150,8 +150,8 @@ def predict(
         TwinbudError: There is no model or no image, an image cannot be read, or ``output`` exists.
     """
     if output is not None:
-        for file in (output, left_out_file(output)):
-            require_new_file(file, force=force)
+        require_new_file(output, force=force)
+        require_new_file(left_out_file(output), force=force)
     classifier = open_classifier(folder)
     progress = progress or SilentProgress()
     given = read_given_images(
