@@ -16,6 +16,8 @@ Outputs. With C_o = E[oᵀo] of a head's outputs o, the first columns of N span 
 eigenvectors of C_o^(1/2) W Wᵀ C_o^(1/2), the largest eigenvalue first: estimated from these channels, what the head
 adds to the stream has the least error (as in ``subspace``).
 
+The scores of rank u are those of A³ (Wong et al., ICML 2026, arXiv:2505.12942), but for the mean of the keys.
+
 timm divides scores by the root of the head's size. The queries get the factor (u / U)^(1/2) of a student's smaller
 heads, and the teacher multiplies it back.
 
