@@ -158,6 +158,25 @@ def test_a_job_does_not_depend_on_what_the_caller_has_set_in_torch(
     assert not any(weight.is_inference() for weight in model.parameters())
 
 
+def test_a_study_in_this_process_does_not_depend_on_it_either(
+    shared_images: Path, shared_teacher: str, tmp_path: Path
+) -> None:
+    content = recipe_content(shared_teacher, methods={"plain": {"method": "selection"}})
+    content["grid"] |= {"method": ["plain"], "sampling": [0]}
+    recipe = save_recipe(tmp_path / "small.yaml", content | {"baseline": {"method": "plain"}})
+
+    def metrics(runs: str) -> Any:
+        done = twinbud.study(
+            recipe, data={"shades": shared_images}, runs=tmp_path / runs, num_workers=0, show_progress=False
+        )
+        (run,) = done.runs
+        return done.store.read(run.run_id)["metrics"]
+
+    expected = metrics("plain")
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert metrics("other") == expected
+
+
 def test_a_job_leaves_the_random_state_of_torch(shared_runs: Callable[..., Path]) -> None:
     run = shared_runs()
     before = torch.get_rng_state()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinbud.core.progress import SilentProgress, TerminalProgress
+from twinbud.core.torch_state import own_torch_state
 
 if TYPE_CHECKING:
     from twinbud.config.schema import Profile
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from twinbud.study.run import Study
 
 
+@own_torch_state()
 def study(
     recipe: str | Path,
     *,
