@@ -115,8 +115,8 @@ def require_importance(name: str, value: str, attention: str, rule: str) -> None
     off = {"recover_stream": "channels", "recover_method": "refit"}[name]
     reason = "--attention interleaved, whose heads are made of halves"
     require(attention != "interleaved", name, value, reason, f"{off}, or --attention heads")
-    reason = "--attention within, which keeps all heads"
-    is_pruning = name == "recover_method"
-    require(not (is_pruning and attention == "within"), name, value, reason, f"{off}, or --attention heads")
+    if name == "recover_method":
+        reason = "--attention within, which keeps all heads"
+        require(attention != "within", name, value, reason, f"{off}, or --attention heads")
     reason = f"--rule {rule}, which a choice by importance replaces"
     require(rule == "uniform", name, value, reason, f"{off}, or --rule uniform")
