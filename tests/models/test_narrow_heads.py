@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from helpers.builders import CONVNEXT, DINOV3, SWIN, VIT, random_model, save_teacher
+from twinbud.config.effects import setting_notes
+from twinbud.config.loading import run_config
+from twinbud.config.schema import ModelConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.registry import family_of
+from twinbud.models.initialization import describe_student
 from twinbud.models.selection import extract_weights, plan_selection
 from twinbud.models.selection_io import select
 from twinbud.models.student_spec import read_student_spec
@@ -55,7 +59,9 @@ def test_other_families_are_refused_before_weights_are_opened(
 ) -> None:
     teacher_info = read_teacher_info(save_teacher(tmp_path / "teacher", architecture, **arguments))
     (tmp_path / "teacher" / "model.safetensors").unlink()
-    with pytest.raises(TwinbudError, match=r"--attention within: the heads of .* cannot get narrower, only those of a"):
+    with pytest.raises(
+        TwinbudError, match=r"--attention within: the heads of this .* cannot get narrower, only those of a"
+    ):
         select(teacher_info, attention="within")
 
 
@@ -64,6 +70,20 @@ def test_heads_that_another_layer_reads_are_refused(changes: dict[str, Any]) -> 
     teacher = random_model(ViT, **VIT, **changes)
     with pytest.raises(TwinbudError, match="cannot get narrower"):
         family_of(teacher).check_attention(teacher, "within")
+
+
+def test_widths_that_are_found_have_no_heads_that_get_narrower(tmp_path: Path) -> None:
+    teacher_info = read_teacher_info(save_teacher(tmp_path / "teacher", ViT, **VIT))
+    with pytest.raises(TwinbudError, match="--attention within: the heads of a network whose widths are found cannot"):
+        select(teacher_info, family="auto", attention="within")
+
+
+def test_a_random_student_has_the_same_shape(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", ViT, **VIT)
+    student_spec = describe_student(ModelConfig(teacher=teacher, method="kaiming", attention="within"))
+    assert student_spec.template.blocks[0].attn.num_heads == 4
+    settings = {"data": "images", "teacher": teacher, "method": "kaiming", "profile": "quick", "attention": "within"}
+    assert not [note for note in setting_notes(run_config(settings, output=tmp_path / "run")) if "attention" in note]
 
 
 def test_heads_of_an_odd_size_cannot_be_halved(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Turning heads changes nothing but which channels matter."""
+"""A change of the heads' bases changes nothing but which channels matter."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import TimmModel
 from twinbud.models.selection import PairRole
 from twinbud.recovery.channel_map import ChannelMap
-from twinbud.recovery.heads import importance_in_plan, turn_heads
+from twinbud.recovery.heads import change_head_bases, importance_in_plan
 from twinbud.recovery.importance import important_indices
 
 KINDS = ("vit", "plain vit", "distilled vit", "vit with registers", "pooled vit")
 
 
-def turned(pair: ChannelMap) -> ChannelMap:
-    turn_heads(pair.teacher, pair.family, refit_batches(28), pair.plan)
+def rebased(pair: ChannelMap) -> ChannelMap:
+    change_head_bases(pair.teacher, pair.family, refit_batches(28), pair.plan)
     return pair
 
 
@@ -30,18 +30,18 @@ def scores(attention: TimmModel, tokens_BLD: torch.Tensor, channels: int, head_s
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_with_turned_heads_computes_the_same(kind: str) -> None:
+def test_a_teacher_computes_the_same_in_the_new_bases(kind: str) -> None:
     pair = beside(kind, attention="within")
     images = refit_batches(28)[0].images_BCSS
     before, weights = pair.teacher(images), pair.teacher.blocks[0].attn.qkv.weight.clone()
-    after = turned(pair).teacher(images)
+    after = rebased(pair).teacher(images)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
     assert not torch.allclose(pair.teacher.blocks[0].attn.qkv.weight, weights, atol=1e-3)
 
 
 @torch.no_grad()
 def test_heads_of_half_the_rank_lose_nothing() -> None:
-    """Queries and keys of 4 directions in 8 channels, and values of 4 others: the first 4 channels tell all."""
+    """Queries and values of 4 directions in 8 channels: the first 4 channels suffice."""
     pair, generator = beside("vit", attention="within"), torch.Generator().manual_seed(0)
     for block in pair.teacher.blocks:
         parts = block.attn.qkv.weight.unflatten(0, (3, 4, 8))
@@ -53,7 +53,7 @@ def test_heads_of_half_the_rank_lose_nothing() -> None:
                 biases[part, head] = basis @ basis.T @ biases[part, head]
     tokens = torch.randn(2, 17, 32, generator=generator)
     expected = [scores(block.attn, tokens, 8, 8) for block in pair.teacher.blocks]
-    turned(pair)
+    rebased(pair)
     for block, wanted in zip(pair.teacher.blocks, expected, strict=True):
         torch.testing.assert_close(scores(block.attn, tokens, 4, 4), wanted, rtol=1e-3, atol=1e-4)
         values_HRU = block.attn.qkv(tokens).unflatten(-1, (3, 4, 8))[:, :, 2].flatten(0, 1).transpose(0, 1).double()
@@ -85,4 +85,15 @@ def test_features_that_are_not_finite_are_refused() -> None:
     pair = beside("vit", attention="within")
     batches = [batch._replace(images_BCSS=batch.images_BCSS * float("nan")) for batch in refit_batches(28)]
     with pytest.raises(TwinbudError, match="features of the teacher are not finite"):
-        turn_heads(pair.teacher, pair.family, batches, pair.plan)
+        change_head_bases(pair.teacher, pair.family, batches, pair.plan)
+
+
+@torch.no_grad()
+def test_a_head_whose_keys_do_not_vary_stays_finite() -> None:
+    pair = beside("vit", attention="within")
+    attention = pair.teacher.blocks[0].attn
+    attention.qkv.weight.unflatten(0, (3, 4, 8))[1, 0] = 0
+    attention.qkv.bias.unflatten(0, (3, 4, 8))[1, 0] = 1
+    images = refit_batches(28)[0].images_BCSS
+    before = pair.teacher(images)
+    torch.testing.assert_close(rebased(pair).teacher(images), before, rtol=1e-4, atol=1e-4)

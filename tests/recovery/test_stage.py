@@ -59,10 +59,11 @@ def start(teacher: str, *, attention: Attention = "interleaved", **settings: Any
 
 
 def recovered(
-    teacher: str, checkpoints: CheckpointManager | None = None, **settings: Any
+    teacher: str, checkpoints: CheckpointManager | None = None, *, attention: Attention | None = None, **settings: Any
 ) -> tuple[StudentPair, Mapping[PairRole, StudentRecovery]]:
     config = RecoveryConfig(**{**SETTINGS.__dict__, **settings})
-    student_pair, selection = start(teacher, attention="heads" if config.chooses_by_importance else "interleaved")
+    attention = attention or ("heads" if config.chooses_by_importance else "interleaved")
+    student_pair, selection = start(teacher, attention=attention)
     teacher_info = read_teacher_info(teacher)
     return student_pair, recover(
         student_pair, selection, teacher_info, images(), config, TRAINING, checkpoints=checkpoints
@@ -290,6 +291,7 @@ def test_without_least_squares_only_steps_change_it(teacher: str) -> None:
     [
         *(({}, steps) for steps in range(1, 2 * STEPS_EACH + 1)),
         *(({"recover_stream": "subspace", "recover_target": "own"}, steps) for steps in (1, STEPS_EACH + 1)),
+        *(({"recover_stream": "subspace", "attention": "within"}, steps) for steps in (1, STEPS_EACH + 1)),
     ],
     ids=str,
 )

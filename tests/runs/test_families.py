@@ -81,7 +81,7 @@ def test_a_pair_is_recovered_before_it_is_trained(
     [
         ("swin", ("--image-size", 30), "takes images of at least 16 pixels, a multiple of its patch size 4; 30 is"),
         ("mixer", ("--image-size", 28), "takes images of 32 × 32 pixels alone"),
-        ("dinov3", ("--attention", "interleaved"), "--attention interleaved: heads cannot be made of parts of two"),
+        ("dinov3", ("--attention", "interleaved"), "--attention interleaved: heads cannot be made of parts of the"),
         ("dinov3", ("--recover", "labelled", "--recover-stream", "subspace"), "not possible for this Eva"),
         ("swin", ("--recover", "labelled", "--recover-stream", "subspace"), "for this SwinTransformer: it needs"),
         ("mixer", ("--recover", "labelled", "--recover-stream", "subspace"), "not possible for this MlpMixer"),

@@ -101,7 +101,7 @@ def unopened_teacher(name: str, value: str) -> TwinbudError:
 
 
 def require_importance(name: str, value: str, attention: str, rule: str) -> None:
-    """Require heads of the teacher as they are or narrower, selected by the rule that a choice by importance replaces.
+    """Require whole heads, or narrower ones with ``recover_stream``, and the rule that a choice by importance replaces.
 
     Args:
         name: The setting that makes the choice.

@@ -62,6 +62,8 @@ def _unused_settings(config: RunConfig) -> dict[str, str]:
     method, training, unused = config.model.method, config.training, dict[str, str]()
     if method not in INHERITING_METHODS:
         unused |= dict.fromkeys(_SELECTION, f"with --method {method}, which selects no weights")
+        if method in RANDOM_METHODS and config.model.attention == "within":
+            del unused["attention"]  # it gives the student's shape
     if method not in RANDOM_METHODS:
         unused["layer_scale"] = f"with --method {method}, which keeps that of the pretrained network"
     if method == "probe":

@@ -13,7 +13,6 @@ from torch import nn
 from twinbud.config.fields import option_of
 from twinbud.config.plan import contradicts_plan
 from twinbud.config.schema import (
-    INHERITING_METHODS,
     WHOLE_METHODS,
     Attention,
     Auxiliary,
@@ -143,8 +142,8 @@ def describe_student(model: ModelConfig) -> StudentSpec:
 
 
 def _attention(model: ModelConfig) -> Attention:
-    """Return how attention gets narrower; in a student without weights of the teacher, by fewer heads."""
-    return model.attention if model.method in INHERITING_METHODS else "heads"
+    """Return how attention gets narrower, which also gives the shape of a random student."""
+    return "heads" if model.method in WHOLE_METHODS else model.attention
 
 
 def _open_whole(config: RunConfig) -> Initialization:

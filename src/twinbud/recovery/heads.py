@@ -1,8 +1,8 @@
-"""Turn the channels of a teacher's attention heads, so that the first ones of each matter most.
+"""Change the basis of a teacher's attention heads, so that the first channels of each matter most.
 
 A student may keep all heads of its teacher with u of the U channels of each. Which channels these are is free: with an
 invertible A (U, U) and an orthogonal N (U, U), the queries qA, keys kA⁻ᵀ and values vN, and NᵀW for the rows W (U, D)
-of the projection that read the head, give the same outputs. After the turn, the first u channels are the best ones.
+of the projection that read the head, give the same outputs. In the new basis, the first u channels are the best ones.
 
 Scores. Softmax ignores what is added to all scores of a query, so keys may be taken less the mean of their image. With
 C_q = E[qᵀq], C_k = E[kᵀk] of such keys and the singular values S of C_q^(1/2) C_k^(1/2) = X S Yᵀ,
@@ -13,8 +13,8 @@ whose first u columns give the scores of rank u with the least mean square error
 independent.
 
 Outputs. With C_o = E[oᵀo] of a head's outputs o, the first columns of N span those of C_o^(−1/2) E, where E are the
-eigenvectors of C_o^(1/2) W Wᵀ C_o^(1/2), the largest eigenvalue first: estimated from these channels, what the head
-adds to the stream has the least error (as in ``subspace``).
+eigenvectors of C_o^(1/2) W Wᵀ C_o^(1/2), with LayerScale in W, the largest eigenvalue first: estimated from these
+channels, what the head adds to the stream has the least error (as in ``subspace``).
 
 The scores of rank u are those of A³ (Wong et al., ICML 2026, arXiv:2505.12942), but for the mean of the keys.
 
@@ -44,16 +44,16 @@ _SMALLEST_MOMENT = 1e-6
 
 
 def importance_in_plan(importance: Mapping[str, torch.Tensor], plan: SelectionPlan) -> dict[str, torch.Tensor]:
-    """Return the importance along the widths of a plan: that of turned heads falls from channel to channel."""
+    """Return the importance along the widths of a plan: in heads of a new basis, it falls from channel to channel."""
     if plan.attention != "within":
         return dict(importance)
     known = {name: values for name, values in importance.items() if name in plan.widths}
-    turned = {name: width.teacher_size for name, width in plan.widths.items() if name.startswith(f"{WITHIN}/")}
-    return known | {name: -torch.arange(size, dtype=torch.float64) for name, size in turned.items()}
+    ordered = {name: width.teacher_size for name, width in plan.widths.items() if name.startswith(f"{WITHIN}/")}
+    return known | {name: -torch.arange(size, dtype=torch.float64) for name, size in ordered.items()}
 
 
 @torch.no_grad()
-def turn_heads(
+def change_head_bases(
     teacher: TimmModel,
     family: SelectionFamily,
     refit_batches: Iterable[RefitBatch],
@@ -61,7 +61,7 @@ def turn_heads(
     *,
     bf16: bool = False,
 ) -> None:
-    """Turn the heads of a teacher in place; what it computes stays, but for rounding.
+    """Change the bases of a teacher's heads in place; what it computes stays, but for rounding.
 
     Args:
         teacher: A ViT whose heads are plain (``SelectionFamily.check_attention``), on the device of the images.
@@ -81,7 +81,7 @@ def turn_heads(
             with torch.autocast(images_BCSS.device.type, torch.bfloat16, enabled=bf16):
                 teacher.forward_features(images_BCSS)
     for block, moment in zip(blocks, moments, strict=True):
-        _turn(block, moment, size)
+        _change_bases(block, moment, size)
 
 
 class _HeadMoments:
@@ -113,8 +113,8 @@ def _by_head(features_BLHU: torch.Tensor) -> torch.Tensor:
         return (features_HRU.transpose(1, 2) @ features_HRU).double()
 
 
-def _turn(block: TimmModel, moments: _HeadMoments, size: int) -> None:
-    """Turn the heads of one block; see the head of this file."""
+def _change_bases(block: TimmModel, moments: _HeadMoments, size: int) -> None:
+    """Change the bases of the heads of one block; see the head of this file."""
     if not all(torch.isfinite(part).all() for part in (moments.queries, moments.keys, moments.outputs)):
         raise not_finite("teacher")
     attention = block.attn
@@ -124,7 +124,7 @@ def _turn(block: TimmModel, moments: _HeadMoments, size: int) -> None:
     query_map, key_map = query_inverse @ left * spread, key_inverse @ right.mT * spread
     projection_HUD = attention.proj.weight.double().unflatten(1, (attention.num_heads, -1)).movedim(0, 2)
     scale = getattr(block.ls1, "gamma", torch.ones(())).to(projection_HUD)
-    value_map = _output_basis(moments.outputs, projection_HUD * scale, size)
+    value_map = _output_basis(moments.outputs, projection_HUD * scale)
     shrinking = (size / attention.head_dim) ** 0.5
     maps = torch.stack([query_map * shrinking, key_map, value_map])
     _apply(attention.qkv.weight, lambda old: maps.mT @ old.unflatten(0, (3, attention.num_heads, -1)))
@@ -141,18 +141,16 @@ def _apply(weight: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor])
 def _roots(moments_HUU: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the square roots of second moments and the inverses of the roots."""
     values, vectors = torch.linalg.eigh(moments_HUU)
-    floor = (_SMALLEST_MOMENT * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny)
-    values = values.maximum(floor)[:, None]
+    largest = values[:, -1:]
+    values = values.maximum(torch.where(largest > 0, _SMALLEST_MOMENT * largest, 1.0))[:, None]  # 0 where none vary
     return vectors * values.sqrt() @ vectors.mT, vectors / values.sqrt() @ vectors.mT
 
 
-def _output_basis(outputs_HUU: torch.Tensor, projection_HUD: torch.Tensor, size: int) -> torch.Tensor:
-    """Return N, (H, U, U): orthonormal columns, the first ``size`` of which span the outputs that matter most."""
+def _output_basis(outputs_HUU: torch.Tensor, projection_HUD: torch.Tensor) -> torch.Tensor:
+    """Return N, (H, U, U): orthonormal columns, of which the first ones span the outputs that matter most."""
     root, inverse = _roots(outputs_HUU)
     _, vectors = torch.linalg.eigh(root @ (projection_HUD @ projection_HUD.mT) @ root)
-    first = inverse @ vectors.flip(-1)[..., :size]
-    rest = torch.eye(root.shape[-1]).to(root).expand_as(root)
-    basis, _ = torch.linalg.qr(torch.cat([first, rest], dim=-1))
+    basis, _ = torch.linalg.qr(inverse @ vectors.flip(-1))
     return basis
 
 

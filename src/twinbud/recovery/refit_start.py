@@ -16,6 +16,7 @@ from twinbud.models.families.base import SelectionFamily, TimmModel
 from twinbud.models.families.streams import has_subspace, linear_streams
 from twinbud.models.rules import Indices
 from twinbud.models.selection import extract_weights
+from twinbud.models.widths import WITHIN
 from twinbud.recovery.bottlenecks import (
     BottleneckStatistics,
     absorb_batch_norms,
@@ -24,7 +25,7 @@ from twinbud.recovery.bottlenecks import (
     measure_bottlenecks,
 )
 from twinbud.recovery.channel_map import ChannelMap
-from twinbud.recovery.heads import turn_heads
+from twinbud.recovery.heads import change_head_bases
 from twinbud.recovery.importance import important_indices, with_indices
 from twinbud.recovery.least_squares import NO_WEIGHTS, RefitBatch
 from twinbud.recovery.logit_effects import LogitEffects, measure_effects
@@ -112,16 +113,21 @@ class Starter:
             return self._project_bottlenecks(channel_map)
         return self._project_stream(channel_map)
 
+    def resume(self, start: RefitStart) -> None:
+        """Change the teacher as the interrupted run did, so that the features to match are equal bit for bit."""
+        if any(name.startswith(f"{WITHIN}/") for name in start.kept):
+            _ = self.teacher
+
     def position_weights(self, channel_map: ChannelMap) -> Mapping[str, torch.Tensor]:
         """Return how often each position counts, see ``refit_layers``."""
         return self.effects.position_weights if self._uses_effects(channel_map) else NO_WEIGHTS
 
     @cached_property
     def teacher(self) -> TimmModel:
-        """The teacher, whose heads are turned where those of the students are narrower."""
+        """The teacher, in whose heads the first channels matter most where those of the students are narrower."""
         teacher, plan = self.teacher_provider.open(), self.teacher_provider.selection.plan
         if plan.attention == "within":
-            turn_heads(teacher, self._family, self.batches(), plan, bf16=self.bf16)
+            change_head_bases(teacher, self._family, self.batches(), plan, bf16=self.bf16)
         return teacher
 
     @cached_property
@@ -161,7 +167,7 @@ class Starter:
         return is_asked_for and not linear_streams(self._family, channel_map.teacher)
 
     def _uses_subspace(self, channel_map: ChannelMap) -> bool:
-        """Return whether the subspace is asked for or, with ``auto``, possible: whole heads that no rule chooses."""
+        """Return whether the subspace is asked for or, with ``auto``, possible: no mixed heads, and no rule."""
         if self.config.recover_stream != "auto":
             return self.config.uses_subspace
         plan = self.teacher_provider.selection.plan

@@ -183,6 +183,7 @@ class _Stage:
             stack.enter_context(unfused_attention_in_bf16(networks, self.images.device, bf16=self.bf16))
             if found is not None:
                 refit = self._read_refit(found.tensors)
+                self.refitter.starter.resume(refit.start)
             elif self.config.recover_refit == "on":
                 refit = self.refitter.refit(channel_map, self.training_config, self._check_stop)
             else:

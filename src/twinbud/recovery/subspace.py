@@ -93,8 +93,8 @@ def principal_subspace(
 
     Args:
         statistics: Those of the teacher.
-        plan: The selection plan, with whole heads or the channels of turned heads (see ``heads``); gives all sizes and
-            ``swap_roles``.
+        plan: The selection plan, with whole heads or the first channels of every head (see ``heads``); gives all
+            sizes and ``swap_roles``.
         pair_role: Whose subspace.
         stream_width: Name of the residual stream's width.
         with_auxiliary: Whether there is an auxiliary with weights of its own.

@@ -286,7 +286,7 @@ def select(
         student: ``"half"`` for half the teacher's width, or a timm name of the same family.
         family: ``"described"``, or ``"auto"`` for a network whose widths are found and proved.
         rule: Which elements of each width student and auxiliary take.
-        attention: Select attention channels along one axis, or whole heads.
+        attention: Select attention channels along one axis, whole heads, or the same channels of every head (ViT).
         swap_roles: Exchange the subsets of student and auxiliary.
         seed: Seed of the random rules.
         weights: Precision of the files.

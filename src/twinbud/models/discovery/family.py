@@ -103,6 +103,20 @@ class DiscoveredFamily(PlainFamily):
             )
         return sizes
 
+    def check_attention(self, model: TimmModel, attention: Attention) -> None:
+        """Refuse narrower heads: the widths that are found do not tell which layers form a head.
+
+        Raises:
+            TwinbudError: ``attention`` is ``within``.
+        """
+        del model
+        if attention == "within":
+            raise TwinbudError(
+                "the heads of a network whose widths are found cannot get narrower",
+                where="--attention within",
+                fix="Use --family described, or --attention heads",
+            )
+
     def check_compatible(self, teacher: TimmModel, student: TimmModel, attention: Attention) -> None:
         """Prove the widths on the teacher's architecture.
 

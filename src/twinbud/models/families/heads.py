@@ -51,7 +51,7 @@ def whole_heads_only(reason: str, attention: Attention) -> TwinbudError:
 def no_narrower_heads(model: nn.Module) -> TwinbudError:
     """Return the error for a network whose heads cannot get narrower."""
     return TwinbudError(
-        f"the heads of {type(model).__name__} cannot get narrower, only those of a plain ViT",
+        f"the heads of this {type(model).__name__} cannot get narrower, only those of a ViT with timm's Attention",
         where="--attention within",
         fix="Use --attention heads",
     )
