@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from helpers.builders import half_preprocessing, save_vit_teacher
 from helpers.waiting import no_waiting
 from twinbud.config.recovery import RecoveryConfig
-from twinbud.config.schema import TrainingConfig
+from twinbud.config.schema import Attention, TrainingConfig
 from twinbud.models.selection_io import select
 from twinbud.models.student_pair import StudentPair, build_student_pair
 from twinbud.models.teacher import read_teacher_info
@@ -27,9 +28,16 @@ SETTINGS = RecoveryConfig(recover="labelled", recover_epochs=2, recover_batch_si
 TRAINING = TrainingConfig(image_size=28, temperature=4.0, drop_path=0.0)
 
 
-def recovered(folder: Path, device: str, **settings: Any) -> tuple[StudentPair, Recovery]:
+def recovered(
+    folder: Path,
+    device: str,
+    *,
+    config: RecoveryConfig = SETTINGS,
+    attention: Attention = "interleaved",
+    **settings: Any,
+) -> tuple[StudentPair, Recovery]:
     teacher_info = read_teacher_info(save_vit_teacher(folder / device))
-    selection = select(teacher_info)
+    selection = select(teacher_info, attention=attention)
     student_pair = build_student_pair(selection, image_size=28, num_classes=3)
     for network in (student_pair.student, student_pair.auxiliary):
         assert network is not None
@@ -38,11 +46,13 @@ def recovered(folder: Path, device: str, **settings: Any) -> tuple[StudentPair, 
     images = UnlabelledImages(
         images_NCSS=pixels.to(device), preprocessing=half_preprocessing(), device=torch.device(device)
     )
-    return student_pair, recover(student_pair, selection, teacher_info, images, SETTINGS, TRAINING, **settings)
+    return student_pair, recover(student_pair, selection, teacher_info, images, config, TRAINING, **settings)
 
 
-def test_a_gpu_recovers_what_a_cpu_recovers(tmp_path: Path) -> None:
-    (_, cpu), (_, gpu) = recovered(tmp_path, "cpu"), recovered(tmp_path, "cuda")
+@pytest.mark.parametrize("attention", ["interleaved", "within"])
+def test_a_gpu_recovers_what_a_cpu_recovers(attention: Attention, tmp_path: Path) -> None:
+    config = SETTINGS if attention == "interleaved" else replace(SETTINGS, recover_stream="subspace")
+    (_, cpu), (_, gpu) = (recovered(tmp_path, d, config=config, attention=attention) for d in ("cpu", "cuda"))
     for pair_role, student in cpu.students.items():
         for ours, theirs in zip(student.refit.fits, gpu.students[pair_role].refit.fits, strict=True):
             assert theirs.after == pytest.approx(ours.after, abs=1e-2)
