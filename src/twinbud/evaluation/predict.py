@@ -32,10 +32,10 @@ class Outputs:
     features_ND: np.ndarray
 
     def __post_init__(self) -> None:
-        values = np.concatenate([self.logits_NK, self.features_ND], axis=1)
-        num_bad = np.count_nonzero(~np.isfinite(values).all(axis=1))
-        if num_bad:
-            problem = f"a logit or feature is NaN or infinite for {num_bad} of {len(values)} images"
+        is_finite_N = np.isfinite(self.logits_NK).all(axis=1) & np.isfinite(self.features_ND).all(axis=1)
+        if not is_finite_N.all():
+            num_bad = np.count_nonzero(~is_finite_N)
+            problem = f"a logit or feature is NaN or infinite for {num_bad} of {len(self.logits_NK)} images"
             raise TwinbudError(problem, where="the network", fix="Restore its model.safetensors, or train again")
 
 

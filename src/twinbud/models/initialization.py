@@ -12,14 +12,7 @@ from torch import nn
 
 from twinbud.config.fields import option_of
 from twinbud.config.plan import contradicts_plan
-from twinbud.config.schema import (
-    WHOLE_METHODS,
-    Attention,
-    Auxiliary,
-    ModelConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from twinbud.config.schema import WHOLE_METHODS, Auxiliary, ModelConfig, RunConfig, TrainingConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import State
 from twinbud.models.families.registry import without_recovery
@@ -113,7 +106,7 @@ def open_initialization(config: RunConfig, teacher: TeacherInfo | None = None) -
     if model.method in WHOLE_METHODS:
         return _open_whole(config)
     teacher_info = teacher or read_teacher_info(model.teacher or "")
-    student_spec = read_student_spec(teacher_info, model.student, model.family, _attention(model))
+    student_spec = read_student_spec(teacher_info, model.student, model.family, model.attention)
     _require_support(config, student_spec)  # before weights are opened
     if not inherits:
         return Initialization(model=model, student_spec=student_spec, selection=None, auxiliary=auxiliary)
@@ -138,12 +131,7 @@ def describe_student(model: ModelConfig) -> StudentSpec:
     """
     if model.method in WHOLE_METHODS:
         return read_student_spec(_pretrained_info(model), "same")
-    return read_student_spec(read_teacher_info(model.teacher or ""), model.student, model.family, _attention(model))
-
-
-def _attention(model: ModelConfig) -> Attention:
-    """Return how attention gets narrower, which also gives the shape of a random student."""
-    return "heads" if model.method in WHOLE_METHODS else model.attention
+    return read_student_spec(read_teacher_info(model.teacher or ""), model.student, model.family, model.attention)
 
 
 def _open_whole(config: RunConfig) -> Initialization:
