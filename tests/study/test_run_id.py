@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,10 @@ def test_the_fingerprint_of_a_teacher_depends_on_its_files_but_not_on_their_path
     file = f"vit_tiny_patch16_224@{tmp_path}/first/model.safetensors"
     assert teacher_fingerprint(file).startswith("vit_tiny_patch16_224@sha256:")
     assert str(tmp_path) not in teacher_fingerprint(first) + teacher_fingerprint(file)
+    fifo = tmp_path / "fifo.safetensors"
+    os.mkfifo(fifo)
+    with pytest.raises(TwinbudError, match="the teacher's file cannot be read"):  # and is not waited for
+        teacher_fingerprint(f"vit_tiny_patch16_224@{fifo}")
     assert teacher_fingerprint("dinov2-small") == "dinov2-small"
     with pytest.raises(TwinbudError, match="the teacher's file cannot be read \\(No such file or directory\\)"):
         teacher_fingerprint("vit_tiny_patch16_224@none.safetensors")

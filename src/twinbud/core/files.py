@@ -11,14 +11,17 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import yaml
 
 from twinbud.core.errors import TwinbudError, explained_writes, first_few
+
+Parsed = TypeVar("Parsed")
 
 MAX_TEXT_BYTES = 64 * 2**20
 """Larger JSON files are refused unread; the largest that twinbud writes hold a few MiB."""
@@ -51,7 +54,7 @@ def read_head(path: Path, num_bytes: int) -> bytes:
         return file.read(num_bytes)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read its bytes; refuse a pipe or a device without waiting for it.
 
     Raises:
@@ -199,6 +202,19 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with the checksum of its content under ``sha256``."""
     text = json.dumps(content, sort_keys=True)
     return {"sha256": hashlib.sha256(text.encode()).hexdigest(), **content}
+
+
+def read_sealed(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
+    """Return what ``parse`` makes of a JSON object that was written as ``sealed``.
+
+    Raises:
+        OSError: See ``read_bytes``.
+        ValueError: See ``read_json``, ``parse`` and ``require_unchanged``; a wrong value is named before the checksum.
+    """
+    content = read_json(path)
+    parsed = parse(content)
+    require_unchanged(content)
+    return parsed
 
 
 def require_unchanged(content: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twinbud.config.teacher_spec import parse_teacher
 from twinbud.core.errors import TwinbudError
+from twinbud.core.files import open_regular
 
 
 def teacher_fingerprint(teacher: str) -> str:
@@ -27,7 +28,7 @@ def _sha256(*files: Path) -> str:
     checksum = hashlib.sha256()
     for path in files:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 checksum.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise TwinbudError(

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import read_json, require_unchanged, sealed, write_json
+from twinbud.core.files import read_sealed, sealed, write_json
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.evaluation.bootstrap import Interval
 from twinbud.evaluation.leak import LeakMetrics
@@ -200,10 +200,7 @@ def read_summary(path: Path) -> RunSummary:
     """
     again = f"Repeat the run: 'twinbud train --config {path.with_name('config.yaml')}' with another --output"
     try:
-        content = read_json(path)
-        summary = RunSummary.from_json(content)
-        require_unchanged(content)
-        return summary
+        return read_sealed(path, RunSummary.from_json)
     except FileNotFoundError as error:
         raise TwinbudError("the file is missing, and the report is made from it", where=str(path), fix=again) from error
     except (OSError, ValueError) as error:

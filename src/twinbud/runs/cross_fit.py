@@ -19,7 +19,7 @@ import numpy as np
 from twinbud.config.schema import Fold, RunConfig
 from twinbud.core.cache import reason_of
 from twinbud.core.errors import TwinbudError
-from twinbud.core.files import read_json, require_unchanged, sealed, write_json
+from twinbud.core.files import read_sealed, sealed, write_json
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.data.split_file import read_split
@@ -130,10 +130,7 @@ def _read_kept(path: Path) -> _Kept | None:
     try:
         if not os.path.lexists(path):
             return None
-        content = read_json(path)
-        kept = from_json(_Kept, content, "predictions")
-        require_unchanged(content)
-        return kept
+        return read_sealed(path, lambda content: from_json(_Kept, content, "predictions"))
     except (OSError, ValueError) as error:
         raise _unusable(path, reason_of(error)) from error
 

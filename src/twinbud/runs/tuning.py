@@ -10,11 +10,11 @@ import gc
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -22,12 +22,13 @@ from twinbud.config.recovery import RecoveryConfig
 from twinbud.config.schema import ModelConfig, RunConfig, TrainingConfig
 from twinbud.config.tuning import TuningConfig
 from twinbud.core.errors import Stopped, TwinbudError, explained_writes, first_line
-from twinbud.core.files import new_folder, read_bytes, read_json, require_unchanged, sealed, write_json
+from twinbud.core.files import new_folder, read_sealed, sealed, write_json
 from twinbud.core.memory import PeakMemory
 from twinbud.core.progress import Progress
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.models.model_folder import save_model_folder
 from twinbud.models.teacher import TeacherInfo, read_teacher_info
+from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.runs.context import Job
 from twinbud.runs.fitting import fit_job
 from twinbud.runs.memory import require_training_memory
@@ -38,8 +39,8 @@ from twinbud.training.epoch_loop import History, plan_steps
 from twinbud.training.execution import Execution
 
 TUNING_FILE = "tuning.json"
-_MODEL_KEY = "model_sha256"
-"""In ``tuning.json``: the SHA-256 of the two files of the model."""
+_TEACHER = "teacher"
+"""In ``tuning.json``: the fingerprint of the tuned teacher."""
 _UNUSED = ("profile", "distillation", "alpha", "beta", "temperature")
 """Training settings that the fine-tuning does not use: with other values of them, runs can share a tuned teacher."""
 _POLL_SECONDS = 1.0
@@ -133,20 +134,22 @@ def _read_history(folder: Path) -> History:
     path = folder / TUNING_FILE
     fix = f"Delete the folder {folder}, and repeat the command"
     try:
-        content = read_json(path)
-        history, found = from_json(History, content, TUNING_FILE), _hash_model(folder)
-        require_unchanged(content)
+        history, saved = read_sealed(
+            path, lambda content: (from_json(History, content, TUNING_FILE), content.get(_TEACHER))
+        )
+        found = teacher_fingerprint(f"local-dir:{folder}")
     except (OSError, ValueError) as error:
         problem = f"the epochs of the fine-tuning cannot be read ({first_line(error)})"
         raise TwinbudError(problem, where=str(path), fix=fix) from error
-    if content.get(_MODEL_KEY) not in (None, found):  # tuned teachers of earlier versions have no checksum
+    except TwinbudError as error:
+        raise TwinbudError(error.problem, where=error.where, fix=fix) from error
+    if saved not in (None, found):  # tuned teachers of earlier versions have no checksum
         raise TwinbudError("the tuned teacher beside it is not the one that was saved", where=str(path), fix=fix)
     return history
 
 
-def _hash_model(folder: Path) -> str:
-    contents = (read_bytes(folder / name, sys.maxsize) for name in ("config.json", "model.safetensors"))
-    return hashlib.sha256(b"".join(contents)).hexdigest()
+def _parse(content: Any) -> tuple[History, str | None]:
+    return from_json(History, content, TUNING_FILE), content.get(_TEACHER)
 
 
 def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:
@@ -176,7 +179,7 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
             task=job.task,
         )
         epochs = to_json(replace(history, peak_memory_mib=memory.mib))
-        write_json(draft / TUNING_FILE, sealed({_MODEL_KEY: _hash_model(draft), **epochs}))
+        write_json(draft / TUNING_FILE, sealed({_TEACHER: teacher_fingerprint(f"local-dir:{draft}"), **epochs}))
     gc.collect()  # releases the optimizer's moments
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from twinbud.core.errors import TwinbudError, explained_writes
-from twinbud.core.files import read_json, require_unchanged, sealed, write_bytes, write_json
+from twinbud.core.files import read_sealed, sealed, write_bytes, write_json
 from twinbud.core.typed_json import from_json, to_json
 from twinbud.evaluation.predictions import Predictions
 from twinbud.models.weights_file import read_safetensors
@@ -171,9 +171,7 @@ def read_trust(folder: Path, task: Task) -> TrustedModel | None:
     if not os.path.lexists(path):
         return None
     try:
-        content = read_json(path)
-        trust = from_json(Trust, content, "trust")
-        require_unchanged(content)
+        trust = read_sealed(path, lambda content: from_json(Trust, content, "trust"))
     except (OSError, ValueError) as error:
         raise TwinbudError(f"the file cannot be read ({error})", where=str(path), fix=_AGAIN) from error
     if trust.weights_sha256 != hash_weights(folder):
