@@ -75,12 +75,12 @@ class FakeJobs:
         self.num_lost, self.num_arrays = num_lost, 0
 
     def submit(self, assignment: Assignment, folder: Path, count: int) -> list[Any]:
-        folder.mkdir(parents=True)
+        slurm.write_assignment(assignment, folder)
         self.num_arrays += 1
         if self.num_arrays <= self.num_lost:
             EventLog(folder, "0")(RunStarted(assignment.runs[0].run_id))
         else:
-            slurm.ArrayElement(assignment, folder, 0)()
+            slurm.ArrayElement(folder, 0)()
 
         class Ended:
             state = "NODE_FAIL"
@@ -136,10 +136,11 @@ def test_a_job_that_slurm_does_not_queue_again_ends_without_failing_its_run(
     study = plan_study(request_, executor=SlurmExecutor(threads=1, cluster="local"))
     study.store.create()
     assignment = Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=1)
+    slurm.write_assignment(assignment, tmp_path / "job")
     before = signal.signal(signal.SIGUSR2, refuse)
     try:
         with pytest.raises(SystemExit, match=r"the job is not queued again .*scontrol"):
-            slurm.ArrayElement(assignment, tmp_path, 0)()
+            slurm.ArrayElement(tmp_path / "job", 0)()
         assert signal.getsignal(signal.SIGUSR2) is refuse
     finally:
         signal.signal(signal.SIGUSR2, before)
@@ -204,6 +205,9 @@ def test_the_script_of_the_array_requests_what_the_options_say(
     assignment = Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=2)
     jobs = executor.submit(assignment, tmp_path / "jobs", 3)
     assert [job.job_id for job in jobs] == ["12_0", "12_1", "12_2"]
+    pickles = [path.read_bytes() for path in (tmp_path / "jobs").glob("*_submitted.pkl")]
+    run_id = study.runs[0].run_id.encode()
+    assert [run_id in pickled for pickled in pickles] == [False] * 3, "the runs are in one file, however many elements"
     lines = set((tmp_path / "script.sh").read_text().splitlines())
     wanted = ("array=0-2%3", "cpus-per-task=2", "gpus-per-node=1", "job-name=twinbud", "partition=gpu", "time=60")
     wanted += ("reservation=night", "exclusive", "requeue", "spread-job", "signal=USR2@30")

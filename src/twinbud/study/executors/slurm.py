@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import time
 import uuid
@@ -31,6 +32,7 @@ from twinbud.study.executors.worker import set_thread_variables
 WHERE = "--executor slurm"
 JOBS = "jobs"
 """Scripts, logs and events of the job arrays, in the runs folder."""
+_ASSIGNMENT = "assignment.pickle"
 _MINUTES = 480
 _MAX_REQUEUES = 1000
 _MAX_TASKS = 64
@@ -54,25 +56,32 @@ class ArrayElement:
     """What one element of the array executes; a new one is queued by Slurm when its time is over.
 
     Args:
-        assignment: The runs; all elements have the same list.
-        folder: Where events are logged.
+        folder: The folder of the array, with the runs (``write_assignment``) and the logs of events.
         number: Number of the element.
     """
 
-    def __init__(self, assignment: Assignment, folder: Path, number: int) -> None:
-        self.assignment, self.folder, self.number = assignment, folder, number
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
 
     def __call__(self) -> None:
         """Execute runs until all are settled, or Slurm requests a stop."""
-        set_thread_variables(self.assignment.threads)
+        assignment = pickle.loads((self.folder / _ASSIGNMENT).read_bytes())
+        set_thread_variables(assignment.threads)
         with suppress(Stopped), _errors_of_submitit_end_the_job():  # the run is saved
-            execute_pending_runs(self.assignment, EventLog(self.folder, str(self.number)))
+            execute_pending_runs(assignment, EventLog(self.folder, str(self.number)))
 
     def checkpoint(self) -> Any:
         """Return what Slurm queues again when the time is over; unfinished runs resume from their checkpoints."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def write_assignment(assignment: Assignment, folder: Path) -> None:
+    """Create the folder of an array with its runs, which all elements read: each of them holds a path only."""
+    with explained_writes(folder):
+        folder.mkdir(parents=True)
+        (folder / _ASSIGNMENT).write_bytes(pickle.dumps(assignment))
 
 
 @contextmanager
@@ -160,12 +169,11 @@ class SlurmExecutor:
         Raises:
             TwinbudError: Slurm refuses the jobs, or the folder cannot be written.
         """
-        with explained_writes(folder):
-            folder.mkdir(parents=True)
+        write_assignment(assignment, folder)
         slurm = self._open(folder)
         try:
             with slurm.batch():
-                jobs = [slurm.submit(ArrayElement(assignment, folder, number)) for number in range(count)]
+                jobs = [slurm.submit(ArrayElement(folder, number)) for number in range(count)]
         except (self.submitit.core.utils.FailedJobError, OSError) as error:
             fix = "Check the options given with --slurm, such as partition and account"
             raise TwinbudError(f"Slurm refuses the jobs ({first_line(error)})", where=WHERE, fix=fix) from error
