@@ -35,7 +35,7 @@ from twinbud.runs.memory import require_training_memory
 from twinbud.runs.probe import start_from_probe
 from twinbud.runs.resume import run_identity
 from twinbud.training.checkpoint_manager import CheckpointManager
-from twinbud.training.epoch_loop import History, plan_steps
+from twinbud.training.epoch_loop import History
 from twinbud.training.execution import Execution
 
 TUNING_FILE = "tuning.json"
@@ -43,6 +43,7 @@ _TEACHER = "teacher"
 """In ``tuning.json``: the fingerprint of the tuned teacher."""
 _UNUSED = ("profile", "distillation", "alpha", "beta", "temperature")
 """Training settings that the fine-tuning does not use: with other values of them, runs can share a tuned teacher."""
+_LABEL = "fine-tuning the teacher"
 _POLL_SECONDS = 1.0
 
 
@@ -86,18 +87,24 @@ def tuning_training_config(config: RunConfig) -> TrainingConfig:
 
 def is_shared_tuning(config: RunConfig) -> bool:
     """Return whether the run is nothing but the fine-tuning that other runs of its study start from."""
+    return config.teacher_cache is not None and _is_tuning(config)
+
+
+def _is_tuning(config: RunConfig) -> bool:
+    """Return whether the run is nothing but the fine-tuning of its teacher."""
     training = config.training
     is_plain = not training.learns_from_teacher and training.evaluate_every is None
-    return (
-        config.teacher_cache is not None
-        and (config.model.method, config.model.student) == ("finetune", "same")
-        and is_plain
-    )
+    return (config.model.method, config.model.student) == ("finetune", "same") and is_plain
 
 
-def num_tuning_steps(config: RunConfig, num_labelled: int) -> int:
-    """Return the number of optimizer steps of the fine-tuning on ``num_labelled`` images; 0 without one."""
-    return plan_steps(tuning_training_config(config), num_labelled).num_steps if config.tuning.tune_teacher else 0
+def shared_tuning_config(config: RunConfig) -> RunConfig | None:
+    """Return the settings of the fine-tuning that the run starts from, or consists of; None if there is none.
+
+    Runs of a study for which they have the same effect share the tuned teacher.
+    """
+    if config.tuning.tune_teacher:
+        return tuning_config(config)
+    return config if _is_tuning(config) else None
 
 
 def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> TunedTeacher:
@@ -119,9 +126,13 @@ def tune_teacher(job: Job, folder: Path, checkpoints: CheckpointManager, progres
     if cache is not None:
         folder = cache / _key(job)
     with _exclusive(folder, checkpoints) if cache is not None else nullcontext():
-        if not os.path.lexists(folder / TUNING_FILE):
+        is_tuned = os.path.lexists(folder / TUNING_FILE)
+        if not is_tuned:
             _tune(job, folder, checkpoints, progress)
     history = _read_history(folder)
+    if is_tuned:
+        with progress.bar(_LABEL, history.num_steps, kind="steps") as advance:
+            advance(history.num_steps)
     return TunedTeacher(info=read_teacher_info(f"local-dir:{folder.absolute()}"), history=history)
 
 
@@ -162,12 +173,12 @@ def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Prog
     )
     memory, student_pair, training = PeakMemory(job.device), job.student_pair, job.config.training
     start = start_from_probe(job, checkpoints, progress)
-    phase, option = "fine-tuning the teacher", "--tune-learning-rate"
-    execution = Execution(checkpoints=checkpoints, progress=progress, label=phase, rate_option=option)
+    option = "--tune-learning-rate"
+    execution = Execution(checkpoints=checkpoints, progress=progress, label=_LABEL, rate_option=option)
     try:
         history = fit_job(job, execution).after(start)
     except TwinbudError as error:
-        raise error.at(phase) from error
+        raise error.at(_LABEL) from error
     with new_folder(folder, force=True) as draft:  # one without TUNING_FILE is damaged
         save_model_folder(
             draft,

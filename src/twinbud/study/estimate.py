@@ -1,10 +1,9 @@
 """Estimate the time of runs: their number of steps times the measured time of a step.
 
 The time of a step comes from finished runs of the same shape. Without one, a few steps are timed on blank images with
-random weights. Then a step of recovery or of the teacher's fine-tuning counts as a training step, although it takes
-longer.
-Least squares takes no steps and is counted only if a finished run has its time. Nor does a probe: only its test pass
-is counted.
+random weights; then a step of recovery counts as a training step, although it takes longer. Fine-tuning that runs share
+is counted once. Least squares takes no steps and is counted only if a finished run has its time. Nor does a probe: only
+its test pass is counted.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from twinbud.models.initialization import describe_student
 from twinbud.models.student_pair import StudentPair
 from twinbud.models.student_spec import make_student_spec
 from twinbud.models.teacher import read_teacher_info
+from twinbud.runs.tuning import shared_tuning_config
 from twinbud.study.grid import PlannedRun, checked_config
 from twinbud.training.amp import choose_device, choose_precision, cpu_threads
 from twinbud.training.execution import Execution
@@ -40,12 +40,17 @@ class Estimate:
 
     Args:
         records: Records of finished runs, from any machine.
+        done: Runs that are finished: fine-tuning that they share with others is not repeated.
         progress: Reports when steps are timed.
     """
 
-    def __init__(self, records: Iterable[Mapping[str, Any]], progress: Progress) -> None:
+    def __init__(
+        self, records: Iterable[Mapping[str, Any]], progress: Progress, done: Iterable[PlannedRun] = ()
+    ) -> None:
         self.progress = progress
-        self.step_seconds: dict[tuple[Any, ...], list[float]] = {}
+        self.tuned = {run.tuning.tuning_id for run in done if run.tuning}
+        self.recorded: dict[tuple[Any, ...], list[float]] = {}
+        self.measured: dict[tuple[Any, ...], float] = {}
         self.least_squares: dict[tuple[Any, ...], list[float]] = {}
         for record in records:
             facts, cost, least_squares = record["facts"], record["cost"], 0.0
@@ -55,7 +60,7 @@ class Estimate:
             if not cost["num_steps"]:
                 continue
             step_seconds = (cost["train_seconds"] - least_squares) / cost["num_steps"]
-            self.step_seconds.setdefault(step_key(facts), []).append(step_seconds)
+            self.recorded.setdefault(step_key(facts), []).append(step_seconds)
 
     def seconds(self, run: PlannedRun) -> float:
         """Estimate training and the test pass, without loading and reporting.
@@ -63,13 +68,32 @@ class Estimate:
         Raises:
             TwinbudError: The student cannot be built.
         """
-        settings, key = run.facts["settings"], step_key(run.facts)
-        if key not in self.step_seconds:
-            self.progress.note(f"timing {_NUM_STEPS} steps: {settings['student']}, {settings['method']}")
-            self.step_seconds[key] = [measure_step(checked_config(run.settings))]
-        step = statistics.median(self.step_seconds[key])
+        step, tuning_step = self._step_seconds(run)
         least_squares = statistics.median(self.least_squares.get(_images_key(run.facts), [0.0]))
-        return least_squares + step * (run.num_steps + _TEST_SHARE * run.num_test / settings["batch_size"])
+        num_steps = run.num_steps + _TEST_SHARE * run.num_test / run.facts["settings"]["batch_size"]
+        if run.tuning is None:
+            return least_squares + step * num_steps
+        is_tuned = run.tuning.tuning_id in self.tuned
+        self.tuned.add(run.tuning.tuning_id)
+        num_tuning_steps = run.tuning.num_steps
+        return least_squares + step * (num_steps - num_tuning_steps) + tuning_step * num_tuning_steps * (not is_tuned)
+
+    def _step_seconds(self, run: PlannedRun) -> tuple[float, float]:
+        """Return the seconds of a step of the run, and of its fine-tuning; records hold the mean of both."""
+        key = step_key(run.facts)
+        if key in self.recorded:
+            mean = statistics.median(self.recorded[key])
+            return mean, mean
+        config = checked_config(run.settings)
+        seconds = self._measure(key, config)
+        tuning = shared_tuning_config(config)
+        return seconds, seconds if tuning in (None, config) else self._measure((*key, "tuning"), tuning)
+
+    def _measure(self, key: tuple[Any, ...], config: RunConfig) -> float:
+        if key not in self.measured:
+            self.progress.note(f"timing {_NUM_STEPS} steps: {config.model.student}, {config.model.method}")
+            self.measured[key] = measure_step(config)
+        return self.measured[key]
 
 
 def step_key(facts: Mapping[str, Any]) -> tuple[Any, ...]:

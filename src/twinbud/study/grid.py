@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twinbud.config.loading import read_setting, run_config
 from twinbud.config.profiles import PROFILES
@@ -43,6 +43,18 @@ class Cell:
         return str(self.coordinates["data"])
 
 
+class SharedTuning(NamedTuple):
+    """The fine-tuning of a teacher that a run starts from, or consists of.
+
+    Attributes:
+        tuning_id: The same for all runs that share the tuned teacher.
+        num_steps: Its optimizer steps.
+    """
+
+    tuning_id: str
+    num_steps: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """A run that an executor can execute.
@@ -52,9 +64,10 @@ class PlannedRun:
         facts: The facts that ``run_id`` is the checksum of.
         coordinates: The value on every axis of the recipe.
         settings: The settings for ``run_config``.
-        num_steps: Optimizer steps of recovery and training.
+        num_steps: Optimizer steps of all stages.
         num_test: Images in the test part.
         is_default: Whether it is the run of a sweep that has the default value.
+        tuning: The fine-tuning among its stages; None without one.
     """
 
     run_id: str
@@ -64,6 +77,7 @@ class PlannedRun:
     num_steps: int
     num_test: int
     is_default: bool = False
+    tuning: SharedTuning | None = None
 
     @property
     def label(self) -> str:

@@ -23,8 +23,8 @@ from twinbud.models.initialization import describe_student
 from twinbud.models.teacher_fingerprint import teacher_fingerprint
 from twinbud.recovery.stage import num_recovery_steps
 from twinbud.runs.context import decode_images, look_for_near_duplicates
-from twinbud.runs.tuning import num_tuning_steps
-from twinbud.study.grid import Cell, PlannedRun
+from twinbud.runs.tuning import shared_tuning_config
+from twinbud.study.grid import Cell, PlannedRun, SharedTuning
 from twinbud.study.run_id import images_fingerprint, make_run_id, run_facts
 from twinbud.training.epoch_loop import plan_steps
 
@@ -162,15 +162,24 @@ class _Planner:
     def plan(self, cell: Cell, source: Mapping[str, str]) -> PlannedRun:
         facts = self._facts(cell, cell.config, source)
         sizes = self._split_sizes(cell.data, cell.config.data)
+        tuning = self._tuning(cell, source, sizes)
         return PlannedRun(
             run_id=make_run_id(facts),
             facts=facts,
             coordinates=cell.coordinates,
             settings={**cell.settings, **source},
-            num_steps=_num_steps(cell.config, sizes),
+            num_steps=_num_steps(cell.config, sizes, tuning),
             num_test=sizes.test,
             is_default=cell.default is not None and facts == self._default_facts(cell, cell.default, source),
+            tuning=tuning,
         )
+
+    def _tuning(self, cell: Cell, source: Mapping[str, str], sizes: _SplitSizes) -> SharedTuning | None:
+        config = shared_tuning_config(cell.config)
+        if config is None:
+            return None
+        num_steps = plan_steps(config.training, sizes.labelled).num_steps
+        return SharedTuning(make_run_id(self._facts(cell, config, source)), num_steps)
 
     def _default_facts(self, cell: Cell, default: RunConfig, source: Mapping[str, str]) -> dict[str, Any]:
         """Return the facts of a sweep's default, which consecutive cells share."""
@@ -220,9 +229,10 @@ class _Planner:
         return self.near_pairs[name]
 
 
-def _num_steps(config: RunConfig, sizes: _SplitSizes) -> int:
+def _num_steps(config: RunConfig, sizes: _SplitSizes, tuning: SharedTuning | None) -> int:
     """Return the number of optimizer steps of all stages: tuning of the teacher, recovery, all phases of training."""
     num_images = sizes.train if config.recovery.recover == "unlabelled" else sizes.labelled
     is_trained = config.model.method != "probe"
     training = is_trained * config.training.num_phases * plan_steps(config.training, sizes.labelled).num_steps
-    return num_tuning_steps(config, sizes.labelled) + num_recovery_steps(config, num_images) + training
+    tuning_before = tuning.num_steps if tuning and config.tuning.tune_teacher else 0
+    return tuning_before + num_recovery_steps(config, num_images) + training

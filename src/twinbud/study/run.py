@@ -228,7 +228,8 @@ def refresh_study(study: Study) -> Study:
 def estimate_seconds(study: Study, progress: Progress | None = None) -> float:
     """Estimate the time of the missing runs, from measured steps and the number of workers."""
     records = [study.store.read(run_id) for run_id in sorted(study.done)]
-    estimate = Estimate(records, progress or SilentProgress())
+    done = [run for run in study.runs if run.run_id in study.done]
+    estimate = Estimate(records, progress or SilentProgress(), done)
     return sum(map(estimate.seconds, study.missing)) / study.num_workers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from twinbud.study.executors.base import (
@@ -15,6 +15,7 @@ from twinbud.study.executors.base import (
     RunStarted,
     StepsTaken,
 )
+from twinbud.study.grid import PlannedRun
 
 _SCAN_SECONDS = 1.0
 """Time between two scans of the runs folder for runs that other processes have finished."""
@@ -59,7 +60,7 @@ class StatusTracker:
         self.labels = {run.run_id: run.label for run in assignment.runs}
         self.unsettled = set(self.labels)
         self.status = StudyStatus(num_runs=num_done + len(self.labels), num_done=num_done)
-        self.timer = _StepTimer({run.run_id: run.num_steps for run in assignment.runs})
+        self.timer = _StepTimer(assignment.runs)
         self.last_scan = time.monotonic()
 
     def update(self, event: Event) -> StudyStatus:
@@ -101,7 +102,7 @@ class StatusTracker:
     def _settle(self, run_id: str, *, has_failed: bool) -> None:
         if run_id in self.unsettled:
             self.unsettled.remove(run_id)
-            self.timer.settle(run_id)
+            self.timer.settle(run_id, has_failed=has_failed)
             self.status.num_failed += has_failed
             self.status.num_done += not has_failed
 
@@ -115,35 +116,54 @@ class _StepTimer:
     """Estimates the remaining time from the steps taken so far.
 
     Args:
-        num_steps: Planned steps of each run.
+        runs: The runs to execute. Fine-tuning that several of them share is counted once.
     """
 
-    def __init__(self, num_steps: dict[str, int]) -> None:
-        self.num_steps, self.reached = num_steps, dict[str, int]()
-        self.num_left = sum(num_steps.values())
+    def __init__(self, runs: Iterable[PlannedRun]) -> None:
+        self.stages = {run.run_id: _stages(run) for run in runs}
+        self.num_steps = {stage: num for stages in self.stages.values() for stage, num in stages.items()}
+        self.reached = dict[str, int]()
+        self.num_left = sum(self.num_steps.values())
         self.num_timed = 0
         """Steps taken since ``start``."""
         self.start = 0.0
 
     def step(self, run_id: str, reached: int) -> None:
+        for stage, num_steps in self.stages[run_id].items():
+            self._step(stage, min(reached, num_steps))
+            reached -= min(reached, num_steps)
+
+    def _step(self, stage: str, reached: int) -> None:
         if reached == 0:
             return
         self.start = self.start or time.monotonic()
-        if run_id in self.reached:  # a resumed run starts at its checkpoint: its first steps were not timed
-            self.num_timed += reached - self.reached[run_id]
-        self.num_left -= reached - self.reached.get(run_id, 0)
-        self.reached[run_id] = reached
+        if stage in self.reached:  # a resumed run starts at its checkpoint: its first steps were not timed
+            self.num_timed += reached - self.reached[stage]
+        self._reach(stage, reached)
+
+    def _reach(self, stage: str, reached: int) -> None:
+        self.num_left -= reached - self.reached.get(stage, 0)
+        self.reached[stage] = reached
 
     def finish(self, run_id: str) -> None:
-        if run_id in self.reached:
-            self.step(run_id, self.num_steps[run_id])
+        """Count the steps of a run in progress as taken."""
+        for stage in self.stages[run_id].keys() & self.reached.keys():
+            self._step(stage, self.num_steps[stage])
 
-    def settle(self, run_id: str) -> None:
-        """Stop counting the remaining steps of a run."""
-        self.num_left -= self.num_steps[run_id] - self.reached.get(run_id, 0)
-        self.reached[run_id] = self.num_steps[run_id]
+    def settle(self, run_id: str, *, has_failed: bool) -> None:
+        """Stop counting the remaining steps of a run; those of its fine-tuning are left for other runs if it failed."""
+        for stage, num_steps in self.stages[run_id].items():
+            if stage == run_id or not has_failed:
+                self._reach(stage, num_steps)
 
     def seconds_left(self) -> float | None:
         if self.num_timed <= 0:
             return None
         return self.num_left * (time.monotonic() - self.start) / self.num_timed
+
+
+def _stages(run: PlannedRun) -> dict[str, int]:
+    """Return the steps of the fine-tuning, if there is one, and of all that follows, in this order."""
+    if run.tuning is None:
+        return {run.run_id: run.num_steps}
+    return {f"tuning {run.tuning.tuning_id}": run.tuning.num_steps, run.run_id: run.num_steps - run.tuning.num_steps}
