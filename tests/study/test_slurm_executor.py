@@ -226,6 +226,14 @@ def test_the_script_of_the_array_requests_what_the_options_say(
         (("--slurm", "time"), "--slurm: 'time' is not KEY=VALUE. Give a value: --slurm time=60."),
         (("--slurm", "time=2:00"), "--slurm time: '2:00' is not a number of minutes. Give --slurm time=60."),
         (("--slurm", "signal_delay_s=soon"), "--slurm signal_delay_s: 'soon' is not a number of seconds."),
+        (
+            ("--slurm", "time=60", "--slurm", "time=90"),
+            "--slurm time: two values are given, '60' and '90'. Give one of them.",
+        ),
+        (
+            ("--slurm", "spread-job=true", "--slurm", "spread_job=no"),
+            "--slurm spread_job: two values are given, 'true' and 'no'. Give one of them.",
+        ),
         (("--slurm", "nodes=2"), "--slurm: 'nodes' is set by twinbud."),
         (("--slurm", "map_count=2"), "--slurm: 'map_count' is set by twinbud."),
         (("--slurm", "array=0-9"), "--slurm: 'array' is set by twinbud."),

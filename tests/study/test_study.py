@@ -303,6 +303,10 @@ def test_changed_images_are_refused_before_anything_is_written(small: Small, tmp
     [
         ((), "--data: shades has no path. Give --data shades=PATH."),
         (("--data", "shades"), "--data: 'shades' is not NAME=PATH. Write --data shades=PATH."),
+        (
+            ("--data", "shades=a", "--data", "shades=b"),
+            "--data shades: two paths are given, 'a' and 'b'. Give one of them.",
+        ),
         (("--data", "shdaes=x"), "--data: 'shdaes' is not one of shades. Did you mean 'shades'?"),
         (("--data", "shades=none"), "--data none: there is no such file or folder."),
         (("--data", "shades={images}", "--workers", -1), "--workers: -1 is negative."),

@@ -40,17 +40,21 @@ def parse_data_paths(options: Sequence[str], cells: Sequence[Cell]) -> dict[str,
         public set.
 
     Raises:
-        TwinbudError: An option is not NAME=PATH or names an unknown set, or a set has no path.
+        TwinbudError: An option is not NAME=PATH or names an unknown set, or a set has no path or two of them.
     """
     names = list(dict.fromkeys(cell.data for cell in cells))
     known = {name: parse_data(name) for name in names}
     sources = {name: {"data": name} for name, spec in known.items() if not spec.is_path}
+    paths: dict[str, str] = {}
     for option in options:
         name, equals, path = option.partition("=")
         if not equals or not path:
             raise TwinbudError(f"'{option}' is not NAME=PATH", where="--data", fix=f"Write --data {names[0]}=PATH")
         if name not in names:
             raise unknown_choice("--data", name, names)
+        if (earlier := paths.setdefault(name, path)) != path:
+            problem = f"two paths are given, '{earlier}' and '{path}'"
+            raise TwinbudError(problem, where=f"--data {name}", fix="Give one of them")
         public, _, root = path.partition("=")
         if known[name].has_root:
             sources[name] = {"data": name, "data_root": path}

@@ -262,6 +262,7 @@ def _slurm_parameters(options: Sequence[str], submitit: Any) -> dict[str, Any]:
     known = submitit.SlurmExecutor._valid_parameters()
     parameters: dict[str, Any] = {}
     others: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for option in options:
         key, equals, value = option.partition("=")
         key = key.replace("-", "_")
@@ -275,8 +276,11 @@ def _slurm_parameters(options: Sequence[str], submitit: Any) -> dict[str, Any]:
             raise TwinbudError(problem, where=f"--slurm {key}", fix=fix)
         if key in _LISTS:
             parameters.setdefault(key, []).append(value)
-        else:
-            (parameters if key in known else others)[key] = int(value) if key in _NUMBERS else _flag(key, value)
+            continue
+        if (earlier := given.setdefault(key, value)) != value:
+            problem = f"two values are given, '{earlier}' and '{value}'"
+            raise TwinbudError(problem, where=f"--slurm {key}", fix="Give one of them")
+        (parameters if key in known else others)[key] = int(value) if key in _NUMBERS else _flag(key, value)
     if "no_requeue" not in others:  # an element is queued again when its time is over, whatever the cluster's default
         others["requeue"] = True
     return {**parameters, "additional_parameters": others}
