@@ -53,6 +53,35 @@ def paths(image_index: ImageIndex) -> list[str]:
     return [row.path for row in image_index.rows]
 
 
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"window": "auto"}, "--window auto has no effect: no file is DICOM or NIfTI"),
+        ({"frames": "middle"}, "--frames middle has no effect: no file or series holds several images"),
+        ({"axis": "coronal"}, "--axis coronal has no effect: no file is NIfTI"),
+        ({"volume": 0}, "--volume 0 has no effect: no file is NIfTI"),
+    ],
+)
+def test_a_setting_of_formats_that_the_set_does_not_hold_is_told(
+    settings: dict[str, object], note: str, tmp_path: Path
+) -> None:
+    for label, number in product("ab", range(2)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.new("L", (3, 3), number).save(tmp_path / label / f"{number}.png")
+    (told,) = index(tmp_path, **settings).notes
+    assert told.startswith(note)
+    assert index(tmp_path).notes == ()
+
+
+def test_a_setting_that_applies_to_some_files_is_not_told(source: Path, tmp_path: Path) -> None:
+    notes = index(source, window="auto", frames="middle").notes
+    assert not [note for note in notes if "no effect" in note]
+    for series, number in product(range(4), range(3)):
+        label = "ab"[series % 2]
+        save_slices(tmp_path / "series" / label / f"{series}-{number}", series=str(series), position=number)
+    assert index(tmp_path / "series", window="auto", frames="middle").notes == ()
+
+
 def test_a_file_of_several_images_becomes_one_row_an_image_in_their_order(tmp_path: Path) -> None:
     for label in ("a", "b"):
         save_slices(tmp_path / label / "volume", 12)

@@ -10,12 +10,12 @@ images are of one patient, unless a CSV says it:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinbud.config.data_config import DataConfig
-from twinbud.config.reading import ALL_FRAMES, Plane, Reading
+from twinbud.config.reading import ALL_FRAMES, DICOM_WINDOW, Plane, Reading
 from twinbud.core.errors import TwinbudError, first_few
 from twinbud.core.progress import Progress
 from twinbud.data.formats.base import FileSurvey, NoPixels
@@ -37,11 +37,13 @@ class Frames:
         rows: One an image.
         left_out: Files that hold no image, and files of a series that ``--frames`` does not take.
         notes: Sentences about what was found in the files.
+        without_effect: Sentences about settings that change nothing for these files.
     """
 
     rows: tuple[ImageRow, ...]
     left_out: tuple[IgnoredFile, ...]
     notes: tuple[str, ...]
+    without_effect: tuple[str, ...]
 
 
 def with_frames(image_index: ImageIndex, config: DataConfig, progress: Progress) -> ImageIndex:
@@ -64,7 +66,7 @@ def with_frames(image_index: ImageIndex, config: DataConfig, progress: Progress)
         image_index,
         rows=tuple(rows),
         ignored=(*image_index.ignored, *frames.left_out, *repeated),
-        notes=(*image_index.notes, *frames.notes),
+        notes=(*image_index.notes, *frames.notes, *frames.without_effect),
     )
 
 
@@ -106,7 +108,12 @@ def list_frames(rows: Sequence[ImageRow], reading: Reading, salt: PatientSalt | 
     warnings = Counter(text for known in of_files.values() if isinstance(known, FileSurvey) for text in known.warnings)
     notes += [_note(count, "file", text) for text, count in sorted(warnings.items())]
     notes += mixed_notes({row.path: surveys[index] for index, row in enumerate(rows) if index in surveys})
-    return Frames(rows=tuple(found), left_out=tuple(left_out), notes=tuple(filter(None, notes)))
+    return Frames(
+        rows=tuple(found),
+        left_out=tuple(left_out),
+        notes=tuple(filter(None, notes)),
+        without_effect=tuple(_without_effect(rows, surveys, reading)),
+    )
 
 
 def _survey(rows: Sequence[ImageRow], plane: Plane, salt: PatientSalt | None, progress: Progress) -> _Surveys:
@@ -174,6 +181,24 @@ def _too_large(rows: Sequence[ImageRow], surveys: _Surveys, reading: Reading) ->
         where="--frames",
         fix=f"Give series of more images, or train with --frames 0 to {len(places) - 1}, middle or all",
     )
+
+
+def _without_effect(rows: Sequence[ImageRow], surveys: _Surveys, reading: Reading) -> Iterator[str]:
+    """Yield a sentence for each setting of ``reading`` that is not the default and applies to none of the files."""
+    found = [(rows[index], known) for index, known in surveys.items() if isinstance(known, FileSurvey)]
+    has_several = any(known.num_frames > 1 and row.image.frame is None for row, known in found)
+    has_volumes = any(known.is_volume for _, known in found)
+    for value, default, option, applies, what in (
+        (reading.window, DICOM_WINDOW, "--window", found, "no file is DICOM or NIfTI"),
+        (reading.frames, ALL_FRAMES, "--frames", has_several or _series(rows, surveys), _NONE_OF_SEVERAL),
+        (reading.axis, Plane().axis, "--axis", has_volumes, "no file is NIfTI"),
+        (reading.volume, None, "--volume", has_volumes, "no file is NIfTI"),
+    ):
+        if value != default and not applies:
+            yield f"{option} {value} has no effect: {what}"
+
+
+_NONE_OF_SEVERAL = "no file or series holds several images (only DICOM and NIfTI can)"
 
 
 def _group_names(rows: Sequence[ImageRow], surveys: _Surveys) -> dict[int, str]:

@@ -120,6 +120,7 @@ class FileSurvey:
 
     Attributes:
         num_frames: Number of images in it.
+        is_volume: Whether its images are slices, which ``Plane`` chooses.
         patient: Key of its patient, hashed already; None where the file does not tell.
         series: Key of the series of files that it belongs to, hashed already; None if it belongs to none.
         position: Its place in that series: files are sorted by it.
@@ -128,6 +129,7 @@ class FileSurvey:
     """
 
     num_frames: int = 1
+    is_volume: bool = False
     patient: str | None = None
     series: str | None = None
     position: tuple[float, ...] = ()

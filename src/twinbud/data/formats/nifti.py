@@ -73,7 +73,7 @@ class NiftiReader:
         """Count the slices, from the header; see ``SurveyedReader.survey``."""
         header = read_header(head_of(file.read(_PACKED_HEAD_BYTES)))
         count, _, _ = self._sizes(header)
-        return FileSurvey(num_frames=count, warnings=tuple(_warnings(header, self.plane)))
+        return FileSurvey(num_frames=count, is_volume=True, warnings=tuple(_warnings(header, self.plane)))
 
     def describe(self, contents: Contents) -> ImageInfo:
         """Read the size of a slice and their number; see ``ImageReader.describe``."""
