@@ -110,6 +110,17 @@ def test_the_help_of_train_explains_every_setting() -> None:
             ("train", "--data", "x", "--label-columns=", "--teacher", "x", "--output", "y"),
             "--label-columns: the value is",
         ),
+        (
+            ("teach", "--architecture=", "--from", "x", "--data", "x", "--output", "y"),
+            "--architecture: the value is empty. Give --architecture a value.",
+        ),
+        (
+            ("audit", "x.csv", "--patient-column="),
+            "--patient-column: the value is empty. Give --patient-column a value.",
+        ),
+        (("audit", "x.csv", "--label-column="), "--label-column: the value is empty."),
+        (("audit", "x.csv", "--image-column="), "--image-column: the value is empty."),
+        (("audit", "x.csv", "--split-column="), "--split-column: the value is empty."),
         (("train", "--data", "x", "--classes=", "--teacher", "x", "--output", "y"), "--classes: the value is empty."),
         (
             ("train", "--output", "x", "--skip-broken=on"),

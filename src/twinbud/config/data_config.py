@@ -25,10 +25,12 @@ class DataConfig(TaskConfig):
         "phantom", "Folder of class folders, CSV file, 'phantom' (generated), or a set by name.", min_length=1
     )
     data_root: Path | None = setting(None, "Local copy of the set that --data names: its folder, or its .npz file.")
-    image_column: str = setting("image_path", "CSV column of the image path, relative to the CSV file.")
-    label_column: str = setting("label", "CSV column of the class name.")
-    patient_column: str = setting("patient_id", "CSV column of the patient; no patient is in two parts of the split.")
-    split_column: str = setting("split", "CSV column with train, val or test.")
+    image_column: str = setting("image_path", "CSV column of the image path, relative to the CSV file.", min_length=1)
+    label_column: str = setting("label", "CSV column of the class name.", min_length=1)
+    patient_column: str = setting(
+        "patient_id", "CSV column of the patient; no patient is in two parts of the split.", min_length=1
+    )
+    split_column: str = setting("split", "CSV column with train, val or test.", min_length=1)
     split: Path | None = setting(None, "split.csv of an earlier run, to reuse its split.")
     split_seed: int = setting(0, "Seed of the 80/20 split into training and test part.")
     develop: bool = setting(

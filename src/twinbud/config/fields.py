@@ -121,7 +121,7 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
 
 def _empty(name: str) -> TwinbudError:
     option = option_of(name)
-    return TwinbudError("the value is empty", where=option, fix=f"Give {option} a value, or leave it out")
+    return TwinbudError("the value is empty", where=option, fix=f"Give {option} a value")
 
 
 def _invalid(name: str, hint: Any, errors: list[ErrorDetails]) -> TwinbudError:
