@@ -88,6 +88,7 @@ def test_one_class_an_image_is_not_several_labels(tmp_path: Path) -> None:
             r"'left' is a single column. Name at least two \(A,B\), or give --label-column left",
         ),
         ({"label_columns": "left,left"}, "'left' is named twice. Name each column once"),
+        ({"label_columns": "left,No Finding"}, "'No Finding' says that no label applies, and is none itself. Leave it"),
         ({"label_columns": "left,"}, "--label-columns left,: one name is empty"),
         ({"label_columns": "left,hernia"}, "--label-columns: 'hernia' is not a column of "),
         ({"label_columns": "left,patient_id"}, "'P0' is neither yes nor no"),
@@ -98,6 +99,16 @@ def test_one_class_an_image_is_not_several_labels(tmp_path: Path) -> None:
 def test_label_columns_that_cannot_be_used_are_refused(settings_: dict[str, Any], problem: str, columns: str) -> None:
     with pytest.raises(TwinbudError, match=problem):
         read_index(DataConfig(data=columns, **settings_))
+
+
+@pytest.mark.parametrize("label", ["mass|No finding", "mass|no finding?"])
+def test_no_finding_beside_a_label_is_refused(label: str, tmp_path: Path) -> None:
+    save_images(tmp_path, {"a": 4})
+    path = tmp_path / "labels.csv"
+    labels = (label, "mass", "mass|effusion", "effusion")
+    path.write_text("image_path,label\n" + "".join(f"a/00{n}.png,{text}\n" for n, text in enumerate(labels)))
+    with pytest.raises(TwinbudError, match=r"row 2: .* names labels and says that none applies"):
+        read_index(DataConfig(data=str(path), task="multi-label"))
 
 
 def test_a_label_that_a_single_image_shows_cannot_be_trained(tmp_path: Path) -> None:

@@ -97,6 +97,22 @@ def test_odd_class_names_and_paths_come_back_as_they_were(tmp_path):
     assert all(row[f"logit_{row['label']}"] == "1" for row in rows)
 
 
+def test_prediction_sets_of_any_class_names_differ_in_the_file(tmp_path):
+    classes = ("a", "b", "a|b", "a\\", "c")
+    sets = np.array([[bool(number >> place & 1) for place in range(5)] for number in range(32)])
+    predictions = Predictions(
+        paths=tuple(map(str, range(32))),
+        labels=None,
+        probabilities=np.full((32, 5), 0.2),
+        classes=classes,
+        sets=sets,
+    )
+    write_predictions(tmp_path / "p.csv", predictions)
+    cells = [row["set"] for row in csv.DictReader((tmp_path / "p.csv").read_text().splitlines())]
+    assert (cells[3], cells[4]) == ("a|b", "a\\|b")
+    assert len(set(cells)) == 32
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -84,10 +84,13 @@ def with_findings(rows: Sequence[ImageRow]) -> tuple[list[ImageRow], tuple[str, 
     """Return the rows with the findings that their labels say, and the names of all labels, sorted.
 
     Raises:
-        TwinbudError: A label is empty, as in ``a||b``.
+        TwinbudError: A label is empty, as in ``a||b``, or "no finding" is one of several.
     """
     found = [parse_findings(row.label) for row in rows]
     for row, findings in zip(rows, found, strict=True):
+        if any(comparison_key(name) == NO_FINDING for name in (*findings.present, *findings.unknown)):
+            problem = f"{visible_text(row.label)} names labels and says that none applies"
+            raise TwinbudError(problem, where=row.place, fix=f"Write '{NO_FINDING}' alone, or leave it out")
         if not all((*findings.present, *findings.unknown)):
             problem = f"{visible_text(row.label)} has an empty label"
             raise TwinbudError(problem, where=row.place, fix="Write the labels as a|b, and 'no finding' for none")
@@ -101,7 +104,8 @@ def check_label_columns(columns: Sequence[str], where: str) -> None:
     """Check the names of the label columns.
 
     Raises:
-        TwinbudError: There is only one, one is empty or named twice, or one has a character that marks findings.
+        TwinbudError: There is only one, one is empty or named twice, one has a character that marks findings, or one
+            is "no finding".
     """
     if len(columns) < 2:
         fix = f"Name at least two (A,B), or give --label-column {columns[0]}"
@@ -113,3 +117,6 @@ def check_label_columns(columns: Sequence[str], where: str) -> None:
     if wrong := [name for name in columns if SEPARATOR in name or name.endswith(UNKNOWN)]:
         problem = f"the label {visible_text(wrong[0])} has a '{SEPARATOR}' or ends with '{UNKNOWN}'"
         raise TwinbudError(problem, where=where, fix="Rename the column")
+    if none := [name for name in columns if comparison_key(name) == NO_FINDING]:
+        problem = f"{visible_text(none[0])} says that no label applies, and is none itself"
+        raise TwinbudError(problem, where=where, fix="Leave it out: an image without any label has no finding")

@@ -12,6 +12,7 @@ import numpy as np
 
 from twinbud.core.csv_files import read_cells, write_csv
 from twinbud.core.errors import TwinbudError
+from twinbud.data.findings import SEPARATOR
 from twinbud.tasks.base import Task
 from twinbud.tasks.single import SingleLabel
 
@@ -163,12 +164,10 @@ class Predictions:
         return wrong[np.argsort(-self.mistakes[wrong], kind="stable")][:limit]
 
 
-SET_SEPARATOR = "|"
-"""Between the classes of a prediction set in CSV files."""
-
-
-def _chosen(names: Sequence[str], is_chosen: np.ndarray) -> list[str]:
-    return [name for name, chosen in zip(names, is_chosen, strict=True) if chosen]
+def _set_text(names: Sequence[str], is_chosen: np.ndarray) -> str:
+    r"""Return the classes of a prediction set as ``a|b``; in a name, a bar is ``\|`` and a backslash ``\\``."""
+    chosen = (name for name, holds in zip(names, is_chosen, strict=True) if holds)
+    return SEPARATOR.join(name.replace("\\", "\\\\").replace(SEPARATOR, f"\\{SEPARATOR}") for name in chosen)
 
 
 def write_predictions(path: Path, predictions: Predictions, *, logits: bool = False) -> None:
@@ -202,9 +201,9 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     """Yield the cells of the CSV file, header first, then one row per image.
 
     Columns: ``path``, ``label`` (empty if unknown), ``prediction``, ``probability_CLASS`` of each class with 8
-    significant digits; where they are known, ``set`` (the classes of the prediction set) and ``ood`` (1 for an image
-    unlike those that the network was made for, else 0); and, if requested, ``logit_NAME`` of each output (a class, or
-    what the task names) with 9 digits, which restore the float32 exactly.
+    significant digits; where they are known, ``set`` (the classes of the prediction set, as ``_set_text`` joins them)
+    and ``ood`` (1 for an image unlike those that the network was made for, else 0); and, if requested, ``logit_NAME``
+    of each output (a class, or what the task names) with 9 digits, which restore the float32 exactly.
 
     Raises:
         TwinbudError: Logits are requested but unknown.
@@ -214,7 +213,7 @@ def prediction_rows(predictions: Predictions, *, logits: bool = False) -> Iterat
     columns = [[[f"{value:.8g}" for value in row] for row in predictions.probabilities]]
     if predictions.sets is not None:
         header.append("set")
-        columns.append([[SET_SEPARATOR.join(_chosen(classes, row))] for row in predictions.sets])
+        columns.append([[_set_text(classes, row)] for row in predictions.sets])
     if predictions.is_novel is not None:
         header.append("ood")
         columns.append([[str(int(value))] for value in predictions.is_novel])
