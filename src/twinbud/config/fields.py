@@ -30,6 +30,8 @@ _NOUNS = {
 """What a value of a type is called in errors."""
 _ON_OFF = {"on": "on", "true": "on", "yes": "on", "off": "off", "false": "off", "no": "off"}
 
+_FINITE = ConfigDict(allow_inf_nan=False)
+
 
 def setting(default: Any, text: str, **limits: Any) -> Any:
     """Declare a field with its default, the sentence that the command line shows, and its range."""
@@ -42,7 +44,7 @@ def hints_of(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=_FINITE | ConfigDict(extra="forbid"))
 class Checked:
     """Reports the first invalid field as one line."""
 
@@ -69,10 +71,11 @@ def read_value(name: str, value: Any, hint: Any) -> Any:
     """Convert ``value``, which may be text, to the type ``hint``.
 
     Raises:
-        TwinbudError: It is not a valid value of that type; the text names ``name`` as an option.
+        TwinbudError: It is not a valid value of that type, or an infinite number or NaN; the text names ``name`` as an
+            option.
     """
     try:
-        return TypeAdapter(hint).validate_python(_plain(name, value, hint))
+        return TypeAdapter(hint, config=_FINITE).validate_python(_plain(name, value, hint))
     except ValidationError as error:
         raise _invalid(name, hint, error.errors(include_url=False)) from None
 

@@ -48,7 +48,8 @@ def export(
         The file, what was compared, and a table of sizes, latencies and accuracies.
 
     Raises:
-        TwinbudError: There is no finished run and no model folder, the file does not pass, or ``output`` exists.
+        TwinbudError: There is no finished run and no model folder, a value is outside its range, the file does not
+            pass, or ``output`` exists.
 
     Example:
         >>> import twinbud
