@@ -95,6 +95,23 @@ def calls(module: str) -> list[ast.Call]:
     return [node for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
 
 
+def test_a_dataclass_that_holds_arrays_is_compared_as_one_object() -> None:
+    """NumPy and torch compare element by element, so that a generated ``==`` raises an error."""
+    for module in FILES:
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.ClassDef) and any(map(is_array, node.body)):
+                made = [text for each in node.decorator_list if (text := ast.unparse(each)).startswith("dataclass")]
+                assert all("eq=False" in text for text in made), f"{module}: {node.name}"
+
+
+def is_array(line: ast.stmt) -> bool:
+    """Whether the line declares a field with arrays that a generated ``==`` compares."""
+    if not isinstance(line, ast.AnnAssign) or (line.value and "compare=False" in ast.unparse(line.value)):
+        return False
+    hint = ast.unparse(line.annotation)
+    return any(name in hint for name in ("ndarray", "torch.Tensor")) and "Callable" not in hint
+
+
 def test_pickles_are_never_opened_except_by_two_files() -> None:
     for module in FILES:
         names = imported(module)

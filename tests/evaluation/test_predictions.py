@@ -51,6 +51,16 @@ def test_csv_gives_back_paths_classes_and_probabilities(tmp_path):
     np.testing.assert_allclose(written, thirds, rtol=1e-8)
 
 
+def test_predictions_can_be_compared_and_kept_in_a_set():
+    first, second = (
+        Predictions(paths=("a", "b"), labels=None, probabilities=np.full((2, 2), 0.5), classes=("x", "y"))
+        for _ in range(2)
+    )
+    assert first == first
+    assert first != second
+    assert {first, first} == {first}
+
+
 def test_unknown_labels_are_blank(tmp_path):
     write_predictions(tmp_path / "predictions.csv", make(labels=None))
     assert {row["label"] for row in read(tmp_path / "predictions.csv")} == {""}

@@ -22,7 +22,7 @@ _ATTEMPTS = 10
 _MAX_LOG_RATIO = math.log(4 / 3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """Augmentation of N samples in one epoch; None for a part that is off.
 
@@ -142,7 +142,7 @@ def apply_views(images_BCSS: torch.Tensor, views: Views) -> torch.Tensor:
     return seen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalization:
     """Converts pixels in [0, 255] of any dtype to float32 input of a network: ``(pixels / 255 - mean) / std``.
 

@@ -43,7 +43,7 @@ def blank_digests(image_store: ImageStore) -> frozenset[str]:
     return frozenset(digest for digest, index in first.items() if is_blank(image_store.tensor([index])[0]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Groups:
     """Which images must be on one side of a split, and why.
 

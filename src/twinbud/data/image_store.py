@@ -25,7 +25,7 @@ OnProgress = Callable[[int], None]
 """Receives the number of images done, on the calling thread."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageStore:
     """Resized images, in the order of their files. A gray image is stored as one channel."""
 

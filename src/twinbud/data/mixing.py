@@ -17,7 +17,7 @@ import torch
 from twinbud.core.rng import numpy_stream
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixing:
     """How each of N samples is mixed in one epoch.
 

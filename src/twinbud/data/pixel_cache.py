@@ -48,7 +48,7 @@ def entry_name(contents_digest: bytes, image: ImageRef) -> str:
     return hashlib.sha256(contents_digest + repr(parts).encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SmallImage:
     """One image, decoded and resized.
 

@@ -140,7 +140,7 @@ def weighted_average_precisions(positive: np.ndarray, scores: np.ndarray, weight
     return ratio((precision * np.diff(hits, axis=1, prepend=0.0)).sum(axis=1), hits[:, -1])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Images:
     """Arrays that every replicate weights, computed once."""
 

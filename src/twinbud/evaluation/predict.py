@@ -16,7 +16,7 @@ from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.families.base import TimmModel
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Outputs:
     """What a network says of N images.
 

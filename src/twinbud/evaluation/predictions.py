@@ -17,7 +17,7 @@ from twinbud.tasks.base import Task
 from twinbud.tasks.single import SingleLabel
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
     """Class probabilities of N images over K classes, with logits and labels where these are known.
 

@@ -27,7 +27,7 @@ Probability = Callable[[torch.Tensor], np.ndarray]
 """From normalized images (B, C, S, S) to the probability (B,) of the label that is explained."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Deletion:
     """How the probability of a label falls as pixels are removed.
 

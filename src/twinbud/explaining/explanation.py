@@ -28,7 +28,7 @@ MIN_PLACES = 3
 """Smallest side of a map of which places can be compared."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
     """The map of one image.
 

@@ -39,7 +39,7 @@ _MAX_BATCH = 16
 _MAX_BATCH_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
     """What a classifier says of N images."""
 

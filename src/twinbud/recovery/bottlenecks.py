@@ -43,7 +43,7 @@ from twinbud.recovery.subspace import principal_directions
 from twinbud.recovery.surgeon import Reader, removal_order
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BottleneckStatistics:
     """What the student's streams and channels depend on.
 
@@ -56,7 +56,7 @@ class BottleneckStatistics:
     readers: Mapping[str, tuple[Reader, ...]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BottleneckSubspaces:
     """The subspaces of the student or the auxiliary, and the channels that go with them.
 
@@ -235,7 +235,7 @@ class _Covariance:
         return self.value / _trace(self.value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _WeightedInputs:
     """The inputs of a layer, and what it makes of them."""
 

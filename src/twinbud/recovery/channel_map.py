@@ -32,7 +32,7 @@ class BlockPair:
     teacher: tuple[TimmModel, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelMap:
     """A student and its teacher, at one image size and on one device.
 

@@ -77,7 +77,7 @@ def compensate_layers(
     return fits
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stream:
     """The teacher's residual stream of one batch before the current branch, and whether the batch is held out."""
 

@@ -180,7 +180,7 @@ def _after(recovery: RecoverySupport, pair: BlockPair, branch: Branch, stream: _
     return recovery.add(stream.student_stream, outputs)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Streams:
     """The state of one batch between branches.
 

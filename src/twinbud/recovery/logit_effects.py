@@ -43,7 +43,7 @@ EVEN_SHARE = 0.3
 """Share of a weight that does not depend on gradients: the last block would ignore all patches."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LogitEffects:
     """Second moments of the gradients, over all images.
 
@@ -114,7 +114,7 @@ def _position_weights(squares_L: torch.Tensor) -> torch.Tensor:
     return (EVEN_SHARE + (1 - EVEN_SHARE) * relative_L).float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Recorded:
     """What one forward pass computed, by name.
 

@@ -21,7 +21,7 @@ from twinbud.recovery.least_squares import RefitBatch
 from twinbud.recovery.normal_equations import gram_matrix, not_finite
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StreamStatistics:
     """What a subspace of the residual stream depends on.
 

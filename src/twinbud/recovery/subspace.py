@@ -59,7 +59,7 @@ _SMALLEST_MOMENT = 1e-6
 """Smaller eigenvalues of C, relative to the largest, are rounding."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Subspace:
     """A subspace of the teacher's residual stream, and the heads and neurons that go with it.
 

@@ -94,7 +94,7 @@ class Comparison:
         return self.runs[0]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Judged:
     """A run and its out-of-fold predictions, in the order of their paths."""
 

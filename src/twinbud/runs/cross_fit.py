@@ -33,7 +33,7 @@ from twinbud.trust.novelty import fit_novelty
 from twinbud.trust.record import hash_weights
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
     """Labelled images, and what models that have not learned from them say.
 

@@ -52,7 +52,7 @@ class ListedImages:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TeachingImages:
     """The decoded images, and their use.
 

@@ -61,7 +61,7 @@ class FeatureQuality:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MeasuredImages:
     """The images that measure a network: none is a test image.
 

@@ -78,7 +78,7 @@ def _resampled(maps: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Te
     return F.interpolate(maps, size, mode=mode, antialias=True, align_corners=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Whitening:
     """Mean and standard deviation of each channel of the source, so that every channel counts alike in the loss."""
 

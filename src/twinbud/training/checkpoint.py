@@ -76,7 +76,7 @@ class Position:
 START = Position(num_steps=0, epoch=1, batch=0, running_means=(), seconds=0.0, records=())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     """A position, and the tensors of the networks and the optimizer at it."""
 

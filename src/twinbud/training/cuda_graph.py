@@ -68,7 +68,7 @@ def _capture_stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Recorded(Generic[R]):
     graph: torch.cuda.CUDAGraph
     arguments: tuple[torch.Tensor, ...]

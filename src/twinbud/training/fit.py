@@ -36,7 +36,7 @@ from twinbud.training.same_class_pairs import draw_same_class_pairs
 from twinbud.training.train_step import Objective, TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledImages:
     """Labelled images and how to normalize them.
 

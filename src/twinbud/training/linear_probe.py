@@ -51,7 +51,7 @@ Folds = list[tuple[np.ndarray, np.ndarray]]
 """Indices of the training and the validation part of each fold."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LinearClassifier:
     """A linear classifier on features: logits = features · weightᵀ + bias.
 

@@ -24,7 +24,7 @@ from twinbud.tasks.single import SINGLE_LABEL
 from twinbud.training.target_formulas import update_similarity, virtual_teacher
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Inputs of the soft targets for one step.
 

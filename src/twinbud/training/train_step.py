@@ -59,7 +59,7 @@ class Objective:
     balancing: Balancing = UNBALANCED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepResult:
     """Result of one step for its batch, before the update; all tensors stay on the device.
 

@@ -19,7 +19,7 @@ from twinbud.training.optimizer import Optimizer
 from twinbud.training.running_means import RunningMeans
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class UnlabelledImages:
     """Images without labels.
 

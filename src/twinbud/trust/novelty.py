@@ -21,7 +21,7 @@ _ACCEPTED_SHARE = 0.95
 """Share of the images like those of the training that a threshold accepts."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Novelty:
     """Statistics of the features of labelled images.
 

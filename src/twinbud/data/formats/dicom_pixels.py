@@ -19,7 +19,7 @@ _MAX_FRAGMENTS = 200_000
 _MIN_ITEM_BYTES = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredFrame:
     """The stored values of one frame.
 

@@ -78,7 +78,7 @@ def to_rgb(frame: StoredFrame, groups: Sequence[DicomElements], window: str | No
     return _mapped(frame, shown)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LookupTable:
     """A table of a file.
 

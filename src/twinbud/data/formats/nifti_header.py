@@ -43,7 +43,7 @@ _CONVERT = "Convert it with nibabel: nibabel.save(nibabel.load('scan.hdr'), 'sca
 _SAVE_SAMPLES = "Save it as integers, as 32-bit or 64-bit floating-point numbers, or as RGB24"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NiftiHeader:
     """What is needed to read the samples.
 

@@ -45,7 +45,7 @@ _Number = TypeVar("_Number", int, float)
 Range = tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Volume:
     """The voxels of one volume, as they are stored.
 

@@ -13,7 +13,7 @@ from twinbud.models.discovery.dimensions import Dimension, fix, unify
 Dimensions = tuple[Dimension, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of an operation.
 
