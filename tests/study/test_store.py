@@ -107,7 +107,8 @@ def test_the_name_of_an_image_set_keeps_its_images(store: RunStore) -> None:
 
 
 def request(method: str, sampling: int, run_id: str) -> RequestedRun:
-    return RequestedRun(run_id=run_id, profile="paper", coordinates={"method": method, "sampling": sampling})
+    coordinates = {"data": "x", "pair": "vit", "fraction": 0.05, "sampling": sampling, "method": method}
+    return RequestedRun(run_id=run_id, profile="paper", coordinates=coordinates)
 
 
 def test_requests_accumulate_until_the_recipe_changes(store: RunStore) -> None:
@@ -119,6 +120,36 @@ def test_requests_accumulate_until_the_recipe_changes(store: RunStore) -> None:
     store.add_requests("small", "another", [request("dual", 0, "e")])
     assert store.read_plan("small") == StudyPlan("another", (request("dual", 0, "e"),))
     assert store.read_plan("none") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run_id": 3},
+        {"run_id": "../../x"},
+        {"profile": None},
+        {"is_default": "no"},
+        {"coordinates": []},
+        {"coordinates": {"method": "dual", "sampling": 0}},
+        *({"coordinates": {name: value}} for name in ("data", "pair", "method") for value in (3, None, ["a"])),
+        *({"coordinates": {name: value}} for name in ("fraction", "sampling") for value in ("x", None, True)),
+        {"coordinates": {"sweep": "alpha"}},
+        {"coordinates": {"alpha": [0.5]}},
+        {"coordinates": {"alpha": 0.5}},
+    ],
+    ids=str,
+)
+def test_a_plan_that_no_study_wrote_is_refused(store: RunStore, changes: dict[str, Any]) -> None:
+    store.add_requests("small", "digest", [request("dual", 0, "a"), request("dual", 1, "b")])
+    path = store.path / "plans" / "small.json"
+    plan = json.loads(path.read_text())
+    first, whole = plan["runs"][0], ([], {"method": "dual", "sampling": 0})
+    if changes.get("coordinates", []) not in whole:
+        changes = {"coordinates": first["coordinates"] | changes["coordinates"]}
+    first.update(changes)
+    path.write_text(json.dumps(plan))
+    with pytest.raises(TwinbudError, match=r"small\.json: the plan of the study cannot be read"):
+        store.read_plan("small")
 
 
 @pytest.mark.parametrize("text", ["{", '{"runs": []}', '{"digest": "x", "runs": [{}]}', '{"digest": "x", "runs": [3]}'])

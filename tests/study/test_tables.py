@@ -232,6 +232,25 @@ def test_records_of_an_unknown_image_set_are_refused_in_one_line(tmp_path: Path)
         collect(recipe_of(tmp_path), store)
 
 
+def test_a_plan_with_a_pair_that_the_recipe_lacks_is_refused_in_one_line(tmp_path: Path) -> None:
+    tables_of(tmp_path)
+    path = tmp_path / "runs" / "plans" / "small.json"
+    path.write_text(path.read_text().replace('"pair":"vit"', '"pair":"swin"', 1))
+    with pytest.raises(TwinbudError, match=r"small\.json: the plan has runs of pair 'swin', which the recipe does not"):
+        collect(recipe_of(tmp_path), RunStore(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("damage", [{"num_images": "many"}, {"classes": 3}, {"classes": [3]}], ids=str)
+def test_an_image_set_of_another_type_is_refused_in_one_line(damage: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "study.json"
+    tables_of(tmp_path)
+    path.write_text(
+        json.dumps({"format_version": 2, "image_sets": {"brain-mri": {"fingerprint": "x", **BRAIN, **damage}}})
+    )
+    with pytest.raises(TwinbudError, match=r"is not a runs folder: it has no readable study\.json"):
+        collect(recipe_of(tmp_path), RunStore(tmp_path / "runs"))
+
+
 def test_the_paper_column_is_not_compared_before_a_run_is_finished(tmp_path: Path) -> None:
     sets, runs = ["brain-mri", "lung-ct"], RunStore(tmp_path / "runs")
     grid = {"data": sets, "pair": ["vit"], "method": list(ACCURACY), "fraction": [0.05], "sampling": 5}

@@ -48,10 +48,22 @@ class RequestedRun:
         Raises:
             KeyError: A key is missing.
             TypeError: A value has another type.
+            ValueError: A value has another type, or is none that a study writes.
         """
-        return cls(
+        run = cls(
             run_id=content["run_id"],
             profile=content["profile"],
             coordinates=dict(content["coordinates"]),
             is_default=content["is_default"],
         )
+        at = run.coordinates
+        names = (run.run_id, run.profile, at["data"], at["pair"], at["method"], at.get("sweep", ""))
+        if not all(isinstance(name, str) for name in names) or not (run.run_id.isascii() and run.run_id.isalnum()):
+            raise ValueError("a name is no text, or no run has such an id")
+        if type(at["sampling"]) is not int or type(at["fraction"]) not in (int, float):
+            raise ValueError("a sampling or a fraction is no number")
+        if type(run.is_default) is not bool or ("sweep" in at) != ("value" in at):
+            raise ValueError("a sweep has no setting, or no value")
+        if any(isinstance(value, list | dict) for value in at.values()):
+            raise ValueError("a coordinate has several values")
+        return run

@@ -118,7 +118,11 @@ class RunStore:
             version = content.get("format_version", content.get("format"))
             image_sets = dict(content["image_sets"]) if version == FORMAT_VERSION else {}
             for each in image_sets.values():
-                _ = each["fingerprint"], each["num_images"], each["classes"]
+                if not isinstance(each["num_images"], int) or not all(
+                    isinstance(name, str) for name in each["classes"]
+                ):
+                    raise TypeError("a number of images, or a class, of another type")
+                _ = each["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TwinbudError(
                 f"the folder is not a runs folder: it has no readable {MARKER}", where=str(self.path), fix=_OTHER_FOLDER
@@ -276,18 +280,21 @@ class RunStore:
             kept = earlier.runs if earlier and earlier.digest == digest else ()
             requests = {canonical([run.profile, dict(run.coordinates)]): run for run in (*kept, *runs)}
             content = {"digest": digest, "runs": [run.to_json() for run in requests.values()]}
-            write_text(self._plan_path(name), canonical(content) + "\n")
+            write_text(self.plan_path(name), canonical(content) + "\n")
 
     def read_plan(self, name: str) -> StudyPlan | None:
         """Read the runs requested with a recipe, or None if there are none.
 
         Raises:
-            TwinbudError: The file is damaged.
+            TwinbudError: The file is damaged, or no study has written it.
         """
-        path = self._plan_path(name)
+        path = self.plan_path(name)
         try:
             content = read_json(path)
-            return StudyPlan(str(content["digest"]), tuple(map(RequestedRun.from_json, content["runs"])))
+            plan = StudyPlan(str(content["digest"]), tuple(map(RequestedRun.from_json, content["runs"])))
+            if len({frozenset(run.coordinates) for run in plan.runs}) > 1:
+                raise ValueError("the runs have different axes")
+            return plan
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -305,7 +312,8 @@ class RunStore:
     def _failure_path(self, run_id: str) -> Path:
         return self.path / "failures" / f"{run_id}.json"
 
-    def _plan_path(self, name: str) -> Path:
+    def plan_path(self, name: str) -> Path:
+        """Return the file with the runs requested with a recipe."""
         return self.path / "plans" / f"{name}.json"
 
 

@@ -91,6 +91,9 @@ def collect(recipe: Recipe, store: RunStore) -> Tables:
     if plan.digest != recipe.digest:
         problem = "the recipe differs from the one that the runs were requested with"
         raise TwinbudError(problem, where=recipe.path, fix=f"{command}; finished runs are not repeated")
+    if unknown := [run.coordinates["pair"] for run in plan.runs if run.coordinates["pair"] not in recipe.pairs]:
+        problem = f"the plan has runs of pair '{unknown[0]}', which the recipe does not define"
+        raise TwinbudError(problem, where=str(store.plan_path(recipe.name)), fix=f"Delete the plan. {command}")
     image_sets, notes = store.image_sets(), dict[str, None]()
     runs = [_read_result(run, store, image_sets, notes) for run in plan.runs]
     _require_same_networks(runs, store)
