@@ -53,6 +53,8 @@ def test_a_pair_is_trained_for_an_epoch_and_plain_timm_opens_the_student(
     expected = torch.tensor([[float(row[name]) for name in names] for row in predicted])
     assert len(names) == 3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    heads = "" if family == "mixer" else "; whole heads (--attention heads)"
+    assert f"<dd>uniform{heads}</dd>" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_run_from_a_selection_says_what_its_plan_says_and_its_config_repeats_i
     planned = {"teacher": shared_teacher, "selected": str(selected), "student": "half", "rule": "random"}
     assert settings.items() >= (planned | {"attention": "heads", "swap_roles": True, "seed": 0}).items()
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "<dd>random (seed 7), heads, roles swapped</dd>" in page
+    assert "<dd>random (seed 7); whole heads (--attention heads); roles swapped</dd>" in page
     assert f"<dd>{shared_teacher}</dd>" in page
     answer = command("train", "--config", run / "config.yaml", "--output", tmp_path / "again")
     assert answer.code == 0, answer.err

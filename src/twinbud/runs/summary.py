@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twinbud.config.loading import settings_of
+from twinbud.config.schema import Attention
 from twinbud.core.errors import first_few
 from twinbud.data.image_store import ImageStore
 from twinbud.data.index import ImageIndex
@@ -44,6 +45,12 @@ AUXILIARIES = {
     "none": "none: cross-entropy alone",
 }
 """None for the default, which the report does not mention."""
+_HEADS: dict[Attention, str] = {
+    "interleaved": "each head of channels of several heads of the teacher",
+    "heads": "whole heads",
+    "within": "all heads, each half as wide",
+}
+"""What the student takes of the heads of a teacher with attention."""
 _MAX_MISTAKES = 12
 _MAX_EXAMPLES = 8
 
@@ -90,7 +97,7 @@ def _facts(job: Job, metrics: RunMetrics, environment: dict[str, Any]) -> dict[s
         "Teacher": _teacher(job, metrics),
         "Student": model.student,
         "Recovery": _recovery(job, metrics),
-        "Selection rule": _rule(selection.plan) if selection else None,
+        "Selection rule": _rule(selection.plan, has_heads=_has_heads(job)) if selection else None,
         "Labelled images": f"{len(split.labelled):,} of {len(split.train):,} in the training part",
         "Test images": f"{len(split.test):,}{_developing(split)}, {_seen(job)}",
         "Task": None if job.task.is_exclusive and not job.task.has_order else job.task.name,
@@ -176,9 +183,16 @@ def _developing(split: Split) -> str:
     return f" of the training part ({len(split.held_out):,} of the test part are not used)" if split.held_out else ""
 
 
-def _rule(plan: SelectionPlan) -> str:
+def _rule(plan: SelectionPlan, *, has_heads: bool) -> str:
     seed = f" (seed {plan.seed})" if plan.rule.startswith("random") else ""
-    return f"{plan.rule}{seed}, {plan.attention}{', roles swapped' if plan.swap_roles else ''}"
+    heads = f"; {_HEADS[plan.attention]} (--attention {plan.attention})" if has_heads else ""
+    return f"{plan.rule}{seed}{heads}{'; roles swapped' if plan.swap_roles else ''}"
+
+
+def _has_heads(job: Job) -> bool:
+    """Return whether the student has attention whose heads were selected."""
+    specs = job.initialization.student_spec.family.specs(job.student_pair.student)
+    return any(axis.head_size or axis.kind == "heads" for spec in specs.values() for _, axis in spec.widths())
 
 
 def _seen(job: Job) -> str:
