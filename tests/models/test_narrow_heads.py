@@ -88,7 +88,7 @@ def test_a_random_student_has_the_same_shape(tmp_path: Path) -> None:
 
 def test_heads_of_an_odd_size_cannot_be_halved(tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", ViT, **{**VIT, "embed_dim": 20})
-    with pytest.raises(TwinbudError, match="--attention within: attention heads of 5 channels cannot be halved"):
+    with pytest.raises(TwinbudError, match="--attention within: attention heads of 5 channels cannot be divided by 2"):
         read_student_spec(read_teacher_info(teacher), "half", attention="within")
 
 

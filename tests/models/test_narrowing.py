@@ -16,7 +16,7 @@ from twinbud.models.families.base import TimmModel
 from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import build_network, narrow, narrowed_shapes, outline_network, shapes_of
 from twinbud.models.outline import outline
-from twinbud.models.widths import half_sizes
+from twinbud.models.widths import divided_sizes
 
 WIDE: dict[str, Any] = {"channels": (24, 32, 32, 64)}
 NARROW: dict[str, Any] = {"channels": (12, 16, 16, 32)}
@@ -135,7 +135,7 @@ def test_shapes_follow_from_the_sizes_of_widths() -> None:
     model = outline("convnext_tiny", "test", num_classes=5, **PAIRS["convnext"][1])
     specs, state = family_of(model).specs(model), model.state_dict()
     small = outline("convnext_tiny", "test", num_classes=5, **PAIRS["convnext"][2])
-    assert narrowed_shapes(specs, state, half_sizes(specs, state)) == shapes_of(small.state_dict())
+    assert narrowed_shapes(specs, state, divided_sizes(specs, state, 2)) == shapes_of(small.state_dict())
     assert narrowed_shapes(specs, state, {}) == shapes_of(state)
     one = narrowed_shapes(specs, state, {"stage/1": 9})
     assert one["stages.1.blocks.0.conv_dw.weight"] == (9, 1, 7, 7)

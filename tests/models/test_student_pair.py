@@ -226,7 +226,7 @@ def test_a_student_that_cannot_be_is_refused(teacher: str, student: str, said: s
 
 def test_an_odd_number_of_heads_cannot_be_halved(tmp_path: Path) -> None:
     spec = save_teacher(tmp_path / "odd", "vit_tiny_patch16_224", img_size=28, patch_size=7, embed_dim=24, depth=1)
-    with pytest.raises(TwinbudError, match=r"3 attention heads cannot be halved"):
+    with pytest.raises(TwinbudError, match=r"3 attention heads cannot be divided by 2"):
         read_student_spec(read_teacher_info(spec), "half")
 
 

@@ -122,11 +122,11 @@ def test_a_convnext_recovers_its_map(shared_images: Path, tmp_path: Path) -> Non
     assert {"stages.1.downsample.1", "stages.3.blocks.1.mlp.fc2"} <= {layer["layer"] for layer in layers}
 
 
-@pytest.mark.parametrize("attention", ["heads", "within"])
+@pytest.mark.parametrize(("attention", "student"), [("heads", "half"), ("within", "quarter")])
 def test_a_run_can_start_from_a_subspace(
-    attention: str, shared_images: Path, shared_teacher: str, tmp_path: Path
+    attention: str, student: str, shared_images: Path, shared_teacher: str, tmp_path: Path
 ) -> None:
-    words = (*RECOVER, "--recover-stream", "subspace", "--attention", attention)
+    words = (*RECOVER, "--recover-stream", "subspace", "--attention", attention, "--student", student)
     run = trained(shared_images, shared_teacher, tmp_path / "run", *words)
     content = json.loads((run / "recovery.json").read_text(encoding="utf-8"))
     assert 0 < content["auxiliary"]["subspace_explained"] < content["student"]["subspace_explained"] < 1

@@ -279,7 +279,7 @@ OPTIONS: dict[str, tuple[str, Callable[[], list[Option]]]] = {
     "explain": ("RUN|MODEL_FOLDER [IMAGE_OR_FOLDER...] [options] [--output DIR]", _explain),
     "export": ("RUN|MODEL_FOLDER [--int8] [options] [--output FILE.onnx]", _export),
     "report": ("RUN [--output FILE.html] [--force]", _report),
-    "select": ("--teacher T [--student half|NAME] [options] --output DIR", _select),
+    "select": ("--teacher T [--student half|quarter|NAME] [options] --output DIR", _select),
     "teach": ("--architecture NAME --from TEACHER --data PATH [--split FILE] [options] --output DIR", _teach),
     "audit": ("DATA [--split FILE] [options] [--output DIR]", _audit),
     "study": ("RECIPE.yaml [--data NAME=PATH]... [options] [--runs DIR]", _study),

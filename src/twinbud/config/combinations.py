@@ -8,6 +8,9 @@ from twinbud.config.data_config import DataConfig
 from twinbud.config.fields import option_of
 from twinbud.core.errors import TwinbudError
 
+DIVISORS = {"half": 2, "quarter": 4}
+"""Students that are a part of the teacher: what its widths are divided by."""
+
 
 def require(fits: bool, name: str, value: object, reason: str, valid: str) -> None:
     """Refuse the ``value`` of setting ``name`` unless it ``fits``.
@@ -47,7 +50,7 @@ def require_student(method: str, student: str, selected: Path | None, *, is_whol
         problem = f"'{selected}' contradicts {method}, which selects no weights"
         raise TwinbudError(problem, where="--selected", fix="Give --teacher instead")
     reason = f"{method}, which keeps a pretrained network whole"
-    require(student != "half", "student", student, reason, "same, or name a pretrained network")
+    require(student not in DIVISORS, "student", student, reason, "same, or name a pretrained network")
 
 
 def require_tunable(method: str, selected: Path | None, *, takes_from_teacher: bool) -> None:

@@ -79,7 +79,7 @@ class ModelConfig(Checked):
     )
     student: str = setting(
         "half",
-        "'half' for half the teacher's width, or a timm name of the same family; finetune, probe: 'same', or any"
+        "half or quarter of the teacher's width, or a timm name of the same family; finetune, probe: 'same', or any"
         " network as teacher spells it.",
         min_length=1,
     )

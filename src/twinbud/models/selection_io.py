@@ -33,7 +33,7 @@ class Selection:
 
     Attributes:
         teacher: The teacher as the user spelled it.
-        student: "half", or the student's timm name.
+        student: "half", "quarter", or the student's timm name.
         student_spec: The architecture of student and auxiliary.
         plan: The teacher's indices along each width.
         student_weights: The student's tensors by timm's names, float32, without classifier; position grids

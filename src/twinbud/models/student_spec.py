@@ -1,4 +1,4 @@
-"""The architecture that student and auxiliary share: half the teacher's, or a timm name."""
+"""The architecture that student and auxiliary share: the teacher's with narrower widths, or a timm name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import timm
 import torch
 
+from twinbud.config.combinations import DIVISORS
 from twinbud.config.schema import Attention, Family
 from twinbud.core.errors import TwinbudError, unknown_choice
 from twinbud.data.preprocessing import Preprocessing
 from twinbud.models.discovery.family import DiscoveredFamily, discover
 from twinbud.models.families.base import SelectionFamily, TimmModel
-from twinbud.models.families.heads import half_of_every_head
+from twinbud.models.families.heads import part_of_every_head
 from twinbud.models.families.registry import family_of
 from twinbud.models.narrowing import Shapes, build_network, narrowed_shapes, outline_network, shapes_of
 from twinbud.models.teacher import TeacherInfo
-from twinbud.models.widths import half_sizes
+from twinbud.models.widths import divided_sizes
 
 _SET_ELSEWHERE = ("num_classes", "in_chans", "img_size")
 """Arguments of a teacher that a student does not keep: classes and image size are the run's, channels are always 3.
@@ -100,27 +101,29 @@ def read_student_spec(
 
     Args:
         teacher_info: The teacher.
-        student: "half", "same" for the teacher's own architecture, or a timm name of the teacher's family.
+        student: "half" or "quarter" of every width, "same" for the teacher's own architecture, or a timm name of the
+            teacher's family.
         family: "described", or "auto" to find the widths of the teacher's architecture.
-        attention: With "within", half of the teacher has as many heads of half the channels.
+        attention: With "within", a part of the teacher has as many heads of fewer channels.
 
     Raises:
-        TwinbudError: The name is unknown or belongs to another family, or the teacher cannot be halved.
+        TwinbudError: The name is unknown or belongs to another family, or the teacher's widths cannot be divided.
     """
     teacher = teacher_info.outline(num_classes=0)
     known = family_of(teacher)
     if family == "auto":
         known = discover(teacher_info.architecture, teacher_info.name, teacher_info.model_args)
     shapes: Shapes | None = None
-    if student == "half" and attention == "within":
+    divisor = DIVISORS.get(student)
+    if divisor and attention == "within":
         known.check_attention(teacher, attention)
         architecture = teacher_info.architecture
-        arguments = teacher_info.model_args | half_of_every_head(teacher) | known.pooling_arguments(teacher)
-    elif student == "half":
-        architecture = known.half_name(teacher_info.architecture)
-        shapes = _half_shapes(teacher_info, known) if architecture == teacher_info.architecture else None
-        half = known.half(teacher_info.architecture, teacher) if shapes is None else {}
-        arguments = teacher_info.model_args | half
+        arguments = teacher_info.model_args | part_of_every_head(teacher, divisor) | known.pooling_arguments(teacher)
+    elif divisor:
+        architecture = known.narrow_name(teacher_info.architecture, divisor)
+        shapes = _narrow_shapes(teacher_info, known, divisor) if architecture == teacher_info.architecture else None
+        given = known.narrow_arguments(teacher_info.architecture, teacher, divisor) if shapes is None else {}
+        arguments = teacher_info.model_args | given
     elif student == "same":
         architecture, arguments = teacher_info.architecture, teacher_info.model_args | known.pooling_arguments(teacher)
         shapes = teacher_info.shapes
@@ -134,14 +137,14 @@ def read_student_spec(
     )
 
 
-def _half_shapes(teacher_info: TeacherInfo, family: SelectionFamily) -> Shapes | None:
-    """Return the shapes of half the teacher, or None if timm's arguments give them."""
+def _narrow_shapes(teacher_info: TeacherInfo, family: SelectionFamily, divisor: int) -> Shapes | None:
+    """Return the shapes of the teacher with divided widths, or None if timm's arguments give them."""
     teacher = teacher_info.outline(num_classes=1)
-    sizes = family.half_sizes(teacher)
+    sizes = family.narrow_sizes(teacher, divisor)
     if sizes is None and teacher_info.shapes is None:
         return None
     specs, state = family.specs(teacher), teacher.state_dict()
-    return narrowed_shapes(specs, state, half_sizes(specs, state) if sizes is None else sizes)
+    return narrowed_shapes(specs, state, divided_sizes(specs, state, divisor) if sizes is None else sizes)
 
 
 def make_student_spec(
@@ -219,6 +222,6 @@ def _shape_arguments(model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_student(student: str) -> TwinbudError:
-    """Return the error for a student that is neither "half" nor a timm name."""
-    near = unknown_choice("--student", student, ["half", *timm.list_models()])
-    return TwinbudError(f"'{student}' is neither 'half' nor a timm name", where="--student", fix=near.fix)
+    """Return the error for a student that is neither a part of the teacher nor a timm name."""
+    near = unknown_choice("--student", student, [*DIVISORS, *timm.list_models()])
+    return TwinbudError(f"'{student}' is neither half, quarter nor a timm name", where="--student", fix=near.fix)

@@ -188,6 +188,6 @@ def index_attention(specs: Mapping[str, TensorSpec], attention: Attention) -> di
     return {name: replace(spec, axes=tuple(map(indexed, spec.axes))) for name, spec in specs.items()}
 
 
-def half_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Return half the size of each width, rounded down, but at least 1."""
-    return {width: max(1, size // 2) for width, size in width_sizes(specs, state).items()}
+def divided_sizes(specs: Mapping[str, TensorSpec], state: Mapping[str, torch.Tensor], divisor: int) -> dict[str, int]:
+    """Return the size of each width divided by ``divisor``, rounded down, but at least 1."""
+    return {width: max(1, size // divisor) for width, size in width_sizes(specs, state).items()}

@@ -283,7 +283,7 @@ def select(
     Args:
         teacher: As for ``train``.
         output: Folder to make.
-        student: ``"half"`` for half the teacher's width, or a timm name of the same family.
+        student: ``"half"`` or ``"quarter"`` of the teacher's width, or a timm name of the same family.
         family: ``"described"``, or ``"auto"`` for a network whose widths are found and proved.
         rule: Which elements of each width student and auxiliary take.
         attention: Select attention channels along one axis, whole heads, or the same channels of every head (ViT).

@@ -48,7 +48,7 @@ AUXILIARIES = {
 _HEADS: dict[Attention, str] = {
     "interleaved": "each head of channels of several heads of the teacher",
     "heads": "whole heads",
-    "within": "all heads, each half as wide",
+    "within": "all heads, each narrower",
 }
 """What the student takes of the heads of a teacher with attention."""
 _MAX_MISTAKES = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from twinbud.config.combinations import DIVISORS
 from twinbud.models.families.base import TimmModel
 from twinbud.models.families.registry import family_of
 from twinbud.models.outline import count_parameters
@@ -60,7 +61,10 @@ def list_architectures(recipe: Recipe) -> tuple[Architecture, ...]:
         found += [
             _describe(name, "teacher", info.architecture, teacher),
             _describe(
-                name, "student", student_spec.architecture if pair.student != "half" else f"half of {name}", student
+                name,
+                "student",
+                f"{pair.student} of {name}" if pair.student in DIVISORS else student_spec.architecture,
+                student,
             ),
         ]
     return tuple(found)

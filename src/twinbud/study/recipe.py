@@ -40,7 +40,7 @@ class Pair:
 
     Attributes:
         teacher: Name of the teacher.
-        student: Name of the student, or "half".
+        student: Name of the student, "half" or "quarter".
         paper: Name of the paper's pair in ``paper-tables.json`` whose results are shown, too; None for none.
     """
 

@@ -151,7 +151,7 @@ def test_half_of_a_network_that_nobody_described_runs(name: str, num_whole: int)
     model, _ = network(name)
     family = DiscoveredFamily(model, name)
     whole = width_sizes(family.specs(model), model.state_dict())
-    sizes = family.half_sizes(model)
+    sizes = family.narrow_sizes(model, 2)
     assert all(sizes[width] == whole[width] // 2 for width in sizes)
     assert len(whole) - len(sizes) == num_whole
 
@@ -165,7 +165,7 @@ def test_a_narrower_network_computes_what_the_whole_one_does_without_the_other_c
     else:
         model, _ = network(name)
     family = DiscoveredFamily(model, name)
-    specs, sizes = family.specs(model), family.half_sizes(model)
+    specs, sizes = family.specs(model), family.narrow_sizes(model, 2)
     state = randomize(model).state_dict()
     whole = width_sizes(specs, state)
     kept = {
@@ -196,7 +196,7 @@ def test_heads_that_a_layer_counts_by_itself_stay_whole() -> None:
     """twins_svt keeps its number of heads and divides whatever width it gets by it."""
     model = outline("twins_svt_small", "test", num_classes=3, depths=(1, 1, 1, 1))
     family = DiscoveredFamily(model, "twins_svt_small")
-    sizes = family.half_sizes(model)
+    sizes = family.narrow_sizes(model, 2)
     assert sizes
     assert not [width for width in sizes if width.startswith(("attention/", "groups/"))]
 

@@ -18,4 +18,4 @@ def test_a_convnext_trains_at_the_papers_temperature_and_the_recipes_drop_path()
 def test_half_a_teacher_is_never_deeper_than_the_teacher() -> None:
     """The pair of ConvNeXt-T by name has depths (2, 2, 6, 2)."""
     teacher = random_model("convnext_tiny", dims=[8, 16, 24, 32], depths=[1, 2, 3, 3])
-    assert family_of(teacher).half("convnext_tiny", teacher)["depths"] == [1, 2, 3, 2]
+    assert family_of(teacher).narrow_arguments("convnext_tiny", teacher, 2)["depths"] == [1, 2, 3, 2]

@@ -151,7 +151,7 @@ def test_an_odd_width_is_halved_downwards() -> None:
 
 def test_a_resnet_that_blurs_is_refused_where_timm_cannot_halve_it() -> None:
     info = TeacherInfo(name="blur", architecture="resnetblur18", mean=(), std=(), weights=dict)
-    with pytest.raises(TwinbudError, match=r"^--student half: a ResNet that blurs"):
+    with pytest.raises(TwinbudError, match=r"^--student: a ResNet that blurs"):
         read_student_spec(info, "half")
     assert read_student_spec(TeacherInfo(name="b", architecture="resnetblur50", mean=(), std=(), weights=dict), "half")
 

@@ -113,7 +113,9 @@ def test_shared_keys_are_halved_with_their_groups_of_queries() -> None:
     arguments = {**DINOV3, "num_heads": 8, "num_kv_heads": 4}
     teacher = random_model("vit_base_patch16_sapiens2", **arguments)
     family = family_of(teacher)
-    student = random_model("vit_base_patch16_sapiens2", 1, **{**arguments, **family.half("sapiens", teacher)})
+    student = random_model(
+        "vit_base_patch16_sapiens2", 1, **{**arguments, **family.narrow_arguments("sapiens", teacher, 2)}
+    )
     plan = plan_selection(teacher, student, family, attention="heads")
     found = extract_weights(plan, teacher, student, family, "auxiliary")
     attention = teacher.blocks[0].attn
@@ -125,8 +127,8 @@ def test_shared_keys_are_halved_with_their_groups_of_queries() -> None:
 
 def test_an_odd_number_of_shared_keys_cannot_be_halved() -> None:
     teacher = outline("vit_base_patch16_sapiens2", "teacher", **{**DINOV3, "num_kv_heads": 1})
-    with pytest.raises(TwinbudError, match=r"\[1, 1\] key heads of the blocks cannot all be halved"):
-        family_of(teacher).half("vit_base_patch16_sapiens2", teacher)
+    with pytest.raises(TwinbudError, match=r"\[1, 1\] key heads of the blocks cannot all be divided by 2"):
+        family_of(teacher).narrow_arguments("vit_base_patch16_sapiens2", teacher, 2)
 
 
 @pytest.mark.parametrize("image_size", [32, 48])

@@ -18,7 +18,7 @@ from twinbud.models.families.registry import family_of
 from twinbud.models.invariance import TOLERANCE, PermutationTest, randomize
 from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline
-from twinbud.models.widths import Axis, Concatenation, TensorSpec, half_sizes, width_sizes
+from twinbud.models.widths import Axis, Concatenation, TensorSpec, divided_sizes, width_sizes
 
 Network = tuple[str, dict[str, Any], int]
 """timm's name, its arguments and the image size in pixels."""
@@ -76,7 +76,7 @@ def test_a_width_without_any_one_of_its_tensors_is_found_wrong(name: str) -> Non
 def test_whatever_differs_between_teacher_and_student_runs_along_a_width(name: str) -> None:
     model, _ = build(name)
     family = family_of(model)
-    half = {"embed_dim": 4} if isinstance(model, MlpMixer) else family.half(NETWORKS[name][0], model)
+    half = {"embed_dim": 4} if isinstance(model, MlpMixer) else family.narrow_arguments(NETWORKS[name][0], model, 2)
     student, _ = build(name, num_classes=3, **half)
     check_coverage(model, student, family)
 
@@ -135,7 +135,7 @@ def test_half_of_every_width_gives_a_network_that_runs(name: str) -> None:
     model, image_size = build(name)
     family = family_of(model)
     specs, state = family.specs(model), model.state_dict()
-    shapes = narrowed_shapes(specs, state, half_sizes(specs, state))
+    shapes = narrowed_shapes(specs, state, divided_sizes(specs, state, 2))
     model = narrow(model, shapes).eval()
     assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, 5)
-    assert width_sizes(family.specs(model), model.state_dict()) == half_sizes(specs, state)
+    assert width_sizes(family.specs(model), model.state_dict()) == divided_sizes(specs, state, 2)

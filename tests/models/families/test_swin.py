@@ -48,7 +48,7 @@ def test_half_of_swin_large_is_swin_tiny_and_a_selection_of_it() -> None:
 
 def test_half_a_teacher_is_never_deeper_than_the_teacher() -> None:
     teacher = outline("swin_large_patch4_window7_224", "teacher", depths=[2, 2, 3, 1])
-    assert family_of(teacher).half("swin_large_patch4_window7_224", teacher)["depths"] == [2, 2, 3, 1]
+    assert family_of(teacher).narrow_arguments("swin_large_patch4_window7_224", teacher, 2)["depths"] == [2, 2, 3, 1]
 
 
 def test_swin_small_and_tiny_have_equal_widths_which_leaves_nothing_for_an_auxiliary() -> None:
@@ -151,7 +151,7 @@ def test_an_image_size_that_a_swin_cannot_take_is_refused_with_one_that_fits(ima
 
 
 def test_an_odd_number_of_heads_cannot_be_halved() -> None:
-    with pytest.raises(TwinbudError, match=r"an odd number of attention heads cannot be halved \(3 in stage 0\)"):
+    with pytest.raises(TwinbudError, match=r"the attention heads cannot be divided by 2 \(3 in stage 0\)"):
         read_student_spec(read_teacher_info(TINY), "half")
 
 

@@ -75,13 +75,13 @@ class DiscoveredFamily(PlainFamily):
             )
         return {name: self._specs[name] for name in model.state_dict()}
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Return no arguments: ``half_sizes`` gives the sizes."""
-        del architecture, model
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Return no arguments: ``narrow_sizes`` gives the sizes."""
+        del architecture, model, divisor
         return {}
 
-    def half_sizes(self, model: TimmModel) -> dict[str, int]:
-        """Return half of each width, in whole heads; widths that timm's layers cannot have narrower stay whole.
+    def narrow_sizes(self, model: TimmModel, divisor: int) -> dict[str, int]:
+        """Divide each width, in whole heads; widths that timm's layers cannot have narrower stay whole.
 
         Raises:
             TwinbudError: All of them must stay whole.
@@ -91,9 +91,9 @@ class DiscoveredFamily(PlainFamily):
         together: dict[str, dict[str, int]] = {}
         for width, size in width_sizes(specs, state).items():
             head_size = axes[width].head_size or 1
-            half = max(1, size // head_size // 2) * head_size
+            narrow = max(1, size // head_size // divisor) * head_size
             # a table with one entry for each head shrinks with the heads
-            together.setdefault(axes[width].by_heads().width, {})[width] = half
+            together.setdefault(axes[width].by_heads().width, {})[width] = narrow
         sizes = self._narrowable(model, specs, list(together.values()))
         if not sizes:
             raise TwinbudError(

@@ -195,21 +195,22 @@ class SelectionFamily(ABC):
             TwinbudError: The model has a tensor that this family does not know.
         """
 
-    def half_name(self, architecture: str) -> str:
-        """Return the timm name of half the teacher; by default, the teacher's own, which ``half`` makes narrower.
+    def narrow_name(self, architecture: str, divisor: int) -> str:
+        """Return the timm name of the teacher with every width divided by ``divisor``; by default, the teacher's own.
 
-        With another name, ``half_sizes`` is not used, and ``half`` gives the other arguments.
+        With another name, ``narrow_sizes`` is not used, and ``narrow_arguments`` gives the other arguments.
         """
+        del divisor
         return architecture
 
     @abstractmethod
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Return the arguments of ``timm.create_model`` that halve every width of ``model``; see ``half_name``.
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Return the arguments of ``timm.create_model`` that divide every width of ``model``; see ``narrow_name``.
 
         The depth is that of the paper's pair (Table 1) if it has one for ``architecture``, and the model's otherwise.
 
         Raises:
-            TwinbudError: A width cannot be halved.
+            TwinbudError: A width cannot be divided by ``divisor``.
         """
 
     def teacher_names(self, teacher: TimmModel, student: TimmModel) -> dict[str, str]:
@@ -221,15 +222,15 @@ class SelectionFamily(ABC):
         del teacher
         return {name: name for name in student.state_dict()}
 
-    def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
-        """Return the size of each width of half of ``model``, or None if the arguments that ``half`` returns give it.
+    def narrow_sizes(self, model: TimmModel, divisor: int) -> dict[str, int] | None:
+        """Return the size of each width divided by ``divisor``, or None if ``narrow_arguments`` give it.
 
         A width that is not named stays whole. timm alone cannot build a network of such sizes; see ``narrowing``.
 
         Raises:
-            TwinbudError: A width cannot be halved.
+            TwinbudError: A width cannot be divided by ``divisor``.
         """
-        del model
+        del model, divisor
         return None
 
     @abstractmethod

@@ -12,7 +12,7 @@ from torch import nn
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.families.convolutional import MapRecovery
-from twinbud.models.families.stages import half_depths, stage_blocks
+from twinbud.models.families.stages import stage_blocks, student_depths
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"convnext_tiny": (2, 2, 6, 2)}
@@ -72,11 +72,11 @@ class ConvNeXtFamily(SelectionFamily):
         """See ``SelectionFamily.specs``."""
         return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Halve the width of every stage."""
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Divide the width of every stage."""
         shape = self.shape(model)
-        depths = half_depths(architecture, shape.depths, PAIR_DEPTHS)
-        return {"dims": [width // 2 for width in shape.widths], "depths": depths} | self.form_arguments(model)
+        depths = student_depths(architecture, shape.depths, PAIR_DEPTHS)
+        return {"dims": [width // divisor for width in shape.widths], "depths": depths} | self.form_arguments(model)
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""

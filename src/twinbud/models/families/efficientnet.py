@@ -25,7 +25,7 @@ from twinbud.models.families.convolutional import (
     in_order,
     is_described,
 )
-from twinbud.models.widths import Axis, TensorSpec, half_sizes
+from twinbud.models.widths import Axis, TensorSpec, divided_sizes
 
 HEAD = "head"
 """Name of the last convolution with its norm, as a block."""
@@ -168,14 +168,14 @@ class EfficientNetFamily(ConvolutionalFamily):
         collector.classifier("classifier", run, channels)
         return collector.finish()
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Return nothing: no argument of timm halves the widths; its multipliers round them to multiples of 8."""
-        del architecture, model
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Return nothing: no argument of timm divides the widths; its multipliers round them to multiples of 8."""
+        del architecture, model, divisor
         return {}
 
-    def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
-        """Halve every width."""
-        return half_sizes(self.specs(model), model.state_dict())
+    def narrow_sizes(self, model: TimmModel, divisor: int) -> dict[str, int] | None:
+        """Divide every width."""
+        return divided_sizes(self.specs(model), model.state_dict(), divisor)
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""

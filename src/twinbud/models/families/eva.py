@@ -131,23 +131,23 @@ class EvaFamily(ViTFamily):
         """See ``SelectionFamily.specs``."""
         return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Halve the width and the number of heads; head size and queries per key head stay.
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Divide the width and the number of heads; head size and queries per key head stay.
 
         Raises:
-            TwinbudError: A number of heads is odd.
+            TwinbudError: A number of heads cannot be divided by ``divisor``.
         """
-        arguments = super().half(architecture, model)
+        arguments = super().narrow_arguments(architecture, model, divisor)
         shared = [num_key_heads(block) for block in model.blocks]
         if shared == [block.attn.num_heads for block in model.blocks]:
             return arguments
-        if any(number % 2 for number in shared):
+        if any(number % divisor for number in shared):
             raise TwinbudError(
-                f"{shared} key heads of the blocks cannot all be halved",
+                f"{shared} key heads of the blocks cannot all be divided by {divisor}",
                 where=architecture,
                 fix="Choose another teacher",
             )
-        return arguments | {"num_kv_heads": [number // 2 for number in shared]}
+        return arguments | {"num_kv_heads": [number // divisor for number in shared]}
 
     def pooling_arguments(self, model: TimmModel) -> dict[str, Any]:
         """Pool the mean of the patch tokens, as timm does by default, if the network pools nothing; norms stay."""

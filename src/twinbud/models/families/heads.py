@@ -23,20 +23,20 @@ def has_plain_heads(block: nn.Module) -> bool:
     return type(attention) is TimmAttention and isinstance(attention.norm, nn.Identity) and attention.gate is None
 
 
-def half_of_every_head(model: Any) -> dict[str, Any]:
-    """Return the arguments of ``timm.create_model`` for a ViT of half the width with as many heads.
+def part_of_every_head(model: Any, divisor: int) -> dict[str, Any]:
+    """Return the arguments of ``timm.create_model`` for a ViT of a part of the width with as many heads.
 
     Raises:
-        TwinbudError: A head has an odd number of channels.
+        TwinbudError: The channels of a head cannot be divided by ``divisor``.
     """
     size = model.blocks[0].attn.head_dim
-    if size % 2:
+    if size % divisor:
         raise TwinbudError(
-            f"attention heads of {size} channels cannot be halved",
+            f"attention heads of {size} channels cannot be divided by {divisor}",
             where="--attention within",
             fix="Use --attention heads",
         )
-    return {"embed_dim": model.embed_dim // 2}
+    return {"embed_dim": model.embed_dim // divisor}
 
 
 def whole_heads_only(reason: str, attention: Attention) -> TwinbudError:

@@ -13,7 +13,7 @@ from twinbud.config.schema import Attention
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.base import Branch, LinearMap, NetworkShape, RecoverySupport, SelectionFamily, TimmModel
 from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
-from twinbud.models.widths import Axis, Role, TensorSpec, half_sizes
+from twinbud.models.widths import Axis, Role, TensorSpec, divided_sizes
 
 HALVES = {
     "mixer_l16_224": "mixer_s16_224",
@@ -101,18 +101,18 @@ class MixerFamily(SelectionFamily):
         """See ``SelectionFamily.specs``."""
         return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
-    def half_name(self, architecture: str) -> str:
+    def narrow_name(self, architecture: str, divisor: int) -> str:
         """Return timm's network of half the width, or the teacher's own name, whose tensors are then narrowed."""
-        return HALVES.get(architecture, architecture)
+        return HALVES.get(architecture, architecture) if divisor == 2 else architecture
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
         """Return the image size; the name gives the width."""
-        del architecture
+        del architecture, divisor
         return self.form_arguments(model)
 
-    def half_sizes(self, model: TimmModel) -> dict[str, int]:
-        """Halve the residual width and all hidden widths."""
-        return half_sizes(self.specs(model), model.state_dict())
+    def narrow_sizes(self, model: TimmModel, divisor: int) -> dict[str, int]:
+        """Divide the residual width and all hidden widths."""
+        return divided_sizes(self.specs(model), model.state_dict(), divisor)
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""

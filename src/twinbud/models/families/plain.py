@@ -43,9 +43,9 @@ class PlainFamily(ConvolutionalFamily):
         """
         raise self._no_selection(model)
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
         """Refuse: see ``specs``."""
-        del architecture
+        del architecture, divisor
         raise self._no_selection(model)
 
     def shape(self, model: TimmModel) -> NetworkShape:

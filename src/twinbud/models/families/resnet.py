@@ -18,7 +18,7 @@ from twinbud.models.families.base import (
     TimmModel,
 )
 from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector, is_described
-from twinbud.models.widths import Axis, TensorSpec, half_sizes
+from twinbud.models.widths import Axis, TensorSpec, divided_sizes
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEM = "stem"
@@ -86,15 +86,15 @@ class ResNetFamily(ConvolutionalFamily):
         collector.classifier("fc", width, _num_outputs(model.layer4[-1]))
         return collector.finish()
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Halve the channels of every stage, and a deep stem that shares the first stage's width."""
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Divide the channels of every stage, and of a deep stem that shares the first stage's width."""
         del architecture
-        arguments: dict[str, Any] = {"channels": [width // 2 for width in _planes(model)]}
+        arguments: dict[str, Any] = {"channels": [width // divisor for width in _planes(model)]}
         if _is_deep(model) and _shares_stem(model):
-            arguments["stem_width"] = model.conv1[3].out_channels // 2
+            arguments["stem_width"] = model.conv1[3].out_channels // divisor
         return arguments
 
-    def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
+    def narrow_sizes(self, model: TimmModel, divisor: int) -> dict[str, int] | None:
         """Return the sizes where the stem, which no argument of timm makes narrower, is a part of the first stage.
 
         Raises:
@@ -102,16 +102,16 @@ class ResNetFamily(ConvolutionalFamily):
         """
         first = model.layer1[0]
         # timm adds a convolution to the first shortcut if stem and stage differ, and only then
-        timm_shares = _num_outputs(first) // 2 == first.conv1.in_channels
+        timm_shares = _num_outputs(first) // divisor == first.conv1.in_channels
         if timm_shares == _shares_stem(model) or (_is_deep(model) and _shares_stem(model)):
             return None
         if any(isinstance(module, BlurPool2d) for module in model.modules()):  # keeps its number of channels
             raise TwinbudError(
-                "a ResNet that blurs and shares its stem with the first stage cannot be halved",
-                where="--student half",
+                "a ResNet that blurs and shares its stem with the first stage cannot be made narrower",
+                where="--student",
                 fix="Choose a teacher without blur, such as resnet18",
             )
-        sizes = half_sizes(self.specs(model), model.state_dict())
+        sizes = divided_sizes(self.specs(model), model.state_dict(), divisor)
         return {width: size for width, size in sizes.items() if width.partition("/")[0] != STEM}
 
     def shape(self, model: TimmModel) -> NetworkShape:

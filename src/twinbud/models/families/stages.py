@@ -24,8 +24,8 @@ def stage_blocks(name: str, stages: Iterable[TimmModel]) -> dict[str, nn.Module]
     return found
 
 
-def half_depths(architecture: str, depths: tuple[int, ...], pair_depths: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Return the depths of a teacher's half: those of its pair, if it has one, and no more than its own.
+def student_depths(architecture: str, depths: tuple[int, ...], pair_depths: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """Return the depths of a teacher's student: those of its pair, if it has one, and no more than its own.
 
     A teacher saved with fewer blocks than its name says has no more to give.
 

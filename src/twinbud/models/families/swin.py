@@ -24,7 +24,7 @@ from twinbud.models.families.base import (
     State,
     TimmModel,
 )
-from twinbud.models.families.stages import half_depths, stage_blocks
+from twinbud.models.families.stages import stage_blocks, student_depths
 from twinbud.models.widths import Axis, Role, TensorSpec
 
 PAIR_DEPTHS = {"swin_large_patch4_window7_224": (2, 2, 6, 2)}
@@ -101,24 +101,23 @@ class SwinFamily(SelectionFamily):
         """See ``SelectionFamily.specs``."""
         return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Halve the width and the number of heads of every stage; the head size stays.
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Divide the width and the number of heads of every stage; the head size stays.
 
         Raises:
-            TwinbudError: The number of heads of a stage is odd.
+            TwinbudError: The number of heads of a stage cannot be divided by ``divisor``.
         """
         shape = self.shape(model)
-        odd = [f"{heads} in stage {stage}" for stage, heads in enumerate(shape.heads) if heads % 2]
-        if odd:
+        if wrong := [f"{heads} in stage {stage}" for stage, heads in enumerate(shape.heads) if heads % divisor]:
             raise TwinbudError(
-                f"an odd number of attention heads cannot be halved ({', '.join(odd)})",
+                f"the attention heads cannot be divided by {divisor} ({', '.join(wrong)})",
                 where=architecture,
-                fix="Choose a teacher with even numbers of heads, such as swin_base_patch4_window7_224 or"
-                " swin_large_patch4_window7_224",
+                fix="Use --student half with a teacher that has even numbers of heads, such as"
+                " swin_base_patch4_window7_224 or swin_large_patch4_window7_224",
             )
-        depths = half_depths(architecture, shape.depths, PAIR_DEPTHS)
-        heads = [heads // 2 for heads in shape.heads]
-        return {"embed_dim": shape.widths[0] // 2, "depths": depths, "num_heads": heads}
+        depths = student_depths(architecture, shape.depths, PAIR_DEPTHS)
+        heads = [heads // divisor for heads in shape.heads]
+        return {"embed_dim": shape.widths[0] // divisor, "depths": depths, "num_heads": heads}
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""

@@ -18,7 +18,7 @@ from twinbud.models.families.base import (
     TimmModel,
 )
 from twinbud.models.families.convolutional import ConvolutionalFamily, MapRecovery, SpecCollector, in_order
-from twinbud.models.widths import Axis, TensorSpec, half_sizes
+from twinbud.models.widths import Axis, TensorSpec, divided_sizes
 
 HIDDEN = (Axis("hidden/fc1"), Axis("hidden/fc2"))
 """The two hidden layers of the classifier."""
@@ -125,14 +125,14 @@ class VGGFamily(ConvolutionalFamily):
                 names[name] = f"{other_layer}.{kind}"
         return names
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
         """Return nothing: no argument of timm gives a VGG fewer channels."""
-        del architecture, model
+        del architecture, model, divisor
         return {}
 
-    def half_sizes(self, model: TimmModel) -> dict[str, int] | None:
-        """Halve the channels of every convolution and both hidden layers."""
-        return half_sizes(self.specs(model), model.state_dict())
+    def narrow_sizes(self, model: TimmModel, divisor: int) -> dict[str, int] | None:
+        """Divide the channels of every convolution and both hidden layers."""
+        return divided_sizes(self.specs(model), model.state_dict(), divisor)
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""

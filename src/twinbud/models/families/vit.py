@@ -109,21 +109,21 @@ class ViTFamily(SelectionFamily):
         """See ``SelectionFamily.specs``."""
         return {name: _spec(model, name, tensor.dim()) for name, tensor in model.state_dict().items()}
 
-    def half(self, architecture: str, model: TimmModel) -> dict[str, Any]:
-        """Halve the width and the number of heads; the head size stays.
+    def narrow_arguments(self, architecture: str, model: TimmModel, divisor: int) -> dict[str, Any]:
+        """Divide the width and the number of heads; the head size stays.
 
         Raises:
-            TwinbudError: The number of heads is odd.
+            TwinbudError: The number of heads cannot be divided by ``divisor``.
         """
         heads = model.blocks[0].attn.num_heads
-        if heads % 2:
+        if heads % divisor:
             raise TwinbudError(
-                f"{heads} attention heads cannot be halved",
+                f"{heads} attention heads cannot be divided by {divisor}",
                 where=architecture,
-                fix="Choose a teacher with an even number of heads, such as vit_small_patch16_224, or give --student a"
-                f" ViT with fewer heads of {model.blocks[0].attn.head_dim} channels",
+                fix="Use --attention within, which keeps all heads; or choose a teacher with another number of heads,"
+                f" or give --student a ViT with fewer heads of {model.blocks[0].attn.head_dim} channels",
             )
-        return {"embed_dim": model.embed_dim // 2, "num_heads": heads // 2} | self.pooling_arguments(model)
+        return {"embed_dim": model.embed_dim // divisor, "num_heads": heads // divisor} | self.pooling_arguments(model)
 
     def pooling_arguments(self, model: TimmModel) -> dict[str, Any]:
         """Pool the class token, or the mean of all tokens without one, if the network pools nothing."""
