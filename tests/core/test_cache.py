@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from twinbud.core.cache import cache_folder, temporary_folder, use_temporary_home, warn_of_cache
+from twinbud.core.cache import cache_folder, delete_abandoned, temporary_folder, use_temporary_home, warn_of_cache
 from twinbud.data.phantom import phantom_folder
 from twinbud.models.wheel import WheelNetwork
 
@@ -135,3 +136,16 @@ def test_a_teacher_is_converted_once_and_again_if_its_entry_is_damaged(
     entry.write_bytes(b"half a file")
     assert torch.equal(network.load()["x"], torch.tensor([3.5]))
     assert len(calls) == 2
+
+
+def test_an_abandoned_folder_is_deleted_and_one_that_still_grows_stays(tmp_path: Path) -> None:
+    yesterday = (time.time() - 25 * 3600,) * 2
+    for name in (".set-old", ".set-grows"):
+        (tmp_path / name / "new" / "a").mkdir(parents=True)
+        (tmp_path / name / "new" / "a" / "0.png").write_bytes(b"x")
+        for path in (tmp_path / name / "new" / "a", tmp_path / name / "new", tmp_path / name):
+            os.utime(path, yesterday)
+    os.utime(tmp_path / ".set-grows" / "new" / "a")
+    delete_abandoned(tmp_path, ".set-*")
+    assert [path.name for path in tmp_path.iterdir()] == [".set-grows"]
+    delete_abandoned(tmp_path / "missing", "*")

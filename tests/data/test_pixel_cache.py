@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,3 +197,16 @@ def test_what_is_saved_is_what_is_loaded(cache: PixelCache) -> None:
     assert (found.digest, found.num_pixels) == (image.digest, image.num_pixels)
     assert torch.equal(found.channels, channels)
     assert cache.load("ef" * 32) is None
+
+
+def test_what_a_killed_process_has_left_is_deleted_and_what_is_being_written_stays(cache: PixelCache) -> None:
+    image = SmallImage(
+        entry="ab" * 32, channels=torch.zeros(1, SIZE, SIZE, dtype=torch.uint8), digest="cd" * 32, num_pixels=1
+    )
+    folder = cache.folder / "ab"
+    folder.mkdir(parents=True)
+    for name, age in (("tmpabandoned", 25 * 3600), ("tmpwritten", 600), ("cd" * 31, 25 * 3600)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    cache.save(image)
+    assert {path.name for path in folder.iterdir()} == {"tmpwritten", "cd" * 31, "ab" * 31}

@@ -9,12 +9,17 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 CACHE_VARIABLE = "TWINBUD_CACHE"
 _XDG = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 """Where Matplotlib keeps its settings and its list of fonts; below the home directory where they are not set."""
+_ABANDONED_SECONDS = 24 * 3600
+"""A draft to which nothing was added for so long has no writer any more."""
 
 
 def cache_folder() -> Path:
@@ -41,6 +46,25 @@ def temporary_folder() -> Path:
 @functools.cache
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="twinbud-", ignore_cleanup_errors=True)
+
+
+def delete_abandoned(folder: Path, pattern: str) -> None:
+    """Delete the drafts in a folder of the cache that killed processes have left, and no draft that is being written.
+
+    Args:
+        folder: The folder, which may be missing.
+        pattern: Names of its drafts, files or folders, and of nothing else.
+    """
+    with suppress(OSError):
+        for draft in list(folder.glob(pattern)):
+            with suppress(OSError):  # another process may delete it first
+                changed = max(path.stat().st_mtime for path in (draft, *draft.rglob("*/")))
+                if time.time() - changed < _ABANDONED_SECONDS:
+                    continue
+                if draft.is_dir():
+                    shutil.rmtree(draft, ignore_errors=True)
+                else:
+                    draft.unlink()
 
 
 @functools.cache  # once for each text

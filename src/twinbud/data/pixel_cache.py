@@ -4,8 +4,9 @@ The key of an entry holds everything that its pixels depend on: the bytes of the
 version of this package's decoding and of the decoding libraries, the image size and the resize rule.
 
 An entry is one small file with a checksum, moved into place when complete. Several processes may share the folder: two
-that save the same image write the same bytes, and a damaged entry counts as missing. Entries hold pixels of patients,
-so only the user who made them may read them.
+that save the same image write the same bytes, and a damaged entry counts as missing. What a killed process has not
+completed is deleted a day later, when an entry is saved beside it. Entries hold pixels of patients, so only the user
+who made them may read them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import PIL
 import torch
 
 from twinbud.config.reading import Plane
-from twinbud.core.cache import CACHE_VARIABLE
+from twinbud.core.cache import CACHE_VARIABLE, delete_abandoned
 from twinbud.core.files import read_bytes
 from twinbud.data.index import ImageRef
 from twinbud.data.preprocessing import RESIZE_RULE
@@ -34,6 +35,8 @@ DECODING_VERSION = 3
 _CHECKSUM_BYTES = 32
 _HEADER = struct.Struct("<32sQ")
 """SHA-256 of the pixels at full resolution, and their number."""
+_DRAFT = "tmp"
+"""How the name of an entry that is being written begins; those of entries are hexadecimal."""
 
 
 def entry_name(contents_digest: bytes, image: ImageRef) -> str:
@@ -83,6 +86,7 @@ class PixelCache:
         libraries = "-".join((f"pillow{PIL.__version__}", *others))
         self.folder = folder / f"v{DECODING_VERSION}-{libraries}-{image_size}-{RESIZE_RULE}"
         self.image_size = image_size
+        self._tidy = set[Path]()
         self.trouble: str | None = None
         """Why entries cannot be saved; None until saving fails."""
 
@@ -114,7 +118,10 @@ class PixelCache:
         path = self._path(image.entry)
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, draft = tempfile.mkstemp(dir=path.parent)  # readable by its owner only
+            if path.parent not in self._tidy:
+                self._tidy.add(path.parent)
+                delete_abandoned(path.parent, f"{_DRAFT}*")
+            descriptor, draft = tempfile.mkstemp(prefix=_DRAFT, dir=path.parent)  # readable by its owner only
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(hashlib.sha256(content).digest() + content)

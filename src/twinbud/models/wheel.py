@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from twinbud.core.cache import cache_folder, reason_of, warn_of_cache
+from twinbud.core.cache import cache_folder, delete_abandoned, reason_of, warn_of_cache
 from twinbud.core.errors import TwinbudError
 from twinbud.core.files import draft_path
 from twinbud.models.families.base import State
@@ -64,6 +64,7 @@ class WheelNetwork:
         draft = draft_path(cached)
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
+            delete_abandoned(cached.parent, f".{cached.name}.*.draft")
             draft.write_bytes(save(state))
             draft.replace(cached)
         except OSError as error:

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from twinbud.core.cache import CACHE_VARIABLE, cache_folder, reason_of, temporary_folder, warn_of_cache
+from twinbud.core.cache import (
+    CACHE_VARIABLE,
+    cache_folder,
+    delete_abandoned,
+    reason_of,
+    temporary_folder,
+    warn_of_cache,
+)
 from twinbud.core.csv_files import read_cells, write_csv
 from twinbud.core.errors import TwinbudError, explained_writes
 from twinbud.core.progress import Progress
@@ -86,6 +93,7 @@ def write_once(
         folder.parent.mkdir(parents=True, exist_ok=True)
     progress.note(f"{label}: writing {num_images:,} images to {folder}, once")
     with explained_writes(folder, CACHE_VARIABLE):
+        delete_abandoned(folder.parent, f".{folder.name}-*")
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             with progress.bar("writing images", num_images) as advance:

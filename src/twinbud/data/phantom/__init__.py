@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinbud.core.cache import cache_folder, reason_of, temporary_folder, warn_of_cache
+from twinbud.core.cache import cache_folder, delete_abandoned, reason_of, temporary_folder, warn_of_cache
 from twinbud.core.errors import TwinbudError, explained_writes, unknown_choice
 from twinbud.core.rng import numpy_stream
 from twinbud.data.phantom.anatomy import AIR, Canvas, draw_anatomy, skin_depth
@@ -125,6 +125,7 @@ def phantom_folder(
         with explained_writes(root, "root"):
             return _complete_folder(Path(root), rows, seed=seed, size=size)
     try:
+        delete_abandoned(cache_folder() / "phantom", f".{name}-*")
         return _complete_folder(cache_folder() / "phantom" / name, rows, seed=seed, size=size)
     except (OSError, TwinbudError) as error:
         warn_of_cache(f"the phantom set is not kept in {cache_folder() / 'phantom'} ({reason_of(error)})")
