@@ -11,7 +11,7 @@ import torch
 from helpers.builders import CONVNEXT, DINOV3, SWIN, VIT, random_model, save_teacher
 from twinbud.config.effects import setting_notes
 from twinbud.config.loading import run_config
-from twinbud.config.schema import ModelConfig
+from twinbud.config.schema import Attention, ModelConfig
 from twinbud.core.errors import TwinbudError
 from twinbud.models.families.registry import family_of
 from twinbud.models.initialization import describe_student
@@ -70,6 +70,30 @@ def test_heads_that_another_layer_reads_are_refused(changes: dict[str, Any]) -> 
     teacher = random_model(ViT, **VIT, **changes)
     with pytest.raises(TwinbudError, match="cannot get narrower"):
         family_of(teacher).check_attention(teacher, "within")
+
+
+@pytest.mark.parametrize("attention", ["heads", "interleaved", "within"])
+@pytest.mark.parametrize(
+    ("network", "block"),
+    [
+        ("vit_pwee_patch16_reg1_gap_256", "ParallelScalingBlock"),
+        ("vit_dpwee_patch16_reg1_gap_256", "DiffParallelScalingBlock"),
+        ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
+    ],
+)
+def test_parallel_blocks_are_refused_in_one_line(
+    network: str, block: str, attention: Attention, tmp_path: Path
+) -> None:
+    teacher_info = read_teacher_info(save_teacher(tmp_path / "parallel", network, **VIT))
+    said = f"a {block} has no single attention layer, so its widths are not described. Use --family auto"
+    with pytest.raises(TwinbudError, match=said):
+        select(teacher_info, attention=attention)
+    whole = read_teacher_info(save_teacher(tmp_path / "teacher", ViT, **VIT))
+    with pytest.raises(TwinbudError, match=said):
+        select(whole, student=network, attention=attention)
+    model = random_model(network, **VIT)
+    with pytest.raises(TwinbudError, match=f"{said}|'blocks.0.lambda_q1', for which no width is defined"):
+        family_of(model).specs(model)
 
 
 def test_widths_that_are_found_have_no_heads_that_get_narrower(tmp_path: Path) -> None:

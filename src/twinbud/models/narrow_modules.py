@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from timm.layers.diff_attention import DiffAttention
 from timm.layers.grn import GlobalResponseNorm
 from timm.layers.layer_scale import LayerScale, LayerScale2d
 from timm.layers.norm import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
@@ -131,16 +132,17 @@ def follow_sizes(model: TimmModel, old_sizes: Mapping[str, int]) -> None:
 
 
 def _resize_attention(path: str, module: TimmModel, inner: int) -> None:
-    if inner == module.num_heads * module.head_dim:
+    head_size = 2 * module.head_dim if isinstance(module, DiffAttention) else module.head_dim  # two softmaxes
+    if inner == module.num_heads * head_size:
         return
-    if inner % module.head_dim:
+    if inner % head_size:
         raise TwinbudError(
             f"{type(module).__name__} '{path}' cannot have an inner width of {inner}: its heads have"
-            f" {module.head_dim} channels",
+            f" {head_size} channels",
             where="narrowing",
             fix="Select whole heads",
         )
-    module.num_heads = inner // module.head_dim
+    module.num_heads = inner // head_size
     if hasattr(module, "attn_dim"):
         module.attn_dim = inner
 

@@ -13,7 +13,7 @@ import torch
 from timm.models._builder import build_model_with_cfg
 from timm.models.byobnet import ByobNet, ByoModelCfg, _mobileone_bcfg
 
-from helpers.builders import small_regnety
+from helpers.builders import VIT, small_regnety
 from helpers.convolutional import CONVOLUTIONAL
 from models.families.test_proof import NETWORKS, build
 from twinbud.core.errors import TwinbudError
@@ -22,7 +22,7 @@ from twinbud.models.discovery.found import find_widths
 from twinbud.models.families.base import TimmModel
 from twinbud.models.families.registry import family_of
 from twinbud.models.invariance import prove, randomize
-from twinbud.models.narrowing import narrow
+from twinbud.models.narrowing import narrow, narrowed_shapes
 from twinbud.models.outline import outline
 from twinbud.models.widths import Axis, Concatenation, TensorSpec, width_sizes
 
@@ -199,6 +199,18 @@ def test_heads_that_a_layer_counts_by_itself_stay_whole() -> None:
     sizes = family.narrow_sizes(model, 2)
     assert sizes
     assert not [width for width in sizes if width.startswith(("attention/", "groups/"))]
+
+
+def test_differential_attention_keeps_its_heads_in_a_narrower_network() -> None:
+    """Each of them has two parts of ``head_dim`` channels."""
+    model = timm.create_model("vit_dwee_patch16_reg1_gap_256", num_classes=3, **VIT)
+    family = DiscoveredFamily(model, "vit_dwee")
+    specs, state = family.specs(model), model.state_dict()
+    shapes = narrowed_shapes(specs, state, family.half_sizes(model))
+    narrowed = narrow(deepcopy(model), shapes)
+    assert [block.attn.num_heads for block in narrowed.blocks] == [4, 4]
+    assert narrowed.blocks[0].mlp.fc1.out_features == model.blocks[0].mlp.fc1.out_features // 2
+    assert narrowed(torch.zeros(1, 3, 28, 28)).shape == (1, 3)
 
 
 def test_images_that_hardly_reach_the_output_prove_nothing() -> None:

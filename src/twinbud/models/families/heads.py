@@ -23,13 +23,29 @@ def has_plain_heads(block: nn.Module) -> bool:
     return type(attention) is TimmAttention and isinstance(attention.norm, nn.Identity) and attention.gate is None
 
 
+def attention_of(block: nn.Module) -> Any:
+    """Return the attention of a transformer block.
+
+    Raises:
+        TwinbudError: It has several, or one that is no layer of its own: timm's parallel blocks.
+    """
+    attention = getattr(block, "attn", None)
+    if attention is None:
+        raise TwinbudError(
+            f"a {type(block).__name__} has no single attention layer, so its widths are not described",
+            where="selection from a ViT",
+            fix="Use --family auto, which finds its widths, or train it whole with --method finetune",
+        )
+    return attention
+
+
 def part_of_every_head(model: Any, divisor: int) -> dict[str, Any]:
     """Return the arguments of ``timm.create_model`` for a ViT of a part of the width with as many heads.
 
     Raises:
         TwinbudError: The channels of a head cannot be divided by ``divisor``.
     """
-    size = model.blocks[0].attn.head_dim
+    size = attention_of(model.blocks[0]).head_dim
     if size % divisor:
         raise TwinbudError(
             f"attention heads of {size} channels cannot be divided by {divisor}",

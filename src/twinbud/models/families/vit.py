@@ -25,7 +25,13 @@ from twinbud.models.families.base import (
     TimmModel,
     no_single_stream,
 )
-from twinbud.models.families.heads import has_head_norms, has_plain_heads, no_narrower_heads, whole_heads_only
+from twinbud.models.families.heads import (
+    attention_of,
+    has_head_norms,
+    has_plain_heads,
+    no_narrower_heads,
+    whole_heads_only,
+)
 from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
 from twinbud.models.widths import Axis, Role, TensorSpec
 
@@ -115,13 +121,13 @@ class ViTFamily(SelectionFamily):
         Raises:
             TwinbudError: The number of heads cannot be divided by ``divisor``.
         """
-        heads = model.blocks[0].attn.num_heads
+        heads = attention_of(model.blocks[0]).num_heads
         if heads % divisor:
             raise TwinbudError(
                 f"{heads} attention heads cannot be divided by {divisor}",
                 where=architecture,
                 fix="Use --attention within, which keeps all heads; or choose a teacher with another number of heads,"
-                f" or give --student a ViT with fewer heads of {model.blocks[0].attn.head_dim} channels",
+                f" or give --student a ViT with fewer heads of {attention_of(model.blocks[0]).head_dim} channels",
             )
         return {"embed_dim": model.embed_dim // divisor, "num_heads": heads // divisor} | self.pooling_arguments(model)
 
@@ -134,9 +140,8 @@ class ViTFamily(SelectionFamily):
 
     def shape(self, model: TimmModel) -> NetworkShape:
         """See ``SelectionFamily.shape``."""
-        return NetworkShape(
-            depths=(len(model.blocks),), widths=(model.embed_dim,), heads=(model.blocks[0].attn.num_heads,)
-        )
+        heads = attention_of(model.blocks[0]).num_heads
+        return NetworkShape(depths=(len(model.blocks),), widths=(model.embed_dim,), heads=(heads,))
 
     def image_arguments(self, model: TimmModel, image_size: int, where: str) -> dict[str, Any]:
         """Return ``img_size``, for which the position grid is built.
@@ -172,6 +177,8 @@ class ViTFamily(SelectionFamily):
             TwinbudError: ``attention`` is not ``heads``, and there are such norms; or it is ``within``, and the network
                 normalizes what its heads add up to, or its heads are not those of timm's ``Attention``.
         """
+        for block in model.blocks:
+            attention_of(block)
         if attention != "heads" and any(has_head_norms(block) for block in model.blocks):
             raise whole_heads_only("norms of queries and keys that all heads share", attention)
         if attention == "within" and not all(has_plain_heads(block) for block in model.blocks):
@@ -183,8 +190,9 @@ class ViTFamily(SelectionFamily):
         Raises:
             TwinbudError: The student differs in one of them.
         """
-        student_size, teacher_size = student.blocks[0].attn.head_dim, teacher.blocks[0].attn.head_dim
-        student_heads, teacher_heads = student.blocks[0].attn.num_heads, teacher.blocks[0].attn.num_heads
+        own, given = attention_of(student.blocks[0]), attention_of(teacher.blocks[0])
+        student_size, teacher_size = own.head_dim, given.head_dim
+        student_heads, teacher_heads = own.num_heads, given.num_heads
         if attention == "within" and student_heads != teacher_heads:
             raise TwinbudError(
                 f"the student has {student_heads} attention heads, the teacher {teacher_heads}",
@@ -257,8 +265,9 @@ def gates(mlp: TimmModel) -> int:
 
 
 def _heads(block: TimmModel, width: str) -> Axis:
-    num_heads = block.attn.num_heads if has_plain_heads(block) else None
-    return Axis(width, head_size=block.attn.head_dim, num_heads=num_heads)
+    attention = attention_of(block)
+    num_heads = attention.num_heads if has_plain_heads(block) else None
+    return Axis(width, head_size=attention.head_dim, num_heads=num_heads)
 
 
 def _num_prefix_positions(model: TimmModel) -> int:
