@@ -63,3 +63,8 @@ def test_heads_that_cannot_be_quartered_are_told_how() -> None:
         read_student_spec(read_teacher_info("vit_small_patch14_dinov2.lvd142m"), "quarter")
     spec = read_student_spec(read_teacher_info("vit_small_patch14_dinov2.lvd142m"), "quarter", attention="within")
     assert (spec.model_args["embed_dim"], spec.template.blocks[0].attn.head_dim) == (96, 16)
+
+
+def test_rotary_heads_are_not_advised_to_get_narrower() -> None:
+    with pytest.raises(TwinbudError, match=r"divided by 4\. Choose a teacher with another number of heads"):
+        read_student_spec(read_teacher_info("vit_small_patch16_dinov3.lvd1689m"), "quarter")

@@ -206,7 +206,7 @@ def test_differential_attention_keeps_its_heads_in_a_narrower_network() -> None:
     model = timm.create_model("vit_dwee_patch16_reg1_gap_256", num_classes=3, **VIT)
     family = DiscoveredFamily(model, "vit_dwee")
     specs, state = family.specs(model), model.state_dict()
-    shapes = narrowed_shapes(specs, state, family.half_sizes(model))
+    shapes = narrowed_shapes(specs, state, family.narrow_sizes(model, 2))
     narrowed = narrow(deepcopy(model), shapes)
     assert [block.attn.num_heads for block in narrowed.blocks] == [4, 4]
     assert narrowed.blocks[0].mlp.fc1.out_features == model.blocks[0].mlp.fc1.out_features // 2

@@ -121,13 +121,15 @@ class ViTFamily(SelectionFamily):
         Raises:
             TwinbudError: The number of heads cannot be divided by ``divisor``.
         """
-        heads = attention_of(model.blocks[0]).num_heads
+        attention = attention_of(model.blocks[0])
+        heads = attention.num_heads
         if heads % divisor:
+            fix = "Choose a teacher with another number of heads, or give --student a ViT with fewer heads of"
+            within = "Use --attention within, which keeps all heads. " if has_plain_heads(model.blocks[0]) else ""
             raise TwinbudError(
                 f"{heads} attention heads cannot be divided by {divisor}",
                 where=architecture,
-                fix="Use --attention within, which keeps all heads; or choose a teacher with another number of heads,"
-                f" or give --student a ViT with fewer heads of {attention_of(model.blocks[0]).head_dim} channels",
+                fix=f"{within}{fix} {attention.head_dim} channels",
             )
         return {"embed_dim": model.embed_dim // divisor, "num_heads": heads // divisor} | self.pooling_arguments(model)
 
