@@ -53,8 +53,9 @@ def test_heads_are_fewer_or_narrower(attention: str, shape: tuple[int, int], tmp
     student = selection.student_spec.build(image_size=28, num_classes=3)
     assert student.embed_dim == VIT["embed_dim"] // 4
     assert (student.blocks[0].attn.num_heads, student.blocks[0].attn.head_dim) == shape
-    plain = timm.create_model(selection.student_spec.architecture, num_classes=3, **selection.student_spec.model_args)
-    assert plain(torch.zeros(2, 3, plain.patch_embed.img_size[0], plain.patch_embed.img_size[1])).shape == (2, 3)
+    arguments = {**selection.student_spec.model_args, "img_size": 28}
+    plain = timm.create_model(selection.student_spec.architecture, num_classes=3, **arguments)
+    assert plain(torch.zeros(2, 3, 28, 28)).shape == (2, 3)
 
 
 def test_heads_that_cannot_be_quartered_are_told_how() -> None:
