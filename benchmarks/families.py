@@ -50,7 +50,7 @@ def report(name: str) -> str:
     seconds = time.perf_counter() - start
     template = outline(name, name, num_classes=NUM_CLASSES)
     state, specs = template.state_dict(), family.specs(template)
-    sizes = family.half_sizes(template)
+    sizes = family.narrow_sizes(template, 2)
     half = sum(torch.Size(shape).numel() for shape in narrowed_shapes(specs, state, sizes).values())
     whole = sum(tensor.numel() for tensor in state.values())
     widths = len(width_sizes(specs, state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -109,7 +110,8 @@ def is_array(line: ast.stmt) -> bool:
     if not isinstance(line, ast.AnnAssign) or (line.value and "compare=False" in ast.unparse(line.value)):
         return False
     hint = ast.unparse(line.annotation)
-    return any(name in hint for name in ("ndarray", "torch.Tensor")) and "Callable" not in hint
+    words = set(re.findall(r"[\w.]+", hint))
+    return bool(words & {"np.ndarray", "numpy.ndarray", "torch.Tensor", "State", "Array"}) and "Callable" not in words
 
 
 def test_pickles_are_never_opened_except_by_two_files() -> None:

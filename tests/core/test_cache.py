@@ -139,12 +139,12 @@ def test_a_teacher_is_converted_once_and_again_if_its_entry_is_damaged(
 
 
 def test_an_abandoned_folder_is_deleted_and_one_that_still_grows_stays(tmp_path: Path) -> None:
-    yesterday = (time.time() - 25 * 3600,) * 2
+    yesterday = time.time() - 25 * 3600
     for name in (".set-old", ".set-grows"):
         (tmp_path / name / "new" / "a").mkdir(parents=True)
         (tmp_path / name / "new" / "a" / "0.png").write_bytes(b"x")
         for path in (tmp_path / name / "new" / "a", tmp_path / name / "new", tmp_path / name):
-            os.utime(path, yesterday)
+            os.utime(path, (yesterday, yesterday))
     os.utime(tmp_path / ".set-grows" / "new" / "a")
     delete_abandoned(tmp_path, ".set-*")
     assert [path.name for path in tmp_path.iterdir()] == [".set-grows"]

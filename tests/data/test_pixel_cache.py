@@ -207,6 +207,6 @@ def test_what_a_killed_process_has_left_is_deleted_and_what_is_being_written_sta
     folder.mkdir(parents=True)
     for name, age in (("tmpabandoned", 25 * 3600), ("tmpwritten", 600), ("cd" * 31, 25 * 3600)):
         (folder / name).write_bytes(b"half")
-        os.utime(folder / name, (time.time() - age,) * 2)
+        os.utime(folder / name, (time.time() - age, time.time() - age))
     cache.save(image)
     assert {path.name for path in folder.iterdir()} == {"tmpwritten", "cd" * 31, "ab" * 31}

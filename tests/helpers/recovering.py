@@ -41,7 +41,7 @@ TEACHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gmlp": ("small_gmlp", {}),
 }
 WHOLE_HEADS = ("vit with query norms", *(kind for kind in TEACHERS if "dinov3" in kind or "eva" in kind))
-"""Teachers whose heads cannot be made of halves."""
+"""Teachers whose heads cannot be made of parts of several."""
 
 
 def batches(size: int, seed: int = 0, count: int = 2) -> list[torch.Tensor]:

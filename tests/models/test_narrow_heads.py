@@ -85,7 +85,7 @@ def test_parallel_blocks_are_refused_in_one_line(
     network: str, block: str, attention: Attention, tmp_path: Path
 ) -> None:
     teacher_info = read_teacher_info(save_teacher(tmp_path / "parallel", network, **VIT))
-    said = f"a {block} has no single attention layer, so its widths are not described. Use --family auto"
+    said = f"a {block} has no single attention layer, so its widths are not described. Choose another"
     with pytest.raises(TwinbudError, match=said):
         select(teacher_info, attention=attention)
     whole = read_teacher_info(save_teacher(tmp_path / "teacher", ViT, **VIT))

@@ -59,13 +59,22 @@ def test_heads_are_fewer_or_narrower(attention: str, shape: tuple[int, int], tmp
 
 
 def test_heads_that_cannot_be_quartered_are_told_how() -> None:
-    expected = "6 attention heads cannot be divided by 4. Use --attention within, which keeps all heads"
+    expected = (
+        "6 attention heads cannot be divided by 4. Use --attention within, which keeps all heads, or use --student half"
+    )
     with pytest.raises(TwinbudError, match=expected):
         read_student_spec(read_teacher_info("vit_small_patch14_dinov2.lvd142m"), "quarter")
     spec = read_student_spec(read_teacher_info("vit_small_patch14_dinov2.lvd142m"), "quarter", attention="within")
     assert (spec.model_args["embed_dim"], spec.template.blocks[0].attn.head_dim) == (96, 16)
 
 
+def test_a_resnet_that_blurs_and_cannot_be_quartered_can_be_halved() -> None:
+    info = read_teacher_info("resnetblur50.bt_in1k")
+    with pytest.raises(TwinbudError, match=r"--student: a ResNet that blurs.* by 4\. .*, or use --student half"):
+        read_student_spec(info, "quarter")
+    assert read_student_spec(info, "half")
+
+
 def test_rotary_heads_are_not_advised_to_get_narrower() -> None:
-    with pytest.raises(TwinbudError, match=r"divided by 4\. Choose a teacher with another number of heads"):
+    with pytest.raises(TwinbudError, match=r"divided by 4\. Use --student half, or choose a teacher whose"):
         read_student_spec(read_teacher_info("vit_small_patch16_dinov3.lvd1689m"), "quarter")

@@ -218,7 +218,7 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_selection:
         ),
         (
             ("--recover-stream", "subspace"),
-            "--recover-stream: 'subspace' contradicts --attention interleaved, whose heads are made of halves",
+            "--recover-stream: 'subspace' contradicts --attention interleaved, whose heads mix those of the teacher",
         ),
         (
             ("--recover-stream", "subspace", "--attention", "heads", "--rule", "random"),
@@ -226,7 +226,7 @@ def test_a_selection_alone_cannot_recover(shared_images: Path, shared_selection:
         ),
         (
             ("--recover-method", "grail"),
-            "--recover-method: 'grail' contradicts --attention interleaved, whose heads are made of halves",
+            "--recover-method: 'grail' contradicts --attention interleaved, whose heads mix those of the teacher",
         ),
         (
             ("--recover-method", "grail", "--attention", "within"),

@@ -62,7 +62,7 @@ def test_fine_tuning_that_runs_share_is_counted_once() -> None:
     assert estimate.seconds(planned(200, tuning)) == pytest.approx(30 + 200 + 1)
     assert estimate.seconds(planned(200, tuning)) == pytest.approx(30 + 50 + 1)
     assert estimate.seconds(planned(200, SharedTuning("another", 150))) == pytest.approx(30 + 200 + 1)
-    later = Estimate([record(130.0, 100)], SilentProgress(), done=[planned(200, tuning)])
+    later = Estimate([record(130.0, 100)], SilentProgress(), tuned=["this teacher"])
     assert later.seconds(planned(200, tuning)) == pytest.approx(30 + 50 + 1)
 
 
@@ -77,4 +77,5 @@ def test_a_step_of_fine_tuning_is_timed_with_the_whole_teacher(monkeypatch: pyte
     estimate = Estimate([], SilentProgress())
     assert estimate.seconds(planned(200, SharedTuning("this teacher", 150))) == pytest.approx(150 * 7 + 51 * 2)
     assert estimate.seconds(planned(100, SharedTuning("another", 100))) == pytest.approx(100 * 7 + 2)
-    assert timed == [("selection", "half"), ("finetune", "same")]
+    assert estimate.seconds(planned(100, SharedTuning("third", 100), student="quarter", attention="within")) > 0
+    assert timed == [("finetune", "same"), ("selection", "half"), ("selection", "quarter")]

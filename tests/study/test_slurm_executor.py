@@ -75,12 +75,12 @@ class FakeJobs:
         self.num_lost, self.num_arrays = num_lost, 0
 
     def submit(self, assignment: Assignment, folder: Path, count: int) -> list[Any]:
-        slurm.write_assignment(assignment, folder)
+        slurm.write_runs(assignment, folder)
         self.num_arrays += 1
         if self.num_arrays <= self.num_lost:
             EventLog(folder, "0")(RunStarted(assignment.runs[0].run_id))
         else:
-            slurm.ArrayElement(folder, 0)()
+            slurm.ArrayElement(assignment, folder, 0)()
 
         class Ended:
             state = "NODE_FAIL"
@@ -136,11 +136,11 @@ def test_a_job_that_slurm_does_not_queue_again_ends_without_failing_its_run(
     study = plan_study(request_, executor=SlurmExecutor(threads=1, cluster="local"))
     study.store.create()
     assignment = Assignment(store=study.store, runs=study.missing, earlier_failures={}, threads=1)
-    slurm.write_assignment(assignment, tmp_path / "job")
+    slurm.write_runs(assignment, tmp_path / "job")
     before = signal.signal(signal.SIGUSR2, refuse)
     try:
         with pytest.raises(SystemExit, match=r"the job is not queued again .*scontrol"):
-            slurm.ArrayElement(tmp_path / "job", 0)()
+            slurm.ArrayElement(assignment, tmp_path / "job", 0)()
         assert signal.getsignal(signal.SIGUSR2) is refuse
     finally:
         signal.signal(signal.SIGUSR2, before)

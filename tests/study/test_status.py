@@ -69,6 +69,21 @@ def test_fine_tuning_that_failed_is_left_for_the_other_runs(tmp_path: Path, cloc
     clock[0] += 99
     track.update(StepsTaken("a", 100))
     assert track.update(RunFailed("a", "no memory")).seconds_left == pytest.approx(200)
+    track.update(StepsTaken("b", 1))  # which begins it again
+    clock[0] += 120
+    assert 200 <= (track.update(StepsTaken("b", 120)).seconds_left or 0) < 400
+    assert track.update(RunFailed("b", "no memory")).seconds_left == pytest.approx(0)
+
+
+def test_fine_tuning_of_earlier_studies_is_not_waited_for(tmp_path: Path, clock: list[float]) -> None:
+    store = RunStore(tmp_path)
+    store.create()
+    assignment = Assignment(store=store, runs=[planned("a", 340)], earlier_failures={}, threads=1)
+    track = StatusTracker(assignment, num_done=0, tuned={TUNING.tuning_id})
+    track.update(StepsTaken("a", 300))
+    track.update(StepsTaken("a", 301))
+    clock[0] += 9
+    assert track.update(StepsTaken("a", 310)).seconds_left == pytest.approx(30, rel=0.2)
 
 
 def test_runs_of_a_study_that_share_a_teacher_are_planned_so(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Convert a teacher's checkpoint to safetensors: ``python -m twinbud.cli.convert TEACHER``.
 
-This is the only place that opens pickled weights, and only when a user runs it. torch's ``weights_only`` loader reads
-them: it builds tensors and plain containers, and every other class or function that the file names is replaced by an
-inert stand-in, so that no code of the file runs.
+This is the only place that opens a user's pickled weights, and only when a user runs it. torch's ``weights_only``
+loader reads them: it builds tensors and plain containers, and every other class or function that the file names is
+replaced by an inert stand-in, so that no code of the file runs.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def require_student(method: str, student: str, selected: Path | None, *, is_whol
     """
     if not is_whole:
         reason = f"{method}, whose student is smaller than the teacher"
-        require(student != "same", "student", student, reason, "half, or use --method finetune")
+        require(student != "same", "student", student, reason, "half or quarter, or use --method finetune")
         return
     if selected is not None:
         problem = f"'{selected}' contradicts {method}, which selects no weights"
@@ -116,7 +116,7 @@ def require_importance(name: str, value: str, attention: str, rule: str) -> None
         TwinbudError: They are not.
     """
     off = {"recover_stream": "channels", "recover_method": "refit"}[name]
-    reason = "--attention interleaved, whose heads are made of halves"
+    reason = "--attention interleaved, whose heads mix those of the teacher"
     require(attention != "interleaved", name, value, reason, f"{off}, or --attention heads")
     if name == "recover_method":
         reason = "--attention within, which keeps all heads"

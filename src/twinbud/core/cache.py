@@ -49,7 +49,7 @@ def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
 
 
 def delete_abandoned(folder: Path, pattern: str) -> None:
-    """Delete the drafts in a folder of the cache that killed processes have left, and no draft that is being written.
+    """Delete the drafts in a folder of the cache to which nothing was added for a day: those of killed processes.
 
     Args:
         folder: The folder, which may be missing.

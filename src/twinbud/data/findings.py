@@ -89,8 +89,8 @@ def with_findings(rows: Sequence[ImageRow]) -> tuple[list[ImageRow], tuple[str, 
     found = [parse_findings(row.label) for row in rows]
     for row, findings in zip(rows, found, strict=True):
         if any(comparison_key(name) == NO_FINDING for name in (*findings.present, *findings.unknown)):
-            problem = f"{visible_text(row.label)} names labels and says that none applies"
-            raise TwinbudError(problem, where=row.place, fix=f"Write '{NO_FINDING}' alone, or leave it out")
+            problem = f"{visible_text(row.label)} says '{NO_FINDING}' and something else"
+            raise TwinbudError(problem, where=row.place, fix=f"Write '{NO_FINDING}' alone, or the labels alone")
         if not all((*findings.present, *findings.unknown)):
             problem = f"{visible_text(row.label)} has an empty label"
             raise TwinbudError(problem, where=row.place, fix="Write the labels as a|b, and 'no finding' for none")

@@ -16,7 +16,7 @@ _PREFERRED = ("ema", "teacher")
 """Names of averaged weights, which are taken if several entries fit, as timm does."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FoundState:
     """The tensors of one network in a checkpoint.
 

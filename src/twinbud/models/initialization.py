@@ -23,7 +23,7 @@ from twinbud.models.student_spec import StudentSpec, read_student_spec
 from twinbud.models.teacher import TeacherInfo, open_teacher, read_teacher_info
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Initialization:
     """What student and auxiliary are built from.
 

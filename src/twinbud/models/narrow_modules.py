@@ -132,7 +132,7 @@ def follow_sizes(model: TimmModel, old_sizes: Mapping[str, int]) -> None:
 
 
 def _resize_attention(path: str, module: TimmModel, inner: int) -> None:
-    head_size = 2 * module.head_dim if isinstance(module, DiffAttention) else module.head_dim  # two softmaxes
+    head_size = module.head_dim * (1 + isinstance(module, DiffAttention))  # which has two softmaxes
     if inner == module.num_heads * head_size:
         return
     if inner % head_size:

@@ -27,7 +27,7 @@ FORMAT = 2
 _FILES: dict[PairRole, str] = {"student": "student.safetensors", "auxiliary": "auxiliary.safetensors"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
     """Two sub-networks of one teacher.
 

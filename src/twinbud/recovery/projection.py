@@ -12,7 +12,7 @@ from twinbud.models.selection import PairRole, SelectionPlan
 from twinbud.models.widths import index_attention
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Absorbed:
     """A teacher whose streams' gains are in the weights beside them, so that projections commute with its layers.
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -157,10 +156,6 @@ def _read_history(folder: Path) -> History:
     if saved not in (None, found):  # tuned teachers of earlier versions have no checksum
         raise TwinbudError("the tuned teacher beside it is not the one that was saved", where=str(path), fix=fix)
     return history
-
-
-def _parse(content: Any) -> tuple[History, str | None]:
-    return from_json(History, content, TUNING_FILE), content.get(_TEACHER)
 
 
 def _tune(job: Job, folder: Path, checkpoints: CheckpointManager, progress: Progress) -> None:

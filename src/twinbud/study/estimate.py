@@ -40,15 +40,13 @@ class Estimate:
 
     Args:
         records: Records of finished runs, from any machine.
-        done: Runs that are finished: fine-tuning that they share with others is not repeated.
+        tuned: Ids of the fine-tuning that is done; see ``SharedTuning``.
         progress: Reports when steps are timed.
     """
 
-    def __init__(
-        self, records: Iterable[Mapping[str, Any]], progress: Progress, done: Iterable[PlannedRun] = ()
-    ) -> None:
+    def __init__(self, records: Iterable[Mapping[str, Any]], progress: Progress, tuned: Iterable[str] = ()) -> None:
         self.progress = progress
-        self.tuned = {run.tuning.tuning_id for run in done if run.tuning}
+        self.tuned = set(tuned)
         self.recorded: dict[tuple[Any, ...], list[float]] = {}
         self.measured: dict[tuple[Any, ...], float] = {}
         self.least_squares: dict[tuple[Any, ...], list[float]] = {}
@@ -85,9 +83,13 @@ class Estimate:
             mean = statistics.median(self.recorded[key])
             return mean, mean
         config = checked_config(run.settings)
-        seconds = self._measure(key, config)
         tuning = shared_tuning_config(config)
-        return seconds, seconds if tuning in (None, config) else self._measure((*key, "tuning"), tuning)
+        if tuning is None:
+            return self._measure(key, config), 0.0
+        settings = run.facts["settings"]
+        shape = [settings[name] for name in ("image_size", "batch_size", "precision")]
+        seconds = self._measure((run.facts["teacher"], run.facts["threads"], *shape), tuning)
+        return seconds if tuning == config else self._measure(key, config), seconds
 
     def _measure(self, key: tuple[Any, ...], config: RunConfig) -> float:
         if key not in self.measured:

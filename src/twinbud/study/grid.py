@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from twinbud.config.loading import read_setting, run_config
 from twinbud.config.profiles import PROFILES
@@ -43,7 +43,8 @@ class Cell:
         return str(self.coordinates["data"])
 
 
-class SharedTuning(NamedTuple):
+@dataclass(frozen=True)
+class SharedTuning:
     """The fine-tuning of a teacher that a run starts from, or consists of.
 
     Attributes:

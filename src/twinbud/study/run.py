@@ -11,6 +11,7 @@ from typing import Any
 from twinbud.config.schema import Profile
 from twinbud.core.errors import Stopped, TwinbudError, writes_to
 from twinbud.core.progress import Progress, SilentProgress
+from twinbud.runs.tuning import TUNING_FILE
 from twinbud.study.estimate import Estimate
 from twinbud.study.executors.base import Assignment, Event, Executor
 from twinbud.study.executors.choice import ExecutorOptions, choose_executor
@@ -105,6 +106,13 @@ class Study:
         return [run for run_id, run in self.distinct.items() if run_id not in self.done]
 
     @property
+    def tuned(self) -> frozenset[str]:
+        """Ids of the fine-tuning of finished runs; none where their teachers were deleted."""
+        if not any(self.store.teachers.glob(f"*/{TUNING_FILE}")):
+            return frozenset()
+        return frozenset(run.tuning.tuning_id for run in self.runs if run.tuning and run.run_id in self.done)
+
+    @property
     def num_workers(self) -> int:
         """Number of missing runs that are executed at the same time, at least 1."""
         return max(1, min(self.executor.num_workers, len(self.missing)))
@@ -176,7 +184,7 @@ def execute_study(
         keep_models=request.keep_models,
         pixel_cache=request.pixel_cache,
     )
-    tracker = StatusTracker(assignment, num_done=len(study.done))
+    tracker = StatusTracker(assignment, num_done=len(study.done), tuned=study.tuned)
 
     def on_event(event: Event) -> None:
         on_status(tracker.update(event))
@@ -228,8 +236,7 @@ def refresh_study(study: Study) -> Study:
 def estimate_seconds(study: Study, progress: Progress | None = None) -> float:
     """Estimate the time of the missing runs, from measured steps and the number of workers."""
     records = [study.store.read(run_id) for run_id in sorted(study.done)]
-    done = [run for run in study.runs if run.run_id in study.done]
-    estimate = Estimate(records, progress or SilentProgress(), done)
+    estimate = Estimate(records, progress or SilentProgress(), study.tuned)
     return sum(map(estimate.seconds, study.missing)) / study.num_workers
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from twinbud.study.executors.base import (
@@ -53,14 +54,15 @@ class StatusTracker:
     Args:
         assignment: The runs without a record when the study starts.
         num_done: Runs that had a record before.
+        tuned: Ids of the fine-tuning that is done; see ``SharedTuning``.
     """
 
-    def __init__(self, assignment: Assignment, num_done: int) -> None:
+    def __init__(self, assignment: Assignment, num_done: int, tuned: Collection[str] = ()) -> None:
         self.assignment = assignment
         self.labels = {run.run_id: run.label for run in assignment.runs}
         self.unsettled = set(self.labels)
         self.status = StudyStatus(num_runs=num_done + len(self.labels), num_done=num_done)
-        self.timer = _StepTimer(assignment.runs)
+        self.timer = _StepTimer(assignment.runs, tuned)
         self.last_scan = time.monotonic()
 
     def update(self, event: Event) -> StudyStatus:
@@ -116,17 +118,23 @@ class _StepTimer:
     """Estimates the remaining time from the steps taken so far.
 
     Args:
-        runs: The runs to execute. Fine-tuning that several of them share is counted once.
+        runs: The runs to execute. Fine-tuning that several of them share is counted once, also on a cluster without a
+            common folder, where each node repeats it.
+        tuned: Ids of the fine-tuning that is done.
     """
 
-    def __init__(self, runs: Iterable[PlannedRun]) -> None:
+    def __init__(self, runs: Iterable[PlannedRun], tuned: Collection[str]) -> None:
         self.stages = {run.run_id: _stages(run) for run in runs}
         self.num_steps = {stage: num for stages in self.stages.values() for stage, num in stages.items()}
+        self.num_unsettled = Counter(stage for stages in self.stages.values() for stage in stages)
+        """Runs that are not settled, by stage."""
         self.reached = dict[str, int]()
         self.num_left = sum(self.num_steps.values())
         self.num_timed = 0
         """Steps taken since ``start``."""
         self.start = 0.0
+        for stage in self.num_steps.keys() & map(_tuning_stage, tuned):
+            self._reach(stage, self.num_steps[stage])
 
     def step(self, run_id: str, reached: int) -> None:
         for stage, num_steps in self.stages[run_id].items():
@@ -138,7 +146,9 @@ class _StepTimer:
             return
         self.start = self.start or time.monotonic()
         if stage in self.reached:  # a resumed run starts at its checkpoint: its first steps were not timed
-            self.num_timed += reached - self.reached[stage]
+            if stage not in self.stages:  # shared: another run may begin it again
+                reached = max(reached, self.reached[stage])
+            self.num_timed += max(0, reached - self.reached[stage])
         self._reach(stage, reached)
 
     def _reach(self, stage: str, reached: int) -> None:
@@ -151,9 +161,10 @@ class _StepTimer:
             self._step(stage, self.num_steps[stage])
 
     def settle(self, run_id: str, *, has_failed: bool) -> None:
-        """Stop counting the remaining steps of a run; those of its fine-tuning are left for other runs if it failed."""
+        """Stop counting the remaining steps of a run; fine-tuning that failed is left for the runs that share it."""
         for stage, num_steps in self.stages[run_id].items():
-            if stage == run_id or not has_failed:
+            self.num_unsettled[stage] -= 1
+            if not has_failed or not self.num_unsettled[stage]:
                 self._reach(stage, num_steps)
 
     def seconds_left(self) -> float | None:
@@ -166,4 +177,9 @@ def _stages(run: PlannedRun) -> dict[str, int]:
     """Return the steps of the fine-tuning, if there is one, and of all that follows, in this order."""
     if run.tuning is None:
         return {run.run_id: run.num_steps}
-    return {f"tuning {run.tuning.tuning_id}": run.tuning.num_steps, run.run_id: run.num_steps - run.tuning.num_steps}
+    num_steps = run.tuning.num_steps
+    return {_tuning_stage(run.tuning.tuning_id): num_steps, run.run_id: run.num_steps - num_steps}
+
+
+def _tuning_stage(tuning_id: str) -> str:
+    return f"tuning {tuning_id}"

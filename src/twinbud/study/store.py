@@ -118,9 +118,9 @@ class RunStore:
             version = content.get("format_version", content.get("format"))
             image_sets = dict(content["image_sets"]) if version == FORMAT_VERSION else {}
             for each in image_sets.values():
-                if not isinstance(each["num_images"], int) or not all(
-                    isinstance(name, str) for name in each["classes"]
-                ):
+                names = each["classes"]
+                is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+                if type(each["num_images"]) is not int or not is_list:
                     raise TypeError("a number of images, or a class, of another type")
                 _ = each["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

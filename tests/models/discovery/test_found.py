@@ -203,7 +203,7 @@ def test_heads_that_a_layer_counts_by_itself_stay_whole() -> None:
 
 def test_differential_attention_keeps_its_heads_in_a_narrower_network() -> None:
     """Each of them has two parts of ``head_dim`` channels."""
-    model = timm.create_model("vit_dwee_patch16_reg1_gap_256", num_classes=3, **VIT)
+    model: TimmModel = timm.create_model("vit_dwee_patch16_reg1_gap_256", num_classes=3, **VIT)
     family = DiscoveredFamily(model, "vit_dwee")
     specs, state = family.specs(model), model.state_dict()
     shapes = narrowed_shapes(specs, state, family.narrow_sizes(model, 2))

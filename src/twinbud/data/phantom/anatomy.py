@@ -23,7 +23,7 @@ FIELD_CELLS = {"warp_x": 6, "warp_y": 6, "fold": 13, "depth": 17, "ridge": 30, "
 FIELD_SIDE = 176
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Anatomy:
     """Parameters that all slices of a patient share; lengths in half head lengths."""
 

@@ -145,7 +145,7 @@ class EvaFamily(ViTFamily):
             raise TwinbudError(
                 f"{shared} key heads of the blocks cannot all be divided by {divisor}",
                 where=architecture,
-                fix="Choose another teacher",
+                fix="Choose another teacher" + (", or use --student half" if divisor != 2 else ""),
             )
         return arguments | {"num_kv_heads": [number // divisor for number in shared]}
 

@@ -34,7 +34,7 @@ def attention_of(block: nn.Module) -> Any:
         raise TwinbudError(
             f"a {type(block).__name__} has no single attention layer, so its widths are not described",
             where="selection from a ViT",
-            fix="Use --family auto, which finds its widths, or train it whole with --method finetune",
+            fix="Choose another network, or train it whole with --method finetune",
         )
     return attention
 
@@ -53,6 +53,21 @@ def part_of_every_head(model: Any, divisor: int) -> dict[str, Any]:
             fix="Use --attention heads",
         )
     return {"embed_dim": model.embed_dim // divisor}
+
+
+def undivided_heads(block: nn.Module, divisor: int, architecture: str) -> TwinbudError:
+    """Return the error for a network whose number of heads is no multiple of ``divisor``."""
+    attention = attention_of(block)
+    ways = [f"choose a teacher whose number of heads is a multiple of {divisor}"]
+    if attention.num_heads % 2 == 0:
+        ways.insert(0, "use --student half")
+    if has_plain_heads(block) and attention.head_dim % divisor == 0:
+        ways.insert(0, "use --attention within, which keeps all heads")
+    return TwinbudError(
+        f"{attention.num_heads} attention heads cannot be divided by {divisor}",
+        where=architecture,
+        fix=", or ".join(ways).capitalize(),
+    )
 
 
 def whole_heads_only(reason: str, attention: Attention) -> TwinbudError:

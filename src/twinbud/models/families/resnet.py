@@ -22,7 +22,7 @@ from twinbud.models.widths import Axis, TensorSpec, divided_sizes
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEM = "stem"
-"""Kind of the widths before the first stage, which are not halved."""
+"""Kind of the widths before the first stage, which stay as they are."""
 
 
 class ResNetRecovery(MapRecovery):
@@ -107,9 +107,10 @@ class ResNetFamily(ConvolutionalFamily):
             return None
         if any(isinstance(module, BlurPool2d) for module in model.modules()):  # keeps its number of channels
             raise TwinbudError(
-                "a ResNet that blurs and shares its stem with the first stage cannot be made narrower",
+                f"a ResNet that blurs, with such a stem, cannot be made narrower by {divisor}",
                 where="--student",
-                fix="Choose a teacher without blur, such as resnet18",
+                fix="Choose a teacher without blur, such as resnet18"
+                + (", or use --student half" if divisor != 2 and not _shares_stem(model) else ""),
             )
         sizes = divided_sizes(self.specs(model), model.state_dict(), divisor)
         return {width: size for width, size in sizes.items() if width.partition("/")[0] != STEM}

@@ -1,4 +1,4 @@
-"""What networks in stages share: their blocks with the layers between stages, and the depths of their halves."""
+"""What networks in stages share: their blocks with the layers between stages, and the depths of their students."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from twinbud.models.families.heads import (
     has_head_norms,
     has_plain_heads,
     no_narrower_heads,
+    undivided_heads,
     whole_heads_only,
 )
 from twinbud.models.families.isotropic import RESIDUAL, IsotropicRecovery
@@ -121,16 +122,9 @@ class ViTFamily(SelectionFamily):
         Raises:
             TwinbudError: The number of heads cannot be divided by ``divisor``.
         """
-        attention = attention_of(model.blocks[0])
-        heads = attention.num_heads
+        heads = attention_of(model.blocks[0]).num_heads
         if heads % divisor:
-            fix = "Choose a teacher with another number of heads, or give --student a ViT with fewer heads of"
-            within = "Use --attention within, which keeps all heads. " if has_plain_heads(model.blocks[0]) else ""
-            raise TwinbudError(
-                f"{heads} attention heads cannot be divided by {divisor}",
-                where=architecture,
-                fix=f"{within}{fix} {attention.head_dim} channels",
-            )
+            raise undivided_heads(model.blocks[0], divisor, architecture)
         return {"embed_dim": model.embed_dim // divisor, "num_heads": heads // divisor} | self.pooling_arguments(model)
 
     def pooling_arguments(self, model: TimmModel) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import time
 import uuid
@@ -15,7 +14,9 @@ from typing import Any, Literal
 
 from twinbud.core.errors import Stopped, TwinbudError, explained_writes, first_line
 from twinbud.core.extras import import_extra
+from twinbud.core.files import read_json, write_json
 from twinbud.core.signals import stop_on_signal
+from twinbud.core.typed_json import from_json, to_json
 from twinbud.study.executors.base import (
     Assignment,
     OnEvent,
@@ -28,11 +29,12 @@ from twinbud.study.executors.base import (
 from twinbud.study.executors.event_log import EventLog, EventReader
 from twinbud.study.executors.run_loop import execute_pending_runs
 from twinbud.study.executors.worker import set_thread_variables
+from twinbud.study.grid import PlannedRun
 
 WHERE = "--executor slurm"
 JOBS = "jobs"
 """Scripts, logs and events of the job arrays, in the runs folder."""
-_ASSIGNMENT = "assignment.pickle"
+_RUNS = "runs.json"
 _MINUTES = 480
 _MAX_REQUEUES = 1000
 _MAX_TASKS = 64
@@ -56,16 +58,18 @@ class ArrayElement:
     """What one element of the array executes; a new one is queued by Slurm when its time is over.
 
     Args:
-        folder: The folder of the array, with the runs (``write_assignment``) and the logs of events.
+        assignment: What to execute; the runs are those of ``write_runs``.
+        folder: The folder of the array, with the runs and the logs of events.
         number: Number of the element.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder, self.number = folder, number
+    def __init__(self, assignment: Assignment, folder: Path, number: int) -> None:
+        self.assignment, self.folder, self.number = replace(assignment, runs=()), folder, number
 
     def __call__(self) -> None:
         """Execute runs until all are settled, or Slurm requests a stop."""
-        assignment = pickle.loads((self.folder / _ASSIGNMENT).read_bytes())
+        runs = [from_json(PlannedRun, run) for run in read_json(self.folder / _RUNS)]
+        assignment = replace(self.assignment, runs=runs)
         set_thread_variables(assignment.threads)
         with suppress(Stopped), _errors_of_submitit_end_the_job():  # the run is saved
             execute_pending_runs(assignment, EventLog(self.folder, str(self.number)))
@@ -77,11 +81,11 @@ class ArrayElement:
         return DelayedSubmission(self)
 
 
-def write_assignment(assignment: Assignment, folder: Path) -> None:
-    """Create the folder of an array with its runs, which all elements read: each of them holds a path only."""
+def write_runs(assignment: Assignment, folder: Path) -> None:
+    """Create the folder of an array, with one list of the runs for all elements."""
     with explained_writes(folder):
         folder.mkdir(parents=True)
-        (folder / _ASSIGNMENT).write_bytes(pickle.dumps(assignment))
+        write_json(folder / _RUNS, to_json(list(assignment.runs)))
 
 
 @contextmanager
@@ -169,11 +173,11 @@ class SlurmExecutor:
         Raises:
             TwinbudError: Slurm refuses the jobs, or the folder cannot be written.
         """
-        write_assignment(assignment, folder)
+        write_runs(assignment, folder)
         slurm = self._open(folder)
         try:
             with slurm.batch():
-                jobs = [slurm.submit(ArrayElement(folder, number)) for number in range(count)]
+                jobs = [slurm.submit(ArrayElement(assignment, folder, number)) for number in range(count)]
         except (self.submitit.core.utils.FailedJobError, OSError) as error:
             fix = "Check the options given with --slurm, such as partition and account"
             raise TwinbudError(f"Slurm refuses the jobs ({first_line(error)})", where=WHERE, fix=fix) from error
