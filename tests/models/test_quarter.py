@@ -70,7 +70,7 @@ def test_heads_that_cannot_be_quartered_are_told_how() -> None:
 
 def test_a_resnet_that_blurs_and_cannot_be_quartered_can_be_halved() -> None:
     info = read_teacher_info("resnetblur50.bt_in1k")
-    with pytest.raises(TwinbudError, match=r"--student: a ResNet that blurs.* by 4\. .*, or use --student half"):
+    with pytest.raises(TwinbudError, match=r"--student: a ResNet that blurs .* by 4: .*, or use --student half"):
         read_student_spec(info, "quarter")
     assert read_student_spec(info, "half")
 

@@ -46,7 +46,7 @@ AUXILIARIES = {
 }
 """None for the default, which the report does not mention."""
 _HEADS: dict[Attention, str] = {
-    "interleaved": "each head of channels of several heads of the teacher",
+    "interleaved": "each head from channels of several heads of the teacher",
     "heads": "whole heads",
     "within": "all heads, each narrower",
 }

@@ -107,7 +107,7 @@ class ResNetFamily(ConvolutionalFamily):
             return None
         if any(isinstance(module, BlurPool2d) for module in model.modules()):  # keeps its number of channels
             raise TwinbudError(
-                f"a ResNet that blurs, with such a stem, cannot be made narrower by {divisor}",
+                f"a ResNet that blurs cannot have widths divided by {divisor}: timm has no arguments for it",
                 where="--student",
                 fix="Choose a teacher without blur, such as resnet18"
                 + (", or use --student half" if divisor != 2 and not _shares_stem(model) else ""),
